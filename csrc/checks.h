@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The input contract of each op, called by both backends before memory is touched: shape, dtype,
+// device. What a value means (ranges, enums) is checked in Python, in fastdet/ops.
+#pragma once
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include "torch.h"
+
+namespace fastdet {
+
+inline std::string describe(const Tensor& tensor) {
+  std::ostringstream text;
+  text << torch::headeronly::toString(tensor.scalar_type()) << " (";
+  for (int64_t d = 0; d < tensor.dim(); ++d) text << (d ? ", " : "") << tensor.size(d);
+  text << ") on " << (tensor.is_cuda() ? "cuda:" : tensor.is_cpu() ? "cpu" : "device ");
+  if (!tensor.is_cpu()) text << tensor.get_device_index();
+  return text.str();
+}
+
+// "fastdet::nms: boxes: expected floating (N, 4), got Float (3, 5) on cpu"
+[[noreturn]] inline void refuse(const char* op, const char* argument, const std::string& expected,
+                                const std::string& actual) {
+  throw std::runtime_error("fastdet::" + std::string(op) + ": " + argument + ": expected " +
+                           expected + ", got " + actual);
+}
+
+inline void expect(bool holds, const char* op, const char* argument, const char* expected,
+                   const Tensor& actual) {
+  if (!holds) refuse(op, argument, expected, describe(actual));
+}
+
+inline bool is_floating(const Tensor& tensor) {
+  const auto dtype = tensor.scalar_type();
+  return dtype == kFloat32 || dtype == kFloat64 || dtype == ScalarType::Half ||
+         dtype == ScalarType::BFloat16;
+}
+
+inline bool is_boxes(const Tensor& tensor, int64_t dim) {
+  return is_floating(tensor) && tensor.dim() == dim && tensor.size(dim - 1) == 4;
+}
+
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return a.is_cuda() == b.is_cuda() && a.is_cpu() == b.is_cpu() &&
+         a.get_device_index() == b.get_device_index();
+}
+
+inline void expect_same_device(const char* op, const char* argument, const Tensor& actual,
+                               const Tensor& boxes) {
+  expect(same_device(actual, boxes), op, argument, "the device of the first argument", actual);
+}
+
+// ---- nms ----------------------------------------------------------------------------------------
+
+inline void check_nms(const char* op, const Tensor& boxes, const Tensor& scores) {
+  expect(is_boxes(boxes, 2), op, "boxes", "floating (N, 4)", boxes);
+  expect(is_floating(scores) && scores.dim() == 1 && scores.size(0) == boxes.size(0), op, "scores",
+         "floating (N,) with the N of boxes", scores);
+  expect_same_device(op, "scores", scores, boxes);
+}
+
+inline void check_batched_nms(const char* op, const Tensor& boxes, const Tensor& scores,
+                              const Tensor& idxs) {
+  check_nms(op, boxes, scores);
+  expect(idxs.scalar_type() == kInt64 && idxs.dim() == 1 && idxs.size(0) == boxes.size(0), op,
+         "idxs", "int64 (N,) with the N of boxes", idxs);
+  expect_same_device(op, "idxs", idxs, boxes);
+}
+
+inline void check_nms_padded(const char* op, const Tensor& boxes, const Tensor& scores,
+                             int64_t max_keep, const std::optional<Tensor>& groups,
+                             const std::optional<Tensor>& counts) {
+  expect(is_boxes(boxes, 3), op, "boxes", "floating (B, N, 4)", boxes);
+  const auto fits = [&](const Tensor& t) {
+    return t.dim() == 2 && t.size(0) == boxes.size(0) && t.size(1) == boxes.size(1);
+  };
+  expect(is_floating(scores) && fits(scores), op, "scores",
+         "floating (B, N) with the B and N of boxes", scores);
+  expect_same_device(op, "scores", scores, boxes);
+  if (max_keep < 0) refuse(op, "max_keep", "a number >= 0", std::to_string(max_keep));
+  if (groups) {
+    expect(groups->scalar_type() == kInt64 && fits(*groups), op, "groups",
+           "int64 (B, N) with the B and N of boxes", *groups);
+    expect_same_device(op, "groups", *groups, boxes);
+  }
+  if (counts) {
+    expect(counts->scalar_type() == kInt64 && counts->dim() == 1 &&
+               counts->size(0) == boxes.size(0),
+           op, "counts", "int64 (B,) with the B of boxes", *counts);
+    expect_same_device(op, "counts", *counts, boxes);
+  }
+}
+
+}  // namespace fastdet

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Compiled once per ISA, with FASTDET_ISA = baseline, avx2 or avx512 and that ISA's flags.
+// Everything with code lives in the namespace of the ISA or is always inlined: a weak symbol that
+// left this object could replace another ISA's copy at link time (`make abi` looks for such).
+#include "loops.h"
+
+#ifndef FASTDET_ISA
+#error "loops.cpp is compiled by CMake, once per ISA, with FASTDET_ISA set"
+#endif
+
+namespace fastdet::cpu::FASTDET_ISA {
+
+#include "nms.loops.h"
+
+template <typename T>
+const BoxLoops<T>& box_loops() {
+  static constexpr BoxLoops<T> table = {
+      .overlaps_any = overlaps_any<T>,
+  };
+  return table;
+}
+
+template <typename T>
+const FeatureLoops<T>& feature_loops() {
+  static constexpr FeatureLoops<T> table = {};
+  return table;
+}
+
+template const BoxLoops<float>& box_loops();
+template const BoxLoops<double>& box_loops();
+template const FeatureLoops<float>& feature_loops();
+template const FeatureLoops<double>& feature_loops();
+template const FeatureLoops<Half>& feature_loops();
+template const FeatureLoops<BFloat16>& feature_loops();
+
+}  // namespace fastdet::cpu::FASTDET_ISA

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// How every kernel is launched: on the tensor's device, on torch's current stream, with the launch
+// checked. Kernels are started through launch(...) alone, never by <<<>>> elsewhere.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "../torch.h"
+
+namespace fastdet::cuda {
+
+using torch::stable::accelerator::DeviceGuard;
+
+constexpr int kThreads = 256;
+
+inline cudaStream_t current_stream(const Tensor& tensor) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+            cudaStream_t stream, Arguments... arguments) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Parameters>(arguments)...);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+template <typename Body>
+__global__ void for_each_kernel(int64_t n, Body body) {
+  const int64_t step = int64_t(gridDim.x) * blockDim.x;
+  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += step) body(i);
+}
+
+// body(i) for each i in [0, n), one thread each up to a grid that fills any GPU, then striding.
+template <typename Body>
+void for_each(int64_t n, cudaStream_t stream, Body body) {
+  const int64_t blocks = std::min<int64_t>((n + kThreads - 1) / kThreads, 1 << 16);
+  launch(for_each_kernel<Body>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, stream, n,
+         body);
+}
+
+}  // namespace fastdet::cuda

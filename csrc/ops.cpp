@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Every operator's schema, one line each: the table of contents of this folder. The op named x has
+// its contract in checks.h, its kernels in cpu/x.cpp and cuda/x.cu, its Python face in
+// fastdet/ops/x.py.
+#include "torch.h"
+
+// clang-format off
+STABLE_TORCH_LIBRARY(fastdet, m) {
+  m.def("nms(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor");
+  m.def("batched_nms(Tensor boxes, Tensor scores, Tensor idxs, float iou_threshold) -> Tensor");
+  m.def("nms_padded(Tensor boxes, Tensor scores, float iou_threshold, int max_keep, Tensor? groups, Tensor? counts) -> (Tensor, Tensor)");
+
+  m.def("box_iou(Tensor boxes1, Tensor boxes2) -> Tensor");
+  m.def("generalized_box_iou(Tensor boxes1, Tensor boxes2) -> Tensor");
+  m.def("distance_box_iou(Tensor boxes1, Tensor boxes2) -> Tensor");
+  m.def("complete_box_iou(Tensor boxes1, Tensor boxes2) -> Tensor");
+  m.def("box_iou_backward(Tensor grad, Tensor boxes1, Tensor boxes2, str kind) -> (Tensor, Tensor)");
+
+  m.def("box_iou_loss(Tensor boxes1, Tensor boxes2, float eps, str kind) -> Tensor");
+  m.def("box_iou_loss_backward(Tensor grad, Tensor boxes1, Tensor boxes2, float eps, str kind) -> (Tensor, Tensor)");
+
+  m.def("match_anchors(Tensor anchors, Tensor gt_boxes, Tensor gt_counts, float high, float low, str low_quality) -> (Tensor, Tensor)");
+  m.def("sample_matches(Tensor index, Tensor keys, int num, float positive_fraction) -> (Tensor, Tensor)");
+
+  m.def("encode_boxes(Tensor boxes, Tensor anchors, float wx, float wy, float ww, float wh) -> Tensor");
+  m.def("decode_boxes(Tensor deltas, Tensor anchors, float wx, float wy, float ww, float wh, Tensor? sizes) -> Tensor");
+  m.def("decode_boxes_backward(Tensor grad, Tensor deltas, Tensor anchors, float wx, float wy, float ww, float wh, Tensor? sizes) -> Tensor");
+
+  m.def("roi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, int sampling_ratio, bool aligned) -> Tensor");
+  m.def("roi_align_backward(Tensor grad, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, int batch, int channels, int height, int width, int sampling_ratio, bool aligned) -> Tensor");
+  m.def("multiscale_roi_align(Tensor[] features, Tensor boxes, Tensor? counts, int pooled_height, int pooled_width, float[] scales, int sampling_ratio, int canonical_scale, int canonical_level, bool aligned) -> Tensor");
+  m.def("multiscale_roi_align_backward(Tensor grad, Tensor[] features, Tensor boxes, Tensor? counts, float[] scales, int sampling_ratio, int canonical_scale, int canonical_level, bool aligned) -> Tensor[]");
+
+  m.def("sigmoid_focal_loss(Tensor inputs, Tensor targets, float alpha, float gamma) -> Tensor");
+  m.def("sigmoid_focal_loss_backward(Tensor grad, Tensor inputs, Tensor targets, float alpha, float gamma) -> Tensor");
+}
+// clang-format on

@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The operators: torchvision's names and signatures where it has them, one file each."""
+
+from fastdet.ops.nms import batched_nms, nms, nms_padded
+
+__all__ = [
+    "batched_nms",
+    "nms",
+    "nms_padded",
+]

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Loads the op libraries into torch, once, when `fastdet.ops` is imported."""
+
+from pathlib import Path
+
+import torch
+
+_FOLDER = Path(__file__).resolve().parent.parent
+
+
+def _load() -> str:
+    """Loads both libraries; returns why the CUDA ops are absent, or an empty string."""
+    cpu_library = _FOLDER / "libfastdet.so"
+    if not cpu_library.exists():
+        raise ImportError(
+            f"fastdet's op library is not built: expected {cpu_library}. "
+            "Run `pip install -e .` in the source tree, or install a wheel."
+        )
+    torch.ops.load_library(cpu_library)
+    cuda_library = _FOLDER / "libfastdet_cuda.so"
+    if not cuda_library.exists():
+        return "this build of fastdet has no CUDA kernels (no nvcc, or FASTDET_CUDA=off)"
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA"
+    try:
+        torch.ops.load_library(cuda_library)
+    except OSError as error:
+        return f"{cuda_library.name} did not load: {error}"
+    return ""
+
+
+_why_no_cuda = _load()
+
+
+def info() -> dict[str, str]:
+    """What is installed, built and in use: the rows of `fastdet info`."""
+    import fastdet
+    from fastdet import _native
+
+    cuda_ops = _why_no_cuda or "loaded"
+    if not _why_no_cuda and not torch.cuda.is_available():
+        cuda_ops = "loaded; torch sees no GPU"
+    return {
+        "fastdet": fastdet.__version__,
+        "torch": torch.__version__,
+        "CPU instruction set": f"{_native.cpu_isa()} (usable: {', '.join(_native.usable_cpu_isas())})",
+        "compiler": _native.compiler,
+        "CUDA architectures built": _native.cuda_archs or "none",
+        "CUDA ops": cuda_ops,
+    }

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Runs CMake and Ninja and places the libraries in the package; everything else is pyproject.toml.
+
+The environment variables FASTDET_CUDA (auto | on | off) and FASTDET_CUDA_ARCHS (such as "80;90")
+are passed on to CMakeLists.txt, which describes the build.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pybind11
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+from build_backend import find_torch
+
+ROOT = Path(__file__).resolve().parent
+
+
+class CMakeBuild(build_ext):
+    """`build_ext` with CMake; the build folder stays, so that a rebuild compiles what changed."""
+
+    def run(self) -> None:
+        """Configures, builds and installs into the package (the source tree's, if editable)."""
+        torch = find_torch()
+        if torch is None:
+            raise RuntimeError("fastdet needs torch >= 2.11 to build, and none was found")
+        build = ROOT / "build" / f"cpython-{sys.version_info.major}{sys.version_info.minor}"
+        build.mkdir(parents=True, exist_ok=True)
+        options = {
+            "FASTDET_TORCH": torch,
+            "FASTDET_CUDA": os.environ.get("FASTDET_CUDA", "auto"),
+            "FASTDET_CUDA_ARCHS": os.environ.get("FASTDET_CUDA_ARCHS", ""),
+            "FASTDET_SANITIZE": os.environ.get("FASTDET_SANITIZE", ""),
+            "Python_EXECUTABLE": sys.executable,
+            "pybind11_DIR": pybind11.get_cmake_dir(),
+        }
+        # An isolated build gets a new folder of tools each time; the cache must not remember it.
+        subprocess.run(
+            ["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", "-U", "CMAKE_MAKE_PROGRAM"]
+            + [f"-D{name}={value}" for name, value in options.items()],
+            check=True,
+        )
+        subprocess.run(["cmake", "--build", build], check=True)
+        package = ROOT if self.inplace else Path(self.build_lib)
+        subprocess.run(["cmake", "--install", build, "--prefix", package / "fastdet"], check=True)
+
+
+setup(
+    ext_modules=[Extension("fastdet._native", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+)
