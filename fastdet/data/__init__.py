@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Data: COCO-format files, transforms, batching, and a sample data set that needs no download."""
+
+from fastdet.data.batching import collate
+from fastdet.data.coco import CocoDetection, open_dataset
+from fastdet.data.images import read_image
+from fastdet.data.shapes import write_shapes
+from fastdet.data.transforms import ScaleJitter, eval_transforms, train_transforms
+
+__all__ = [
+    "CocoDetection",
+    "ScaleJitter",
+    "collate",
+    "eval_transforms",
+    "open_dataset",
+    "read_image",
+    "train_transforms",
+    "write_shapes",
+]

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""COCO-format detection data as a torch Dataset.
+
+The annotation file is parsed once; an item costs one image decode and a slice. The dataset holds
+plain lists and NumPy arrays and no open file, so it may be pickled and shared by worker processes.
+Invariant: every box of an item has positive width and height and lies inside its image.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from fastdet.data.coco_file import CocoFile, SkippedAnnotations, read_coco_file
+from fastdet.data.images import read_image
+
+Target = dict[str, Any]
+
+
+class CocoDetection(Dataset[tuple[Any, Target]]):
+    """Images and boxes of one annotation file.
+
+    An item is (image, target): image a uint8 `tv_tensors.Image` (3, H, W) RGB, target a dict with
+    boxes (`tv_tensors.BoundingBoxes`, XYXY float32 (G, 4)), labels ((G,) int64, 1..C) and image_id
+    (int); then `transforms(image, target)`, where given. Boxes that reach beyond the image are
+    clipped. Crowd annotations are no training target: they are left out of the items, and the
+    evaluation reads them from the file. On EXIF orientation see `read_image`.
+
+    Attributes:
+        classes: names by label; label 0 is "background".
+        category_ids: the file's ids; `category_ids[label - 1]` belongs to label.
+        image_ids: the file's ids, by index.
+        annotation_file: its path.
+        images: the image folder.
+    """
+
+    def __init__(
+        self,
+        images: str | Path,
+        annotations: str | Path,
+        transforms: Callable[[Any, Target], tuple[Any, Target]] | None = None,
+        keep_empty: bool = True,
+    ) -> None:
+        """Reads the annotation file; image files are opened item by item.
+
+        Args:
+            images: the folder that the file names in the annotations start from.
+            annotations: a COCO file. Annotations without a usable box (see `read_coco_file`; a
+                width or height that is not positive; wholly outside the image) are left out, with
+                one warning for each kind.
+            transforms: called with an item's image and target; `train_transforms()`, for example.
+            keep_empty: False leaves out the images that have no box to learn from.
+
+        Raises:
+            FileNotFoundError: no annotation file.
+            ValueError: broken file; see `read_coco_file`.
+        """
+        file = read_coco_file(annotations)
+        index, boxes, labels = _training_boxes(file)
+        counts = np.bincount(index, minlength=len(file.image_ids))
+        shown = np.arange(len(counts)) if keep_empty else np.flatnonzero(counts)
+        order = np.argsort(index, kind="stable")
+        # An image that is not shown has no boxes, so leaving it out does not move an offset.
+        self._offsets = np.concatenate([[0], np.cumsum(counts[shown])])
+        self._boxes = boxes[order]
+        self._labels = labels[order]
+        self._sizes = file.image_sizes[shown]
+        self._file_names = [file.file_names[i] for i in shown]
+        self.image_ids = [file.image_ids[i] for i in shown]
+        self.category_ids = file.category_ids
+        self.classes = ["background", *file.names]
+        self.annotation_file = file.path
+        self.images = Path(images)
+        self.transforms = transforms
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __getitem__(self, index: int) -> tuple[Any, Target]:
+        height, width = self._sizes[index].tolist()
+        try:
+            image = read_image(self.image_path(index), (height, width))
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"{error} (image id {self.image_ids[index]})") from error
+        target = self.target(index)
+        return (image, target) if self.transforms is None else self.transforms(image, target)
+
+    def image_path(self, index: int) -> Path:
+        """Where the picture of an item lies."""
+        return self.images / self._file_names[index]
+
+    def target(self, index: int) -> Target:
+        """The target of an item before transforms; decodes nothing."""
+        index = range(len(self))[index]  # negative indices, and IndexError at the end
+        rows = slice(self._offsets[index], self._offsets[index + 1])
+        height, width = self._sizes[index].tolist()
+        boxes = tv_tensors.BoundingBoxes(  # pyright: ignore[reportCallIssue]: sees Tensor.__init__
+            torch.from_numpy(self._boxes[rows].copy()),
+            format=tv_tensors.BoundingBoxFormat.XYXY,
+            canvas_size=(height, width),
+        )
+        labels = torch.from_numpy(self._labels[rows].copy())
+        return {"boxes": boxes, "labels": labels, "image_id": self.image_ids[index]}
+
+
+def open_dataset(
+    folder: str | Path,
+    split: str,
+    transforms: Callable[[Any, Target], tuple[Any, Target]] | None = None,
+) -> CocoDetection:
+    """Opens a split of a data set folder.
+
+    Args:
+        folder: in one of two layouts: `{split}.json` beside `images/`, or COCO's own
+            `annotations/instances_{split}2017.json` beside `{split}2017/`.
+        split: "train" or "val", as a rule.
+        transforms: see `CocoDetection`.
+
+    Raises:
+        FileNotFoundError: neither layout is there.
+    """
+    folder = Path(folder)
+    layouts = [
+        (folder / f"{split}.json", folder / "images"),
+        (folder / "annotations" / f"instances_{split}2017.json", folder / f"{split}2017"),
+    ]
+    for annotations, images in layouts:
+        if annotations.is_file():
+            return CocoDetection(images, annotations, transforms)
+    looked = " nor ".join(str(annotations) for annotations, _ in layouts)
+    raise FileNotFoundError(f"no split '{split}' in {folder}: neither {looked}")
+
+
+def _training_boxes(file: CocoFile) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Image index, clipped xyxy float32 boxes and labels of what can be learnt from."""
+    limits = file.image_sizes[file.image_index][:, [1, 0, 1, 0]]  # (A, 4) width, height, twice
+    xyxy = np.concatenate(
+        [file.boxes_xywh[:, :2], file.boxes_xywh[:, :2] + file.boxes_xywh[:, 2:]], axis=1
+    )
+    # Checked after the rounding to float32, so that a kept box is a box to the models too.
+    clipped = xyxy.clip(0, limits).astype(np.float32)
+    empty = (file.boxes_xywh[:, 2:] <= 0).any(1)
+    outside = ~empty & (clipped[:, 2:] <= clipped[:, :2]).any(1)
+    skipped = SkippedAnnotations(file.path)
+    kinds = {"width or height is not positive": empty, "bbox is outside the image": outside}
+    for kind, wrong in kinds.items():
+        if wrong.any():
+            first = int(np.argmax(wrong))
+            image_id = file.image_ids[file.image_index[first]]
+            skipped.add(kind, image_id, int(file.annotation_ids[first]), int(wrong.sum()))
+    skipped.warn()
+    usable = ~(empty | outside | file.crowd)
+    return file.image_index[usable], clipped[usable], file.labels[usable]

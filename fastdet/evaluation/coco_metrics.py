@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""COCO's detection metrics, computed by hotcoco.
+
+The numbers are pycocotools' to the last bit (tested), in about a hundredth of its time. hotcoco is
+given the annotation file as it is: unlike the training data, annotations without a proper box count
+as objects to find, and crowds are ignored regions, so that results compare with published ones.
+One difference is meant: pycocotools takes a match with an annotation whose id is 0 for no match;
+here images, categories and annotations are renumbered from 1, so any ids do.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from hotcoco import COCO, COCOeval
+from torch import Tensor
+
+from fastdet.data.coco_file import read_coco_file
+
+STATS: tuple[str, ...] = (
+    "AP",
+    "AP50",
+    "AP75",
+    "APs",
+    "APm",
+    "APl",
+    "AR1",
+    "AR10",
+    "AR100",
+    "ARs",
+    "ARm",
+    "ARl",
+)
+
+
+class ClassMetrics(NamedTuple):
+    """One class's row. AP and AP50 are -1 where n_gt, the number of objects, is 0."""
+
+    name: str
+    AP: float
+    AP50: float
+    n_gt: int
+
+
+@dataclass(frozen=True)
+class CocoMetrics:
+    """What an evaluation found. -1 stands for "nothing to find", as in pycocotools.
+
+    Attributes:
+        stats: COCO's twelve, by the names of `STATS`.
+        per_class: in the order of the category ids.
+        pr_curves: recall (101,) and precision (101,) at IoU 0.5 by class name; classes without
+            objects have none.
+        images: how many images were evaluated.
+        images_in_file: how many the annotation file has.
+    """
+
+    stats: dict[str, float]
+    per_class: list[ClassMetrics]
+    pr_curves: dict[str, tuple[np.ndarray, np.ndarray]]
+    images: int
+    images_in_file: int
+
+
+class CocoEvaluator:
+    """Collects the detections of a data set's images, in any order, and scores them.
+
+    Only images that were passed to `update` are scored, so a run over a part of the data gives the
+    metrics of that part; an image without detections must be passed too. `CocoMetrics.images`
+    tells how many they were.
+    """
+
+    def __init__(self, annotation_file: str | Path, category_ids: list[int]) -> None:
+        """Reads the ground truth.
+
+        Args:
+            annotation_file: COCO format.
+            category_ids: the annotation file's id of each label, from label 1 on.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: broken file, or a category id that it lacks.
+        """
+        file = read_coco_file(annotation_file)
+        unknown = [i for i in category_ids if i not in set(file.category_ids)]
+        if unknown:
+            raise ValueError(f"{file.path}: no category with id {unknown[0]}")
+        self._path = file.path
+        self._names = file.names
+        self._category_ids = list(category_ids)
+        numbers = {category_id: n for n, category_id in enumerate(file.category_ids, 1)}
+        self._number_of_label = np.array([0] + [numbers[i] for i in category_ids], np.float64)
+        # pycocotools goes through the images in the order of their ids, which decides ties.
+        order = sorted(range(len(file.image_ids)), key=file.image_ids.__getitem__)
+        self._number_of_image = {file.image_ids[index]: n for n, index in enumerate(order, 1)}
+        number_of_index = np.empty(len(order), np.int64)
+        number_of_index[order] = np.arange(1, len(order) + 1)
+        self._object_images = number_of_index[file.image_index][~file.crowd]
+        self._object_numbers = file.labels[~file.crowd]
+        self._ground_truth = COCO.from_arrays(
+            [
+                {"id": n, "height": int(height), "width": int(width)}
+                for n, (height, width) in enumerate(file.image_sizes[order], 1)
+            ],
+            [{"id": n, "name": name} for n, name in enumerate(file.names, 1)],
+            number_of_index[file.image_index],
+            file.labels,
+            file.boxes_xywh,
+            area=file.areas,
+            iscrowd=file.crowd,
+        )
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets all detections."""
+        self._rows: dict[int, np.ndarray] = {}
+
+    def update(self, image_ids: list[int], detections: list[dict[str, Tensor]]) -> None:
+        """Adds images with all their detections.
+
+        Args:
+            image_ids: of the annotation file.
+            detections: for each image a dict of boxes (D, 4) xyxy in the original image's pixels,
+                labels (D,) and scores (D,).
+
+        Raises:
+            ValueError: an image id that the annotation file lacks or that was given before; a label
+                without a category; a box or score that is not finite; lengths that differ.
+        """
+        if len(image_ids) != len(detections):
+            raise ValueError(f"{len(image_ids)} image ids but {len(detections)} detections")
+        for image_id, found in zip(image_ids, detections, strict=True):
+            number = self._number_of_image.get(int(image_id))
+            if number is None:
+                raise ValueError(f"{self._path}: no image with id {image_id}")
+            if number in self._rows:
+                raise ValueError(f"image id {image_id} was given to the evaluator twice")
+            xywh, scores, labels = _columns(image_id, found, len(self._category_ids))
+            self._rows[number] = np.column_stack(
+                [np.full(len(xywh), float(number)), xywh, scores, self._number_of_label[labels]]
+            )
+
+    def compute(self) -> CocoMetrics:
+        """Scores the detections so far.
+
+        Raises:
+            ValueError: no image was given.
+        """
+        if not self._rows:
+            raise ValueError("nothing to evaluate: no image was given to the evaluator")
+        numbers = sorted(self._rows)
+        rows = np.concatenate([self._rows[number] for number in numbers])  # (D, 7)
+        evaluation = COCOeval(self._ground_truth, self._ground_truth.load_res(rows), "bbox")
+        evaluation.params.img_ids = numbers
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summary_lines()
+        shown = np.isin(self._object_images, numbers)
+        counts = np.bincount(self._object_numbers[shown], minlength=len(self._names) + 1)[1:]
+        return _metrics(evaluation, self._names, counts, len(numbers), len(self._number_of_image))
+
+
+def coco_results(
+    image_ids: list[int], detections: list[dict[str, Tensor]], category_ids: list[int]
+) -> list[dict[str, Any]]:
+    """Detections in COCO's results format, ready for `json.dump` and for pycocotools' `loadRes`.
+
+    Args:
+        image_ids: one for each image.
+        detections: see `CocoEvaluator.update`.
+        category_ids: the annotation file's id of each label, from label 1 on.
+
+    Returns:
+        One dict for each detection: image_id, category_id, bbox [x, y, width, height], score.
+    """
+    results = []
+    for image_id, found in zip(image_ids, detections, strict=True):
+        for bbox, score, label in zip(
+            *(column.tolist() for column in _columns(image_id, found, len(category_ids))),
+            strict=True,
+        ):
+            category_id = category_ids[label - 1]
+            results.append(
+                {"image_id": image_id, "category_id": category_id, "bbox": bbox, "score": score}
+            )
+    return results
+
+
+def _columns(
+    image_id: int, found: dict[str, Tensor], num_categories: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes xywh (D, 4) and scores (D,) in float64, labels (D,) int64, checked."""
+    boxes = found["boxes"].detach().double().cpu().numpy().reshape(-1, 4)
+    scores = found["scores"].detach().double().cpu().numpy()
+    labels = found["labels"].detach().cpu().numpy().astype(np.int64)
+    if not len(boxes) == len(scores) == len(labels):
+        raise ValueError(
+            f"image id {image_id}: {len(boxes)} boxes, {len(scores)} scores, {len(labels)} labels"
+        )
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+        raise ValueError(f"image id {image_id}: a detection's box or score is not finite")
+    if ((labels < 1) | (labels > num_categories)).any():
+        raise ValueError(f"image id {image_id}: labels must be 1..{num_categories}, got {labels}")
+    return np.column_stack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]), scores, labels
+
+
+def _metrics(
+    evaluation: COCOeval, names: list[str], counts: np.ndarray, images: int, images_in_file: int
+) -> CocoMetrics:
+    accumulated = evaluation.eval
+    assert accumulated is not None
+    # (IoU thresholds, recall thresholds, classes), all areas, 100 detections an image
+    precision = np.asarray(accumulated["precision"])[:, :, :, 0, -1]
+    recall = np.asarray(evaluation.params.rec_thrs)
+    per_class, pr_curves = [], {}
+    for k, (name, count) in enumerate(zip(names, counts.tolist(), strict=True)):
+        per_class.append(
+            ClassMetrics(name, _mean(precision[..., k]), _mean(precision[0, :, k]), count)
+        )
+        if count:
+            pr_curves[name] = (recall, precision[0, :, k].copy())
+    stats: dict[str, float] = dict(zip(STATS, np.asarray(evaluation.stats).tolist(), strict=True))
+    return CocoMetrics(stats, per_class, pr_curves, images, images_in_file)
+
+
+def _mean(precision: np.ndarray) -> float:
+    """The mean as pycocotools takes it: over the entries above -1, or -1."""
+    found = precision[precision > -1]
+    return float(np.mean(found)) if found.size else -1.0

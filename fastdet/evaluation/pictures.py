@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Boxes, class names and scores drawn on an image.
+
+A small image is enlarged first, by a whole factor, so that its captions can be read.
+"""
+
+import colorsys
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+READABLE_SIDE = 384
+
+Colour = tuple[int, int, int]
+
+
+def class_colour(label: int) -> Colour:
+    """The colour of a class: hues a golden angle apart, so that neighbours differ."""
+    red, green, blue = colorsys.hsv_to_rgb((0.58 + label * 0.618034) % 1.0, 0.75, 0.95)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def draw_boxes(
+    image: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    classes: Sequence[str],
+    scores: Tensor | None = None,
+) -> Image.Image:
+    """The image with each box outlined in its class's colour and captioned.
+
+    Args:
+        image: (3, H, W) RGB, uint8 or float in 0..1.
+        boxes: (N, 4) xyxy in the image's pixels.
+        labels: (N,) indices into `classes`.
+        classes: names by label.
+        scores: (N,); with them the caption ends in the score, and the best box is drawn on top.
+
+    Returns:
+        An RGB picture, a whole multiple of the image's size.
+    """
+    pixels = image.detach().cpu()
+    if pixels.is_floating_point():
+        pixels = (pixels.clamp(0, 1) * 255).round()
+    array = pixels.permute(1, 2, 0).numpy().astype(np.uint8)
+    factor = max(1, round(READABLE_SIDE / max(array.shape[:2])))
+    height, width = array.shape[0] * factor, array.shape[1] * factor
+    picture = Image.fromarray(array).resize((width, height), Image.Resampling.BICUBIC)
+    text_size = max(13, round(max(picture.size) / 45))
+    font = ImageFont.load_default(text_size)
+    canvas = ImageDraw.Draw(picture)
+    order = range(len(boxes)) if scores is None else scores.argsort().tolist()
+    captions: list[tuple[list[float], str, Colour]] = []
+    for index in order:
+        colour = class_colour(int(labels[index]))
+        corners = [float(value) * factor for value in boxes[index]]
+        canvas.rectangle(corners, outline=colour, width=max(2, text_size // 7))
+        name = classes[int(labels[index])]
+        captions.append(
+            (corners, name if scores is None else f"{name} {float(scores[index]):.2f}", colour)
+        )
+    # Captions go on last: no outline may strike one through.
+    for corners, caption, colour in captions:
+        _write_caption(canvas, picture.size, corners, caption, colour, font)
+    return picture
+
+
+def _write_caption(
+    canvas: ImageDraw.ImageDraw,
+    size: tuple[int, int],
+    corners: list[float],
+    caption: str,
+    colour: Colour,
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+) -> None:
+    left, top, right, bottom = canvas.textbbox((0, 0), caption, font=font)
+    width, height = right - left + 6, bottom - top + 6
+    x = min(max(0.0, corners[0]), max(0.0, size[0] - width))
+    above, below = corners[1] - height, corners[3]
+    y = above if above >= 0 else min(below, size[1] - height)
+    canvas.rectangle([x, y, x + width, y + height], fill=colour)
+    bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
+    ink = (0, 0, 0) if bright else (255, 255, 255)
+    canvas.text((x + 3 - left, y + 3 - top), caption, fill=ink, font=font)

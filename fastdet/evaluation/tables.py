@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""COCO metrics as rich tables for the terminal. A dash stands where there was nothing to find."""
+
+from rich.table import Table
+
+from fastdet.evaluation.coco_metrics import CocoMetrics
+
+_MEANING = {
+    "AP": "AP, IoU 0.50:0.95",
+    "AP50": "AP, IoU 0.50",
+    "AP75": "AP, IoU 0.75",
+    "APs": "AP, small (area < 32²)",
+    "APm": "AP, medium (32² to 96²)",
+    "APl": "AP, large (area > 96²)",
+    "AR1": "AR, 1 detection an image",
+    "AR10": "AR, 10 detections",
+    "AR100": "AR, 100 detections",
+    "ARs": "AR, small",
+    "ARm": "AR, medium",
+    "ARl": "AR, large",
+}
+
+
+def stats_table(metrics: CocoMetrics, title: str = "COCO metrics") -> Table:
+    """COCO's twelve numbers, one a row."""
+    table = Table(title=title, caption=_caption(metrics))
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in metrics.stats.items():
+        table.add_row(_MEANING[name], format_metric(value), end_section=name in ("APl", "AR100"))
+    return table
+
+
+def class_table(metrics: CocoMetrics, title: str = "per class") -> Table:
+    """AP and AP50 of each class with its number of objects, and the means over classes.
+
+    The means are COCO's AP and AP50: over the classes that have objects.
+    """
+    table = Table(title=title, caption=_caption(metrics), show_footer=True)
+    total = sum(row.n_gt for row in metrics.per_class)
+    table.add_column("class", footer="mean")
+    table.add_column("AP", footer=format_metric(metrics.stats["AP"]), justify="right")
+    table.add_column("AP50", footer=format_metric(metrics.stats["AP50"]), justify="right")
+    table.add_column("objects", footer=str(total), justify="right")
+    for name, ap, ap50, n_gt in metrics.per_class:
+        table.add_row(name, format_metric(ap), format_metric(ap50), str(n_gt))
+    return table
+
+
+def format_metric(value: float) -> str:
+    """Three decimals, or a dash for pycocotools' -1."""
+    return "-" if value < 0 else f"{value:.3f}"
+
+
+def _caption(metrics: CocoMetrics) -> str:
+    if metrics.images == metrics.images_in_file:
+        return f"{metrics.images} images"
+    return f"{metrics.images} of {metrics.images_in_file} images"
