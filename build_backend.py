@@ -15,7 +15,7 @@ from setuptools.build_meta import *  # noqa: F403 - the hooks of PEP 517 and PEP
 
 
 def find_torch() -> Path | None:
-    """The folder of a torch that has the stable ABI's headers: the environment's, else the build's."""
+    """The folder of a torch with the stable ABI's headers: the environment's, else the build's."""
     folders = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     if environment := os.environ.get("VIRTUAL_ENV"):
         folders += [str(p) for p in Path(environment).glob("lib/python3*/site-packages")]

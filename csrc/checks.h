@@ -86,9 +86,9 @@ inline void check_nms_padded(const char* op, const Tensor& boxes, const Tensor& 
     expect_same_device(op, "groups", *groups, boxes);
   }
   if (counts) {
-    expect(counts->scalar_type() == kInt64 && counts->dim() == 1 &&
-               counts->size(0) == boxes.size(0),
-           op, "counts", "int64 (B,) with the B of boxes", *counts);
+    expect(
+        counts->scalar_type() == kInt64 && counts->dim() == 1 && counts->size(0) == boxes.size(0),
+        op, "counts", "int64 (B,) with the B of boxes", *counts);
     expect_same_device(op, "counts", *counts, boxes);
   }
 }

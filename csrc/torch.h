@@ -65,8 +65,7 @@ T* mutable_data(const Tensor& tensor) {
 // Calls body<float>() or body<double>().
 template <typename Body>
 auto dispatch_box(ScalarType dtype, Body body) {
-  return dtype == kFloat64 ? body.template operator()<double>()
-                           : body.template operator()<float>();
+  return dtype == kFloat64 ? body.template operator()<double>() : body.template operator()<float>();
 }
 
 // Calls body<T>() with T one of float, double, Half, BFloat16; checks.h has refused the rest.

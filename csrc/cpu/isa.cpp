@@ -47,11 +47,12 @@ Isa parse(const std::string& wanted) {
     if (wanted == name && is_usable(isa)) return isa;
   std::string usable;
   for (const auto& name : usable_isas()) usable += (usable.empty() ? "" : ", ") + name;
-  throw std::invalid_argument("FASTDET_CPU_ISA: expected one of " + usable + " on this processor, got '" +
-                              wanted + "'");
+  throw std::invalid_argument("FASTDET_CPU_ISA: expected one of " + usable +
+                              " on this processor, got '" + wanted + "'");
 }
 
-// An error at load time would be a crash without a traceback, so a bad variable is said and ignored.
+// An error at load time would be a crash without a traceback, so a bad variable is said and
+// ignored.
 Isa initial() {
   const char* wanted = std::getenv("FASTDET_CPU_ISA");
   if (!wanted || !*wanted) return best();

@@ -35,11 +35,11 @@ struct BoxLoops {
 template <typename T>
 struct FeatureLoops {};
 
-#define FASTDET_DECLARE_ISA(name)        \
-  namespace name {                       \
-  template <typename T>                  \
-  const BoxLoops<T>& box_loops();        \
-  template <typename T>                  \
+#define FASTDET_DECLARE_ISA(name)         \
+  namespace name {                        \
+  template <typename T>                   \
+  const BoxLoops<T>& box_loops();         \
+  template <typename T>                   \
   const FeatureLoops<T>& feature_loops(); \
   }
 

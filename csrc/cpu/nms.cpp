@@ -4,24 +4,16 @@
 // A score that is NaN or a coordinate that is not finite drops the box before the sort.
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <vector>
 
 #include "../checks.h"
+#include "../threshold.h"
 #include "loops.h"
 #include "parallel.h"
 
 namespace fastdet::cpu {
 
 namespace {
-
-// The largest T not above the double: `iou > t` then means the same as against the double itself.
-template <typename T>
-T round_down(double threshold) {
-  const T rounded = static_cast<T>(threshold);
-  return rounded > threshold ? std::nextafter(rounded, -std::numeric_limits<T>::infinity())
-                             : rounded;
-}
 
 template <typename T>
 struct NmsInput {
@@ -90,9 +82,8 @@ int64_t nms_one_image(const NmsInput<T>& in, T iou_threshold, int64_t max_keep, 
   // Group by group over ranks in score order, then one walk over the ranks restores that order.
   std::vector<int64_t> by_group(n);
   for (int64_t r = 0; r < n; ++r) by_group[r] = r;
-  std::stable_sort(by_group.begin(), by_group.end(), [&](int64_t a, int64_t b) {
-    return in.groups[order[a]] < in.groups[order[b]];
-  });
+  std::stable_sort(by_group.begin(), by_group.end(),
+                   [&](int64_t a, int64_t b) { return in.groups[order[a]] < in.groups[order[b]]; });
   std::vector<uint8_t> survives(n, 0);
   for (int64_t i = 0; i < n; ++i) {
     const int64_t index = order[by_group[i]];

@@ -37,13 +37,14 @@ def info() -> dict[str, str]:
     import fastdet
     from fastdet import _native
 
+    usable = ", ".join(_native.usable_cpu_isas())
     cuda_ops = _why_no_cuda or "loaded"
     if not _why_no_cuda and not torch.cuda.is_available():
         cuda_ops = "loaded; torch sees no GPU"
     return {
         "fastdet": fastdet.__version__,
         "torch": torch.__version__,
-        "CPU instruction set": f"{_native.cpu_isa()} (usable: {', '.join(_native.usable_cpu_isas())})",
+        "CPU instruction set": f"{_native.cpu_isa()} (usable: {usable})",
         "compiler": _native.compiler,
         "CUDA architectures built": _native.cuda_archs or "none",
         "CUDA ops": cuda_ops,

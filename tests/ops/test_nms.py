@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: BSD-3-Clause
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fastdet.ops import batched_nms, nms, nms_padded
+from tests import reference
+
+INF, NAN = float("inf"), float("nan")
+
+
+def random_boxes(
+    n: int, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Boxes that overlap often, with scores that tie often."""
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(n, 2, generator=generator, dtype=torch.float64) * 100
+    size = torch.rand(n, 2, generator=generator, dtype=torch.float64) * 60
+    scores = torch.randint(0, max(n // 2, 1), (n,), generator=generator).double() / 7
+    return torch.cat([corner, corner + size], 1).to(dtype), scores.to(dtype)
+
+
+def samples(device: str) -> dict[str, tuple[Tensor, Tensor, float]]:
+    """Name -> (boxes, scores, iou_threshold)."""
+
+    def sample(boxes: list[list[float]], scores: list[float], threshold: float):
+        return (
+            torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4).to(device),
+            torch.tensor(scores, dtype=torch.float32).to(device),
+            threshold,
+        )
+
+    unit, shifted, far = [0, 0, 10, 10], [1, 0, 11, 10], [50, 50, 60, 60]
+    table = {
+        "hand-worked": sample([unit, shifted, far], [0.5, 0.9, 0.1], 0.5),
+        "empty": sample([], [], 0.5),
+        "one": sample([unit], [0.3], 0.5),
+        "zero area": sample([[5, 5, 5, 5], [5, 5, 5, 5], unit], [0.9, 0.8, 0.7], 0.5),
+        "inverted": sample([[10, 10, 0, 0], unit], [0.9, 0.8], 0.5),
+        "tied scores": sample([unit, shifted, unit], [0.5, 0.5, 0.5], 0.5),
+        "IoU exactly at the threshold": sample([[0, 0, 2, 1], [0, 0, 1, 1]], [0.9, 0.8], 0.5),
+        # 3/5 rounds up in float32, to a number above the double 0.6
+        "IoU rounds above the threshold": sample([[0, 0, 5, 1], [0, 0, 3, 1]], [0.9, 0.8], 0.6),
+        "threshold 0": sample([unit, [10, 0, 20, 10], shifted], [0.9, 0.8, 0.7], 0.0),
+        "threshold 1": sample([unit, unit], [0.9, 0.8], 1.0),
+        "not finite": sample(
+            [unit, [NAN, 0, 1, 1], [0, 0, INF, 1], unit, far, far],
+            [0.1, 0.9, 0.9, NAN, INF, -INF],
+            0.5,
+        ),
+        "huge": sample([[0, 0, 1e30, 1e30], [0, 0, 1e30, 1e30], unit], [0.9, 0.8, 0.7], 0.5),
+    }
+    boxes, scores = random_boxes(40)
+    wide = torch.zeros(40, 8).to(device)
+    wide[:, ::2] = boxes.to(device)
+    table["non-contiguous"] = (wide[:, ::2], scores.to(device).repeat(2, 1).t()[:, 0], 0.3)
+    table["expanded"] = (boxes[:1].to(device).expand(5, 4), scores[:5].to(device), 0.3)
+    for n in (15, 16, 17, 63, 64, 65, 130):
+        boxes, scores = random_boxes(n, seed=n)
+        table[f"random {n}"] = (boxes.to(device), scores.to(device), 0.4)
+    return table
+
+
+SAMPLES = list(samples("cpu"))
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_nms_equals_reference(name, device):
+    boxes, scores, threshold = samples(device)[name]
+    expected = reference.nms(boxes.cpu(), scores.cpu(), threshold)
+    assert nms(boxes, scores, threshold).cpu().tolist() == expected.tolist()
+
+
+def test_hand_worked():
+    boxes, scores, threshold = samples("cpu")["hand-worked"]
+    assert nms(boxes, scores, threshold).tolist() == [1, 2]
+    boxes, scores, threshold = samples("cpu")["not finite"]
+    assert nms(boxes, scores, threshold).tolist() == [4, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_nms_of_other_types(dtype, device):
+    boxes, scores = random_boxes(65, dtype=dtype)
+    expected = reference.nms(boxes, scores, 0.4)
+    assert nms(boxes.to(device), scores.to(device), 0.4).cpu().tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.7, 1.0])
+def test_nms_equals_torchvision(threshold, device):
+    torchvision = pytest.importorskip("torchvision", exc_type=ImportError)
+    boxes, _ = random_boxes(500)
+    scores = torch.randperm(500, generator=torch.Generator().manual_seed(1)).float()
+    expected = torchvision.ops.nms(boxes, scores, threshold)
+    assert nms(boxes.to(device), scores.to(device), threshold).cpu().equal(expected)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_batched_nms_equals_reference(name, device):
+    boxes, scores, threshold = samples(device)[name]
+    idxs = torch.arange(len(boxes), device=device) % 3 * 2**62 - 2**62
+    expected = reference.nms(boxes.cpu(), scores.cpu(), threshold, idxs.cpu())
+    assert batched_nms(boxes, scores, idxs, threshold).cpu().tolist() == expected.tolist()
+
+
+def test_batched_nms_does_not_shift_coordinates(device):
+    # A shift by the largest coordinate would round these boxes onto each other.
+    boxes = torch.tensor([[1e7, 0, 1e7 + 2, 2], [1e7 + 1, 0, 1e7 + 3, 2]], device=device)
+    scores = torch.tensor([0.9, 0.8], device=device)
+    for ids, kept in (([0, 10**9], [0, 1]), ([7, 7], [0, 1])):
+        idxs = torch.tensor(ids, device=device)
+        assert batched_nms(boxes, scores, idxs, 0.4).tolist() == kept
+
+
+@pytest.mark.parametrize("max_keep", [0, 1, 5, 200])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_nms_padded_equals_reference_image_by_image(max_keep, grouped, device):
+    n, counts = 65, [65, 0, 16, 64, 1]
+    pairs = [random_boxes(n, seed=s) for s in range(len(counts))]
+    boxes = torch.stack([b for b, _ in pairs])
+    scores = torch.stack([s for _, s in pairs])
+    groups = torch.arange(n).expand(len(counts), n) % 4 if grouped else None
+    keep, kept_counts = nms_padded(
+        boxes.to(device),
+        scores.to(device),
+        0.4,
+        max_keep,
+        None if groups is None else groups.to(device),
+        torch.tensor(counts, device=device),
+    )
+    for b, count in enumerate(counts):
+        ids = None if groups is None else groups[b, :count]
+        expected = reference.nms(boxes[b, :count], scores[b, :count], 0.4, ids)[:max_keep].tolist()
+        assert kept_counts[b] == len(expected)
+        assert keep[b].tolist() == expected + [-1] * (max_keep - len(expected))
+
+
+def test_nms_padded_without_counts_and_without_images(device):
+    boxes, scores = random_boxes(20)
+    keep, counts = nms_padded(boxes[None].to(device), scores[None].to(device), 0.4, 20)
+    expected = reference.nms(boxes, scores, 0.4).tolist()
+    assert keep[0, : counts[0]].tolist() == expected
+    keep, counts = nms_padded(boxes[None][:0].to(device), scores[None][:0].to(device), 0.4, 7)
+    assert keep.shape == (0, 7)
+    assert counts.shape == (0,)
+
+
+def test_nms_padded_reads_nothing_beyond_the_counts(device):
+    boxes, scores = random_boxes(20)
+    boxes[12:], scores[12:] = NAN, INF
+    keep, counts = nms_padded(
+        boxes[None].to(device),
+        scores[None].to(device),
+        0.4,
+        20,
+        None,
+        torch.tensor([12], device=device),
+    )
+    assert keep[0, : counts[0]].tolist() == reference.nms(boxes[:12], scores[:12], 0.4).tolist()
+
+
+@given(st.integers(0, 10**6), st.integers(1, 60), st.floats(0, 1))
+def test_kept_boxes_survive_again_and_do_not_overlap(seed, n, threshold):
+    boxes, scores = random_boxes(n, seed)
+    keep = nms(boxes, scores, threshold)
+    assert nms(boxes[keep], scores[keep], threshold).tolist() == list(range(len(keep)))
+    assert (scores[keep].diff() <= 0).all()
+
+
+@given(st.integers(0, 10**6), st.integers(1, 60))
+def test_permutation_permutes_the_result(seed, n):
+    boxes, _ = random_boxes(n, seed)
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randperm(n, generator=generator).float()
+    order = torch.randperm(n, generator=generator)
+    assert order[nms(boxes[order], scores[order], 0.5)].equal(nms(boxes, scores, 0.5))
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_result_does_not_depend_on_the_thread_count(num_threads):
+    boxes, scores = random_boxes(300)
+    batch = boxes.reshape(6, 50, 4), scores.reshape(6, 50)
+    expected = nms_padded(*batch, 0.4, 50)
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        got = nms_padded(*batch, 0.4, 50)
+    finally:
+        torch.set_num_threads(before)
+    assert all(a.equal(b) for a, b in zip(got, expected, strict=True))
+
+
+def test_opcheck(device):
+    boxes, scores = (t.to(device) for t in random_boxes(12))
+    idxs = torch.arange(12, device=device) % 2
+    torch.library.opcheck(torch.ops.fastdet.nms, (boxes, scores, 0.5))
+    torch.library.opcheck(torch.ops.fastdet.batched_nms, (boxes, scores, idxs, 0.5))
+    padded = (boxes[None], scores[None], 0.5, 5, idxs[None], torch.tensor([9], device=device))
+    torch.library.opcheck(torch.ops.fastdet.nms_padded, padded)
+
+
+@pytest.mark.slow
+def test_compiles_without_a_graph_break(device):
+    def best(boxes: Tensor, scores: Tensor) -> Tensor:
+        keep, counts = nms_padded(boxes, scores, 0.5, 5)
+        return (
+            boxes.gather(1, keep.clamp(min=0)[..., None].expand(-1, -1, 4)) * counts[:, None, None]
+        )
+
+    boxes, scores = (t[None].to(device) for t in random_boxes(30))
+    compiled = torch.compile(best, fullgraph=True, dynamic=True)
+    assert compiled(boxes, scores).equal(best(boxes, scores))
+
+
+def test_bad_input_is_named(device):
+    boxes, scores = (t.to(device) for t in random_boxes(5))
+    with pytest.raises(ValueError, match=r"iou_threshold: expected a number in \[0, 1\], got 1.5"):
+        nms(boxes, scores, 1.5)
+    with pytest.raises(
+        RuntimeError, match=r"nms: boxes: expected floating \(N, 4\), got Float \(5, 3\)"
+    ):
+        nms(boxes[:, :3], scores, 0.5)
+    with pytest.raises(RuntimeError, match=r"boxes: expected floating \(N, 4\), got Long"):
+        nms(boxes.long(), scores, 0.5)
+    with pytest.raises(RuntimeError, match=r"scores: expected floating \(N,\).*got Float \(4\)"):
+        nms(boxes, scores[:4], 0.5)
+    with pytest.raises(RuntimeError, match=r"batched_nms: idxs: expected int64 \(N,\).*got Int "):
+        batched_nms(boxes, scores, torch.zeros(5, dtype=torch.int32, device=device), 0.5)
+    with pytest.raises(RuntimeError, match=r"nms_padded: boxes: expected floating \(B, N, 4\)"):
+        nms_padded(boxes, scores, 0.5, 3)
+    with pytest.raises(RuntimeError, match=r"max_keep: expected a number >= 0, got -1"):
+        nms_padded(boxes[None], scores[None], 0.5, -1)
+    with pytest.raises(RuntimeError, match=r"counts: expected int64 \(B,\).*got Long \(2\)"):
+        nms_padded(
+            boxes[None],
+            scores[None],
+            0.5,
+            3,
+            None,
+            torch.zeros(2, dtype=torch.int64, device=device),
+        )
+
+
+@pytest.mark.cuda
+def test_devices_must_agree():
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no GPU")
+    boxes, scores = random_boxes(5)
+    with pytest.raises(RuntimeError, match=r"scores: expected the device of the first argument"):
+        nms(boxes.cuda(), scores, 0.5)
