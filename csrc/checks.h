@@ -93,4 +93,36 @@ inline void check_nms_padded(const char* op, const Tensor& boxes, const Tensor& 
   }
 }
 
+// ---- box_coding ---------------------------------------------------------------------------------
+
+// Shape, dtype and device of `like`, by any strides: an expanded view is fine.
+inline void check_rows_like(const char* op, const char* argument, const Tensor& rows,
+                            const Tensor& like) {
+  bool fits = rows.scalar_type() == like.scalar_type() && rows.dim() == like.dim();
+  for (int64_t d = 0; fits && d < rows.dim(); ++d) fits = rows.size(d) == like.size(d);
+  expect(fits, op, argument, "the shape and dtype of the first argument", rows);
+  expect_same_device(op, argument, rows, like);
+}
+
+inline void check_rows(const char* op, const char* argument, const Tensor& rows) {
+  expect(rows.dim() >= 1 && rows.dim() <= 9 && is_boxes(rows, rows.dim()), op, argument,
+         "floating (..., 4) of at most 9 dimensions", rows);
+}
+
+inline void check_encode_boxes(const Tensor& boxes, const Tensor& anchors) {
+  check_rows("encode_boxes", "boxes", boxes);
+  check_rows_like("encode_boxes", "anchors", anchors, boxes);
+}
+
+inline void check_decode_boxes(const char* op, const Tensor& deltas, const Tensor& anchors,
+                               const std::optional<Tensor>& sizes) {
+  check_rows(op, "deltas", deltas);
+  check_rows_like(op, "anchors", anchors, deltas);
+  if (!sizes) return;
+  expect(sizes->scalar_type() == kInt64 && sizes->dim() == 2 && deltas.dim() >= 2 &&
+             sizes->size(0) == deltas.size(0) && sizes->size(1) == 2,
+         op, "sizes", "int64 (B, 2) with the B of deltas (B, ..., 4)", *sizes);
+  expect_same_device(op, "sizes", *sizes, deltas);
+}
+
 }  // namespace fastdet

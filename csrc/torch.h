@@ -52,6 +52,10 @@ inline Tensor box_input(const Tensor& tensor, ScalarType dtype) {
   return torch::stable::contiguous(cast(tensor, dtype));
 }
 
+inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
+  return tensor ? std::optional(torch::stable::contiguous(*tensor)) : std::nullopt;
+}
+
 template <typename T>
 const T* data(const Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());
