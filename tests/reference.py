@@ -45,3 +45,37 @@ def nms(
         if all(ids[i] != ids[k] or iou(rows[k], rows[i], dtype) <= iou_threshold for k in kept):
             kept.append(i)
     return torch.tensor(kept, dtype=torch.int64)
+
+
+def encode_box(box: list[float], anchor: list[float], weights: tuple[float, ...]) -> list[float]:
+    """Deltas of one box; zeros where a side is not positive and finite."""
+    (w, h), (aw, ah) = [(b[2] - b[0], b[3] - b[1]) for b in (box, anchor)]
+    if not all(0 < side < math.inf for side in (w, h, aw, ah)):
+        return [0.0] * 4
+    dx = (box[0] + w / 2 - anchor[0] - aw / 2) / aw
+    dy = (box[1] + h / 2 - anchor[1] - ah / 2) / ah
+    deltas = (dx, dy, math.log(w / aw), math.log(h / ah))
+    return [delta * weight for delta, weight in zip(deltas, weights, strict=True)]
+
+
+def encode_boxes(boxes: Tensor, anchors: Tensor, weights: tuple[float, ...]) -> Tensor:
+    boxes, anchors = torch.broadcast_tensors(boxes.double(), anchors.double())
+    pairs = zip(boxes.reshape(-1, 4).tolist(), anchors.reshape(-1, 4).tolist(), strict=True)
+    deltas = [encode_box(box, anchor, weights) for box, anchor in pairs]
+    return torch.tensor(deltas, dtype=torch.float64).reshape(boxes.shape)
+
+
+def decode_boxes(
+    deltas: Tensor, anchors: Tensor, weights: tuple[float, ...], sizes: Tensor | None = None
+) -> Tensor:
+    """torchvision's formulas in float64, differentiable by torch."""
+    d = deltas.double() / torch.tensor(weights, dtype=torch.float64)
+    a = anchors.double()
+    sides = a[..., 2:] - a[..., :2]
+    centre = a[..., :2] + sides / 2 + d[..., :2] * sides
+    half = d[..., 2:].clamp(max=math.log(1000 / 16)).exp() * sides / 2
+    boxes = torch.cat([centre - half, centre + half], -1)
+    if sizes is None:
+        return boxes
+    limits = sizes.flip(1).repeat(1, 2).double()  # (B, 4) width, height, width, height
+    return boxes.clamp(min=0).minimum(limits.reshape(-1, *[1] * (boxes.dim() - 2), 4))

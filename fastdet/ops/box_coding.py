@@ -28,9 +28,7 @@ def _rows(op: str, name: str, rows: Tensor, anchors: Tensor) -> tuple[Tensor, Te
     return rows.to(dtype).expand(shape), anchors.detach().to(dtype).expand(shape)
 
 
-def encode_boxes(
-    boxes: Tensor, anchors: Tensor, weights: Weights = (1.0, 1.0, 1.0, 1.0)
-) -> Tensor:
+def encode_boxes(boxes: Tensor, anchors: Tensor, weights: Weights = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
     """The deltas that `decode_boxes` turns back into the boxes.
 
     Definition: torchvision's `BoxCoder.encode_single`, with one difference: a pair in which a side
@@ -137,6 +135,4 @@ def _backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_deltas, None, None, None, None, None, None
 
 
-torch.library.register_autograd(
-    "fastdet::decode_boxes", _backward, setup_context=_setup_context
-)
+torch.library.register_autograd("fastdet::decode_boxes", _backward, setup_context=_setup_context)
