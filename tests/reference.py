@@ -68,7 +68,7 @@ def encode_boxes(boxes: Tensor, anchors: Tensor, weights: tuple[float, ...]) -> 
 def decode_boxes(
     deltas: Tensor, anchors: Tensor, weights: tuple[float, ...], sizes: Tensor | None = None
 ) -> Tensor:
-    """torchvision's formulas in float64, differentiable by torch."""
+    """The formulas of torchvision in float64, differentiable by torch."""
     d = deltas.double() / torch.tensor(weights, dtype=torch.float64)
     a = anchors.double()
     sides = a[..., 2:] - a[..., :2]

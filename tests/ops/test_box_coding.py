@@ -11,7 +11,9 @@ from fastdet.ops import decode_boxes, encode_boxes
 from tests import reference
 
 INF, NAN = float("inf"), float("nan")
-ONES, RCNN = (1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)
+Weights = tuple[float, float, float, float]
+ONES: Weights = (1.0, 1.0, 1.0, 1.0)
+RCNN: Weights = (10.0, 10.0, 5.0, 5.0)
 TOLERANCE = {
     torch.float64: 1e-12,
     torch.float32: 1e-5,
@@ -30,7 +32,7 @@ def random_deltas(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, 4, generator=torch.Generator().manual_seed(seed))
 
 
-def samples(device: str) -> dict[str, tuple[Tensor, Tensor, tuple[float, ...]]]:
+def samples(device: str) -> dict[str, tuple[Tensor, Tensor, Weights]]:
     """Name -> (boxes, anchors, weights)."""
     unit = torch.tensor([[0.0, 0, 10, 10]])
     table = {
