@@ -28,6 +28,7 @@ from fastdet import __version__
 
 SUPERSAMPLING = 4
 MIN_SIZE = 8
+OBJECTS = (2, 8)  # from, to below
 # Below either, an object is hidden: nobody could be asked to find it.
 MIN_VISIBLE_FRACTION = 0.3
 MIN_VISIBLE_PIXELS = 12
@@ -157,7 +158,7 @@ def draw_scene(
     owner = np.zeros((size, size), np.int64)  # the object on top at each pixel; 0 is background
     whole = [0]  # pixels of each object before anything covered it
     kinds = [0]
-    for number in range(1, 1 + int(rng.integers(2, 8))):
+    for number in range(1, 1 + int(rng.integers(*OBJECTS))):
         kind = int(rng.integers(len(SHAPES)))
         diameter = _diameter(rng, size)
         alpha = _stamp(rng, list(SHAPES.values())[kind], diameter)

@@ -91,7 +91,6 @@ def train_transforms(
         [
             v2.RandomHorizontalFlip(flip),
             ScaleJitter(scale_jitter),
-            v2.ClampBoundingBoxes(),
             v2.SanitizeBoundingBoxes(min_size=1.0, min_area=1.0),
             v2.ToDtype(torch.float32, scale=True),
         ]

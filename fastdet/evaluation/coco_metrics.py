@@ -147,6 +147,21 @@ class CocoEvaluator:
         Raises:
             ValueError: no image was given.
         """
+        evaluation = self.accumulated()
+        shown = np.isin(self._object_images, list(self._rows))
+        counts = np.bincount(self._object_numbers[shown], minlength=len(self._names) + 1)[1:]
+        return _metrics(
+            evaluation, self._names, counts, len(self._rows), len(self._number_of_image)
+        )
+
+    def accumulated(self) -> COCOeval:
+        """The hotcoco evaluation itself, with pycocotools' arrays in `.eval`, and `.stats`.
+
+        Its images and categories are numbered from 1, in the ascending order of the file's ids.
+
+        Raises:
+            ValueError: no image was given.
+        """
         if not self._rows:
             raise ValueError("nothing to evaluate: no image was given to the evaluator")
         numbers = sorted(self._rows)
@@ -156,9 +171,7 @@ class CocoEvaluator:
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summary_lines()
-        shown = np.isin(self._object_images, numbers)
-        counts = np.bincount(self._object_numbers[shown], minlength=len(self._names) + 1)[1:]
-        return _metrics(evaluation, self._names, counts, len(numbers), len(self._number_of_image))
+        return evaluation
 
 
 def coco_results(

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The COCO reader and dataset: hand-written files, every defect a file may have, real files."""
+
+import copy
+import json
+import pickle
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision import tv_tensors
+
+from fastdet.data import CocoDetection, collate, open_dataset, train_transforms
+from fastdet.data.coco_file import read_coco_file
+
+# Ids with holes, from 0 on, in no order; image 7 is empty; annotation 12 is a crowd.
+CONTENT = {
+    "images": [
+        {"id": 5, "file_name": "b.png", "width": 40, "height": 30},
+        {"id": 7, "file_name": "empty.png", "width": 20, "height": 20},
+        {"id": 0, "file_name": "sub/a.png", "width": 30, "height": 50},
+    ],
+    "categories": [{"id": 9, "name": "nine"}, {"id": 0, "name": "zero"}, {"id": 4, "name": "four"}],
+    "annotations": [
+        {"id": 3, "image_id": 0, "category_id": 4, "bbox": [1, 2, 10, 20], "area": 200},
+        {"id": 10, "image_id": 5, "category_id": 9, "bbox": [30.5, 20, 20, 20], "area": 400},
+        {"id": 0, "image_id": 0, "category_id": 0, "bbox": [-5, 0, 10, 10], "area": 100},
+        {"id": 12, "image_id": 5, "category_id": 0, "bbox": [0, 0, 9, 9], "area": 81, "iscrowd": 1},
+    ],
+}
+
+
+def content(**changes):
+    return {**copy.deepcopy(CONTENT), **changes}
+
+
+def annotation(**changes):
+    return {"id": 100, "image_id": 5, "category_id": 9, "bbox": [1, 1, 5, 5], "area": 25, **changes}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes an annotation file and its images; returns the file's path."""
+
+    def write(content, images=True) -> Path:
+        path = tmp_path / "train.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        for image in CONTENT["images"] if images else []:
+            file = tmp_path / "images" / image["file_name"]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (image["width"], image["height"]), (200, 100, 50)).save(file)
+        return path
+
+    return write
+
+
+def opened(path, **kwargs):
+    return CocoDetection(path.parent / "images", path, **kwargs)
+
+
+def test_items(write):
+    dataset = opened(write(CONTENT))
+    assert dataset.classes == ["background", "zero", "four", "nine"]
+    assert dataset.category_ids == [0, 4, 9]
+    assert dataset.image_ids == [5, 7, 0]
+    assert len(dataset) == 3
+
+    image, target = dataset[0]
+    assert isinstance(image, tv_tensors.Image)
+    assert image.shape == (3, 30, 40)
+    assert image.dtype == torch.uint8
+    assert image[:, 3, 4].tolist() == [200, 100, 50]
+    assert target["image_id"] == 5
+    assert target["labels"].tolist() == [3]
+    assert target["boxes"].tolist() == [[30.5, 20, 40, 30]]  # clipped; the crowd is left out
+    assert target["boxes"].format == tv_tensors.BoundingBoxFormat.XYXY
+    assert target["boxes"].canvas_size == (30, 40)
+
+    _, empty = dataset[1]
+    assert empty["boxes"].shape == (0, 4)
+    assert empty["labels"].shape == (0,)
+    assert empty["labels"].dtype == torch.int64
+
+    _, last = dataset[-1]
+    assert last["image_id"] == 0
+    assert last["boxes"].tolist() == [[1, 2, 11, 22], [0, 0, 5, 10]]  # the file's order
+    assert last["labels"].tolist() == [2, 1]
+    with pytest.raises(IndexError):
+        dataset.target(3)
+
+
+def test_items_do_not_share_memory_with_the_dataset(write):
+    dataset = opened(write(CONTENT))
+    dataset.target(0)["boxes"].zero_()
+    assert dataset.target(0)["boxes"].tolist() == [[30.5, 20, 40, 30]]
+
+
+def test_images_without_boxes_can_be_left_out(write):
+    dataset = opened(write(CONTENT), keep_empty=False)
+    assert dataset.image_ids == [5, 0]
+    assert dataset.target(1)["labels"].tolist() == [2, 1]
+    assert dataset.image_path(1).name == "a.png"
+
+
+def test_no_annotations_at_all(write):
+    dataset = opened(write(content(annotations=[])))
+    assert len(dataset) == 3
+    assert dataset.target(2)["boxes"].shape == (0, 4)
+    assert len(opened(write(content(annotations=[])), keep_empty=False)) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "bad"),
+    [
+        ("the image is not in the file", {"image_id": 99}),
+        ("the image is not in the file", {"image_id": [5]}),
+        ("the category is not in the file", {"category_id": 1}),
+        ("bbox is not four numbers", {"bbox": [1, 2, 3]}),
+        ("bbox is not four numbers", {"bbox": [1, 2, 3, "4"]}),
+        ("bbox is not four numbers", {"bbox": None}),
+        ("bbox is not finite", {"bbox": [1, 2, float("nan"), 4]}),
+        ("bbox is not finite", {"bbox": [1, 2, float("inf"), 4]}),
+        ("width or height is not positive", {"bbox": [1, 2, 0, 4]}),
+        ("width or height is not positive", {"bbox": [1, 2, 3, -4]}),
+        ("bbox is outside the image", {"bbox": [40, 2, 3, 4]}),
+        ("bbox is outside the image", {"bbox": [1, -9, 3, 9]}),
+        ("bbox is outside the image", {"bbox": [1, 30 - 1e-9, 3, 9]}),  # nothing left in float32
+    ],
+)
+def test_bad_annotations_are_counted_in_one_warning(write, kind, bad):
+    bad = [annotation(id=i, **bad) for i in (101, 102)]
+    path = write(content(annotations=CONTENT["annotations"] + bad))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        dataset = opened(path)
+    assert len(caught) == 1
+    message = str(caught[0].message)
+    assert f"{path}: 2 annotations skipped: {kind}" in message
+    assert f"(first: image id {bad[0]['image_id']}, annotation id 101)" in message
+    assert [len(dataset.target(i)["boxes"]) for i in range(3)] == [1, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ("{", "not a JSON file"),
+        ("[]", "is a list"),
+        ({"images": None}, "no list 'images'"),
+        ({"annotations": {}}, "no list 'annotations'"),
+        ({"images": [{"id": 1, "file_name": "x", "width": 3}]}, "image id 1 has no 'height'"),
+        ({"images": [{"file_name": "x"}]}, "image number 0 has no 'id'"),
+        ({"images": [3]}, "image number 0 is not an object"),
+        ({"images": [{"id": 1, "file_name": "x", "width": 0, "height": 2}]}, "image id 1: width"),
+        ({"images": CONTENT["images"] + CONTENT["images"][:1]}, "image id 5 occurs more than once"),
+        ({"categories": [{"id": "a", "name": "x"}]}, "category id 'a': an id must be an integer"),
+        ({"categories": [{"id": 4, "name": "x"}] * 2}, "category id 4 occurs more than once"),
+        ({"annotations": [{"id": 8, "image_id": 5}]}, "annotation id 8 has no 'category_id'"),
+        ({"annotations": [annotation(), annotation()]}, "annotation id 100 occurs more than once"),
+        ({"annotations": [annotation(id=True)]}, "annotation id True: an id must be an integer"),
+    ],
+)
+def test_broken_files_are_errors(write, changes, match):
+    path = write(changes if isinstance(changes, str) else content(**changes))
+    with pytest.raises(ValueError, match=match) as error:
+        read_coco_file(path)
+    assert str(path) in str(error.value)
+
+
+def test_areas_names_and_crowds_of_the_file(write):
+    twice = [{"id": 3, "name": "cell"}, {"id": 1, "name": "cell"}, {"id": 2, "name": "other"}]
+    annotations = [annotation(category_id=3, iscrowd=1), annotation(id=1, category_id=2)]
+    del annotations[1]["area"]
+    file = read_coco_file(write(content(categories=twice, annotations=annotations)))
+    assert file.names == ["cell #1", "other", "cell #3"]
+    assert file.crowd.tolist() == [True, False]
+    assert file.areas.tolist() == [25, 25]
+
+
+def test_bad_images_are_errors_that_name_the_image_id(write, tmp_path):
+    dataset = opened(write(CONTENT))
+    (tmp_path / "images/b.png").write_bytes(b"no picture")
+    (tmp_path / "images/empty.png").unlink()
+    Image.new("RGB", (31, 50)).save(tmp_path / "images/sub/a.png")
+    with pytest.raises(ValueError, match=r"b\.png: cannot be decoded.*\(image id 5\)"):
+        dataset[0]
+    with pytest.raises(FileNotFoundError, match=r"empty\.png: no such image.*\(image id 7\)"):
+        dataset[1]
+    with pytest.raises(ValueError, match=r"a\.png: 31x50 pixels.*30x50 \(image id 0\)"):
+        dataset[2]
+
+
+def test_open_dataset_knows_two_layouts(write, tmp_path):
+    path = write(CONTENT)
+    assert open_dataset(tmp_path, "train")[0][1]["image_id"] == 5
+    coco = tmp_path / "coco"
+    (coco / "annotations").mkdir(parents=True)
+    path.rename(coco / "annotations" / "instances_val2017.json")
+    (tmp_path / "images").rename(coco / "val2017")
+    assert open_dataset(coco, "val")[0][1]["image_id"] == 5
+    with pytest.raises(FileNotFoundError, match="no split 'train'"):
+        open_dataset(coco, "train")
+
+
+def test_collate_gives_lists_of_plain_tensors(write):
+    dataset = opened(write(CONTENT))
+    images, targets = collate([dataset[0], dataset[2]])
+    assert [tuple(image.shape) for image in images] == [(3, 30, 40), (3, 50, 30)]
+    assert [target["image_id"] for target in targets] == [5, 0]
+    assert {type(image) for image in images} == {torch.Tensor}
+    assert {type(target["boxes"]) for target in targets} == {torch.Tensor}
+
+
+def test_worker_processes_see_the_same_items(write):
+    dataset = opened(write(CONTENT), transforms=train_transforms((1, 1), flip=0))
+    alone = [collate([dataset[i]]) for i in range(3)]
+    for context in ("fork", "spawn"):
+        loader = DataLoader(
+            dataset, num_workers=1, collate_fn=collate, multiprocessing_context=context
+        )
+        for (images, targets), (same_images, same_targets) in zip(alone, loader, strict=True):
+            assert torch.equal(images[0], same_images[0])
+            assert torch.equal(targets[0]["boxes"], same_targets[0]["boxes"])
+    assert len(pickle.dumps(dataset)) < 10_000
+
+
+@pytest.mark.parametrize("name", ["bccd", "coco_by", "nuclei", "trash10"])
+def test_real_files(shared_data, name):
+    dataset = open_dataset(shared_data / name, "val")
+    content = json.loads((shared_data / name / "val.json").read_text())
+    by_id = {a["image_id"]: [] for a in content["annotations"]}
+    for a in content["annotations"]:
+        if not a["iscrowd"]:
+            by_id[a["image_id"]].append(a)
+    assert dataset.image_ids == [image["id"] for image in content["images"]]
+    for index, image in enumerate(content["images"]):
+        target = dataset.target(index)
+        expected = by_id.get(image["id"], [])
+        ids = [dataset.category_ids[label - 1] for label in target["labels"]]
+        assert ids == [a["category_id"] for a in expected]
+        xywh = np.array([a["bbox"] for a in expected]).reshape(-1, 4)
+        xyxy = np.column_stack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]])
+        np.testing.assert_allclose(target["boxes"].numpy(), xyxy, atol=0.51, rtol=1e-6)
+        limits = [image["width"], image["height"]] * 2
+        assert (target["boxes"] >= 0).all()
+        assert (target["boxes"] <= torch.tensor(limits)).all()
+    if dataset.images.is_dir():
+        image, _ = dataset[len(dataset) // 2]
+        assert image.shape[0] == 3

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""COCO metrics: pycocotools' numbers to the last bit on real annotations; the evaluator's rules."""
+
+import contextlib
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from fastdet.data import open_dataset
+from fastdet.evaluation import CocoEvaluator, coco_results
+from fastdet.evaluation.coco_metrics import STATS
+
+REAL = ["bccd", "coco_by", "nuclei", "trash10"]
+
+
+def detections_like(dataset, seed, ties=False):
+    """What an imperfect detector might find: {image id: detections}.
+
+    Objects are missed, found twice, found exactly, misplaced and mistaken; then false positives.
+    """
+    rng = np.random.default_rng(seed)
+    num_classes = len(dataset.category_ids)
+    found = {}
+    for index, image_id in enumerate(dataset.image_ids):
+        target = dataset.target(index)
+        height, width = target["boxes"].canvas_size
+        boxes = target["boxes"].numpy()
+        pick = np.flatnonzero(rng.random(len(boxes)) < 0.85)
+        pick = np.concatenate([pick, pick[rng.random(len(pick)) < 0.2]])
+        labels = target["labels"].numpy()[pick]
+        mistaken = rng.random(len(pick)) < 0.1
+        labels[mistaken] = rng.integers(1, num_classes + 1, mistaken.sum())
+        sides = np.tile(boxes[pick][:, 2:] - boxes[pick][:, :2], 2)
+        noise = np.where(rng.random((len(pick), 1)) < 0.3, 0, rng.normal(0, 0.1, (len(pick), 4)))
+        near = np.sort((boxes[pick] + sides * noise).reshape(-1, 2, 2), axis=1).reshape(-1, 4)
+        far = rng.uniform(0, [width, height], (rng.integers(0, 12), 2))
+        far = np.concatenate([far, far + np.exp(rng.uniform(1, 5.5, far.shape))], 1)
+        scores = np.concatenate(
+            [rng.normal(0.65, 0.2, len(near)).clip(0, 1), rng.uniform(0, 0.8, len(far))]
+        )
+        order = rng.permutation(len(scores))
+        found[image_id] = {
+            "boxes": torch.tensor(np.concatenate([near, far])[order], dtype=torch.float32),
+            "scores": torch.tensor((scores.round(1) if ties else scores)[order]).float(),
+            "labels": torch.tensor(
+                np.concatenate([labels, rng.integers(1, num_classes + 1, len(far))])[order]
+            ),
+        }
+    return found
+
+
+def pycocotools_evaluation(annotation_file, results):
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(annotation_file))
+        evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation
+
+
+def evaluator_of(dataset):
+    return CocoEvaluator(dataset.annotation_file, dataset.category_ids)
+
+
+@pytest.mark.parametrize("ties", [False, True], ids=["noise", "ties"])
+@pytest.mark.parametrize("name", REAL)
+def test_equal_to_pycocotools_to_the_last_bit(shared_data, name, ties):
+    dataset = open_dataset(shared_data / name, "val")
+    found = detections_like(dataset, seed=len(name), ties=ties)
+    # Images in an order that is not the file's, in batches, to the evaluator alone.
+    image_ids = [dataset.image_ids[i] for i in torch.randperm(len(dataset)).tolist()]
+    evaluator = evaluator_of(dataset)
+    for start in range(0, len(image_ids), 7):
+        batch = image_ids[start : start + 7]
+        evaluator.update(batch, [found[image_id] for image_id in batch])
+    metrics, arrays = evaluator.compute(), evaluator.accumulated().eval
+
+    results = coco_results([*found], [*found.values()], dataset.category_ids)
+    expected = pycocotools_evaluation(dataset.annotation_file, results)
+    assert 0.05 < expected.stats[0] < 0.9
+    assert metrics.stats == dict(zip(STATS, expected.stats.tolist(), strict=True))
+    for array in ("precision", "recall", "scores"):
+        ours = np.asarray(arrays[array])
+        assert ours.dtype == expected.eval[array].dtype
+        assert np.array_equal(ours, expected.eval[array]), array
+    precision = expected.eval["precision"][:, :, :, 0, 2]
+    for k, row in enumerate(metrics.per_class):
+        valid = precision[:, :, k][precision[:, :, k] > -1]
+        valid50 = precision[0, :, k][precision[0, :, k] > -1]
+        means = [np.mean(values) if values.size else -1 for values in (valid, valid50)]
+        assert [row.AP, row.AP50] == means
+        category = expected.cocoGt.cats[dataset.category_ids[k]]
+        truth = expected.cocoGt.getAnnIds(catIds=[category["id"]], iscrowd=False)
+        assert (row.name, row.n_gt) == (category["name"], len(truth))
+        if row.n_gt:
+            assert np.array_equal(metrics.pr_curves[row.name][1], precision[0, :, k])
+            assert np.array_equal(metrics.pr_curves[row.name][0], expected.params.recThrs)
+        else:
+            assert row.name not in metrics.pr_curves
+    assert (metrics.images, metrics.images_in_file) == (len(dataset), len(dataset))
+
+
+def test_real_crowds_and_area_ranges_are_among_them(shared_data):
+    """Without these the test above would prove less than it says."""
+    content = json.loads((shared_data / "coco_by" / "val.json").read_text())
+    assert sum(a["iscrowd"] for a in content["annotations"]) >= 5
+    areas = np.array([a["area"] for a in content["annotations"]])
+    assert np.histogram(areas, [0, 32**2, 96**2, 1e9])[0].min() > 50
+
+
+@pytest.mark.parametrize("name", ["trash10", "coco_by"])
+def test_ground_truth_as_detections_is_perfect(shared_data, name):
+    dataset = open_dataset(shared_data / name, "val")
+    assert dataset.category_ids != list(range(1, len(dataset.category_ids) + 1))
+    evaluator = evaluator_of(dataset)
+    for index in range(len(dataset)):
+        target = dataset.target(index)
+        target["scores"] = torch.ones(len(target["labels"]))
+        evaluator.update([target.pop("image_id")], [target])
+    metrics = evaluator.compute()
+    assert metrics.stats["AP"] == pytest.approx(1, abs=1e-12)
+    assert metrics.stats["AR100"] == 1
+    assert {round(row.AP, 12) for row in metrics.per_class if row.n_gt} == {1}
+
+
+def detection(*rows):
+    """Rows of x1, y1, x2, y2, score, label."""
+    rows = torch.tensor(rows, dtype=torch.float64).reshape(-1, 6)
+    return {"boxes": rows[:, :4], "scores": rows[:, 4], "labels": rows[:, 5].long()}
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Three images, three categories of which "none" has no object; every id starts at 0."""
+    square = {"area": 100, "iscrowd": 0}
+    content = {
+        "images": [
+            {"id": i, "file_name": f"{i}.png", "width": 100, "height": 100} for i in (2, 0, 1)
+        ],
+        "categories": [{"id": 7, "name": "b"}, {"id": 0, "name": "a"}, {"id": 3, "name": "none"}],
+        "annotations": [
+            {"id": 0, "image_id": 0, "category_id": 0, "bbox": [0, 0, 10, 10], **square},
+            {"id": 1, "image_id": 0, "category_id": 7, "bbox": [20, 0, 10, 10], **square},
+            {"id": 2, "image_id": 2, "category_id": 7, "bbox": [40, 0, 10, 10], **square},
+        ],
+    }
+    path = tmp_path / "val.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+PERFECT = {
+    0: detection([0, 0, 10, 10, 0.9, 1], [20, 0, 30, 10, 0.8, 3]),
+    1: detection(),
+    2: detection([40, 0, 50, 10, 0.7, 3]),
+}
+
+
+def test_a_class_without_objects_is_left_out_of_the_mean(file):
+    evaluator = CocoEvaluator(file, [0, 3, 7])
+    evaluator.update([*PERFECT], [*PERFECT.values()])
+    metrics = evaluator.compute()
+    assert [tuple(row) for row in metrics.per_class] == [
+        ("a", pytest.approx(1), pytest.approx(1), 1),
+        ("none", -1, -1, 0),
+        ("b", pytest.approx(1), pytest.approx(1), 2),
+    ]
+    assert metrics.stats["AP"] == pytest.approx(1)
+    assert metrics.stats["APl"] == -1
+    assert set(metrics.pr_curves) == {"a", "b"}
+
+
+def test_annotation_id_0_counts_here_though_not_in_pycocotools(file):
+    results = coco_results([*PERFECT], [*PERFECT.values()], [0, 3, 7])
+    assert pycocotools_evaluation(file, results).stats[0] == pytest.approx(0.5)
+    content = json.loads(file.read_text())
+    for annotation in content["annotations"]:
+        annotation["id"] += 1
+    file.write_text(json.dumps(content))
+    assert pycocotools_evaluation(file, results).stats[0] == pytest.approx(1)
+
+
+def test_no_detection_at_all(file):
+    evaluator = CocoEvaluator(file, [0, 3, 7])
+    evaluator.update([0, 1, 2], [detection()] * 3)
+    metrics = evaluator.compute()
+    assert metrics.stats["AP"] == 0
+    assert [row.AP for row in metrics.per_class] == [0, -1, 0]
+
+
+def test_no_object_at_all(file):
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "annotations": []}))
+    evaluator = CocoEvaluator(file, [0, 3, 7])
+    evaluator.update([0, 2], [PERFECT[0], PERFECT[2]])
+    metrics = evaluator.compute()
+    assert set(metrics.stats.values()) == {-1}
+    assert metrics.pr_curves == {}
+
+
+def test_a_part_of_the_images_is_scored_as_that_part(file):
+    evaluator = CocoEvaluator(file, [0, 3, 7])
+    evaluator.update([2], [PERFECT[2]])
+    metrics = evaluator.compute()
+    assert metrics.stats["AP"] == pytest.approx(1)
+    assert [row.n_gt for row in metrics.per_class] == [0, 0, 1]
+    assert (metrics.images, metrics.images_in_file) == (1, 3)
+    evaluator.update([0], [detection()])
+    assert evaluator.compute().stats["AP"] == pytest.approx(51 / 101 / 2)  # "a": 0, "b": half found
+
+
+def test_reset_forgets(file):
+    evaluator = CocoEvaluator(file, [0, 3, 7])
+    evaluator.update([0], [detection([50, 50, 60, 60, 1, 1])])
+    evaluator.reset()
+    with pytest.raises(ValueError, match="no image was given"):
+        evaluator.compute()
+    evaluator.update([*PERFECT], [*PERFECT.values()])
+    assert evaluator.compute().stats["AP"] == pytest.approx(1)
+
+
+def test_wrong_updates(file):
+    evaluator = CocoEvaluator(file, [0, 3, 7])
+    with pytest.raises(ValueError, match=r"val\.json: no image with id 9"):
+        evaluator.update([9], [detection()])
+    evaluator.update([1], [detection()])
+    with pytest.raises(ValueError, match="image id 1 was given to the evaluator twice"):
+        evaluator.update([1], [detection()])
+    with pytest.raises(ValueError, match="2 image ids but 1 detections"):
+        evaluator.update([0, 2], [detection()])
+    for label in (0, 4, -1):
+        with pytest.raises(ValueError, match=r"image id 0: labels must be 1\.\.3"):
+            evaluator.update([0], [detection([0, 0, 1, 1, 1, label])])
+    for value in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="image id 0: a detection's box or score is not fin"):
+            evaluator.update([0], [detection([0, 0, value, 1, 1, 1])])
+        with pytest.raises(ValueError, match="image id 0: a detection's box or score is not fin"):
+            evaluator.update([0], [detection([0, 0, 1, 1, value, 1])])
+    with pytest.raises(ValueError, match="image id 0: 1 boxes, 2 scores, 1 labels"):
+        evaluator.update([0], [{**detection([0, 0, 1, 1, 1, 1]), "scores": torch.ones(2)}])
+    with pytest.raises(ValueError, match=r"val\.json: no category with id 5"):
+        CocoEvaluator(file, [0, 5, 7])
+
+
+def test_results_are_json_in_the_files_own_ids():
+    results = coco_results([4, 8], [detection([1, 2, 4, 8, 0.5, 2]), detection()], [10, 30])
+    assert json.loads(json.dumps(results)) == [
+        {"image_id": 4, "category_id": 30, "bbox": [1, 2, 3, 6], "score": 0.5}
+    ]
