@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Detectors on a fixed-shape core: torchvision's conventions outside, padded batches inside."""
+
+from collections.abc import Callable
+
+from fastdet.models.batch import Batch, Detections
+from fastdet.models.detector import Detector
+from fastdet.models.faster_rcnn import FasterRCNN, faster_rcnn
+from fastdet.models.retinanet import RetinaNet, retinanet
+
+MODELS: dict[str, Callable[..., Detector]] = {
+    "faster_rcnn": faster_rcnn,
+    "retinanet": retinanet,
+}
+
+__all__ = [
+    "MODELS",
+    "Batch",
+    "Detections",
+    "Detector",
+    "FasterRCNN",
+    "RetinaNet",
+    "faster_rcnn",
+    "retinanet",
+]

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Backbones: a timm network that yields feature maps, with a feature pyramid on top.
+
+Any timm model that has `features_only` and strides of 4, 8, 16 and 32 in its last four stages will
+do. From scratch everything trains, with ordinary BatchNorm; pretrained, the first stages and all
+BatchNorms are frozen, as in torchvision.
+"""
+
+from typing import Any
+
+import timm
+from timm.layers import freeze_batch_norm_2d  # type: ignore[attr-defined]
+from torch import Tensor, nn
+
+from fastdet.models.necks import FeaturePyramidNetwork
+
+STRIDES = (4, 8, 16, 32)
+
+
+class BackboneWithFPN(nn.Module):
+    """A body that yields feature maps of strides 4, 8, 16 and 32, then a feature pyramid.
+
+    Args:
+        body: (B, 3, H, W) -> four feature maps, finest first.
+        fpn: takes the last maps of the body, as many as it has inputs.
+    """
+
+    def __init__(self, body: nn.Module, fpn: FeaturePyramidNetwork) -> None:
+        super().__init__()
+        self.body = body
+        self.fpn = fpn
+        self.strides = STRIDES[-len(fpn.inner_blocks) :]
+        self.out_channels = fpn.out_channels
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> L maps (B, out_channels, H_l, W_l), finest first."""
+        return self.fpn(self.body(images)[-len(self.strides) :])
+
+
+def timm_body(
+    name: str,
+    *,
+    pretrained: bool = False,
+    trainable_layers: int | None = None,
+    frozen_batch_norm: bool | None = None,
+) -> tuple[nn.Module, list[int]]:
+    """The last four stages of a timm model, as a module that returns a list of feature maps.
+
+    Args:
+        name: timm's model name, e.g. "resnet18".
+        pretrained: timm's weights, downloaded at the first use.
+        trainable_layers: how many of the stem and the four stages stay trainable, counted from the
+            last stage, in 0 .. 5. None is 3 when pretrained and otherwise 5.
+        frozen_batch_norm: BatchNorm with fixed statistics and weights. None: only when pretrained.
+
+    Returns:
+        The module and the channels of its four maps.
+
+    Raises:
+        ValueError: other strides than 4, 8, 16 and 32, or trainable_layers out of range.
+
+    Follows torchvision's _resnet_fpn_extractor and _validate_trainable_layers.
+    """
+    body: Any = timm.create_model(
+        name, pretrained=pretrained, features_only=True, out_indices=(-4, -3, -2, -1)
+    )
+    strides = tuple(body.feature_info.reduction())
+    if strides != STRIDES:
+        raise ValueError(f"backbone {name!r}: expected strides {STRIDES}, got {strides}")
+    if not pretrained:
+        _start_batch_norms_at_one(body)
+    _freeze_first_layers(
+        body, (3 if pretrained else 5) if trainable_layers is None else trainable_layers
+    )
+    channels = body.feature_info.channels()
+    if pretrained if frozen_batch_norm is None else frozen_batch_norm:
+        body = freeze_batch_norm_2d(body)
+    return body, channels
+
+
+def _start_batch_norms_at_one(body: nn.Module) -> None:
+    """Undoes timm's zero start of each residual branch's last BatchNorm: torchvision has one."""
+    for module in body.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.affine:
+            nn.init.ones_(module.weight)
+
+
+def _freeze_first_layers(body: Any, trainable_layers: int) -> None:
+    """Freezes the stem and the first stages, so that `trainable_layers` of those five remain."""
+    if not 0 <= trainable_layers <= 5:
+        raise ValueError(f"trainable_layers: expected 0 .. 5, got {trainable_layers}")
+    if trainable_layers == 5:
+        return
+    if not hasattr(body, "return_layers"):
+        raise ValueError(f"{type(body).__name__} has no stages to freeze: use trainable_layers=5")
+    ends = list(body.return_layers)  # the child module that each stage ends with
+    stage = 0  # the stem
+    for name, module in body.named_children():
+        stage = max(stage, 1 + ends.index(name)) if name in ends else stage
+        if stage < 5 - trainable_layers:
+            module.requires_grad_(False)

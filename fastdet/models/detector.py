@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What every detector is: torchvision's interface outside, a fixed-shape core inside.
+
+A family gives `losses`, `detect` and `losses_and_detections` on a Batch; the border is the same.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import overload
+
+from torch import Tensor, nn
+
+from fastdet.models.batch import Batch, Detections, image_sizes, pad, restore
+
+
+class Detector(nn.Module):
+    """The border around a fixed-shape core.
+
+    Args:
+        num_classes: with background, which is 0.
+        min_size, max_size, size_divisor: see `pad`.
+        loss_weights: the factor of each loss, by name.
+
+    Raises:
+        ValueError: less than 2 classes, or a size_divisor that the strides do not divide.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        min_size: int,
+        max_size: int,
+        size_divisor: int,
+        loss_weights: Mapping[str, float],
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(
+                f"num_classes: expected background and at least one, got {num_classes}"
+            )
+        if size_divisor < 32 or size_divisor % 32:
+            raise ValueError(f"size_divisor: expected a multiple of 32, got {size_divisor}")
+        self.num_classes = num_classes
+        self.min_size = min_size
+        self.max_size = max_size
+        self.size_divisor = size_divisor
+        self.loss_weights = dict(loss_weights)
+
+    @overload
+    def forward(
+        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]
+    ) -> dict[str, Tensor]: ...
+    @overload
+    def forward(
+        self, images: Sequence[Tensor], targets: None = None
+    ) -> list[dict[str, Tensor]]: ...
+    def forward(
+        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Losses in training mode, detections otherwise.
+
+        Args:
+            images: tensors (3, H, W), floating point in [0, 1], each of its own size.
+            targets: for each image boxes (G, 4) xyxy in its pixels and labels (G,) int64 in
+                1 .. num_classes - 1. Needed in training, unused otherwise.
+
+        Returns:
+            Named losses; or for each image boxes (K, 4) in its pixels, labels (K,) and scores (K,),
+            highest score first.
+
+        Raises:
+            TypeError, ValueError: naming the image and what was expected.
+        """
+        if self.training:
+            if targets is None:
+                raise ValueError("targets: expected one for each image in training mode, got None")
+            return self.losses(self.pad(images, targets))
+        batch = self.pad(images)
+        return restore(self.detect(batch), batch.sizes, image_sizes(images)).to_list()
+
+    def pad(
+        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
+    ) -> Batch:
+        """Images and targets as this model's core takes them; see `fastdet.models.batch.pad`."""
+        return pad(
+            images,
+            targets,
+            num_classes=self.num_classes,
+            min_size=self.min_size,
+            max_size=self.max_size,
+            size_divisor=self.size_divisor,
+        )
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Named scalar losses, weighted; their sum is what to minimise."""
+        raise NotImplementedError
+
+    def detect(self, batch: Batch) -> Detections:
+        """Detections in the padded batch's pixels; the ground truth is not read."""
+        raise NotImplementedError
+
+    def losses_and_detections(self, batch: Batch) -> tuple[dict[str, Tensor], Detections]:
+        """Both from one run of the backbone: what a validation step needs."""
+        raise NotImplementedError
+
+    def _weighted(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: loss * self.loss_weights[name] for name, loss in losses.items()}

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Faster R-CNN with a feature pyramid: proposals first, then their classes and exact boxes.
+
+Definitions, defaults, loss names and parameter names are torchvision's
+(models/detection/faster_rcnn.py). Papers: https://arxiv.org/abs/1506.01497 and
+https://arxiv.org/abs/1612.03144.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastdet.models.anchors import Anchors, cell_anchors
+from fastdet.models.backbones import BackboneWithFPN, timm_body
+from fastdet.models.batch import Batch, Detections
+from fastdet.models.detector import Detector
+from fastdet.models.necks import FeaturePyramidNetwork, LastLevelMaxPool
+from fastdet.models.roi_heads import RoIHeads
+from fastdet.models.rpn import RegionProposalNetwork
+
+
+class FirstStage(NamedTuple):
+    """What the second stage and the losses take from the first."""
+
+    features: list[Tensor]  # L x (B, C, H_l, W_l)
+    objectness: Tensor  # (B, A)
+    deltas: Tensor  # (B, A, 4)
+    anchors: Anchors
+    proposals: Tensor  # (B, P, 4)
+    counts: Tensor  # (B,)
+
+
+class FasterRCNN(Detector):
+    """Faster R-CNN on a backbone that yields a feature pyramid.
+
+    Args:
+        backbone: images -> pyramid, whose last level comes from LastLevelMaxPool.
+        num_classes: with background, which is 0.
+        anchor_sizes: square root of the anchors' area in pixels, for each level.
+        representation_size: width of the box head.
+        loss_*_weight: the factor of each loss.
+        others: see `pad`, RegionProposalNetwork (rpn_*) and RoIHeads (box_*).
+    """
+
+    def __init__(
+        self,
+        backbone: BackboneWithFPN,
+        num_classes: int,
+        *,
+        min_size: int = 800,
+        max_size: int = 1333,
+        size_divisor: int = 32,
+        anchor_sizes: Sequence[float] = (32, 64, 128, 256, 512),
+        rpn_pre_nms_top_n_train: int = 2000,
+        rpn_pre_nms_top_n_test: int = 1000,
+        rpn_post_nms_top_n_train: int = 2000,
+        rpn_post_nms_top_n_test: int = 1000,
+        rpn_nms_thresh: float = 0.7,
+        rpn_fg_iou_thresh: float = 0.7,
+        rpn_bg_iou_thresh: float = 0.3,
+        rpn_batch_size_per_image: int = 256,
+        rpn_positive_fraction: float = 0.5,
+        rpn_score_thresh: float = 0.0,
+        representation_size: int = 1024,
+        box_score_thresh: float = 0.05,
+        box_nms_thresh: float = 0.5,
+        box_detections_per_img: int = 100,
+        box_fg_iou_thresh: float = 0.5,
+        box_bg_iou_thresh: float = 0.5,
+        box_batch_size_per_image: int = 512,
+        box_positive_fraction: float = 0.25,
+        bbox_reg_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0),
+        loss_objectness_weight: float = 1.0,
+        loss_rpn_box_reg_weight: float = 1.0,
+        loss_classifier_weight: float = 1.0,
+        loss_box_reg_weight: float = 1.0,
+    ) -> None:
+        super().__init__(
+            num_classes,
+            min_size=min_size,
+            max_size=max_size,
+            size_divisor=size_divisor,
+            loss_weights={
+                "loss_classifier": loss_classifier_weight,
+                "loss_box_reg": loss_box_reg_weight,
+                "loss_objectness": loss_objectness_weight,
+                "loss_rpn_box_reg": loss_rpn_box_reg_weight,
+            },
+        )
+        self.backbone = backbone
+        self.rpn = RegionProposalNetwork(
+            backbone.out_channels,
+            cell_anchors([(size,) for size in anchor_sizes]),
+            fg_iou_thresh=rpn_fg_iou_thresh,
+            bg_iou_thresh=rpn_bg_iou_thresh,
+            batch_size_per_image=rpn_batch_size_per_image,
+            positive_fraction=rpn_positive_fraction,
+            pre_nms_top_n=(rpn_pre_nms_top_n_train, rpn_pre_nms_top_n_test),
+            post_nms_top_n=(rpn_post_nms_top_n_train, rpn_post_nms_top_n_test),
+            nms_thresh=rpn_nms_thresh,
+            score_thresh=rpn_score_thresh,
+        )
+        self.roi_heads = RoIHeads(
+            backbone.out_channels,
+            backbone.strides,
+            num_classes,
+            representation_size=representation_size,
+            fg_iou_thresh=box_fg_iou_thresh,
+            bg_iou_thresh=box_bg_iou_thresh,
+            batch_size_per_image=box_batch_size_per_image,
+            positive_fraction=box_positive_fraction,
+            bbox_reg_weights=bbox_reg_weights,
+            score_thresh=box_score_thresh,
+            nms_thresh=box_nms_thresh,
+            detections_per_img=box_detections_per_img,
+        )
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """loss_classifier, loss_box_reg, loss_objectness and loss_rpn_box_reg."""
+        return self._losses(self._first_stage(batch), batch)
+
+    def detect(self, batch: Batch) -> Detections:
+        """Detections in the padded batch's pixels; the ground truth is not read."""
+        return self._detect(self._first_stage(batch), batch)
+
+    def losses_and_detections(self, batch: Batch) -> tuple[dict[str, Tensor], Detections]:
+        """Both from one run of the first stage, with the mode's number of proposals."""
+        first = self._first_stage(batch)
+        return self._losses(first, batch), self._detect(first, batch)
+
+    def _first_stage(self, batch: Batch) -> FirstStage:
+        features = self.backbone(batch.images)
+        objectness, deltas, anchors = self.rpn(batch.images, features)
+        found = self.rpn.proposals(objectness, deltas, anchors, batch.sizes)
+        return FirstStage(features, objectness, deltas, anchors, found.boxes, found.counts)
+
+    def _losses(self, first: FirstStage, batch: Batch) -> dict[str, Tensor]:
+        box = self.roi_heads.losses(first.features, first.proposals, first.counts, batch)
+        rpn = self.rpn.losses(first.objectness, first.deltas, first.anchors, batch)
+        return self._weighted(box | rpn)
+
+    def _detect(self, first: FirstStage, batch: Batch) -> Detections:
+        return self.roi_heads.detect(first.features, first.proposals, first.counts, batch.sizes)
+
+
+def faster_rcnn(
+    backbone: str = "resnet50",
+    num_classes: int = 91,
+    *,
+    pretrained_backbone: bool = False,
+    trainable_backbone_layers: int | None = None,
+    frozen_batch_norm: bool | None = None,
+    fpn_channels: int = 256,
+    **numbers: Any,
+) -> FasterRCNN:
+    """A Faster R-CNN with a timm backbone and a feature pyramid.
+
+    Args:
+        backbone: timm's model name.
+        num_classes: with background, which is 0.
+        pretrained_backbone: timm's weights, downloaded at the first use.
+        trainable_backbone_layers: see `timm_body`.
+        frozen_batch_norm: see `timm_body`.
+        fpn_channels: width of the pyramid and the RPN.
+        numbers: FasterRCNN's keyword arguments, min_size and max_size among them.
+    """
+    body, channels = timm_body(
+        backbone,
+        pretrained=pretrained_backbone,
+        trainable_layers=trainable_backbone_layers,
+        frozen_batch_norm=frozen_batch_norm,
+    )
+    fpn = FeaturePyramidNetwork(channels, fpn_channels, LastLevelMaxPool())
+    model = FasterRCNN(BackboneWithFPN(body, fpn), num_classes, **numbers)
+    return model.to(memory_format=torch.channels_last)

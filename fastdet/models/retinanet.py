@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""RetinaNet: one stage, a class and a box for every anchor, trained with the focal loss.
+
+Definitions, defaults, loss names and parameter names are torchvision's
+(models/detection/retinanet.py), the column of class 0 included, which is never a target. Paper:
+https://arxiv.org/abs/1708.02002. Detection reads the logits once: it selects the anchors by their
+best class first and looks at all classes of those only.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastdet.models.anchors import (
+    Anchors,
+    cell_anchors,
+    in_anchor_order,
+    pyramid_anchors,
+    top_of_each_level,
+)
+from fastdet.models.backbones import BackboneWithFPN, timm_body
+from fastdet.models.batch import Batch, Detections, take_rows
+from fastdet.models.detector import Detector
+from fastdet.models.necks import FeaturePyramidNetwork, LastLevelP6P7
+from fastdet.models.postprocess import suppress
+from fastdet.ops import decode_boxes, encode_boxes, match_anchors, sigmoid_focal_loss
+
+
+class Outputs(NamedTuple):
+    """What the head says of each anchor."""
+
+    logits: Tensor  # (B, A, C)
+    deltas: Tensor  # (B, A, 4)
+    anchors: Anchors
+
+
+def _tower(channels: int) -> nn.Sequential:
+    """Four 3x3 convolutions with ReLU."""
+    tower = nn.Sequential(
+        *(
+            nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True))
+            for _ in range(4)
+        )
+    )
+    for layer in tower.modules():
+        if isinstance(layer, nn.Conv2d):
+            _init_conv(layer)
+    return tower
+
+
+def _init_conv(conv: nn.Conv2d, bias: float = 0.0) -> nn.Conv2d:
+    nn.init.normal_(conv.weight, std=0.01)
+    nn.init.constant_(conv.bias, bias)  # type: ignore[arg-type]
+    return conv
+
+
+class RetinaNetClassificationHead(nn.Module):
+    """A logit for each anchor and class, the same weights at all levels."""
+
+    prior_probability = 0.01  # of an object at the start: the focal loss needs rare positives
+
+    def __init__(self, in_channels: int, num_anchors: int, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.conv = _tower(in_channels)
+        self.cls_logits = _init_conv(
+            nn.Conv2d(in_channels, num_anchors * num_classes, 3, padding=1),
+            bias=-math.log((1 - self.prior_probability) / self.prior_probability),
+        )
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Pyramid -> (B, A, num_classes), in anchor order."""
+        return in_anchor_order([self.cls_logits(self.conv(x)) for x in features], self.num_classes)
+
+
+class RetinaNetRegressionHead(nn.Module):
+    """Box deltas for each anchor, the same weights at all levels."""
+
+    def __init__(self, in_channels: int, num_anchors: int) -> None:
+        super().__init__()
+        self.conv = _tower(in_channels)
+        self.bbox_reg = _init_conv(nn.Conv2d(in_channels, num_anchors * 4, 3, padding=1))
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Pyramid -> (B, A, 4), in anchor order."""
+        return in_anchor_order([self.bbox_reg(self.conv(x)) for x in features], 4)
+
+
+class RetinaNetHead(nn.Module):
+    """Classification and regression of every anchor, by two towers of their own."""
+
+    def __init__(self, in_channels: int, num_anchors: int, num_classes: int) -> None:
+        super().__init__()
+        self.classification_head = RetinaNetClassificationHead(
+            in_channels, num_anchors, num_classes
+        )
+        self.regression_head = RetinaNetRegressionHead(in_channels, num_anchors)
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Pyramid -> logits (B, A, num_classes) and deltas (B, A, 4)."""
+        return self.classification_head(features), self.regression_head(features)
+
+
+class RetinaNet(Detector):
+    """RetinaNet on a backbone that yields a feature pyramid of levels 3 to 7.
+
+    Args:
+        backbone: images -> pyramid, whose last two levels come from LastLevelP6P7.
+        num_classes: with background, which is 0.
+        min_size, max_size, size_divisor: see `pad`.
+        anchor_sizes: the smallest anchor's square root of area for each level, in pixels; two
+            more sizes follow it, 2^(1/3) and 2^(2/3) times as large.
+        score_thresh: a detection's probability is above it.
+        nms_thresh: IoU above which a detection suppresses another of its class.
+        detections_per_img: D.
+        topk_candidates: pairs of anchor and class at each level that reach the suppression.
+        fg_iou_thresh, bg_iou_thresh: an anchor is positive from the first IoU with a box on, and
+            background below the second.
+        *_weight: the factor of each loss.
+    """
+
+    def __init__(
+        self,
+        backbone: BackboneWithFPN,
+        num_classes: int,
+        *,
+        min_size: int = 800,
+        max_size: int = 1333,
+        size_divisor: int = 32,
+        anchor_sizes: Sequence[float] = (32, 64, 128, 256, 512),
+        score_thresh: float = 0.05,
+        nms_thresh: float = 0.5,
+        detections_per_img: int = 300,
+        fg_iou_thresh: float = 0.5,
+        bg_iou_thresh: float = 0.4,
+        topk_candidates: int = 1000,
+        classification_weight: float = 1.0,
+        bbox_regression_weight: float = 1.0,
+    ) -> None:
+        super().__init__(
+            num_classes,
+            min_size=min_size,
+            max_size=max_size,
+            size_divisor=size_divisor,
+            loss_weights={
+                "classification": classification_weight,
+                "bbox_regression": bbox_regression_weight,
+            },
+        )
+        self.backbone = backbone
+        self.cells = cell_anchors(
+            [(x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in anchor_sizes]
+        )
+        self.head = RetinaNetHead(backbone.out_channels, len(self.cells[0]), num_classes)
+        self.score_thresh = score_thresh
+        self.nms_thresh = nms_thresh
+        self.detections_per_img = detections_per_img
+        self.fg_iou_thresh = fg_iou_thresh
+        self.bg_iou_thresh = bg_iou_thresh
+        self.topk_candidates = topk_candidates
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses named classification and bbox_regression."""
+        return self._losses(self._outputs(batch), batch)
+
+    def detect(self, batch: Batch) -> Detections:
+        """Detections in the padded batch's pixels; the ground truth is not read."""
+        return self._detect(self._outputs(batch), batch)
+
+    def losses_and_detections(self, batch: Batch) -> tuple[dict[str, Tensor], Detections]:
+        """Both from one run of the backbone and the head."""
+        outputs = self._outputs(batch)
+        return self._losses(outputs, batch), self._detect(outputs, batch)
+
+    def _outputs(self, batch: Batch) -> Outputs:
+        features = self.backbone(batch.images)
+        logits, deltas = self.head(features)
+        return Outputs(logits, deltas, pyramid_anchors(batch.images, features, self.cells))
+
+    def _losses(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """Each a mean over images of a sum over anchors, divided by the image's positives.
+
+        Follows torchvision's compute_loss of the two heads.
+        """
+        match, _ = match_anchors(
+            outputs.anchors.boxes,
+            batch.gt_boxes,
+            batch.gt_counts,
+            self.fg_iou_thresh,
+            self.bg_iou_thresh,
+            low_quality="anchor_best",
+        )  # (B, A)
+        positive = match >= 0
+        counts = positive.sum(dim=1).clamp(min=1)  # (B,)
+        # Negative matches are the focal loss's own signs: -1 background, -2 ignored.
+        labels = take_rows(batch.gt_labels, match).where(positive, match)
+        focal = sigmoid_focal_loss(outputs.logits, labels)  # (B, A, C)
+        # Targets of other anchors may be NaN, so they are replaced and not multiplied by zero.
+        targets = encode_boxes(take_rows(batch.gt_boxes, match), outputs.anchors.boxes)
+        deltas = outputs.deltas.float()
+        targets = targets.where(positive[..., None], deltas.detach())
+        boxes = F.l1_loss(deltas, targets, reduction="none")  # (B, A, 4)
+        return self._weighted(
+            {
+                "classification": (focal.sum(dim=(1, 2)) / counts).mean(),
+                "bbox_regression": (boxes.sum(dim=(1, 2)) / counts).mean(),
+            }
+        )
+
+    def _detect(self, outputs: Outputs, batch: Batch) -> Detections:
+        """Follows torchvision's postprocess_detections."""
+        logits, index, labels = self._candidates(outputs)
+        boxes = decode_boxes(
+            take_rows(outputs.deltas, index).float(),
+            outputs.anchors.boxes[index],
+            sizes=batch.sizes,
+        )
+        scores = logits.sigmoid()
+        valid = (scores > self.score_thresh) & (logits > -torch.inf)
+        return suppress(boxes, scores, labels, valid, self.nms_thresh, self.detections_per_img)
+
+    def _candidates(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
+        """The best pairs of anchor and class at each level.
+
+        A pair among a level's best k lies on an anchor whose best class is among the level's best
+        k anchors, so the classes of all other anchors need not be looked at.
+
+        Returns:
+            Logits, anchor indices and labels, each (B, L * k); -inf where a level has less than k.
+        """
+        best, anchor = top_of_each_level(
+            outputs.logits.amax(dim=2).float(), outputs.anchors, self.topk_candidates
+        )  # (B, L, k)
+        logits = take_rows(outputs.logits, anchor.flatten(1)).float()
+        logits = logits.masked_fill((best == -torch.inf).flatten(1)[..., None], -torch.inf)
+        logits = logits.view(*best.shape[:2], -1)  # (B, L, k * C)
+        k = min(self.topk_candidates, logits.shape[2])
+        logits, pair = logits.topk(k, dim=2)
+        anchor = anchor.gather(2, pair // self.num_classes)
+        return logits.flatten(1), anchor.flatten(1), (pair % self.num_classes).flatten(1)
+
+
+def retinanet(
+    backbone: str = "resnet50",
+    num_classes: int = 91,
+    *,
+    pretrained_backbone: bool = False,
+    trainable_backbone_layers: int | None = None,
+    frozen_batch_norm: bool | None = None,
+    fpn_channels: int = 256,
+    **numbers: Any,
+) -> RetinaNet:
+    """A RetinaNet with a timm backbone and a feature pyramid of levels 3 to 7.
+
+    Args:
+        backbone: timm's model name.
+        num_classes: with background, which is 0.
+        pretrained_backbone: timm's weights, downloaded at the first use.
+        trainable_backbone_layers: see `timm_body`.
+        frozen_batch_norm: see `timm_body`.
+        fpn_channels: width of the pyramid and the head.
+        numbers: RetinaNet's keyword arguments, min_size and max_size among them.
+    """
+    body, channels = timm_body(
+        backbone,
+        pretrained=pretrained_backbone,
+        trainable_layers=trainable_backbone_layers,
+        frozen_batch_norm=frozen_batch_norm,
+    )
+    fpn = FeaturePyramidNetwork(
+        channels[1:], fpn_channels, LastLevelP6P7(fpn_channels, fpn_channels)
+    )
+    model = RetinaNet(BackboneWithFPN(body, fpn), num_classes, **numbers)
+    return model.to(memory_format=torch.channels_last)

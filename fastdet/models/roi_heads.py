@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The second stage of Faster R-CNN: what each proposal shows, and where exactly it lies.
+
+Definitions are torchvision's (models/detection/roi_heads.py), on padded batches. In training the
+ground truth joins the proposals, so that there is a positive from the first step on.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastdet.models.batch import Batch, Detections, row_mask, rows_in_use, take_rows
+from fastdet.models.losses import box_regression_loss
+from fastdet.models.postprocess import has_sides, suppress
+from fastdet.ops import (
+    decode_boxes,
+    encode_boxes,
+    match_anchors,
+    multiscale_roi_align,
+    sample_matches,
+)
+
+
+class TwoMLPHead(nn.Module):
+    """Two linear layers over the pooled features."""
+
+    def __init__(self, in_features: int, representation_size: int) -> None:
+        super().__init__()
+        self.fc6 = nn.Linear(in_features, representation_size)
+        self.fc7 = nn.Linear(representation_size, representation_size)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(B, K, C, h, w) -> (B, K, representation_size)."""
+        return F.relu(self.fc7(F.relu(self.fc6(pooled.flatten(2)))))
+
+
+class FastRCNNPredictor(nn.Module):
+    """Class logits, and box deltas for each class."""
+
+    def __init__(self, in_features: int, num_classes: int) -> None:
+        super().__init__()
+        self.cls_score = nn.Linear(in_features, num_classes)
+        self.bbox_pred = nn.Linear(in_features, num_classes * 4)
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, K, in_features) -> logits (B, K, C) and deltas (B, K, C, 4)."""
+        return self.cls_score(hidden), self.bbox_pred(hidden).unflatten(2, (-1, 4))
+
+
+class RoIHeads(nn.Module):
+    """Classifies and refines proposals.
+
+    Args:
+        in_channels: of the pyramid's levels.
+        strides: of the levels to pool from, the pyramid's first.
+        num_classes: with background, which is 0.
+        representation_size: width of the two linear layers.
+        fg_iou_thresh, bg_iou_thresh: a proposal is positive from the first IoU with a box on, and
+            background below the second.
+        batch_size_per_image, positive_fraction: proposals sampled for the losses.
+        bbox_reg_weights: factors of the deltas (x, y, w, h).
+        score_thresh: a detection's probability is above it.
+        nms_thresh: IoU above which a detection suppresses another of its class.
+        detections_per_img: D.
+    """
+
+    output_size = (7, 7)
+    sampling_ratio = 2
+    min_size = 1e-2  # pixels; torchvision's for detections
+
+    def __init__(
+        self,
+        in_channels: int,
+        strides: Sequence[int],
+        num_classes: int,
+        *,
+        representation_size: int,
+        fg_iou_thresh: float,
+        bg_iou_thresh: float,
+        batch_size_per_image: int,
+        positive_fraction: float,
+        bbox_reg_weights: tuple[float, float, float, float],
+        score_thresh: float,
+        nms_thresh: float,
+        detections_per_img: int,
+    ) -> None:
+        super().__init__()
+        bins = self.output_size[0] * self.output_size[1]
+        self.box_head = TwoMLPHead(in_channels * bins, representation_size)
+        self.box_predictor = FastRCNNPredictor(representation_size, num_classes)
+        self.scales = [1 / stride for stride in strides]
+        self.fg_iou_thresh = fg_iou_thresh
+        self.bg_iou_thresh = bg_iou_thresh
+        self.batch_size_per_image = batch_size_per_image
+        self.positive_fraction = positive_fraction
+        self.bbox_reg_weights = bbox_reg_weights
+        self.score_thresh = score_thresh
+        self.nms_thresh = nms_thresh
+        self.detections_per_img = detections_per_img
+
+    def forward(
+        self, features: Sequence[Tensor], proposals: Tensor, counts: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Pyramid, proposals (B, K, 4), counts (B,) -> logits (B, K, C), deltas (B, K, C, 4)."""
+        pooled = multiscale_roi_align(
+            list(features[: len(self.scales)]),
+            proposals,
+            counts,
+            self.output_size,
+            self.scales,
+            sampling_ratio=self.sampling_ratio,
+        )
+        return self.box_predictor(self.box_head(pooled))
+
+    def sample(
+        self, proposals: Tensor, counts: Tensor, batch: Batch
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Proposals and ground truth to learn from: positives, then background, then padding.
+
+        Args:
+            proposals: (B, P, 4) xyxy.
+            counts: (B,) int64.
+            batch: with its ground truth.
+
+        Returns:
+            boxes (B, S, 4), the gt row that each one matches (B, S) int64, negative for
+            background, and whether each is real (B, S) bool, a prefix of each image's rows.
+
+        Follows torchvision's select_training_samples.
+        """
+        boxes = torch.cat((proposals, batch.gt_boxes), dim=1)
+        real = torch.cat(
+            (
+                row_mask(counts, proposals.shape[1]),
+                row_mask(batch.gt_counts, batch.gt_boxes.shape[1]),
+            ),
+            dim=1,
+        )
+        match, _ = match_anchors(
+            boxes,
+            batch.gt_boxes,
+            batch.gt_counts,
+            self.fg_iou_thresh,
+            self.bg_iou_thresh,
+            low_quality="none",
+        )
+        match = match.where(real, -2)
+        sampled, valid = sample_matches(match, self.batch_size_per_image, self.positive_fraction)
+        rows = rows_in_use(valid.sum(dim=1), sampled.shape[1])
+        sampled, valid = sampled[:, :rows], valid[:, :rows]
+        return take_rows(boxes, sampled), match.gather(1, sampled), valid
+
+    def losses(
+        self, features: Sequence[Tensor], proposals: Tensor, counts: Tensor, batch: Batch
+    ) -> dict[str, Tensor]:
+        """loss_classifier and loss_box_reg, means over the batch's sampled proposals.
+
+        Follows torchvision's fastrcnn_loss.
+        """
+        boxes, match, valid = self.sample(proposals, counts, batch)
+        positive = valid & (match >= 0)
+        labels = take_rows(batch.gt_labels, match).where(positive, 0)  # (B, S)
+        logits, deltas = self(features, boxes, valid.sum(dim=1))
+        count = valid.sum().clamp(min=1)
+        loss_classifier = F.cross_entropy(
+            logits.flatten(0, 1).float(),
+            labels.where(valid, -100).flatten(),
+            ignore_index=-100,
+            reduction="sum",
+        )
+        own = labels[..., None, None].expand(-1, -1, 1, 4)
+        deltas = deltas.gather(2, own).squeeze(2).float()  # (B, S, 4), of the label's class
+        targets = encode_boxes(take_rows(batch.gt_boxes, match), boxes, self.bbox_reg_weights)
+        loss_box_reg = box_regression_loss(deltas, targets, positive)
+        return {"loss_classifier": loss_classifier / count, "loss_box_reg": loss_box_reg / count}
+
+    def detect(
+        self, features: Sequence[Tensor], proposals: Tensor, counts: Tensor, sizes: Tensor
+    ) -> Detections:
+        """Detections of each image, clipped to its size (B, 2), the best classes of all proposals.
+
+        Follows torchvision's postprocess_detections.
+        """
+        proposals = proposals[:, : rows_in_use(counts, proposals.shape[1])]
+        logits, deltas = self(features, proposals, counts)
+        scores = logits.float().softmax(dim=-1)[:, :, 1:]  # (B, K, C - 1)
+        boxes = decode_boxes(
+            deltas[:, :, 1:].float(), proposals[:, :, None], self.bbox_reg_weights, sizes=sizes
+        )
+        valid = (scores > self.score_thresh) & has_sides(boxes, self.min_size)
+        valid &= row_mask(counts, proposals.shape[1])[..., None]
+        labels = torch.arange(1, logits.shape[2], device=logits.device).expand_as(scores)
+        return suppress(
+            boxes.flatten(1, 2),
+            scores.flatten(1),
+            labels.flatten(1),
+            valid.flatten(1),
+            self.nms_thresh,
+            self.detections_per_img,
+        )
