@@ -1,0 +1,43 @@
+# What a person types. `make demo` and `make test` work on a machine that has never seen fastdet:
+# the environment comes first, by the two commands of the README.
+PYTHON ?= python3
+BIN := .venv/bin
+CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: install demo test bench lint format abi clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml setup.py build_backend.py CMakeLists.txt cmake/cuda.cmake $(CPP)
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -e ".[dev]"
+	touch $@
+
+demo: install
+	$(BIN)/fastdet demo --out demo
+
+# Everything once; then the op tests on each smaller instruction set that the processor has.
+test: install
+	$(BIN)/python -m pytest
+	for isa in $$($(BIN)/python -m tests.smaller_isas); do \
+	  FASTDET_CPU_ISA=$$isa $(BIN)/python -m pytest tests/ops -m "not slow" || exit 1; done
+
+bench: install
+	$(BIN)/python -m benchmarks.op_table
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+abi: install
+	$(BIN)/python tools/abi.py
+
+clean:
+	rm -rf build demo .cache fastdet/*.so .venv/installed

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""torchvision's own detectors on the same timm backbone as ours: the peer of the benchmarks."""
+
+from collections import OrderedDict
+from typing import Any
+
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.ops.feature_pyramid_network import (
+    FeaturePyramidNetwork,
+    LastLevelMaxPool,
+    LastLevelP6P7,
+)
+
+from fastdet.models.backbones import timm_body
+
+
+class Pyramid(nn.Module):
+    """A timm body with torchvision's pyramid, in the form that torchvision's detectors take."""
+
+    def __init__(self, backbone: str, out_channels: int, first_stage: int, extra_blocks: Any):
+        super().__init__()
+        self.body, channels = timm_body(backbone)
+        self.first_stage = first_stage
+        self.fpn = FeaturePyramidNetwork(channels[first_stage:], out_channels, extra_blocks)
+        self.out_channels = out_channels
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        maps = self.body(images)[self.first_stage :]
+        return self.fpn(OrderedDict((str(i), x) for i, x in enumerate(maps)))
+
+
+def faster_rcnn(
+    backbone: str, num_classes: int, *, fpn_channels: int, anchor_sizes: list[int], **numbers: Any
+) -> nn.Module:
+    """torchvision's FasterRCNN; the arguments of fastdet's constructor."""
+    ratios = ((0.5, 1.0, 2.0),) * len(anchor_sizes)
+    return FasterRCNN(
+        Pyramid(backbone, fpn_channels, 0, LastLevelMaxPool()),
+        num_classes,
+        rpn_anchor_generator=AnchorGenerator(tuple((s,) for s in anchor_sizes), ratios),
+        **numbers,
+    )
+
+
+def retinanet(
+    backbone: str, num_classes: int, *, fpn_channels: int, anchor_sizes: list[int], **numbers: Any
+) -> nn.Module:
+    """torchvision's RetinaNet; the arguments of fastdet's constructor."""
+    sizes = tuple((x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in anchor_sizes)
+    ratios = ((0.5, 1.0, 2.0),) * len(sizes)
+    return RetinaNet(
+        Pyramid(backbone, fpn_channels, 1, LastLevelP6P7(fpn_channels, fpn_channels)),
+        num_classes,
+        anchor_generator=AnchorGenerator(sizes, ratios),
+        **numbers,
+    )

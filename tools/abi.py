@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Proves that the libraries, built once, serve every torch: `make abi`.
+
+Looks at the symbols of the libraries as they lie in the package, then runs the op tests with these
+very files under the oldest supported torch, a CPU build and the newest, each in a virtual
+environment of its own below .cache/abi.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "fastdet"
+TORCH_VERSIONS = ("2.11.0", "2.13.0", "2.15.0")
+
+# Everything that a library may need at load time; torch's libraries are loaded already by then.
+ALLOWED_LIBRARIES = (
+    "libtorch.so",
+    "libtorch_cpu.so",
+    "libtorch_cuda.so",
+    "libfastdet_loops.so",
+    "libstdc++.so.6",
+    "libm.so.6",
+    "libgcc_s.so.1",
+    "libc.so.6",
+    "libgomp.so.1",
+    "ld-linux",
+)
+UNSTABLE_PREFIXES = ("at::", "c10::", "torch::", "caffe2::")
+
+
+def _lines(*command: str | Path) -> list[str]:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+
+
+def _name(line: str) -> str:
+    """The demangled name behind nm's type letter, without the kind of a vtable or typeinfo."""
+    name = line.strip().split(" ", 1)[1].strip()
+    for kind in ("vtable for ", "typeinfo for ", "typeinfo name for ", "guard variable for "):
+        name = name.removeprefix(kind)
+    return name
+
+
+def unstable_symbols(library: Path) -> Iterator[str]:
+    """Undefined symbols of torch's C++ interface, which changes with every release."""
+    for line in _lines("nm", "-D", "--undefined-only", "--demangle", library):
+        if _name(line).startswith(UNSTABLE_PREFIXES):
+            yield f"{library.name}: undefined {_name(line)}"
+
+
+def unexpected_libraries(library: Path) -> Iterator[str]:
+    """Needed libraries beyond the C++ runtime and torch's public three."""
+    for line in _lines("readelf", "-d", library):
+        if "(NEEDED)" in line:
+            needed = line.split("[")[1].rstrip("]")
+            if not needed.startswith(ALLOWED_LIBRARIES):
+                yield f"{library.name}: needs {needed}"
+
+
+def leaked_symbols(loops: Path) -> Iterator[str]:
+    """Weak symbols of an ISA's object that are not in that ISA's namespace.
+
+    The linker keeps one copy of a weak symbol: code for AVX-512 could end up in the baseline's.
+    """
+    isa = loops.parts[-4].removesuffix(".dir").removeprefix("loops_")
+    for line in _lines("nm", "--demangle", "--defined-only", loops):
+        kind, name = line.split(" ", 2)[1:]
+        if kind in "WVu" and f"fastdet::cpu::{isa}::" not in name:
+            yield f"loops.cpp for {isa}: weak symbol {name}"
+
+
+def environment(version: str) -> Path:
+    """The Python of a virtual environment with that torch and the op tests' needs."""
+    folder = ROOT / ".cache" / "abi" / f"torch-{version}"
+    python = folder / "bin" / "python"
+    done = folder / "installed"
+    if not done.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+        packages = [f"torch=={version}", "numpy", "pytest", "hypothesis"]
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+        done.touch()
+    return python
+
+
+def main() -> None:
+    """Checks the symbols, then runs the op tests under each torch; exits non-zero on a failure."""
+    libraries = sorted(PACKAGE.glob("libfastdet*.so"))
+    build = ROOT / "build" / f"cpython-{sys.version_info.major}{sys.version_info.minor}"
+    loops = sorted(build.glob("CMakeFiles/loops_*.dir/csrc/cpu/loops.cpp.o"))
+    if not libraries or not loops:
+        sys.exit("nothing is built: run `pip install -e .` first")
+    problems = [
+        *(p for library in libraries for p in unstable_symbols(library)),
+        *(p for library in libraries for p in unexpected_libraries(library)),
+        *(p for path in loops for p in leaked_symbols(path)),
+    ]
+    if problems:
+        sys.exit("\n".join(problems))
+    names = ", ".join(library.name for library in libraries)
+    print(f"{names}: no symbol of torch beyond the stable ABI; no code leaks between ISAs")
+
+    for version in TORCH_VERSIONS:
+        print(f"op tests under torch {version}", flush=True)
+        command = [environment(version), "-m", "pytest", "tests/ops", "-m", "not slow"]
+        result = subprocess.run(
+            [*command, "-p", "no:cacheprovider"],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        if result.returncode:
+            sys.exit(f"the op tests fail under torch {version}")
+
+
+if __name__ == "__main__":
+    main()
