@@ -48,7 +48,7 @@ def draw_boxes(
     factor = max(1, round(READABLE_SIDE / max(array.shape[:2])))
     height, width = array.shape[0] * factor, array.shape[1] * factor
     picture = Image.fromarray(array).resize((width, height), Image.Resampling.BICUBIC)
-    text_size = max(13, round(max(picture.size) / 45))
+    text_size = max(16, round(max(picture.size) / 45))
     font = ImageFont.load_default(text_size)
     canvas = ImageDraw.Draw(picture)
     order = range(len(boxes)) if scores is None else scores.argsort().tolist()

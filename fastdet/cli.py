@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The command `fastdet`: each subcommand is a function here, its options are the arguments.
+
+`fastdet info` needs torch and numpy alone; the others need the extra `train`. Heavy imports wait
+until a command runs, so that `--help` answers at once.
+"""
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastdet.training.options import TrainOptions
+
+if TYPE_CHECKING:
+    from fastdet.evaluation import CocoMetrics
+
+EXTRA = 'pip install "fastdet[train]"'
+
+
+def train(training: TrainOptions) -> None:
+    """Train a detector on a COCO-format folder."""
+    from fastdet.training.train import train as run
+
+    module = run(training)
+    if module.metrics is not None:
+        _print_metrics(module.metrics, f"{training.model}, last weights")
+    print(f"checkpoints and log: {training.out}")
+
+
+def evaluate(checkpoint: Path, data: Path, split: str = "val", batch_size: int = 8) -> None:
+    """Print the COCO metrics of a checkpoint.
+
+    Args:
+        checkpoint: A best.ckpt or last.ckpt.
+        data: Folder in the layout that training takes.
+        split: Which annotation file of it.
+        batch_size: Images at a time.
+    """
+    from fastdet.training.train import evaluate as run
+
+    _print_metrics(run(checkpoint, data, split, batch_size), f"{checkpoint} on {split}")
+
+
+def predict(
+    checkpoint: Path,
+    images: tuple[Path, ...],
+    out: Path,
+    score_threshold: float = 0.5,
+    annotations: Path | None = None,
+) -> None:
+    """Detect on pictures: annotated copies, and detections.json in COCO's results format.
+
+    Args:
+        checkpoint: A best.ckpt or last.ckpt.
+        images: Picture files and folders of them.
+        out: Folder for the results.
+        score_threshold: Detections below it are left out.
+        annotations: COCO file that gives the pictures their image ids; else they count from 1.
+    """
+    from fastdet.prediction import predict as run
+
+    count = run(checkpoint, images, out, score_threshold, annotations)
+    print(f"{count} detections: {out / 'detections.json'}")
+
+
+def demo(out: Path = Path("demo")) -> None:
+    """Train two small detectors on drawn shapes and write a report; about four minutes on a CPU.
+
+    Args:
+        out: Folder for data, checkpoints and report.html.
+    """
+    from fastdet.demo import demo as run
+
+    run(out)
+
+
+def info() -> None:
+    """Print versions, the CPU instruction set in use, and the state of the CUDA ops."""
+    from fastdet.ops.library import info as rows
+
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ModuleNotFoundError:
+        for name, text in rows().items():
+            print(f"{name}: {text}")
+        return
+    table = Table(show_header=False, box=None)
+    for name, text in rows().items():
+        table.add_row(f"[bold]{name}[/bold]", text)
+    Console().print(table)
+
+
+COMMANDS = {"train": train, "eval": evaluate, "predict": predict, "demo": demo, "info": info}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line `arguments`, or the process's own."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments == ["info"]:
+        info()
+        return
+    _quiet()
+    try:
+        import tyro
+
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="fastdet",
+            description="Object detection on its own C++/CUDA kernels.",
+            args=arguments,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "fastdet":
+            raise
+        sys.exit(f"fastdet: {error}. This command needs more packages: {EXTRA}")
+    except (FileNotFoundError, FileExistsError, FloatingPointError) as error:
+        sys.exit(f"fastdet: {error}")
+
+
+def _print_metrics(metrics: "CocoMetrics", title: str) -> None:
+    from rich.console import Console
+
+    from fastdet.evaluation import class_table, stats_table
+
+    Console().print(stats_table(metrics, title), class_table(metrics, f"{title}, by class"))
+
+
+def _quiet() -> None:
+    """Leave out what Lightning says about itself; warnings on the data and the training stay."""
+    logging.disable(logging.INFO)
+    for known in ("does not have many workers", "exists and is not empty", "treespec, LeafSpec"):
+        warnings.filterwarnings("ignore", message=f".*{known}.*")
+
+
+if __name__ == "__main__":
+    main()

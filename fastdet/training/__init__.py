@@ -1,0 +1,5 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Training on Lightning: `train.train` runs one, `detector_module` and `data_module` are its parts.
+
+Nothing is imported here: the options are read by the command line, which must not wait for torch.
+"""

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A detector as a LightningModule: its losses, its optimiser, its validation.
+
+Validation runs the backbone once a batch: losses and detections come from the same features, and
+one hook logs both at one step. A loss that is not finite ends the training.
+"""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from fastdet.evaluation import CocoEvaluator, CocoMetrics
+from fastdet.models import MODELS
+from fastdet.models.batch import image_sizes, restore
+from fastdet.training.schedules import warmup_cosine
+
+
+class NonFiniteLossError(FloatingPointError):
+    """A batch gave a loss that is NaN or infinite; the message names its image ids."""
+
+
+class DetectorModule(lightning.LightningModule):
+    """A model, what it was built from, and how it learns.
+
+    Its hyperparameters are plain data in the checkpoint: `load_detector` needs nothing else.
+
+    Args:
+        model: a key of `fastdet.models.MODELS`.
+        backbone: name of a timm backbone.
+        classes: names by label, "background" first.
+        category_ids: the data set's category id of each label from 1 on.
+        model_options: further keyword numbers of the model's constructor.
+        pretrained_backbone: start from timm's weights.
+        lr: peak learning rate.
+        weight_decay: of AdamW, on matrices and kernels; norms and biases are left free.
+        seed: of what is random in the model; epoch k draws the same numbers after a resume.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        backbone: str,
+        classes: list[str],
+        category_ids: list[int],
+        model_options: dict[str, Any] | None = None,
+        pretrained_backbone: bool = False,
+        lr: float = 5e-4,
+        weight_decay: float = 0.05,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if model not in MODELS:
+            raise ValueError(f"no model {model!r}; there are: {', '.join(MODELS)}")
+        self.save_hyperparameters()
+        self.classes = classes
+        self.category_ids = category_ids
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.seed = seed
+        self.model = MODELS[model](
+            backbone=backbone,
+            num_classes=len(classes),
+            pretrained_backbone=pretrained_backbone,
+            **(model_options or {}),
+        )
+        self.metrics: CocoMetrics | None = None
+
+    def on_train_epoch_start(self) -> None:
+        """Draw this epoch's random numbers from (seed, epoch)."""
+        torch.manual_seed(hash((self.seed, self.current_epoch)))
+
+    def training_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], _: int) -> Tensor:
+        """The sum of the losses of one batch.
+
+        Raises:
+            NonFiniteLossError: before the weights are touched.
+        """
+        images, targets = batch
+        losses = self.model.losses(self.model.pad(images, targets))
+        loss = torch.stack(list(losses.values())).sum()
+        if not torch.isfinite(loss):
+            raise NonFiniteLossError(
+                f"loss of step {self.global_step} is not finite "
+                f"({', '.join(f'{name} {value:.4g}' for name, value in losses.items())}); "
+                f"image ids of the batch: {[target['image_id'] for target in targets]}. "
+                "The last checkpoint is from before it."
+            )
+        self.log("loss", loss, prog_bar=True, batch_size=len(images))
+        self.log_dict(dict(losses), batch_size=len(images))
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(images))
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Open an evaluator on the annotation file of the validation split."""
+        assert self.trainer.val_dataloaders is not None
+        dataset = self.trainer.val_dataloaders.dataset
+        if dataset.category_ids != self.category_ids:
+            raise ValueError(
+                f"{dataset.annotation_file} has the category ids {dataset.category_ids}; "
+                f"the model was made for {self.category_ids}"
+            )
+        self.evaluator = CocoEvaluator(dataset.annotation_file, self.category_ids)
+        self.validation_losses: dict[str, float] = defaultdict(float)
+        self.validated_images = 0
+
+    def validation_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], _: int) -> None:
+        """Losses and detections of one batch, from the same features."""
+        images, targets = batch
+        padded = self.model.pad(images, targets)
+        losses, detections = self.model.losses_and_detections(padded)
+        for name, value in losses.items():
+            self.validation_losses[name] += value.item() * len(images)
+        self.validated_images += len(images)
+        found = restore(detections, padded.sizes, image_sizes(images)).to_list()
+        self.evaluator.update([target["image_id"] for target in targets], found)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the losses' means over the images, and the COCO metrics, at one step."""
+        self.metrics = self.evaluator.compute()
+        means = {k: v / self.validated_images for k, v in self.validation_losses.items()}
+        logged = {"loss": sum(means.values()), **means, **self.metrics.stats}
+        self.log_dict({f"val/{name}": float(value) for name, value in logged.items()})
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with warm-up and cosine decay, a step at a time."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": [p for p in parameters if p.ndim > 1]},
+                {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            ],
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+        )
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warmup_cosine(step, total_steps)
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+
+def load_detector(checkpoint: Path) -> DetectorModule:
+    """The detector of a checkpoint, on the CPU, in eval mode; nothing is downloaded.
+
+    Args:
+        checkpoint: a file that `train` wrote. Only tensors and plain data are unpickled.
+    """
+    module = DetectorModule.load_from_checkpoint(
+        checkpoint, map_location="cpu", weights_only=True, pretrained_backbone=False
+    )
+    return module.eval()

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Train a detector on a COCO-format folder; validate a checkpoint on one."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+
+from fastdet.evaluation import CocoMetrics
+from fastdet.training.checkpoint import AtomicCheckpointIO
+from fastdet.training.data_module import DetectionDataModule
+from fastdet.training.detector_module import DetectorModule, load_detector
+from fastdet.training.metrics_log import MetricsLog
+from fastdet.training.options import TrainOptions
+
+
+class ValidationLine(lightning.Callback):
+    """Prints a line after each validation: what a log without a progress bar shows."""
+
+    def on_validation_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Print epoch, step, losses and AP."""
+        if not trainer.training and trainer.state.fn != "fit":
+            return
+        metrics = trainer.callback_metrics
+        print(
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  step {trainer.global_step}  "
+            f"loss {metrics['loss']:.3f}  val/loss {metrics['val/loss']:.3f}  "
+            f"AP {metrics['val/AP']:.3f}  AP50 {metrics['val/AP50']:.3f}",
+            flush=True,
+        )
+
+
+def train(options: TrainOptions, model_options: dict[str, Any] | None = None) -> DetectorModule:
+    """Train as `options` say.
+
+    Writes OUT/last.ckpt and OUT/best.ckpt after each validation, each whole at every moment, and
+    OUT/metrics.csv. With `options.resume`, the result is what an unbroken training gives.
+
+    Args:
+        options: see `TrainOptions`.
+        model_options: further keywords of the model's constructor.
+
+    Returns:
+        The module with the last weights; `.metrics` are its last validation's.
+
+    Raises:
+        FileExistsError: OUT holds a training and `options.resume` is off.
+        NonFiniteLossError: a loss is NaN or infinite; OUT/last.ckpt is from before it.
+    """
+    last = options.out / "last.ckpt"
+    if last.exists() and not options.resume:
+        raise FileExistsError(f"{last} exists: give --resume to go on, or another --out")
+    lightning.seed_everything(options.seed, workers=True, verbose=False)
+    data = DetectionDataModule(options.data, options.batch_size, options.workers, options.seed)
+    module = DetectorModule(
+        model=options.model,
+        backbone=options.backbone,
+        classes=data.validation.classes,
+        category_ids=data.validation.category_ids,
+        model_options={
+            "min_size": options.min_size,
+            "max_size": options.max_size,
+            "fpn_channels": options.fpn_channels,
+            **(model_options or {}),
+        },
+        pretrained_backbone=options.pretrained,
+        lr=options.lr,
+        seed=options.seed,
+    )
+    resume = last if options.resume else None
+    steps_done = 0
+    if resume is not None:
+        steps_done = torch.load(resume, mmap=True, weights_only=True)["global_step"]
+    trainer = _trainer(
+        max_epochs=options.epochs,
+        precision=options.precision,
+        gradient_clip_val=5.0,
+        check_val_every_n_epoch=options.validate_every,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        logger=MetricsLog(options.out / "metrics.csv", first_step=steps_done),
+        callbacks=[*_checkpoints(options.out), ValidationLine()],
+        plugins=[AtomicCheckpointIO()],
+    )
+    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    return module
+
+
+def evaluate(checkpoint: Path, data: Path, split: str = "val", batch_size: int = 8) -> CocoMetrics:
+    """COCO metrics of a checkpoint on a split of a COCO-format folder."""
+    module = load_detector(checkpoint)
+    batches = DetectionDataModule(data, batch_size, validation_split=split)
+    _trainer(logger=False).validate(module, datamodule=batches, verbose=False)
+    assert module.metrics is not None
+    return module.metrics
+
+
+def _checkpoints(folder: Path) -> list[lightning.Callback]:
+    """After each validation: best.ckpt where val/AP rose, then last.ckpt, which knows of it."""
+    best: dict[str, Any] = {"filename": "best", "monitor": "val/AP", "mode": "max"}
+    return [
+        ModelCheckpoint(
+            dirpath=folder, save_on_train_epoch_end=False, enable_version_counter=False, **which
+        )
+        for which in (best, {"filename": "last"})
+    ]
+
+
+def _trainer(
+    callbacks: list[lightning.Callback] | None = None, **options: Any
+) -> lightning.Trainer:
+    """One device, a progress bar where a person looks on, no summary."""
+    on_terminal = sys.stdout.isatty()
+    bar: list[lightning.Callback] = [RichProgressBar()] if on_terminal else []
+    return lightning.Trainer(
+        accelerator="auto",
+        devices=1,
+        callbacks=[*(callbacks or []), *bar],
+        enable_progress_bar=on_terminal,
+        enable_model_summary=False,
+        **options,
+    )

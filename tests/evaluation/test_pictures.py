@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Boxes are drawn where they are, in their class's colour, and captions stay inside."""
+
+import numpy as np
+import pytest
+import torch
+
+from fastdet.evaluation.pictures import class_colour, draw_boxes
+
+CLASSES = ["background", "cell", "a rather long class name"]
+
+
+def test_outline_has_the_class_colour_and_place() -> None:
+    image = torch.zeros(3, 100, 200, dtype=torch.uint8)
+    boxes = torch.tensor([[20.0, 40.0, 60.0, 80.0]])
+    picture = draw_boxes(image, boxes, torch.tensor([1]), CLASSES)
+    factor = picture.width // 200
+    assert picture.size == (200 * factor, 100 * factor)
+    pixels = np.asarray(picture)
+    colour = class_colour(1)
+    assert tuple(pixels[60 * factor, 20 * factor]) == colour
+    assert tuple(pixels[80 * factor, 40 * factor]) == colour
+    assert tuple(pixels[60 * factor, 40 * factor]) == (0, 0, 0)
+    assert tuple(pixels[60 * factor, 100 * factor]) == (0, 0, 0)
+
+
+def test_image_is_not_changed_and_float_is_taken() -> None:
+    image = torch.full((3, 64, 64), 0.5)
+    before = image.clone()
+    picture = draw_boxes(image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), CLASSES)
+    assert torch.equal(image, before)
+    assert set(np.unique(np.asarray(picture))) == {128}
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        [0.0, 0.0, 64.0, 64.0],
+        [50.0, 0.0, 64.0, 3.0],
+        [60.0, 60.0, 64.0, 64.0],
+        [5.0, 5.0, 5.0, 5.0],
+    ],
+)
+def test_captions_stay_inside(box: list[float]) -> None:
+    image = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    scores = torch.tensor([0.987])
+    picture = draw_boxes(image, torch.tensor([box]), torch.tensor([2]), CLASSES, scores)
+    filled = (np.asarray(picture) == class_colour(2)).all(-1)
+    # A caption of this length is wider than any outline is thick.
+    assert filled.sum(axis=1).max() > 100
+
+
+def test_colours_differ() -> None:
+    assert len({class_colour(label) for label in range(1, 81)}) == 80

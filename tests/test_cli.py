@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The command line from end to end, and what it says to a person who lacks a package."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fastdet.cli import main
+from fastdet.data import write_shapes
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shapes(tmp_path_factory.mktemp("data") / "shapes", train=8, val=4, size=64)
+
+
+def run_without(packages: list[str], command: str) -> subprocess.CompletedProcess[str]:
+    blocked = ", ".join(f"{name}=None" for name in packages)
+    code = (
+        f"import sys; sys.modules.update({blocked}); "
+        f"from fastdet.cli import main; main({command.split()!r})"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_train_resume_evaluate_predict(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    options = f"--data {shapes} --out {out} --backbone resnet18 --min-size 64 --max-size 64"
+    options += " --fpn-channels 16 --batch-size 4"
+    main(f"train {options} --epochs 1".split())
+    main(f"train {options} --epochs 2 --resume".split())
+    printed = capsys.readouterr().out
+    assert "epoch 1/1" in printed
+    assert "epoch 2/2" in printed
+    assert "circle" in printed
+
+    main(f"eval --checkpoint {out / 'best.ckpt'} --data {shapes}".split())
+    assert "AP, IoU 0.50" in capsys.readouterr().out
+
+    found = tmp_path / "found"
+    main(
+        f"predict --checkpoint {out / 'last.ckpt'} --images {shapes / 'images'} --out {found} "
+        "--score-threshold 0.01".split()
+    )
+    results = json.loads((found / "detections.json").read_text())
+    records = json.loads((found / "images.json").read_text())
+    assert len(records["images"]) == 12
+    assert {c["name"] for c in records["categories"]} >= {"circle", "star"}
+    assert {r["image_id"] for r in results} <= {r["id"] for r in records["images"]}
+    assert Image.open(found / "val_00000.jpg").size == (384, 384)
+
+
+def test_predict_takes_ids_from_annotations(shapes: Path, tmp_path: Path) -> None:
+    from fastdet.prediction import image_records
+
+    content = json.loads((shapes / "val.json").read_text())
+    for image in content["images"]:
+        image["id"] += 500
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    file = shapes / "images" / "val_00002.png"
+    assert [r["id"] for r in image_records([file], tmp_path / "val.json")] == [503]
+    assert [r["id"] for r in image_records([file], None)] == [1]
+    with pytest.raises(ValueError, match=r"no image named nothing\.png"):
+        image_records([Path("nothing.png")], tmp_path / "val.json")
+
+
+def test_predict_refuses_pictures_that_would_overwrite_each_other(tmp_path: Path) -> None:
+    from fastdet.prediction import picture_files
+
+    for name in ("a.png", "b.txt", "a.jpg"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"a\.jpg and .*a\.png"):
+        picture_files([tmp_path])
+    assert picture_files([tmp_path / "a.png"]) == [tmp_path / "a.png"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no picture"):
+        picture_files([tmp_path / "empty"])
+
+
+def test_missing_data_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"fastdet: .*no split"):
+        main(f"train --data {tmp_path} --out {tmp_path / 'o'}".split())
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "demo", "info"])
+def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert "usage: fastdet" in capsys.readouterr().out
+
+
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["info"])
+    printed = capsys.readouterr().out
+    for text in ("fastdet", "torch", "CPU", "CUDA"):
+        assert text in printed
+
+
+def test_info_without_the_train_extra() -> None:
+    result = run_without(["tyro", "rich", "lightning", "torchvision", "timm"], "info")
+    assert result.returncode == 0, result.stderr
+    assert "torch: " in result.stdout
+
+
+@pytest.mark.parametrize("missing", ["tyro", "lightning"])
+def test_other_commands_name_the_extra(missing: str) -> None:
+    result = run_without([missing], "train --data d --out o")
+    assert result.returncode == 1
+    assert 'pip install "fastdet[train]"' in result.stderr
+    assert "Traceback" not in result.stderr
