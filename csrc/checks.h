@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "box_iou.h"
 #include "torch.h"
 
 namespace fastdet {
@@ -123,6 +124,35 @@ inline void check_decode_boxes(const char* op, const Tensor& deltas, const Tenso
              sizes->size(0) == deltas.size(0) && sizes->size(1) == 2,
          op, "sizes", "int64 (B, 2) with the B of deltas (B, ..., 4)", *sizes);
   expect_same_device(op, "sizes", *sizes, deltas);
+}
+
+// ---- box_iou ------------------------------------------------------------------------------------
+
+inline void check_box_iou(const char* op, const Tensor& boxes1, const Tensor& boxes2) {
+  expect(is_boxes(boxes1, 2) || is_boxes(boxes1, 3), op, "boxes1", "floating (N, 4) or (B, N, 4)",
+         boxes1);
+  expect(is_boxes(boxes2, boxes1.dim()) && (boxes1.dim() == 2 || boxes1.size(0) == boxes2.size(0)),
+         op, "boxes2", "floating (M, 4), or (B, M, 4) with the B of boxes1", boxes2);
+  expect_same_device(op, "boxes2", boxes2, boxes1);
+}
+
+inline void check_box_iou_backward(const char* op, const Tensor& grad, const Tensor& boxes1,
+                                   const Tensor& boxes2) {
+  check_box_iou(op, boxes1, boxes2);
+  const int64_t dim = boxes1.dim();
+  expect(is_floating(grad) && grad.dim() == dim && grad.size(dim - 2) == boxes1.size(dim - 2) &&
+             grad.size(dim - 1) == boxes2.size(dim - 2) &&
+             (dim == 2 || grad.size(0) == boxes1.size(0)),
+         op, "grad", "floating, one for each pair", grad);
+  expect_same_device(op, "grad", grad, boxes1);
+}
+
+inline IouKind iou_kind(const char* op, const std::string& kind) {
+  if (kind == "iou") return IouKind::kIou;
+  if (kind == "generalized") return IouKind::kGeneralized;
+  if (kind == "distance") return IouKind::kDistance;
+  if (kind == "complete") return IouKind::kComplete;
+  refuse(op, "kind", "iou, generalized, distance or complete", "'" + kind + "'");
 }
 
 }  // namespace fastdet

@@ -12,9 +12,9 @@ STABLE_TORCH_LIBRARY(fastdet, m) {
 
   m.def("box_iou(Tensor boxes1, Tensor boxes2) -> Tensor");
   m.def("generalized_box_iou(Tensor boxes1, Tensor boxes2) -> Tensor");
-  m.def("distance_box_iou(Tensor boxes1, Tensor boxes2) -> Tensor");
-  m.def("complete_box_iou(Tensor boxes1, Tensor boxes2) -> Tensor");
-  m.def("box_iou_backward(Tensor grad, Tensor boxes1, Tensor boxes2, str kind) -> (Tensor, Tensor)");
+  m.def("distance_box_iou(Tensor boxes1, Tensor boxes2, float eps) -> Tensor");
+  m.def("complete_box_iou(Tensor boxes1, Tensor boxes2, float eps) -> Tensor");
+  m.def("box_iou_backward(Tensor grad, Tensor boxes1, Tensor boxes2, float eps, str kind) -> (Tensor, Tensor)");
 
   m.def("box_iou_loss(Tensor boxes1, Tensor boxes2, float eps, str kind) -> Tensor");
   m.def("box_iou_loss_backward(Tensor grad, Tensor boxes1, Tensor boxes2, float eps, str kind) -> (Tensor, Tensor)");

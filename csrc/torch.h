@@ -34,6 +34,11 @@ inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> sizes, Sc
   return torch::stable::new_empty(like, {sizes.begin(), sizes.size()}, dtype);
 }
 
+// The same with the shape of `like`.
+inline Tensor empty_like(const Tensor& like, ScalarType dtype) {
+  return torch::stable::new_empty(like, like.sizes(), dtype);
+}
+
 inline Tensor zeros(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
   return torch::stable::new_zeros(like, {sizes.begin(), sizes.size()}, dtype);
 }
@@ -45,6 +50,10 @@ inline Tensor cast(const Tensor& tensor, ScalarType dtype) {
 // Box arithmetic is done in float64 for float64 boxes and in float32 for every other type.
 inline ScalarType box_dtype(const Tensor& boxes) {
   return boxes.scalar_type() == kFloat64 ? kFloat64 : kFloat32;
+}
+
+inline ScalarType box_dtype(const Tensor& boxes1, const Tensor& boxes2) {
+  return box_dtype(boxes1) == kFloat64 ? kFloat64 : box_dtype(boxes2);
 }
 
 // Boxes or scores as the kernels read them: contiguous, float32 or float64.

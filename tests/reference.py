@@ -79,3 +79,43 @@ def decode_boxes(
         return boxes
     limits = sizes.flip(1).repeat(1, 2).double()  # (B, 4) width, height, width, height
     return boxes.clamp(min=0).minimum(limits.reshape(-1, *[1] * (boxes.dim() - 2), 4))
+
+
+def box_similarity(
+    boxes1: Tensor, boxes2: Tensor, kind: str, area_eps: float, diagonal_eps: float, eps: float
+) -> Tensor:
+    """The IoU of the given kind of boxes (..., 4) that broadcast; autograd differentiates it."""
+
+    def quotient(n: Tensor, d: Tensor, eps: float = 0.0) -> Tensor:
+        positive = d > 0
+        return torch.where(positive, n / torch.where(positive, d + eps, 1), 0)
+
+    ax1, ay1, ax2, ay2 = boxes1.double().unbind(-1)
+    bx1, by1, bx2, by2 = boxes2.double().unbind(-1)
+    inter_width = (torch.min(ax2, bx2) - torch.max(ax1, bx1)).clamp(min=0)
+    inter_height = (torch.min(ay2, by2) - torch.max(ay1, by1)).clamp(min=0)
+    inter = inter_width * inter_height
+    union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - inter
+    iou = quotient(inter, union, area_eps)
+    if kind == "iou":
+        return iou
+    hull_width = (torch.max(ax2, bx2) - torch.min(ax1, bx1)).clamp(min=0)
+    hull_height = (torch.max(ay2, by2) - torch.min(ay1, by1)).clamp(min=0)
+    if kind == "generalized":
+        hull = hull_width * hull_height
+        return iou - quotient(hull - union, hull, area_eps)
+    distance = ((ax1 + ax2 - bx1 - bx2) / 2) ** 2 + ((ay1 + ay2 - by1 - by2) / 2) ** 2
+    near = iou - quotient(distance, hull_width**2 + hull_height**2, diagonal_eps)
+    if kind == "distance":
+        return near
+    angles = [
+        torch.where((width == 0) & (height == 0), 0, torch.atan(width / height))
+        for width, height in ((ax2 - ax1, ay2 - ay1), (bx2 - bx1, by2 - by1))
+    ]
+    v = 4 / math.pi**2 * (angles[0] - angles[1]) ** 2
+    return near - quotient(v, 1 - iou + v + eps).detach() * v
+
+
+def box_iou(boxes1: Tensor, boxes2: Tensor, kind: str, eps: float = 1e-7) -> Tensor:
+    """IoUs of all pairs, (..., N, 4) and (..., M, 4) -> (..., N, M)."""
+    return box_similarity(boxes1[..., None, :], boxes2[..., None, :, :], kind, 0.0, eps, eps)

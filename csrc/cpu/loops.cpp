@@ -10,12 +10,16 @@
 
 namespace fastdet::cpu::FASTDET_ISA {
 
+#include "box_iou.loops.h"
 #include "nms.loops.h"
 
 template <typename T>
 const BoxLoops<T>& box_loops() {
   static constexpr BoxLoops<T> table = {
       .overlaps_any = overlaps_any<T>,
+      .box_iou_row = box_iou_row<T>,
+      .box_iou_backward_row = box_iou_backward_row<T>,
+      .box_iou_backward_columns = box_iou_backward_columns<T>,
   };
   return table;
 }

@@ -10,7 +10,7 @@
 
 #include <cstdint>
 
-#include "../box.h"
+#include "../box_iou.h"
 
 namespace fastdet::cpu {
 
@@ -23,12 +23,31 @@ struct BoxPlanes {
   T *x1, *y1, *x2, *y2, *area;
 };
 
+// The same, read only, with the angle of the diagonal where a kind of IoU wants it.
+template <typename T>
+struct IouPlanes {
+  const T *x1, *y1, *x2, *y2, *area, *angle;
+};
+
 // Loops over boxes; T is float or double.
 template <typename T>
 struct BoxLoops {
   // Whether `box` overlaps one of kept[0, n) by an IoU above the threshold.
   bool (*overlaps_any)(const BoxPlanes<T>& kept, int64_t n, const Box<T>& box, T box_area,
                        T iou_threshold);
+
+  // out[j] = the IoU of `box` and others[j], j in [0, n).
+  void (*box_iou_row)(IouKind kind, const IouBox<T>& box, const IouPlanes<T>& others, int64_t n,
+                      const IouEps<T>& eps, T* out);
+
+  // The sum over j of grad[j] times the derivative of that IoU by `box`.
+  Box<T> (*box_iou_backward_row)(IouKind kind, const IouBox<T>& box, const IouPlanes<T>& others,
+                                 int64_t n, const IouEps<T>& eps, const T* grad);
+
+  // sum[j] += grad[j] times its derivative by others[j].
+  void (*box_iou_backward_columns)(IouKind kind, const IouBox<T>& box, const IouPlanes<T>& others,
+                                   int64_t n, const IouEps<T>& eps, const T* grad,
+                                   const BoxPlanes<T>& sum);
 };
 
 // Loops over features and logits; T is float, double, Half or BFloat16, sums are float or double.

@@ -2,12 +2,22 @@
 """The operators: torchvision's names and signatures where it has them, one file each."""
 
 from fastdet.ops.box_coding import decode_boxes, encode_boxes
+from fastdet.ops.box_iou import (
+    box_iou,
+    complete_box_iou,
+    distance_box_iou,
+    generalized_box_iou,
+)
 from fastdet.ops.nms import batched_nms, nms, nms_padded
 
 __all__ = [
     "batched_nms",
+    "box_iou",
+    "complete_box_iou",
     "decode_boxes",
+    "distance_box_iou",
     "encode_boxes",
+    "generalized_box_iou",
     "nms",
     "nms_padded",
 ]

@@ -2,6 +2,7 @@
 """Loads the op libraries into torch, once, when `fastdet.ops` is imported."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,6 +31,15 @@ def _load() -> str:
 
 
 _why_no_cuda = _load()
+
+
+def forbid_second_derivative(op: str) -> None:
+    """Makes differentiating through `op`, the backward of another op, an error that says so."""
+
+    def backward(ctx: Any, *grads: Any) -> None:
+        raise NotImplementedError(f"{op}: no second derivative is implemented")
+
+    torch.library.register_autograd(op, backward)
 
 
 def info() -> dict[str, str]:

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The IoU of every pair of boxes: plain, generalized, distance and complete."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import library
+
+
+def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Intersection over union of every pair of boxes.
+
+    Definition: `torchvision.ops.box_iou`, but a pair whose union is not positive has 0, never NaN.
+    Differentiable once, in both arguments. Half types are computed, and returned, in float32.
+    O(N + M) memory beside the result.
+
+    Args:
+        boxes1: (N, 4) or (B, N, 4) xyxy in pixels.
+        boxes2: (M, 4) or (B, M, 4), on the same device.
+
+    Returns:
+        (N, M) or (B, N, M), in [0, 1]; float64 if either argument is, else float32.
+
+    Raises:
+        RuntimeError: wrong shape, dtype or device.
+    """
+    return torch.ops.fastdet.box_iou(boxes1, boxes2)
+
+
+def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """IoU less the share of the enclosing box that neither box covers, of every pair.
+
+    Definition: `torchvision.ops.generalized_box_iou` (https://arxiv.org/abs/1902.09630), but a term
+    whose denominator is not positive is 0. Differentiable once, in both arguments.
+
+    Args:
+        boxes1: (N, 4) or (B, N, 4) xyxy in pixels.
+        boxes2: (M, 4) or (B, M, 4), on the same device.
+
+    Returns:
+        (N, M) or (B, N, M), in [-1, 1]; float64 if either argument is, else float32.
+
+    Raises:
+        RuntimeError: wrong shape, dtype or device.
+    """
+    return torch.ops.fastdet.generalized_box_iou(boxes1, boxes2)
+
+
+def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
+    """IoU less the squared distance of the centers over the enclosing box's squared diagonal.
+
+    Definition: `torchvision.ops.distance_box_iou` (https://arxiv.org/abs/1911.08287), but a term
+    whose denominator is not positive is 0. Differentiable once, in both arguments.
+
+    Args:
+        boxes1: (N, 4) or (B, N, 4) xyxy in pixels.
+        boxes2: (M, 4) or (B, M, 4), on the same device.
+        eps: added to the squared diagonal.
+
+    Returns:
+        (N, M) or (B, N, M), in [-1, 1]; float64 if either argument is, else float32.
+
+    Raises:
+        RuntimeError: wrong shape, dtype or device.
+    """
+    return torch.ops.fastdet.distance_box_iou(boxes1, boxes2, eps)
+
+
+def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
+    """`distance_box_iou` less a term for the difference of the aspect ratios.
+
+    Definition: `torchvision.ops.complete_box_iou` (https://arxiv.org/abs/1911.08287), but a term
+    whose denominator is not positive is 0. Differentiable once, in both arguments; the weight of
+    the aspect term counts as a constant, as in torchvision.
+
+    Args:
+        boxes1: (N, 4) or (B, N, 4) xyxy in pixels.
+        boxes2: (M, 4) or (B, M, 4), on the same device.
+        eps: added to the squared diagonal and to the denominator of the aspect term's weight.
+
+    Returns:
+        (N, M) or (B, N, M); float64 if either argument is, else float32.
+
+    Raises:
+        RuntimeError: wrong shape, dtype or device.
+    """
+    return torch.ops.fastdet.complete_box_iou(boxes1, boxes2, eps)
+
+
+def result_dtype(boxes1: Tensor, boxes2: Tensor) -> torch.dtype:
+    """What IoUs and their losses are computed and returned in."""
+    return torch.float64 if torch.float64 in (boxes1.dtype, boxes2.dtype) else torch.float32
+
+
+def _fake(boxes1: Tensor, boxes2: Tensor, eps: float = 0.0) -> Tensor:
+    shape = (*boxes1.shape[:-1], boxes2.size(-2))
+    return boxes1.new_empty(shape, dtype=result_dtype(boxes1, boxes2))
+
+
+def _fake_backward(
+    grad: Tensor, boxes1: Tensor, boxes2: Tensor, eps: float, kind: str
+) -> tuple[Tensor, Tensor]:
+    return boxes1.new_empty(boxes1.shape), boxes2.new_empty(boxes2.shape)
+
+
+def _register(op: str, kind: str) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], inputs[1])
+        ctx.eps = inputs[2:]
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        boxes1, boxes2 = ctx.saved_tensors
+        eps = ctx.eps[0] if ctx.eps else 0.0
+        grads = torch.ops.fastdet.box_iou_backward(grad, boxes1, boxes2, eps, kind)
+        return (*grads, *(None for _ in ctx.eps))
+
+    torch.library.register_fake(f"fastdet::{op}", _fake)
+    torch.library.register_autograd(f"fastdet::{op}", backward, setup_context=setup_context)
+
+
+_register("box_iou", "iou")
+_register("generalized_box_iou", "generalized")
+_register("distance_box_iou", "distance")
+_register("complete_box_iou", "complete")
+torch.library.register_fake("fastdet::box_iou_backward", _fake_backward)
+library.forbid_second_derivative("fastdet::box_iou_backward")
