@@ -95,7 +95,7 @@ def test_equal_to_pycocotools_to_the_last_bit(shared_data, name, ties):
         valid = precision[:, :, k][precision[:, :, k] > -1]
         valid50 = precision[0, :, k][precision[0, :, k] > -1]
         means = [np.mean(values) if values.size else -1 for values in (valid, valid50)]
-        assert [row.AP, row.AP50] == means
+        assert means == [row.AP, row.AP50]
         category = expected.cocoGt.cats[dataset.category_ids[k]]
         truth = expected.cocoGt.getAnnIds(catIds=[category["id"]], iscrowd=False)
         assert (row.name, row.n_gt) == (category["name"], len(truth))

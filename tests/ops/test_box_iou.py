@@ -3,8 +3,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from fastdet.ops import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
