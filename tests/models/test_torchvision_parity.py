@@ -7,7 +7,6 @@ choice of Faster R-CNN's samplers is taken out by sampling everything.
 
 import pytest
 import torch
-from torch import Tensor
 from torchvision.models import resnet18
 from torchvision.models.detection import FasterRCNN, RetinaNet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
@@ -15,7 +14,8 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 
 from fastdet.models import Detector, faster_rcnn, retinanet
 
-NUM_CLASSES = 4
+from .scenes import NUM_CLASSES, scene
+
 SIZES = {"min_size": 96, "max_size": 140}
 ALL_SAMPLES = {
     "rpn_batch_size_per_image": 20_000,
@@ -66,21 +66,6 @@ def pair(request: pytest.FixtureRequest) -> tuple[torch.nn.Module, Detector]:
     ours.load_state_dict(theirs.state_dict())
     # Convolutions round differently in another layout, and BatchNorm's statistics magnify that.
     return theirs.to(memory_format=torch.channels_last), ours
-
-
-def scene() -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    generator = torch.Generator().manual_seed(1)
-    images = [
-        torch.rand(3, *size, generator=generator) for size in ((90, 133), (120, 70), (96, 96))
-    ]
-    boxes = [
-        torch.tensor([[3.0, 4, 60, 70], [50, 10, 130, 88], [20, 20, 31, 29]]),
-        torch.tensor([[10.0, 10, 69, 119]]),
-        torch.zeros(0, 4),
-    ]
-    labels = [torch.tensor([1, 3, 2]), torch.tensor([2]), torch.zeros(0, dtype=torch.int64)]
-    targets = [{"boxes": b, "labels": n} for b, n in zip(boxes, labels, strict=True)]
-    return images, targets
 
 
 def test_losses_and_gradients_equal_torchvisions(pair: tuple[torch.nn.Module, Detector]) -> None:

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Small detectors and the images that their tests look at."""
+
+import torch
+from torch import Tensor
+
+from fastdet.models import MODELS, Batch, Detector
+
+NUM_CLASSES = 4
+
+Targets = list[dict[str, Tensor]]
+
+
+def small_model(family: str, **numbers: float) -> Detector:
+    """A ResNet-18 detector of few channels on images of about 96 pixels, the same at each call."""
+    torch.manual_seed(0)
+    sizes = {"min_size": 96, "max_size": 140}
+    return MODELS[family]("resnet18", NUM_CLASSES, fpn_channels=16, **(sizes | numbers))
+
+
+def scene() -> tuple[list[Tensor], Targets]:
+    """Three images of different sizes: with three objects, with one, and with none."""
+    generator = torch.Generator().manual_seed(1)
+    images = [
+        torch.rand(3, *size, generator=generator) for size in ((90, 133), (120, 70), (96, 96))
+    ]
+    boxes = [
+        torch.tensor([[3.0, 4, 60, 70], [50, 10, 130, 88], [20, 20, 31, 29]]),
+        torch.tensor([[10.0, 10, 69, 119]]),
+        torch.zeros(0, 4),
+    ]
+    labels = [torch.tensor([1, 3, 2]), torch.tensor([2]), torch.zeros(0, dtype=torch.int64)]
+    return images, [{"boxes": b, "labels": n} for b, n in zip(boxes, labels, strict=True)]
+
+
+def spread_scores(model: Detector) -> Detector:
+    """Scales the last layers, whose weights at the start give equal scores and no detection."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("cls_score.weight", "cls_logits.weight", "bbox_pred.weight")):
+                parameter.mul_(20)
+            if name.endswith("classification_head.cls_logits.bias"):
+                parameter.fill_(-2)
+    return model
+
+
+def garbage_beyond_counts(batch: Batch) -> Batch:
+    """The batch with other padding rows: large, inverted, negative, and labels out of range."""
+    beyond = torch.arange(batch.gt_labels.shape[1]) >= batch.gt_counts[:, None]
+    junk = torch.tensor([1e4, 50.0, -30.0, 7e3])
+    return batch._replace(
+        gt_boxes=batch.gt_boxes.where(~beyond[..., None], junk),
+        gt_labels=batch.gt_labels.where(~beyond, 3),
+    )

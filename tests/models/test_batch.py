@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The border: what `pad` makes of images and targets, what it refuses, and the way back."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastdet.models import Detections
+from fastdet.models.batch import image_sizes, pad, restore, rows_in_use, take_rows
+
+BOXES = torch.tensor([[1.0, 2, 11, 22]])
+LABELS = torch.tensor([1])
+
+
+def pad_small(images: list[Tensor], targets: list[dict[str, Tensor]] | None = None, **numbers):
+    sizes = {"num_classes": 4, "min_size": 64, "max_size": 96}
+    return pad(images, targets, **(sizes | numbers))
+
+
+def test_shapes_and_layout() -> None:
+    batch = pad_small([torch.rand(3, 32, 40), torch.rand(3, 64, 64)])
+    assert batch.images.shape == (2, 3, 64, 96)
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert batch.sizes.tolist() == [[64, 80], [64, 64]]
+    assert batch.gt_counts.tolist() == [0, 0]
+    assert batch.gt_boxes.shape == (2, 8, 4)
+    assert not batch.images[0, :, :, 80:].any()
+
+
+def test_size_divisor_makes_coarser_buckets() -> None:
+    batch = pad_small([torch.rand(3, 64, 80)], size_divisor=128)
+    assert batch.images.shape == (1, 3, 128, 128)
+
+
+@pytest.mark.parametrize(("count", "rows"), [(0, 8), (8, 8), (9, 16), (16, 16), (17, 32)])
+def test_ground_truth_rows_are_powers_of_two(count: int, rows: int) -> None:
+    target = {"boxes": BOXES.repeat(count, 1), "labels": LABELS.repeat(count)}
+    batch = pad_small([torch.rand(3, 64, 64)], [target])
+    assert batch.gt_boxes.shape == (1, rows, 4)
+    assert batch.gt_counts.tolist() == [count]
+
+
+def test_boxes_follow_the_resize_and_come_back() -> None:
+    images = [torch.rand(3, 32, 48), torch.rand(3, 100, 50)]
+    target = {"boxes": BOXES, "labels": LABELS}
+    batch = pad_small(images, [target, target])
+    assert batch.sizes.tolist() == [[64, 96], [96, 48]]
+    torch.testing.assert_close(batch.gt_boxes[0, 0], 2 * BOXES[0])
+    detections = Detections(
+        batch.gt_boxes[:, :1], torch.ones(2, 1), torch.ones(2, 1).long(), batch.gt_counts
+    )
+    restored = restore(detections, batch.sizes, image_sizes(images)).to_list()
+    for of_image in restored:
+        torch.testing.assert_close(of_image["boxes"], BOXES)
+
+
+def test_to_list_ends_at_the_counts() -> None:
+    detections = Detections(
+        torch.rand(2, 3, 4), torch.rand(2, 3), torch.ones(2, 3).long(), torch.tensor([2, 0])
+    )
+    first, second = detections.to_list()
+    assert torch.equal(first["boxes"], detections.boxes[0, :2])
+    assert [len(first[key]) for key in ("labels", "scores")] == [2, 2]
+    assert [len(second[key]) for key in ("boxes", "labels", "scores")] == [0, 0, 0]
+
+
+def test_rows_in_use() -> None:
+    assert rows_in_use(torch.tensor([3, 5]), 8) == 5
+    assert rows_in_use(torch.tensor([0, 0]), 8) == 1
+    assert rows_in_use(torch.tensor([9]), 8) == 8
+
+
+def test_take_rows_takes_the_first_row_for_negative_indices() -> None:
+    values = torch.arange(12.0).view(2, 3, 2)
+    index = torch.tensor([[2, -1], [-2, 1]])
+    expected = torch.stack((values[0, [2, 0]], values[1, [0, 1]]))
+    assert torch.equal(take_rows(values, index), expected)
+
+
+IMAGE = torch.rand(3, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        (IMAGE, TypeError, "expected a list"),
+        ([], ValueError, "at least one image"),
+        ([IMAGE, None], TypeError, "image 1: expected a tensor"),
+        ([IMAGE[0]], ValueError, r"image 0: expected shape \(3, H, W\), got \(64, 64\)"),
+        ([IMAGE[:1]], ValueError, r"got \(1, 64, 64\)"),
+        ([torch.rand(3, 0, 4)], ValueError, r"got \(3, 0, 4\)"),
+        ([(IMAGE * 255).byte()], TypeError, "image 0: expected a float tensor.*got torch.uint8"),
+    ],
+)
+def test_bad_images(images: list[Tensor], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        pad_small(images)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "labels", "error", "message"),
+    [
+        (None, LABELS, ValueError, "image 1: expected keys boxes and labels, no {'boxes'}"),
+        (BOXES, None, ValueError, "no {'labels'}"),
+        (BOXES[0], LABELS, ValueError, r"boxes of image 1: expected shape \(G, 4\), got \(4,\)"),
+        (BOXES[:, :3], LABELS, ValueError, r"got \(1, 3\)"),
+        (BOXES.long(), LABELS, TypeError, "boxes of image 1: expected a float tensor"),
+        (BOXES, LABELS.repeat(2), ValueError, r"labels of image 1: expected shape \(1,\)"),
+        (BOXES, LABELS.int(), TypeError, "labels of image 1: expected int64, got torch.int32"),
+        (BOXES, LABELS * 0, ValueError, r"labels of image 1: expected 1 .. 3 .*got 0"),
+        (BOXES, LABELS * 4, ValueError, "got 4"),
+        (torch.tensor([[50.0, 20, 30, 40]]), LABELS, ValueError, r"image 1.*x2 > x1.*50\.0, 20"),
+        (torch.tensor([[20.0, 50, 40, 30]]), LABELS, ValueError, "must be converted first"),
+        (torch.tensor([[20.0, 30, 20, 40]]), LABELS, ValueError, "x2 > x1"),
+        (torch.tensor([[20.0, 30, torch.nan, 40]]), LABELS, ValueError, "finite"),
+        (torch.tensor([[20.0, 30, torch.inf, 40]]), LABELS, ValueError, "finite"),
+    ],
+)
+def test_bad_targets(
+    boxes: Tensor | None, labels: Tensor | None, error: type[Exception], message: str
+) -> None:
+    bad = {"boxes": boxes, "labels": labels}
+    bad = {key: value for key, value in bad.items() if value is not None}
+    good = {"boxes": BOXES, "labels": LABELS}
+    with pytest.raises(error, match=message):
+        pad_small([IMAGE, IMAGE], [good, bad])
+
+
+def test_one_target_for_each_image() -> None:
+    with pytest.raises(ValueError, match="one for each of 2 images, got 1"):
+        pad_small([IMAGE, IMAGE], [{"boxes": BOXES, "labels": LABELS}])

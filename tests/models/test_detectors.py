@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What people get wrong when they write these heads themselves, one test each."""
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.ops import MultiScaleRoIAlign
+
+from fastdet.models import MODELS, FasterRCNN, faster_rcnn
+from fastdet.models.anchors import cell_anchors, pyramid_anchors, top_of_each_level
+from fastdet.models.batch import Batch
+from fastdet.models.losses import box_regression_loss
+from fastdet.models.postprocess import suppress
+
+from .scenes import scene, small_model, spread_scores
+
+every_family = pytest.mark.parametrize("family", MODELS)
+
+LOSSES = {
+    "faster_rcnn": ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"),
+    "retinanet": ("classification", "bbox_regression"),
+}
+
+
+def small_faster_rcnn(**numbers: float) -> FasterRCNN:
+    model = small_model("faster_rcnn", **numbers)
+    assert isinstance(model, FasterRCNN)
+    return model
+
+
+@every_family
+def test_forward_follows_the_mode(family: str) -> None:
+    model = spread_scores(small_model(family))
+    images, targets = scene()
+    losses = model(images, targets)
+    assert set(losses) == set(LOSSES[family])
+    with pytest.raises(ValueError, match="targets: expected one for each image"):
+        model(images)
+    detections = model.eval()(images)
+    assert len(detections) == len(images)
+    for image, of_image in zip(images, detections, strict=True):
+        boxes, labels, scores = (of_image[key] for key in ("boxes", "labels", "scores"))
+        assert boxes.shape == (len(scores), 4)
+        assert bool((boxes >= 0).all())
+        limit = torch.tensor([image.shape[2], image.shape[1]]).repeat(2)
+        assert bool((boxes <= limit + 1e-3).all())
+        assert bool((scores.diff() <= 0).all())
+        assert bool((labels < model.num_classes).all())
+
+
+@every_family
+def test_losses_and_detections_are_those_of_the_two_calls(family: str) -> None:
+    model = spread_scores(small_model(family)).eval()
+    images, targets = scene()
+    batch = model.pad(images, targets)
+    with torch.no_grad():
+        torch.manual_seed(5)
+        losses, detections = model.losses_and_detections(batch)
+        torch.manual_seed(5)
+        expected_losses, expected = model.losses(batch), model.detect(batch)
+    for name, loss in expected_losses.items():
+        assert torch.equal(losses[name], loss), name
+    for name, value in expected._asdict().items():
+        assert torch.equal(getattr(detections, name), value), name
+
+
+@every_family
+def test_no_ground_truth_in_the_whole_batch(family: str) -> None:
+    model = small_model(family)
+    images, _ = scene()
+    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    losses = model(images, [empty] * len(images))
+    torch.stack(list(losses.values())).sum().backward()
+    for name, loss in losses.items():
+        assert bool(loss.isfinite()), name
+        assert (loss == 0) == ("box" in name), name
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.isfinite().all()), name
+
+
+@pytest.mark.parametrize(("family", "loss"), [(f, name) for f in LOSSES for name in LOSSES[f]])
+def test_a_loss_weight_scales_its_loss_alone(family: str, loss: str) -> None:
+    results = []
+    for numbers in ({}, {f"{loss}_weight": 2.0}):
+        model = small_model(family, **numbers)
+        torch.manual_seed(2)
+        results.append(model(*scene()))
+    single, double = results
+    for name in LOSSES[family]:
+        factor = 2 if name == loss else 1
+        assert torch.equal(double[name], factor * single[name]), name
+
+
+def test_proposals_are_pooled_at_the_scale_of_their_level(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = small_faster_rcnn()
+    features = [torch.rand(1, 16, 320 // stride, 320 // stride) for stride in (4, 8, 16, 32)]
+    boxes = torch.tensor(
+        [[10.0, 12, 40, 44], [30, 20, 200, 210], [5, 5, 315, 300], [100, 7, 290, 120]]
+    )
+    seen = []
+    monkeypatch.setattr(
+        model.roi_heads.box_head, "forward", lambda x: seen.append(x) or x.mean((3, 4))
+    )
+    monkeypatch.setattr(model.roi_heads.box_predictor, "forward", lambda x: (x, x))
+    model.roi_heads(features, boxes[None], torch.tensor([4]))
+    pool = MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=7, sampling_ratio=2)
+    named = {str(i): feature for i, feature in enumerate(features)}
+    torch.testing.assert_close(seen[0][0], pool(named, [boxes], [(320, 320)]), rtol=1e-5, atol=1e-5)
+
+
+def test_ground_truth_joins_the_proposals() -> None:
+    model = small_faster_rcnn()
+    batch = model.pad(*scene())
+    far_away = torch.tensor([0.0, 0, 2, 2]).expand(3, 10, 4)
+    boxes, match, valid = model.roi_heads.sample(far_away, torch.full((3,), 10), batch)
+    positive = valid & (match >= 0)
+    assert positive.sum(dim=1).tolist() == batch.gt_counts.tolist()
+    for i, count in enumerate(batch.gt_counts.tolist()):
+        found = boxes[i][positive[i]]
+        order = match[i][positive[i]].argsort()
+        assert torch.equal(found[order], batch.gt_boxes[i, :count])
+
+
+def test_proposals_beyond_the_counts_are_never_sampled() -> None:
+    model = small_faster_rcnn()
+    batch = model.pad(*scene())
+    proposals = batch.gt_boxes[:, :1].repeat(1, 20, 1)  # all would be positive
+    _, match, valid = model.roi_heads.sample(proposals, torch.tensor([5, 0, 0]), batch)
+    assert valid.sum(dim=1).tolist() == [5 + 3, 1, 0]
+    assert bool((match[valid] >= 0).all())
+
+
+def one_proposal_each(model: FasterRCNN, deltas: Tensor, size: list[int]) -> tuple[Tensor, Tensor]:
+    """Proposals of a 64 x 64 image whose every anchor has the same deltas."""
+    features = [torch.zeros(1, 16, n, n) for n in (16, 8, 4, 2, 1)]
+    anchors = pyramid_anchors(torch.zeros(1, 3, 64, 64), features, model.rpn.cells)
+    total = anchors.boxes.shape[0]
+    found = model.rpn.proposals(
+        torch.zeros(1, total), deltas.expand(1, total, 4), anchors, torch.tensor([size])
+    )
+    return found.boxes, found.counts
+
+
+def test_proposals_that_clipping_leaves_without_a_side_are_dropped() -> None:
+    model = small_faster_rcnn()
+    inside = torch.zeros(4)
+    boxes, counts = one_proposal_each(model, inside, [64, 64])
+    assert 0 < int(counts) < boxes.shape[1]
+    kept = boxes[0, : int(counts)]
+    assert bool((kept[:, 2:] - kept[:, :2] >= 1e-3).all())
+    assert bool((kept >= 0).all())
+    assert bool((kept <= 64).all())
+    outside = torch.tensor([-50.0, 0, 0, 0])  # fifty widths to the left
+    _, counts = one_proposal_each(model, outside, [64, 64])
+    assert int(counts) == 0
+    # Clipped to the image, not to the padded batch.
+    boxes, counts = one_proposal_each(model, inside, [64, 20])
+    assert float(boxes[0, : int(counts), 2].max()) == 20
+
+
+def test_deltas_learn_from_positive_rows_alone() -> None:
+    deltas = torch.zeros(2, 3, 4, requires_grad=True)
+    targets = torch.full((2, 3, 4), torch.nan)
+    targets[0, 1] = 1
+    positive = torch.zeros(2, 3, dtype=torch.bool)
+    positive[0, 1] = True
+    loss = box_regression_loss(deltas, targets, positive)
+    loss.backward()
+    assert loss.item() == pytest.approx(4 * (1 - 0.5 / 9))
+    assert deltas.grad is not None
+    assert deltas.grad[0, 1].tolist() == [-1] * 4
+    assert float(deltas.grad.abs().sum()) == 4
+
+
+def test_suppression_is_among_equal_labels_and_valid_rows() -> None:
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 8], [0, 0, 9, 9]]])
+    scores = torch.tensor([[0.9, 0.8, 0.7, 0.6]])
+    labels = torch.tensor([[1, 1, 2, 2]])
+    valid = torch.tensor([[True, True, False, True]])
+    kept = suppress(boxes, scores, labels, valid, 0.5, 3)
+    assert kept.counts.tolist() == [2]
+    assert kept.labels.tolist() == [[1, 2, 0]]
+    torch.testing.assert_close(kept.scores, torch.tensor([[0.9, 0.6, 0.0]]))
+    assert torch.equal(kept.boxes[0], torch.stack((boxes[0, 0], boxes[0, 3], torch.zeros(4))))
+
+
+def test_top_of_each_level() -> None:
+    features = [torch.zeros(1, 1, 2, 3), torch.zeros(1, 1, 1, 2)]
+    anchors = pyramid_anchors(torch.zeros(1, 3, 8, 12), features, cell_anchors([(8,), (16,)], (1,)))
+    scores = torch.tensor([[1.0, 6, 3, 4, 5, 2, 0, 7]])
+    top, index = top_of_each_level(scores, anchors, 3)
+    assert top.tolist() == [[[6, 5, 4], [7, 0, -torch.inf]]]
+    assert index[0, 0].tolist() == [1, 4, 3]
+    assert index[0, 1, :2].tolist() == [7, 6]
+    assert bool((index < 8).all())
+
+
+@every_family
+def test_half_precision_batch_under_autocast(family: str) -> None:
+    model = small_model(family)
+    images, targets = scene()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(images, targets)
+        detections = spread_scores(model).eval()(images)
+    assert all(bool(loss.isfinite()) for loss in losses.values())
+    assert all(of_image["boxes"].dtype == torch.float32 for of_image in detections)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"num_classes": 1}, "num_classes: expected background and at least one, got 1"),
+        ({"size_divisor": 48}, "size_divisor: expected a multiple of 32, got 48"),
+    ],
+)
+def test_bad_numbers(numbers: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        faster_rcnn("resnet18", **({"num_classes": 4} | numbers), fpn_channels=8)
+
+
+def test_batch_is_a_tuple_of_tensors_for_pytrees() -> None:
+    model = small_faster_rcnn()
+    leaves, spec = torch.utils._pytree.tree_flatten(model.pad(*scene()))
+    assert len(leaves) == 5
+    assert isinstance(torch.utils._pytree.tree_unflatten(leaves, spec), Batch)
