@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "bilinear.h"
 #include "box_iou.h"
 #include "torch.h"
 
@@ -153,6 +154,80 @@ inline IouKind iou_kind(const char* op, const std::string& kind) {
   if (kind == "distance") return IouKind::kDistance;
   if (kind == "complete") return IouKind::kComplete;
   refuse(op, "kind", "iou, generalized, distance or complete", "'" + kind + "'");
+}
+
+// ---- roi_align ----------------------------------------------------------------------------------
+
+inline void check_features(const char* op, const char* argument, const Tensor& features) {
+  expect(
+      is_floating(features) && features.dim() == 4 && features.size(2) > 0 && features.size(3) > 0,
+      op, argument, "floating (B, C, H, W) with H and W above 0", features);
+}
+
+inline void check_rois(const char* op, const Tensor& rois, const Tensor& first) {
+  expect(is_floating(rois) && rois.dim() == 2 && rois.size(1) == 5, op, "rois", "floating (K, 5)",
+         rois);
+  expect_same_device(op, "rois", rois, first);
+}
+
+inline void check_roi_align(const char* op, const Tensor& input, const Tensor& rois) {
+  check_features(op, "input", input);
+  check_rois(op, rois, input);
+}
+
+inline void check_roi_align_backward(const char* op, const Tensor& grad, const Tensor& rois,
+                                     int64_t channels) {
+  check_rois(op, rois, grad);
+  expect(is_floating(grad) && grad.dim() == 4 && grad.size(0) == rois.size(0) &&
+             grad.size(1) == channels,
+         op, "grad", "floating (K, C, h, w) with the K of rois and the C of the input", grad);
+}
+
+inline void check_padded_boxes(const char* op, const Tensor& boxes, int64_t num_images,
+                               const std::optional<Tensor>& counts, const Tensor& first) {
+  expect(is_boxes(boxes, 3) && boxes.size(0) == num_images, op, "boxes",
+         "floating (B, K, 4) with the B of the features", boxes);
+  expect_same_device(op, "boxes", boxes, first);
+  if (!counts) return;
+  expect(counts->scalar_type() == kInt64 && counts->dim() == 1 && counts->size(0) == boxes.size(0),
+         op, "counts", "int64 (B,) with the B of boxes", *counts);
+  expect_same_device(op, "counts", *counts, first);
+}
+
+inline void check_levels(const char* op, size_t num_levels, size_t num_scales) {
+  if (num_levels < 1 || num_levels > kMaxLevels)
+    refuse(op, "features", "1 to " + std::to_string(kMaxLevels) + " levels",
+           std::to_string(num_levels));
+  if (num_scales != num_levels)
+    refuse(op, "scales", "one a level, " + std::to_string(num_levels), std::to_string(num_scales));
+}
+
+inline void check_multiscale_roi_align(const char* op, const std::vector<Tensor>& features,
+                                       const Tensor& boxes, const std::optional<Tensor>& counts,
+                                       size_t num_scales) {
+  check_levels(op, features.size(), num_scales);
+  const Tensor& first = features[0];
+  for (const Tensor& level : features) {
+    check_features(op, "features", level);
+    expect(level.scalar_type() == first.scalar_type() && level.size(0) == first.size(0) &&
+               level.size(1) == first.size(1),
+           op, "features", "the dtype, B and C of the first level", level);
+    expect_same_device(op, "features", level, first);
+  }
+  check_padded_boxes(op, boxes, first.size(0), counts, first);
+}
+
+inline void check_multiscale_roi_align_backward(const char* op, const Tensor& grad,
+                                                const Tensor& boxes,
+                                                const std::optional<Tensor>& counts,
+                                                size_t num_heights, size_t num_widths,
+                                                size_t num_scales) {
+  check_levels(op, num_heights, num_scales);
+  check_levels(op, num_widths, num_scales);
+  check_padded_boxes(op, boxes, boxes.dim() > 0 ? boxes.size(0) : 0, counts, grad);
+  expect(is_floating(grad) && grad.dim() == 5 && grad.size(0) == boxes.size(0) &&
+             grad.size(1) == boxes.size(1),
+         op, "grad", "floating (B, K, C, h, w) with the B and K of boxes", grad);
 }
 
 }  // namespace fastdet

@@ -27,9 +27,9 @@ STABLE_TORCH_LIBRARY(fastdet, m) {
   m.def("decode_boxes_backward(Tensor grad, Tensor deltas, Tensor anchors, float wx, float wy, float ww, float wh, Tensor? sizes) -> Tensor");
 
   m.def("roi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, int sampling_ratio, bool aligned) -> Tensor");
-  m.def("roi_align_backward(Tensor grad, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, int batch, int channels, int height, int width, int sampling_ratio, bool aligned) -> Tensor");
+  m.def("roi_align_backward(Tensor grad, Tensor rois, float spatial_scale, SymInt batch, SymInt channels, SymInt height, SymInt width, int sampling_ratio, bool aligned, bool channels_last, bool deterministic) -> Tensor");
   m.def("multiscale_roi_align(Tensor[] features, Tensor boxes, Tensor? counts, int pooled_height, int pooled_width, float[] scales, int sampling_ratio, int canonical_scale, int canonical_level, bool aligned) -> Tensor");
-  m.def("multiscale_roi_align_backward(Tensor grad, Tensor[] features, Tensor boxes, Tensor? counts, float[] scales, int sampling_ratio, int canonical_scale, int canonical_level, bool aligned) -> Tensor[]");
+  m.def("multiscale_roi_align_backward(Tensor grad, Tensor boxes, Tensor? counts, SymInt[] heights, SymInt[] widths, float[] scales, int sampling_ratio, int canonical_scale, int canonical_level, bool aligned, bool channels_last, bool deterministic) -> Tensor[]");
 
   m.def("sigmoid_focal_loss(Tensor inputs, Tensor targets, float alpha, float gamma) -> Tensor");
   m.def("sigmoid_focal_loss_backward(Tensor grad, Tensor inputs, Tensor targets, float alpha, float gamma) -> Tensor");

@@ -15,6 +15,7 @@
 #include <initializer_list>
 #include <optional>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 namespace fastdet {
@@ -63,6 +64,13 @@ inline Tensor box_input(const Tensor& tensor, ScalarType dtype) {
 
 inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
   return tensor ? std::optional(torch::stable::contiguous(*tensor)) : std::nullopt;
+}
+
+// float32 or float64, the types that sums and box arithmetic have.
+template <typename S>
+constexpr ScalarType scalar_type_of() {
+  static_assert(std::is_same_v<S, float> || std::is_same_v<S, double>);
+  return std::is_same_v<S, double> ? kFloat64 : kFloat32;
 }
 
 template <typename T>

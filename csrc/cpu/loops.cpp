@@ -12,6 +12,7 @@ namespace fastdet::cpu::FASTDET_ISA {
 
 #include "box_iou.loops.h"
 #include "nms.loops.h"
+#include "roi_align.loops.h"
 
 template <typename T>
 const BoxLoops<T>& box_loops() {
@@ -26,7 +27,12 @@ const BoxLoops<T>& box_loops() {
 
 template <typename T>
 const FeatureLoops<T>& feature_loops() {
-  static constexpr FeatureLoops<T> table = {};
+  static constexpr FeatureLoops<T> table = {
+      .pool_pixels = pool_pixels<T>,
+      .pool_planes = pool_planes<T>,
+      .spread_pixels = spread_pixels<T>,
+      .spread_planes = spread_planes<T>,
+  };
   return table;
 }
 

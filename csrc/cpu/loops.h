@@ -50,9 +50,51 @@ struct BoxLoops {
                                    const BoxPlanes<T>& sum);
 };
 
+// What values of type T are summed in: float for the half types.
+template <typename T>
+struct SumOf {
+  using type = float;
+};
+template <>
+struct SumOf<double> {
+  using type = double;
+};
+template <typename T>
+using Sum = typename SumOf<T>::type;
+
+// The channels of one image or of one pooled RoI; (c, y, x) lies at
+// c * channel_stride + y * row_stride + x * pixel_stride.
+template <typename T>
+struct FeatureMap {
+  T* data;
+  int64_t channels, channel_stride, row_stride, pixel_stride;
+};
+
+// One axis of a RoI: bin p is the sum of weight[i] * feature[index[i]], begin[p] <= i < begin[p +
+// 1]. All samples of the bin that read an index are merged into one tap.
+template <typename S>
+struct Taps {
+  const int64_t *begin, *index;
+  const S* weight;
+  int64_t bins;
+  int64_t low, span;  // every index is in [low, low + span)
+};
+
 // Loops over features and logits; T is float, double, Half or BFloat16, sums are float or double.
 template <typename T>
-struct FeatureLoops {};
+struct FeatureLoops {
+  // RoIAlign of one RoI. `pixels`: channel_stride is 1 in the map; `planes`: pixel_stride is 1, and
+  // merged has room for columns.span values. The pooled side may have any strides.
+  void (*pool_pixels)(const FeatureMap<const T>& map, const Taps<Sum<T>>& rows,
+                      const Taps<Sum<T>>& columns, const FeatureMap<T>& pooled);
+  void (*pool_planes)(const FeatureMap<const T>& map, const Taps<Sum<T>>& rows,
+                      const Taps<Sum<T>>& columns, const FeatureMap<T>& pooled, Sum<T>* merged);
+  // Its transpose: adds the gradient of one pooled RoI to the gradient of the map.
+  void (*spread_pixels)(const FeatureMap<const T>& grad, const Taps<Sum<T>>& rows,
+                        const Taps<Sum<T>>& columns, const FeatureMap<Sum<T>>& map);
+  void (*spread_planes)(const FeatureMap<const T>& grad, const Taps<Sum<T>>& rows,
+                        const Taps<Sum<T>>& columns, const FeatureMap<Sum<T>>& map, Sum<T>* merged);
+};
 
 #define FASTDET_DECLARE_ISA(name)         \
   namespace name {                        \

@@ -9,8 +9,11 @@ from fastdet.ops.box_iou import (
     generalized_box_iou,
 )
 from fastdet.ops.nms import batched_nms, nms, nms_padded
+from fastdet.ops.roi_align import MultiScaleRoIAlign, RoIAlign, multiscale_roi_align, roi_align
 
 __all__ = [
+    "MultiScaleRoIAlign",
+    "RoIAlign",
     "batched_nms",
     "box_iou",
     "complete_box_iou",
@@ -18,6 +21,8 @@ __all__ = [
     "distance_box_iou",
     "encode_boxes",
     "generalized_box_iou",
+    "multiscale_roi_align",
     "nms",
     "nms_padded",
+    "roi_align",
 ]

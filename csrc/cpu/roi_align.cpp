@@ -1,0 +1,308 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// RoIAlign of one level or several, forward and backward. A RoI becomes two short lists of taps,
+// rows and columns with weights, in which the samples of a bin that share a row or a column are
+// merged; the loops then touch each feature once a bin, in either memory layout.
+//
+// Forward runs in parallel over RoIs. Backward adds, so it runs in parallel over blocks of channels
+// of an image, and each block takes the RoIs of its image in order: the same bits for any number of
+// threads. O(taps) extra memory a thread.
+#include <algorithm>
+#include <vector>
+
+#include "../bilinear.h"
+#include "../checks.h"
+#include "../feature_layout.h"
+#include "loops.h"
+#include "parallel.h"
+
+namespace fastdet::cpu {
+
+namespace {
+
+struct Sampling {
+  int64_t ratio;
+  bool aligned;
+};
+
+template <typename S>
+struct PlacedRoi {
+  Box<S> box;
+  int64_t image, level;  // image -1: pools to zero
+};
+
+// The taps of one axis; its memory serves RoI after RoI.
+template <typename S>
+class TapList {
+ public:
+  void build(const RoiAxis<S>& axis, int64_t bins, int64_t size) {
+    begin_.assign(1, 0);
+    index_.clear();
+    weight_.clear();
+    for (int64_t p = 0; p < bins; ++p) {
+      const SampleRange range = samples_within(axis, p, S(-1), static_cast<S>(size));
+      for (int64_t k = range.begin; k < range.end; ++k) {
+        // In rising positions, so that equal indexes meet; an inverted RoI runs backwards.
+        const int64_t i = axis.bin < 0 ? range.end - 1 - (k - range.begin) : k;
+        const BilinearTap<S> tap = bilinear_tap(sample_position(axis, p, i), size);
+        add(tap.low, tap.low_weight);
+        add(tap.high, tap.high_weight);
+      }
+      begin_.push_back(static_cast<int64_t>(index_.size()));
+    }
+    for (S& weight : weight_) weight /= static_cast<S>(axis.samples);
+  }
+
+  Taps<S> taps() const {
+    const int64_t bins = static_cast<int64_t>(begin_.size()) - 1;
+    if (index_.empty()) return {begin_.data(), nullptr, nullptr, bins, 0, 0};
+    const auto [low, high] = std::minmax_element(index_.begin(), index_.end());
+    return {begin_.data(), index_.data(), weight_.data(), bins, *low, *high - *low + 1};
+  }
+
+ private:
+  void add(int64_t index, S weight) {
+    if (weight == 0) return;
+    const size_t bin_begin = begin_.back();
+    for (size_t k = index_.size(); k > bin_begin && k + 2 > index_.size(); --k) {
+      if (index_[k - 1] == index) {
+        weight_[k - 1] += weight;
+        return;
+      }
+    }
+    index_.push_back(index);
+    weight_.push_back(weight);
+  }
+
+  std::vector<int64_t> begin_, index_;
+  std::vector<S> weight_;
+};
+
+// The taps of one RoI on one level.
+template <typename S>
+class RoiPlan {
+ public:
+  template <typename T>
+  void build(const PlacedRoi<S>& roi, const FeatureLevel<T, S>& level, Sampling sampling,
+             int64_t pooled_height, int64_t pooled_width) {
+    RoiAxis<S> y = roi_axis(roi.box.y1, roi.box.y2, level.scale, sampling.aligned, pooled_height,
+                            sampling.ratio);
+    RoiAxis<S> x = roi_axis(roi.box.x1, roi.box.x2, level.scale, sampling.aligned, pooled_width,
+                            sampling.ratio);
+    if (roi.image < 0) y.samples = x.samples = 0;
+    row_list_.build(y, pooled_height, level.height);
+    column_list_.build(x, pooled_width, level.width);
+    rows = row_list_.taps();
+    columns = column_list_.taps();
+    merged.resize(columns.span);
+  }
+
+  Taps<S> rows, columns;
+  std::vector<S> merged;
+
+ private:
+  TapList<S> row_list_, column_list_;
+};
+
+// Channels from `channel` on of one image.
+template <typename T, typename S>
+FeatureMap<T> map_of(const FeatureLevel<T, S>& level, int64_t image, int64_t channel,
+                     int64_t channels) {
+  return {level.data + image * level.image_stride + channel * level.channel_stride, channels,
+          level.channel_stride, level.row_stride, level.pixel_stride};
+}
+
+// Channels from `channel` on of RoI n of pooled (B, K, C, h, w), of any strides.
+template <typename T>
+FeatureMap<T> pooled_of(T* data, const Tensor& pooled, int64_t n, int64_t channel,
+                        int64_t channels) {
+  const int64_t image = n / pooled.size(1), row = n % pooled.size(1);
+  return {data + image * pooled.stride(0) + row * pooled.stride(1) + channel * pooled.stride(2),
+          channels, pooled.stride(2), pooled.stride(3), pooled.stride(4)};
+}
+
+template <typename T>
+void pool(const std::vector<FeatureLevel<const T, Sum<T>>>& levels,
+          const std::vector<PlacedRoi<Sum<T>>>& rois, Sampling sampling, const Tensor& pooled) {
+  const auto& loops = feature_loops<T>();
+  parallel_for(static_cast<int64_t>(rois.size()), 4, [&](int64_t begin, int64_t end) {
+    RoiPlan<Sum<T>> plan;
+    for (int64_t n = begin; n < end; ++n) {
+      const auto& level = levels[rois[n].level];
+      plan.build(rois[n], level, sampling, pooled.size(3), pooled.size(4));
+      const auto map = map_of(level, std::max<int64_t>(rois[n].image, 0), 0, level.channels);
+      const auto out = pooled_of(mutable_data<T>(pooled), pooled, n, 0, level.channels);
+      if (level.channel_stride == 1 && level.pixel_stride != 1)
+        loops.pool_pixels(map, plan.rows, plan.columns, out);
+      else
+        loops.pool_planes(map, plan.rows, plan.columns, out, plan.merged.data());
+    }
+  });
+}
+
+// Wide enough to fill vectors and cache lines, narrow enough to give each thread a few blocks.
+int64_t channel_block(int64_t images, int64_t channels) {
+  const int64_t wanted = 2 * static_cast<int64_t>(torch::stable::get_num_threads());
+  int64_t block = 64;
+  while (block > 16 && images * ((channels + block - 1) / block) < wanted) block /= 2;
+  return block;
+}
+
+// Indexes of the RoIs of each image, in order.
+template <typename S>
+std::vector<std::vector<int64_t>> by_image(const std::vector<PlacedRoi<S>>& rois, int64_t images) {
+  std::vector<std::vector<int64_t>> lists(images);
+  for (size_t n = 0; n < rois.size(); ++n)
+    if (rois[n].image >= 0) lists[rois[n].image].push_back(static_cast<int64_t>(n));
+  return lists;
+}
+
+template <typename T>
+void spread(const Tensor& grad, const std::vector<PlacedRoi<Sum<T>>>& rois, Sampling sampling,
+            const std::vector<FeatureLevel<Sum<T>, Sum<T>>>& levels) {
+  const auto& loops = feature_loops<T>();
+  const int64_t images = levels[0].images, channels = levels[0].channels;
+  const auto rois_of = by_image(rois, images);
+  const int64_t block = channel_block(images, channels);
+  const int64_t blocks = (channels + block - 1) / block;
+  parallel_for(images * blocks, 1, [&](int64_t begin, int64_t end) {
+    RoiPlan<Sum<T>> plan;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t image = task / blocks, channel = task % blocks * block;
+      const int64_t width = std::min(block, channels - channel);
+      for (const int64_t n : rois_of[image]) {
+        const auto& level = levels[rois[n].level];
+        plan.build(rois[n], level, sampling, grad.size(3), grad.size(4));
+        const auto in = pooled_of(data<T>(grad), grad, n, channel, width);
+        const auto map = map_of(level, image, channel, width);
+        if (level.channel_stride == 1 && level.pixel_stride != 1)
+          loops.spread_pixels(in, plan.rows, plan.columns, map);
+        else
+          loops.spread_planes(in, plan.rows, plan.columns, map, plan.merged.data());
+      }
+    }
+  });
+}
+
+// ---- which RoI lies where -----------------------------------------------------------------------
+
+// rois (K, 5): an index outside the batch pools to zero.
+template <typename S>
+std::vector<PlacedRoi<S>> place_rois(const Tensor& rois, int64_t images) {
+  const Tensor contiguous = box_input(rois, scalar_type_of<S>());
+  const S* row = data<S>(contiguous);
+  std::vector<PlacedRoi<S>> placed(rois.size(0));
+  for (PlacedRoi<S>& roi : placed) {
+    const bool exists = row[0] >= 0 && row[0] < static_cast<S>(images);
+    roi = {{row[1], row[2], row[3], row[4]}, exists ? static_cast<int64_t>(row[0]) : -1, 0};
+    row += 5;
+  }
+  return placed;
+}
+
+// boxes (B, K, 4): rows beyond the counts pool to zero.
+template <typename S>
+std::vector<PlacedRoi<S>> place_boxes(const Tensor& boxes, const std::optional<Tensor>& counts,
+                                      const LevelMap<S>& map) {
+  const Tensor contiguous = box_input(boxes, scalar_type_of<S>());
+  const Box<S>* box = data<Box<S>>(contiguous);
+  const int64_t images = boxes.size(0), rows = boxes.size(1);
+  std::vector<PlacedRoi<S>> placed(images * rows, {{}, -1, 0});
+  for (int64_t b = 0; b < images; ++b) {
+    const int64_t count = counts ? data<int64_t>(*counts)[b * counts->stride(0)] : rows;
+    for (int64_t n = b * rows; n < b * rows + std::min(count, rows); ++n)
+      placed[n] = {box[n], b, level_of(map, box[n])};
+  }
+  return placed;
+}
+
+// Features as the loops read them: channels or the pixels of a row side by side.
+Tensor readable(const Tensor& features) {
+  return features.stride(1) == 1 || features.stride(3) == 1 ? features
+                                                            : torch::stable::contiguous(features);
+}
+
+}  // namespace
+
+Tensor roi_align(const Tensor& input, const Tensor& rois, double spatial_scale,
+                 int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio,
+                 bool aligned) {
+  check_roi_align("roi_align", input, rois);
+  const Tensor features = readable(input);
+  const Tensor pooled = empty_pooled(input, 1, rois.size(0), input.size(1), pooled_height,
+                                     pooled_width, is_channels_last(input));
+  dispatch_floating(input.scalar_type(), [&]<typename T>() {
+    pool<T>({feature_level<const T, Sum<T>>(features, spatial_scale)},
+            place_rois<Sum<T>>(rois, input.size(0)), {sampling_ratio, aligned}, pooled);
+  });
+  return torch::stable::select(pooled, 0, 0);
+}
+
+Tensor roi_align_backward(const Tensor& grad, const Tensor& rois, double spatial_scale,
+                          int64_t batch, int64_t channels, int64_t height, int64_t width,
+                          int64_t sampling_ratio, bool aligned, bool channels_last,
+                          bool /*deterministic: always*/) {
+  check_roi_align_backward("roi_align_backward", grad, rois, channels);
+  return dispatch_floating(grad.scalar_type(), [&]<typename T>() {
+    using S = Sum<T>;
+    const Tensor sums =
+        zero_features(grad, batch, channels, height, width, scalar_type_of<S>(), channels_last);
+    spread<T>(torch::stable::unsqueeze(grad, 0), place_rois<S>(rois, batch),
+              {sampling_ratio, aligned}, {feature_level<S, S>(sums, spatial_scale)});
+    return cast(sums, grad.scalar_type());
+  });
+}
+
+Tensor multiscale_roi_align(const std::vector<Tensor>& features, const Tensor& boxes,
+                            const std::optional<Tensor>& counts, int64_t pooled_height,
+                            int64_t pooled_width, const std::vector<double>& scales,
+                            int64_t sampling_ratio, int64_t canonical_scale,
+                            int64_t canonical_level, bool aligned) {
+  check_multiscale_roi_align("multiscale_roi_align", features, boxes, counts, scales.size());
+  const Tensor& first = features[0];
+  const Tensor pooled = empty_pooled(first, boxes.size(0), boxes.size(1), first.size(1),
+                                     pooled_height, pooled_width, is_channels_last(first));
+  std::vector<Tensor> readable_features;
+  for (const Tensor& level : features) readable_features.push_back(readable(level));
+  dispatch_floating(first.scalar_type(), [&]<typename T>() {
+    std::vector<FeatureLevel<const T, Sum<T>>> levels;
+    for (size_t l = 0; l < features.size(); ++l)
+      levels.push_back(feature_level<const T, Sum<T>>(readable_features[l], scales[l]));
+    const auto map = level_map<Sum<T>>(scales.data(), static_cast<int64_t>(scales.size()),
+                                       canonical_scale, canonical_level);
+    pool<T>(levels, place_boxes(boxes, counts, map), {sampling_ratio, aligned}, pooled);
+  });
+  return pooled;
+}
+
+std::vector<Tensor> multiscale_roi_align_backward(
+    const Tensor& grad, const Tensor& boxes, const std::optional<Tensor>& counts,
+    const std::vector<int64_t>& heights, const std::vector<int64_t>& widths,
+    const std::vector<double>& scales, int64_t sampling_ratio, int64_t canonical_scale,
+    int64_t canonical_level, bool aligned, bool channels_last, bool /*deterministic: always*/) {
+  check_multiscale_roi_align_backward("multiscale_roi_align_backward", grad, boxes, counts,
+                                      heights.size(), widths.size(), scales.size());
+  return dispatch_floating(grad.scalar_type(), [&]<typename T>() {
+    using S = Sum<T>;
+    std::vector<Tensor> sums;
+    std::vector<FeatureLevel<S, S>> levels;
+    for (size_t l = 0; l < scales.size(); ++l) {
+      sums.push_back(zero_features(grad, grad.size(0), grad.size(2), heights[l], widths[l],
+                                   scalar_type_of<S>(), channels_last));
+      levels.push_back(feature_level<S, S>(sums[l], scales[l]));
+    }
+    const auto map = level_map<S>(scales.data(), static_cast<int64_t>(scales.size()),
+                                  canonical_scale, canonical_level);
+    spread<T>(grad, place_boxes(boxes, counts, map), {sampling_ratio, aligned}, levels);
+    for (Tensor& level : sums) level = cast(level, grad.scalar_type());
+    return sums;
+  });
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastdet, CPU, m) {
+  m.impl("roi_align", TORCH_BOX(&roi_align));
+  m.impl("roi_align_backward", TORCH_BOX(&roi_align_backward));
+  m.impl("multiscale_roi_align", TORCH_BOX(&multiscale_roi_align));
+  m.impl("multiscale_roi_align_backward", TORCH_BOX(&multiscale_roi_align_backward));
+}
+
+}  // namespace fastdet::cpu
