@@ -186,7 +186,7 @@ def _write_images(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     images, annotations = [], []
     for index in range(count):
-        picture, objects = draw_scene(np.random.default_rng([seed, number, index, size]), size)
+        picture, objects = draw_scene(np.random.default_rng([seed, number, index]), size)
         name = f"{split}_{index:05d}.png"
         Image.fromarray(picture).save(folder / name, compress_level=6)
         images.append({"id": index + 1, "file_name": name, "width": size, "height": size})

@@ -164,10 +164,9 @@ class CocoEvaluator:
         """
         if not self._rows:
             raise ValueError("nothing to evaluate: no image was given to the evaluator")
-        numbers = sorted(self._rows)
-        rows = np.concatenate([self._rows[number] for number in numbers])  # (D, 7)
+        rows = np.concatenate(list(self._rows.values()))  # (D, 7)
         evaluation = COCOeval(self._ground_truth, self._ground_truth.load_res(rows), "bbox")
-        evaluation.params.img_ids = numbers
+        evaluation.params.img_ids = list(self._rows)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summary_lines()

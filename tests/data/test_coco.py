@@ -113,6 +113,16 @@ def test_no_annotations_at_all(write):
     assert len(opened(write(content(annotations=[])), keep_empty=False)) == 0
 
 
+def test_boxes_keep_the_files_order_where_images_alternate(write):
+    annotations = [
+        annotation(id=i, image_id=[5, 0][i % 2], bbox=[0, 0, 1 + i / 10, 1]) for i in range(200)
+    ]
+    dataset = opened(write(content(annotations=annotations)))
+    for index, parity in ((0, 0), (2, 1)):
+        widths = dataset.target(index)["boxes"][:, 2]
+        assert widths.tolist() == pytest.approx([1 + i / 10 for i in range(parity, 200, 2)])
+
+
 @pytest.mark.parametrize(
     ("kind", "bad"),
     [

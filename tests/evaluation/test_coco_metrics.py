@@ -107,6 +107,22 @@ def test_equal_to_pycocotools_to_the_last_bit(shared_data, name, ties):
     assert (metrics.images, metrics.images_in_file) == (len(dataset), len(dataset))
 
 
+def test_ties_between_images_are_ordered_by_image_id(shared_data, tmp_path):
+    """A file's own order of images and annotations must not matter more than to pycocotools."""
+    content = json.loads((shared_data / "bccd" / "val.json").read_text())
+    rng = np.random.default_rng(0)
+    rng.shuffle(content["images"])
+    rng.shuffle(content["annotations"])
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    dataset = open_dataset(tmp_path, "val")
+    found = detections_like(dataset, seed=1, ties=True)
+    evaluator = evaluator_of(dataset)
+    evaluator.update([*found], [*found.values()])
+    results = coco_results([*found], [*found.values()], dataset.category_ids)
+    expected = pycocotools_evaluation(dataset.annotation_file, results)
+    assert [*evaluator.compute().stats.values()] == expected.stats.tolist()
+
+
 def test_real_crowds_and_area_ranges_are_among_them(shared_data):
     """Without these the test above would prove less than it says."""
     content = json.loads((shared_data / "coco_by" / "val.json").read_text())
