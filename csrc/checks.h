@@ -9,6 +9,7 @@
 
 #include "bilinear.h"
 #include "box_iou.h"
+#include "match_rule.h"
 #include "torch.h"
 
 namespace fastdet {
@@ -228,6 +229,28 @@ inline void check_multiscale_roi_align_backward(const char* op, const Tensor& gr
   expect(is_floating(grad) && grad.dim() == 5 && grad.size(0) == boxes.size(0) &&
              grad.size(1) == boxes.size(1),
          op, "grad", "floating (B, K, C, h, w) with the B and K of boxes", grad);
+}
+
+// ---- match_anchors ------------------------------------------------------------------------------
+
+inline void check_match_anchors(const Tensor& anchors, const Tensor& gt_boxes,
+                                const Tensor& gt_counts) {
+  const char* op = "match_anchors";
+  expect(is_boxes(gt_boxes, 3), op, "gt_boxes", "floating (B, G, 4)", gt_boxes);
+  expect(is_boxes(anchors, 2) || (is_boxes(anchors, 3) && anchors.size(0) == gt_boxes.size(0)), op,
+         "anchors", "floating (A, 4), or (B, A, 4) with the B of gt_boxes", anchors);
+  expect_same_device(op, "gt_boxes", gt_boxes, anchors);
+  expect(gt_counts.scalar_type() == kInt64 && gt_counts.dim() == 1 &&
+             gt_counts.size(0) == gt_boxes.size(0),
+         op, "gt_counts", "int64 (B,) with the B of gt_boxes", gt_counts);
+  expect_same_device(op, "gt_counts", gt_counts, anchors);
+}
+
+inline LowQuality parse_low_quality(const std::string& name) {
+  if (name == "none") return LowQuality::kNone;
+  if (name == "anchor_best") return LowQuality::kAnchorBest;
+  if (name == "gt_best") return LowQuality::kGtBest;
+  refuse("match_anchors", "low_quality", "anchor_best, gt_best or none", "'" + name + "'");
 }
 
 }  // namespace fastdet

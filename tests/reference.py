@@ -119,3 +119,35 @@ def box_similarity(
 def box_iou(boxes1: Tensor, boxes2: Tensor, kind: str, eps: float = 1e-7) -> Tensor:
     """IoUs of all pairs, (..., N, 4) and (..., M, 4) -> (..., N, M)."""
     return box_similarity(boxes1[..., None, :], boxes2[..., None, :, :], kind, 0.0, eps, eps)
+
+
+def match_anchors(
+    anchors: Tensor, gt_boxes: Tensor, high: float, low: float, low_quality: str
+) -> tuple[Tensor, Tensor]:
+    """Index and best IoU of each anchor of one image, from the whole matrix of IoUs."""
+    dtype = torch.float64 if torch.float64 in (anchors.dtype, gt_boxes.dtype) else torch.float32
+    high, low = torch.tensor([high, low], dtype=dtype).tolist()
+    rows, gts = anchors.double().tolist(), gt_boxes.double().tolist()
+    gts = {g: box for g, box in enumerate(gts) if all(math.isfinite(x) for x in box)}
+    usable = [all(math.isfinite(x) for x in row) for row in rows]
+    overlaps = {
+        g: [iou(box, row, dtype) if ok else -1.0 for row, ok in zip(rows, usable, strict=True)]
+        for g, box in gts.items()
+    }
+    index, best = [], []
+    for a, ok in enumerate(usable):
+        if not ok or not gts:
+            index.append(-1 if ok else -2)
+            best.append(0.0)
+            continue
+        best_gt = max(gts, key=lambda g: (overlaps[g][a], -g))
+        best.append(overlaps[best_gt][a])
+        label = best_gt if best[a] >= high else -2 if best[a] >= low else -1
+        for g in gts:
+            if overlaps[g][a] == max(overlaps[g]):
+                if low_quality == "anchor_best":
+                    label = best_gt
+                elif low_quality == "gt_best" and overlaps[g][a] > 0:
+                    label = g
+        index.append(label)
+    return torch.tensor(index, dtype=torch.int64), torch.tensor(best, dtype=dtype)

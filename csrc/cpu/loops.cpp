@@ -11,6 +11,7 @@
 namespace fastdet::cpu::FASTDET_ISA {
 
 #include "box_iou.loops.h"
+#include "match_anchors.loops.h"
 #include "nms.loops.h"
 #include "roi_align.loops.h"
 
@@ -21,6 +22,8 @@ const BoxLoops<T>& box_loops() {
       .box_iou_row = box_iou_row<T>,
       .box_iou_backward_row = box_iou_backward_row<T>,
       .box_iou_backward_columns = box_iou_backward_columns<T>,
+      .best_matches = best_matches<T>,
+      .find_rescuers = find_rescuers<T>,
   };
   return table;
 }

@@ -48,6 +48,15 @@ struct BoxLoops {
   void (*box_iou_backward_columns)(IouKind kind, const IouBox<T>& box, const IouPlanes<T>& others,
                                    int64_t n, const IouEps<T>& eps, const T* grad,
                                    const BoxPlanes<T>& sum);
+
+  // For each anchor the gt of the largest IoU (ties: the lowest) and that IoU, -1 and -1 without
+  // gts; raises gt_best_iou[g] to the largest IoU of gt g with one of the anchors.
+  void (*best_matches)(const BoxPlanes<T>& anchors, int64_t n, const BoxPlanes<T>& gts,
+                       int64_t num_gts, T* best_iou, int32_t* best_gt, T* gt_best_iou);
+
+  // For each anchor the last gt g whose IoU with it equals rescue_iou[g], or -1.
+  void (*find_rescuers)(const BoxPlanes<T>& anchors, int64_t n, const BoxPlanes<T>& gts,
+                        int64_t num_gts, const T* rescue_iou, int32_t* rescuer);
 };
 
 // What values of type T are summed in: float for the half types.

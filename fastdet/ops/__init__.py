@@ -8,6 +8,7 @@ from fastdet.ops.box_iou import (
     distance_box_iou,
     generalized_box_iou,
 )
+from fastdet.ops.match_anchors import match_anchors
 from fastdet.ops.nms import batched_nms, nms, nms_padded
 from fastdet.ops.roi_align import MultiScaleRoIAlign, RoIAlign, multiscale_roi_align, roi_align
 
@@ -22,6 +23,7 @@ __all__ = [
     "encode_boxes",
     "generalized_box_iou",
     "multiscale_roi_align",
+    "match_anchors",
     "nms",
     "nms_padded",
     "roi_align",
