@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Reading and checking a COCO annotation file.
 
-The file is parsed once, into a few NumPy columns: 65 bytes an annotation, 4 us of time each. Labels are 1..C in the ascending order of the file's category ids, so two
-splits with the same categories agree on them. What a file may lack or break:
+The file is parsed once, into a few NumPy columns: 65 bytes and 4 us an annotation. Labels are 1..C
+in the ascending order of the file's category ids, so two splits with the same categories agree on
+them. What a file may lack or break:
 
 - no JSON, a missing key, an id that is no integer or occurs twice: ValueError, naming file and id;
 - an annotation that points nowhere or whose box is no box: left out, with one warning per kind that
