@@ -253,4 +253,21 @@ inline LowQuality parse_low_quality(const std::string& name) {
   refuse("match_anchors", "low_quality", "anchor_best, gt_best or none", "'" + name + "'");
 }
 
+// ---- sample_matches -----------------------------------------------------------------------------
+
+inline void check_sample_matches(const Tensor& index, const Tensor& keys, int64_t num) {
+  const char* op = "sample_matches";
+  expect(index.scalar_type() == kInt64 && index.dim() == 2, op, "index", "int64 (B, A)", index);
+  expect(keys.scalar_type() == kFloat32 && keys.dim() == 2 && keys.size(0) == index.size(0) &&
+             keys.size(1) == index.size(1),
+         op, "keys", "float32 (B, A) with the B and A of index", keys);
+  expect_same_device(op, "keys", keys, index);
+  if (num < 0) refuse(op, "num", "a number >= 0", std::to_string(num));
+}
+
+// The most positives among num samples, rounded down as Python's int() does.
+inline int64_t sample_positives(int64_t num, double positive_fraction) {
+  return static_cast<int64_t>(static_cast<double>(num) * positive_fraction);
+}
+
 }  // namespace fastdet

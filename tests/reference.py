@@ -151,3 +151,15 @@ def match_anchors(
                     label = g
         index.append(label)
     return torch.tensor(index, dtype=torch.int64), torch.tensor(best, dtype=dtype)
+
+
+def sample_matches(
+    index: Tensor, keys: Tensor, num: int, positive_fraction: float
+) -> tuple[list[int], int]:
+    """Anchors drawn from one image, padded with zeros, and how many are no padding."""
+    matches, values = index.tolist(), keys.tolist()
+    order = sorted(range(len(matches)), key=lambda a: (values[a], a))
+    positives = [a for a in order if matches[a] >= 0][: int(num * positive_fraction)]
+    negatives = [a for a in order if matches[a] == -1][: num - len(positives)]
+    drawn = positives + negatives
+    return drawn + [0] * (num - len(drawn)), len(drawn)

@@ -11,6 +11,7 @@ from fastdet.ops.box_iou import (
 from fastdet.ops.match_anchors import match_anchors
 from fastdet.ops.nms import batched_nms, nms, nms_padded
 from fastdet.ops.roi_align import MultiScaleRoIAlign, RoIAlign, multiscale_roi_align, roi_align
+from fastdet.ops.sample_matches import sample_matches
 
 __all__ = [
     "MultiScaleRoIAlign",
@@ -27,4 +28,5 @@ __all__ = [
     "nms",
     "nms_padded",
     "roi_align",
+    "sample_matches",
 ]
