@@ -50,6 +50,12 @@ inline bool same_device(const Tensor& a, const Tensor& b) {
          a.get_device_index() == b.get_device_index();
 }
 
+inline bool same_shape(const Tensor& a, const Tensor& b) {
+  bool same = a.dim() == b.dim();
+  for (int64_t d = 0; same && d < a.dim(); ++d) same = a.size(d) == b.size(d);
+  return same;
+}
+
 inline void expect_same_device(const char* op, const char* argument, const Tensor& actual,
                                const Tensor& boxes) {
   expect(same_device(actual, boxes), op, argument, "the device of the first argument", actual);
@@ -142,10 +148,11 @@ inline void check_box_iou_backward(const char* op, const Tensor& grad, const Ten
                                    const Tensor& boxes2) {
   check_box_iou(op, boxes1, boxes2);
   const int64_t dim = boxes1.dim();
-  expect(is_floating(grad) && grad.dim() == dim && grad.size(dim - 2) == boxes1.size(dim - 2) &&
+  expect(grad.scalar_type() == box_dtype(boxes1, boxes2) && grad.dim() == dim &&
+             grad.size(dim - 2) == boxes1.size(dim - 2) &&
              grad.size(dim - 1) == boxes2.size(dim - 2) &&
              (dim == 2 || grad.size(0) == boxes1.size(0)),
-         op, "grad", "floating, one for each pair", grad);
+         op, "grad", "one number for each pair, of the dtype of the IoU", grad);
   expect_same_device(op, "grad", grad, boxes1);
 }
 
@@ -268,6 +275,26 @@ inline void check_sample_matches(const Tensor& index, const Tensor& keys, int64_
 // The most positives among num samples, rounded down as Python's int() does.
 inline int64_t sample_positives(int64_t num, double positive_fraction) {
   return static_cast<int64_t>(static_cast<double>(num) * positive_fraction);
+}
+
+// ---- box_iou_loss -------------------------------------------------------------------------------
+
+inline void check_box_iou_loss(const char* op, const Tensor& boxes1, const Tensor& boxes2) {
+  expect(boxes1.dim() > 0 && is_boxes(boxes1, boxes1.dim()), op, "boxes1", "floating (..., 4)",
+         boxes1);
+  expect(is_floating(boxes2) && same_shape(boxes2, boxes1), op, "boxes2",
+         "floating, with the shape of boxes1", boxes2);
+  expect_same_device(op, "boxes2", boxes2, boxes1);
+}
+
+inline void check_box_iou_loss_backward(const char* op, const Tensor& grad, const Tensor& boxes1,
+                                        const Tensor& boxes2) {
+  check_box_iou_loss(op, boxes1, boxes2);
+  bool fits = grad.dim() == boxes1.dim() - 1;
+  for (int64_t d = 0; fits && d < grad.dim(); ++d) fits = grad.size(d) == boxes1.size(d);
+  expect(fits && grad.scalar_type() == box_dtype(boxes1, boxes2), op, "grad",
+         "one number for each row, of the dtype of the loss", grad);
+  expect_same_device(op, "grad", grad, boxes1);
 }
 
 }  // namespace fastdet

@@ -40,6 +40,11 @@ inline Tensor empty_like(const Tensor& like, ScalarType dtype) {
   return torch::stable::new_empty(like, like.sizes(), dtype);
 }
 
+// The same with the shape of `boxes` (..., 4) less its last dimension.
+inline Tensor empty_rows(const Tensor& boxes, ScalarType dtype) {
+  return torch::stable::new_empty(boxes, boxes.sizes().slice(0, boxes.dim() - 1), dtype);
+}
+
 inline Tensor zeros(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
   return torch::stable::new_zeros(like, {sizes.begin(), sizes.size()}, dtype);
 }
@@ -71,6 +76,13 @@ template <typename S>
 constexpr ScalarType scalar_type_of() {
   static_assert(std::is_same_v<S, float> || std::is_same_v<S, double>);
   return std::is_same_v<S, double> ? kFloat64 : kFloat32;
+}
+
+// Whether all elements are one element of memory, as in the gradient of a sum. False if empty.
+inline bool is_uniform(const Tensor& tensor) {
+  for (int64_t d = 0; d < tensor.dim(); ++d)
+    if (tensor.size(d) != 1 && tensor.stride(d) != 0) return false;
+  return tensor.numel() > 0;
 }
 
 template <typename T>

@@ -163,3 +163,9 @@ def sample_matches(
     negatives = [a for a in order if matches[a] == -1][: num - len(positives)]
     drawn = positives + negatives
     return drawn + [0] * (num - len(drawn)), len(drawn)
+
+
+def box_iou_loss(boxes1: Tensor, boxes2: Tensor, kind: str, eps: float = 1e-7) -> Tensor:
+    """Losses of boxes row by row, (..., 4) twice -> (...); torchvision's use of eps."""
+    overlap_eps = 1e-7 if kind == "complete" else eps
+    return 1 - box_similarity(boxes1, boxes2, kind, overlap_eps, overlap_eps, eps)

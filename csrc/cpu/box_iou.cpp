@@ -149,7 +149,7 @@ std::tuple<Tensor, Tensor> box_iou_backward(const Tensor& grad, const Tensor& bo
   const char* const op = "box_iou_backward";
   check_box_iou_backward(op, grad, boxes1, boxes2);
   const auto dtype = box_dtype(boxes1, boxes2);
-  const Tensor grad_in = box_input(grad, dtype);
+  const Tensor grad_in = torch::stable::contiguous(grad);
   const Tensor grad1 = empty_like(boxes1, dtype), grad2 = empty_like(boxes2, dtype);
   dispatch_box(dtype, [&]<typename T>() {
     const Pairs<T> in(iou_kind(op, kind), eps, boxes1, boxes2, dtype);

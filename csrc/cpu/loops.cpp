@@ -11,6 +11,7 @@
 namespace fastdet::cpu::FASTDET_ISA {
 
 #include "box_iou.loops.h"
+#include "box_iou_loss.loops.h"
 #include "match_anchors.loops.h"
 #include "nms.loops.h"
 #include "roi_align.loops.h"
@@ -24,6 +25,8 @@ const BoxLoops<T>& box_loops() {
       .box_iou_backward_columns = box_iou_backward_columns<T>,
       .best_matches = best_matches<T>,
       .find_rescuers = find_rescuers<T>,
+      .box_iou_loss = box_iou_loss<T>,
+      .box_iou_loss_backward = box_iou_loss_backward<T>,
   };
   return table;
 }

@@ -49,6 +49,14 @@ struct BoxLoops {
                                    int64_t n, const IouEps<T>& eps, const T* grad,
                                    const BoxPlanes<T>& sum);
 
+  // out[i] = 1 - the IoU of boxes1[i] and boxes2[i], i in [0, n).
+  void (*box_iou_loss)(IouKind kind, const Box<T>* boxes1, const Box<T>* boxes2, int64_t n,
+                       const IouEps<T>& eps, T* out);
+
+  // grad[i] times its derivative by boxes1[i] and boxes2[i].
+  void (*box_iou_loss_backward)(IouKind kind, const Box<T>* boxes1, const Box<T>* boxes2, int64_t n,
+                                const IouEps<T>& eps, const T* grad, Box<T>* grad1, Box<T>* grad2);
+
   // For each anchor the gt of the largest IoU (ties: the lowest) and that IoU, -1 and -1 without
   // gts; raises gt_best_iou[g] to the largest IoU of gt g with one of the anchors.
   void (*best_matches)(const BoxPlanes<T>& anchors, int64_t n, const BoxPlanes<T>& gts,

@@ -8,6 +8,11 @@ from fastdet.ops.box_iou import (
     distance_box_iou,
     generalized_box_iou,
 )
+from fastdet.ops.box_iou_loss import (
+    complete_box_iou_loss,
+    distance_box_iou_loss,
+    generalized_box_iou_loss,
+)
 from fastdet.ops.match_anchors import match_anchors
 from fastdet.ops.nms import batched_nms, nms, nms_padded
 from fastdet.ops.roi_align import MultiScaleRoIAlign, RoIAlign, multiscale_roi_align, roi_align
@@ -19,10 +24,13 @@ __all__ = [
     "batched_nms",
     "box_iou",
     "complete_box_iou",
+    "complete_box_iou_loss",
     "decode_boxes",
     "distance_box_iou",
+    "distance_box_iou_loss",
     "encode_boxes",
     "generalized_box_iou",
+    "generalized_box_iou_loss",
     "match_anchors",
     "multiscale_roi_align",
     "nms",

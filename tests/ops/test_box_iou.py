@@ -3,6 +3,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from fastdet.ops import box_iou, complete_box_iou, distance_box_iou, generalized_box_iou
@@ -76,6 +78,19 @@ def test_equals_reference(kind, name, device):
     torch.testing.assert_close(got.cpu().double(), expected, rtol=1e-5, atol=2e-6)
 
 
+def test_hand_worked(device):
+    boxes1, boxes2 = samples(device)["hand-worked"]
+    # Itself; half of it shifted out, 1/3 with hull 150; far away, with hull 60 x 70.
+    expected = {
+        "iou": [1, 1 / 3, 0],
+        "generalized": [1, 1 / 3, -(4200 - 300) / 4200],
+        "distance": [1, 1 / 3 - 25 / 325, -(50**2 + 55**2) / (60**2 + 70**2)],
+    }
+    for kind, row in expected.items():
+        got = OPS[kind](boxes1, boxes2)[0]
+        torch.testing.assert_close(got.cpu(), torch.tensor(row), rtol=1e-6, atol=1e-6)
+
+
 @kinds
 @pytest.mark.parametrize("name", SAMPLES)
 def test_gradient_equals_reference(kind, name, device):
@@ -87,5 +102,183 @@ def test_gradient_equals_reference(kind, name, device):
     expected = torch.autograd.grad(reference.box_iou(cpu[0], cpu[1], kind), cpu, grad)
     for a, b in zip(got, expected, strict=True):
         assert a.isfinite().all()
+        # There the convention differs from autograd's, see csrc/box_iou.h.
         if name not in ("touching", "zero area", "inverted"):
             torch.testing.assert_close(a.cpu(), b, rtol=1e-9, atol=1e-12)
+
+
+@kinds
+def test_gradient_in_float32(kind, device):
+    pair = [random_boxes(40), random_boxes(30, seed=1)]
+    grads = []
+    for dtype, where in ((torch.float32, device), (torch.float64, "cpu")):
+        leaves = [boxes.to(where, dtype).requires_grad_() for boxes in pair]
+        grads.append(torch.autograd.grad(OPS[kind](*leaves).sum(), leaves))
+    for a, b in zip(*grads, strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a.cpu().double(), b, rtol=1e-4, atol=1e-5)
+
+
+# Not "complete": the weight of its aspect term counts as a constant, so it is not the derivative.
+@pytest.mark.parametrize("kind", ["iou", "generalized", "distance"])
+def test_gradcheck(kind, device):
+    pair = [random_boxes(2, n, seed=n, dtype=torch.float64) for n in (3, 4)]
+    leaves = [boxes.to(device).requires_grad_() for boxes in pair]
+    assert torch.autograd.gradcheck(OPS[kind], leaves, nondet_tol=0.0)
+
+
+@kinds
+def test_equal_coordinates_split_the_gradient(kind, device):
+    def grads(op: Callable[[Tensor, Tensor], Tensor], where: str) -> tuple[Tensor, ...]:
+        rows = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 8], [3, 2, 12, 10]], dtype=torch.float64)
+        pair = rows.to(where).requires_grad_(), rows[:2].to(where).requires_grad_()
+        return torch.autograd.grad(op(*pair).sum(), pair)
+
+    expected = grads(lambda a, b: reference.box_iou(a, b, kind), "cpu")
+    for a, b in zip(grads(OPS[kind], device), expected, strict=True):
+        torch.testing.assert_close(a.cpu(), b)
+
+
+@kinds
+def test_no_second_derivative(kind, device):
+    pair = [random_boxes(3, dtype=torch.float64).to(device).requires_grad_() for _ in range(2)]
+    first = torch.autograd.grad(OPS[kind](*pair).sum(), pair, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        first[0].sum().backward()
+
+
+@kinds
+def test_equals_torchvision(kind, device):
+    torchvision = pytest.importorskip("torchvision", exc_type=ImportError)
+    op = OPS[kind]
+    theirs = getattr(torchvision.ops, op.__name__)
+    eps = {"eps": 1e-3} if kind in ("distance", "complete") else {}
+    pair = [random_boxes(50, dtype=torch.float64), random_boxes(70, seed=1, dtype=torch.float64)]
+    ours_in = [boxes.to(device).requires_grad_() for boxes in pair]
+    theirs_in = [boxes.requires_grad_() for boxes in pair]
+    ours, expected = op(*ours_in, **eps), theirs(*theirs_in, **eps)
+    torch.testing.assert_close(ours.cpu(), expected)
+    grad = torch.rand_like(expected)
+    got = torch.autograd.grad(ours, ours_in, grad.to(device))
+    for a, b in zip(got, torch.autograd.grad(expected, theirs_in, grad), strict=True):
+        torch.testing.assert_close(a.cpu(), b)
+
+
+@kinds
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_are_computed_in_float32(kind, dtype, device):
+    boxes1, boxes2 = random_boxes(9, dtype=dtype), random_boxes(33, seed=1, dtype=dtype)
+    got = OPS[kind](boxes1.to(device), boxes2.to(device))
+    assert got.equal(OPS[kind](boxes1.float().to(device), boxes2.float().to(device)))
+    leaf = boxes1.to(device).requires_grad_()
+    mixed = OPS[kind](leaf, boxes2.double().to(device))
+    assert mixed.dtype == torch.float64
+    (grad,) = torch.autograd.grad(mixed.sum(), leaf)
+    assert grad.dtype == dtype
+    assert grad.isfinite().all()
+
+
+def test_plain_iou_is_never_nan(device):
+    boxes = torch.tensor(
+        [[0, 0, 2, 2], [NAN, 0, 1, 1], [0, 0, INF, 1], [-INF, 0, INF, 1], [0, 0, 1e30, 1e30]]
+    )
+    got = box_iou(boxes.to(device), boxes.to(device))
+    assert got.isfinite().all()
+    assert got[1:, 1:].eq(0).all()
+
+
+@given(st.integers(0, 10**6), st.integers(1, 20), st.integers(1, 20))
+def test_laws(seed, n, m):
+    boxes1, boxes2 = random_boxes(n, seed=seed), random_boxes(m, seed=seed + 1)
+    plain = box_iou(boxes1, boxes2)
+    assert plain.min() >= 0
+    assert plain.max() <= 1 + 1e-6
+    for kind, op in OPS.items():
+        got = op(boxes1, boxes2)
+        assert (got <= plain + 1e-6).all()
+        torch.testing.assert_close(got, op(boxes2, boxes1).t(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(got, op(boxes1 * 4, boxes2 * 4), rtol=1e-5, atol=1e-5)
+        mirrored = [b[:, [1, 0, 3, 2]] for b in (boxes1, boxes2)]
+        if kind != "complete":
+            torch.testing.assert_close(got, op(*mirrored), rtol=1e-5, atol=1e-5)
+
+
+@kinds
+def test_result_does_not_depend_on_the_thread_count(kind):
+    pair = [boxes.requires_grad_() for boxes in (random_boxes(300), random_boxes(600, seed=1))]
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            out = OPS[kind](*pair)
+            results.append((out, *torch.autograd.grad(out.square().sum(), pair)))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(a.equal(b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.cuda
+@kinds
+@pytest.mark.parametrize("name", SAMPLES)
+def test_cuda_equals_cpu(kind, name):
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no GPU")
+    results = []
+    for device in ("cpu", "cuda"):
+        pair = [boxes.requires_grad_() for boxes in samples(device)[name]]
+        out = OPS[kind](*pair)
+        results.append([t.detach().cpu() for t in (out, *torch.autograd.grad(out.sum(), pair))])
+    assert results[0][0].equal(results[1][0])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@kinds
+def test_opcheck(kind, device):
+    op = getattr(torch.ops.fastdet, OPS[kind].__name__)
+    eps = (1e-7,) if kind in ("distance", "complete") else ()
+    pair = [random_boxes(2, 3).to(device), random_boxes(2, 5, seed=1).to(device)]
+    torch.library.opcheck(op, (*(boxes.requires_grad_() for boxes in pair), *eps))
+    pair = [boxes.detach()[0] for boxes in pair]
+    grad = torch.rand(3, 5, device=device)
+    torch.library.opcheck(torch.ops.fastdet.box_iou_backward, (grad, *pair, 1e-7, kind))
+
+
+@pytest.mark.slow
+def test_compiles_without_a_graph_break(device):
+    def cost(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+        return generalized_box_iou(boxes1, boxes2).max(dim=1).values.sum()
+
+    results = []
+    for run in (cost, torch.compile(cost, fullgraph=True, dynamic=True)):
+        pair = [random_boxes(n, seed=n).to(device).requires_grad_() for n in (6, 9)]
+        out = run(*pair)
+        results.append((out, *torch.autograd.grad(out, pair)))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_bad_input_is_named(device):
+    boxes = random_boxes(2, 5).to(device)
+    with pytest.raises(
+        RuntimeError,
+        match=r"fastdet::box_iou: boxes1: expected floating \(N, 4\) or \(B, N, 4\), got Long",
+    ):
+        box_iou(boxes.long(), boxes)
+    with pytest.raises(
+        RuntimeError,
+        match=r"generalized_box_iou: boxes2: expected floating \(M, 4\), or \(B, M, 4\) with the B "
+        r"of boxes1, got Float \(1, 5, 4\)",
+    ):
+        generalized_box_iou(boxes, boxes[:1])
+    with pytest.raises(RuntimeError, match=r"distance_box_iou: boxes2: .* got Float \(5, 4\)"):
+        distance_box_iou(boxes, boxes[0])
+    with pytest.raises(RuntimeError, match=r"complete_box_iou: boxes1: .* got Float \(2, 5, 3\)"):
+        complete_box_iou(boxes[..., :3], boxes)
+    backward = torch.ops.fastdet.box_iou_backward
+    with pytest.raises(RuntimeError, match=r"grad: expected one number for each pair"):
+        backward(torch.ones(5, 4, device=device), boxes[0], boxes[0], 0.0, "iou")
+    with pytest.raises(RuntimeError, match=r"kind: expected iou, .* got 'rotated'"):
+        backward(torch.ones(5, 5, device=device), boxes[0], boxes[0], 0.0, "rotated")

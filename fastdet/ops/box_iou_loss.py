@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Losses for box regression: 1 - IoU of boxes row by row, generalized, distance and complete."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import library
+from .box_iou import result_dtype
+from .reduction import reduce
+
+
+def generalized_box_iou_loss(
+    boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7
+) -> Tensor:
+    """1 - the generalized IoU of each row's two boxes.
+
+    Definition: `torchvision.ops.generalized_box_iou_loss` (https://arxiv.org/abs/1902.09630), but a
+    term whose denominator is not positive before eps is 0. Differentiable once, in both arguments.
+    Half types are computed, and returned, in float32.
+
+    Args:
+        boxes1: (..., 4) xyxy in pixels.
+        boxes2: as boxes1, on the same device.
+        reduction: "none", "mean" or "sum".
+        eps: added to the area of the union and of the enclosing box.
+
+    Returns:
+        (...) for "none", else one number; float64 if either argument is, else float32. The mean of
+        no rows is 0.
+
+    Raises:
+        ValueError: unknown reduction.
+        RuntimeError: wrong shape, dtype or device.
+    """
+    return reduce(torch.ops.fastdet.box_iou_loss(boxes1, boxes2, eps, "generalized"), reduction)
+
+
+def distance_box_iou_loss(
+    boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7
+) -> Tensor:
+    """1 - the distance IoU of each row's two boxes.
+
+    Definition: `torchvision.ops.distance_box_iou_loss` (https://arxiv.org/abs/1911.08287), but a
+    term whose denominator is not positive before eps is 0. Differentiable once, in both arguments.
+    Half types are computed, and returned, in float32.
+
+    Args:
+        boxes1: (..., 4) xyxy in pixels.
+        boxes2: as boxes1, on the same device.
+        reduction: "none", "mean" or "sum".
+        eps: added to the area of the union and to the enclosing box's squared diagonal.
+
+    Returns:
+        (...) for "none", else one number; float64 if either argument is, else float32. The mean of
+        no rows is 0.
+
+    Raises:
+        ValueError: unknown reduction.
+        RuntimeError: wrong shape, dtype or device.
+    """
+    return reduce(torch.ops.fastdet.box_iou_loss(boxes1, boxes2, eps, "distance"), reduction)
+
+
+def complete_box_iou_loss(
+    boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7
+) -> Tensor:
+    """1 - the complete IoU of each row's two boxes.
+
+    Definition: `torchvision.ops.complete_box_iou_loss` (https://arxiv.org/abs/1911.08287), but a
+    term whose denominator is not positive before eps is 0. Differentiable once, in both arguments;
+    the weight of the aspect term counts as a constant. Half types are computed, and returned, in
+    float32.
+
+    Args:
+        boxes1: (..., 4) xyxy in pixels.
+        boxes2: as boxes1, on the same device.
+        reduction: "none", "mean" or "sum".
+        eps: added to the denominator of the aspect term's weight; the other terms have 1e-7, as in
+            torchvision.
+
+    Returns:
+        (...) for "none", else one number; float64 if either argument is, else float32. The mean of
+        no rows is 0.
+
+    Raises:
+        ValueError: unknown reduction.
+        RuntimeError: wrong shape, dtype or device.
+    """
+    return reduce(torch.ops.fastdet.box_iou_loss(boxes1, boxes2, eps, "complete"), reduction)
+
+
+@torch.library.register_fake("fastdet::box_iou_loss")
+def _(boxes1: Tensor, boxes2: Tensor, eps: float, kind: str) -> Tensor:
+    return boxes1.new_empty(boxes1.shape[:-1], dtype=result_dtype(boxes1, boxes2))
+
+
+@torch.library.register_fake("fastdet::box_iou_loss_backward")
+def _(grad: Tensor, boxes1: Tensor, boxes2: Tensor, eps: float, kind: str) -> tuple[Tensor, Tensor]:
+    return boxes1.new_empty(boxes1.shape), boxes2.new_empty(boxes2.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    boxes1, boxes2, ctx.eps, ctx.kind = inputs
+    ctx.save_for_backward(boxes1, boxes2)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    grads = torch.ops.fastdet.box_iou_loss_backward(grad, *ctx.saved_tensors, ctx.eps, ctx.kind)
+    return (*grads, None, None)
+
+
+torch.library.register_autograd("fastdet::box_iou_loss", _backward, setup_context=_setup_context)
+library.forbid_second_derivative("fastdet::box_iou_loss_backward")

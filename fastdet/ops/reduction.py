@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What becomes of the losses of single elements."""
+
+import torch
+from torch import Tensor
+
+
+def reduce(loss: Tensor, reduction: str) -> Tensor:
+    """The losses themselves ("none"), their "mean" (0 for no losses) or their "sum"."""
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return loss.sum()
+    if reduction == "mean":
+        return loss.sum() / torch.sym_max(loss.numel(), 1)
+    raise ValueError(f"reduction: expected 'none', 'mean' or 'sum', got {reduction!r}")
