@@ -23,10 +23,10 @@ const BoxLoops<T>& box_loops() {
       .box_iou_row = box_iou_row<T>,
       .box_iou_backward_row = box_iou_backward_row<T>,
       .box_iou_backward_columns = box_iou_backward_columns<T>,
-      .best_matches = best_matches<T>,
-      .find_rescuers = find_rescuers<T>,
       .box_iou_loss = box_iou_loss<T>,
       .box_iou_loss_backward = box_iou_loss_backward<T>,
+      .best_matches = best_matches<T>,
+      .find_rescuers = find_rescuers<T>,
   };
   return table;
 }
