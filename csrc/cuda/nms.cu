@@ -135,10 +135,6 @@ void suppress(const Tensor& boxes, const Tensor& scores, double iou_threshold, i
          arguments);
 }
 
-std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
-  return tensor ? std::optional(torch::stable::contiguous(*tensor)) : std::nullopt;
-}
-
 std::tuple<Tensor, Tensor> padded(const Tensor& boxes, const Tensor& scores, double iou_threshold,
                                   int64_t max_keep, const std::optional<Tensor>& groups,
                                   const std::optional<Tensor>& counts) {
