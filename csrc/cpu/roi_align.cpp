@@ -3,9 +3,9 @@
 // rows and columns with weights, in which the samples of a bin that share a row or a column are
 // merged; the loops then touch each feature once a bin, in either memory layout.
 //
-// Forward runs in parallel over RoIs. Backward adds, so it runs in parallel over blocks of channels
-// of an image, and each block takes the RoIs of its image in order: the same bits for any number of
-// threads. O(taps) extra memory a thread.
+// A plane of NCHW is taken through all RoIs of its image while it is in the cache; in channels_last
+// forward goes RoI by RoI. Backward adds, so there a thread owns a block of channels of an image and
+// takes the RoIs of that image in order: the same bits for any number of threads. O(taps) memory.
 #include <algorithm>
 #include <vector>
 
@@ -30,14 +30,12 @@ struct PlacedRoi {
   int64_t image, level;  // image -1: pools to zero
 };
 
-// The taps of one axis; its memory serves RoI after RoI.
+// The taps of one axis.
 template <typename S>
 class TapList {
  public:
   void build(const RoiAxis<S>& axis, int64_t bins, int64_t size) {
-    begin_.assign(1, 0);
-    index_.clear();
-    weight_.clear();
+    begin_.push_back(0);
     for (int64_t p = 0; p < bins; ++p) {
       const SampleRange range = samples_within(axis, p, S(-1), static_cast<S>(size));
       for (int64_t k = range.begin; k < range.end; ++k) {
@@ -93,11 +91,9 @@ class RoiPlan {
     column_list_.build(x, pooled_width, level.width);
     rows = row_list_.taps();
     columns = column_list_.taps();
-    merged.resize(columns.span);
   }
 
   Taps<S> rows, columns;
-  std::vector<S> merged;
 
  private:
   TapList<S> row_list_, column_list_;
@@ -120,21 +116,62 @@ FeatureMap<T> pooled_of(T* data, const Tensor& pooled, int64_t n, int64_t channe
           channels, pooled.stride(2), pooled.stride(3), pooled.stride(4)};
 }
 
+// The RoIs with their plans, and which belong to which image.
+template <typename S>
+struct Plans {
+  std::vector<RoiPlan<S>> of;
+  std::vector<std::vector<int64_t>> of_image;
+  int64_t widest = 0;  // the largest span of columns
+
+  template <typename T>
+  Plans(const std::vector<FeatureLevel<T, S>>& levels, const std::vector<PlacedRoi<S>>& rois,
+        Sampling sampling, int64_t pooled_height, int64_t pooled_width)
+      : of(rois.size()), of_image(levels[0].images) {
+    parallel_for(static_cast<int64_t>(rois.size()), 64, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n)
+        of[n].build(rois[n], levels[rois[n].level], sampling, pooled_height, pooled_width);
+    });
+    for (size_t n = 0; n < rois.size(); ++n) {
+      if (rois[n].image < 0) continue;
+      of_image[rois[n].image].push_back(static_cast<int64_t>(n));
+      widest = std::max(widest, of[n].columns.span);
+    }
+  }
+};
+
+template <typename T, typename S>
+bool by_pixels(const FeatureLevel<T, S>& level) {
+  return level.channel_stride == 1 && level.pixel_stride != 1;
+}
+
 template <typename T>
 void pool(const std::vector<FeatureLevel<const T, Sum<T>>>& levels,
           const std::vector<PlacedRoi<Sum<T>>>& rois, Sampling sampling, const Tensor& pooled) {
   const auto& loops = feature_loops<T>();
+  const Plans<Sum<T>> plans(levels, rois, sampling, pooled.size(3), pooled.size(4));
+  const int64_t channels = levels[0].channels;
+  T* out = mutable_data<T>(pooled);
   parallel_for(static_cast<int64_t>(rois.size()), 4, [&](int64_t begin, int64_t end) {
-    RoiPlan<Sum<T>> plan;
     for (int64_t n = begin; n < end; ++n) {
       const auto& level = levels[rois[n].level];
-      plan.build(rois[n], level, sampling, pooled.size(3), pooled.size(4));
-      const auto map = map_of(level, std::max<int64_t>(rois[n].image, 0), 0, level.channels);
-      const auto out = pooled_of(mutable_data<T>(pooled), pooled, n, 0, level.channels);
-      if (level.channel_stride == 1 && level.pixel_stride != 1)
-        loops.pool_pixels(map, plan.rows, plan.columns, out);
-      else
-        loops.pool_planes(map, plan.rows, plan.columns, out, plan.merged.data());
+      if (rois[n].image >= 0 && !by_pixels(level)) continue;
+      // A RoI of no image has no taps, and this writes its zeros.
+      const auto map = map_of(level, std::max<int64_t>(rois[n].image, 0), 0, channels);
+      loops.pool_pixels(map, plans.of[n].rows, plans.of[n].columns,
+                        pooled_of(out, pooled, n, 0, channels));
+    }
+  });
+  if (std::all_of(levels.begin(), levels.end(), by_pixels<const T, Sum<T>>)) return;
+  parallel_for(levels[0].images * channels, 1, [&](int64_t begin, int64_t end) {
+    std::vector<Sum<T>> merged(plans.widest);
+    for (int64_t plane = begin; plane < end; ++plane) {
+      const int64_t image = plane / channels, channel = plane % channels;
+      for (const int64_t n : plans.of_image[image]) {
+        const auto& level = levels[rois[n].level];
+        if (by_pixels(level)) continue;
+        loops.pool_planes(map_of(level, image, channel, 1), plans.of[n].rows, plans.of[n].columns,
+                          pooled_of(out, pooled, n, channel, 1), merged.data());
+      }
     }
   });
 }
@@ -147,37 +184,28 @@ int64_t channel_block(int64_t images, int64_t channels) {
   return block;
 }
 
-// Indexes of the RoIs of each image, in order.
-template <typename S>
-std::vector<std::vector<int64_t>> by_image(const std::vector<PlacedRoi<S>>& rois, int64_t images) {
-  std::vector<std::vector<int64_t>> lists(images);
-  for (size_t n = 0; n < rois.size(); ++n)
-    if (rois[n].image >= 0) lists[rois[n].image].push_back(static_cast<int64_t>(n));
-  return lists;
-}
-
+// All levels have one layout.
 template <typename T>
 void spread(const Tensor& grad, const std::vector<PlacedRoi<Sum<T>>>& rois, Sampling sampling,
             const std::vector<FeatureLevel<Sum<T>, Sum<T>>>& levels) {
   const auto& loops = feature_loops<T>();
+  const Plans<Sum<T>> plans(levels, rois, sampling, grad.size(3), grad.size(4));
   const int64_t images = levels[0].images, channels = levels[0].channels;
-  const auto rois_of = by_image(rois, images);
-  const int64_t block = channel_block(images, channels);
+  const bool pixels = by_pixels(levels[0]);
+  const int64_t block = pixels ? channel_block(images, channels) : 1;
   const int64_t blocks = (channels + block - 1) / block;
   parallel_for(images * blocks, 1, [&](int64_t begin, int64_t end) {
-    RoiPlan<Sum<T>> plan;
+    std::vector<Sum<T>> merged(plans.widest);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t image = task / blocks, channel = task % blocks * block;
       const int64_t width = std::min(block, channels - channel);
-      for (const int64_t n : rois_of[image]) {
-        const auto& level = levels[rois[n].level];
-        plan.build(rois[n], level, sampling, grad.size(3), grad.size(4));
+      for (const int64_t n : plans.of_image[image]) {
         const auto in = pooled_of(data<T>(grad), grad, n, channel, width);
-        const auto map = map_of(level, image, channel, width);
-        if (level.channel_stride == 1 && level.pixel_stride != 1)
-          loops.spread_pixels(in, plan.rows, plan.columns, map);
+        const auto map = map_of(levels[rois[n].level], image, channel, width);
+        if (pixels)
+          loops.spread_pixels(in, plans.of[n].rows, plans.of[n].columns, map);
         else
-          loops.spread_planes(in, plan.rows, plan.columns, map, plan.merged.data());
+          loops.spread_planes(in, plans.of[n].rows, plans.of[n].columns, map, merged.data());
       }
     }
   });
