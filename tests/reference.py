@@ -169,3 +169,80 @@ def box_iou_loss(boxes1: Tensor, boxes2: Tensor, kind: str, eps: float = 1e-7) -
     """Losses of boxes row by row, (..., 4) twice -> (...); torchvision's use of eps."""
     overlap_eps = 1e-7 if kind == "complete" else eps
     return 1 - box_similarity(boxes1, boxes2, kind, overlap_eps, overlap_eps, eps)
+
+
+def roi_align(
+    input: Tensor,
+    rois: Tensor,
+    output_size: tuple[int, int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+) -> Tensor:
+    """Sample by sample; differentiable in `input`."""
+    features = input.double()
+    size = input.shape[2:]
+
+    def taps(low: float, high: float, bins: int, axis: int) -> list[list[tuple[int, float]]]:
+        """(index, weight) of each sample of each bin; a bin's weights are divided by its count."""
+        start = low * spatial_scale - (0.5 if aligned else 0.0)
+        extent = (high - low) * spatial_scale
+        step = (extent if aligned else max(extent, 1.0)) / bins
+        count = sampling_ratio if sampling_ratio > 0 else math.ceil(step)
+        of_bins = []
+        for p in range(bins):
+            pairs = []
+            for i in range(count):
+                x = start + p * step + (i + 0.5) * step / count
+                if -1 <= x <= size[axis]:
+                    x = min(max(x, 0.0), size[axis] - 1.0)
+                    below = math.floor(x)
+                    pairs.append((below, (1 - x + below) / count))
+                    pairs.append((min(below + 1, size[axis] - 1), (x - below) / count))
+            of_bins.append(pairs)
+        return of_bins
+
+    zero = features[:, :, :0].sum((0, 2, 3))  # (C,), a function of the features
+    pooled = []
+    for image, x1, y1, x2, y2 in rois.double().tolist():
+        usable = all(map(math.isfinite, (image, x1, y1, x2, y2))) and 0 <= image < len(input)
+        rows = taps(y1, y2, output_size[0], 0) if usable else [[]] * output_size[0]
+        columns = taps(x1, x2, output_size[1], 1) if usable else [[]] * output_size[1]
+        bins = [
+            sum((features[int(image), :, y, x] * (v * w) for y, v in r for x, w in c), zero)
+            for r in rows
+            for c in columns
+        ]
+        pooled.append(torch.stack(bins, 1).reshape(-1, *output_size))
+    return torch.stack(pooled) if pooled else features.new_zeros(0, len(zero), *output_size)
+
+
+def pyramid_level(box: list[float], scales: list[float], scale: int = 224, level: int = 4) -> int:
+    """Index into `scales` by eq. 1 of the FPN paper."""
+    area = (box[2] - box[0]) * (box[3] - box[1])
+    if not area > 0:
+        return 0
+    wanted = math.floor(level + math.log2(math.sqrt(area) / scale) + 1e-6)
+    first, last = (round(-math.log2(s)) for s in (scales[0], scales[-1]))
+    return min(max(wanted, first), last) - first
+
+
+def multiscale_roi_align(
+    features: list[Tensor],
+    boxes: Tensor,
+    counts: Tensor,
+    output_size: tuple[int, int],
+    scales: list[float],
+    sampling_ratio: int = 2,
+    aligned: bool = False,
+) -> Tensor:
+    """Box by box, each from its level."""
+    rows = []
+    for b in range(boxes.size(0)):
+        for k, box in enumerate(boxes[b].double().tolist()):
+            image = b if k < int(counts[b]) else -1
+            level = pyramid_level(box, scales)
+            roi = torch.tensor([[image, *box]], dtype=torch.float64)
+            arguments = output_size, scales[level], sampling_ratio, aligned
+            rows.append(roi_align(features[level], roi, *arguments))
+    return torch.cat(rows).reshape(*boxes.shape[:2], -1, *output_size)

@@ -4,8 +4,9 @@
 // merged; the loops then touch each feature once a bin, in either memory layout.
 //
 // A plane of NCHW is taken through all RoIs of its image while it is in the cache; in channels_last
-// forward goes RoI by RoI. Backward adds, so there a thread owns a block of channels of an image and
-// takes the RoIs of that image in order: the same bits for any number of threads. O(taps) memory.
+// forward goes RoI by RoI. Backward adds, so there a thread owns a block of channels of an image
+// and takes the RoIs of that image in order: the same bits for any number of threads. O(taps)
+// memory.
 #include <algorithm>
 #include <vector>
 
