@@ -10,6 +10,7 @@ import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,13 +46,14 @@ def cell_anchors(
 
     Follows torchvision's AnchorGenerator.generate_anchors, rounding included.
     """
-    heights = torch.tensor(aspect_ratios, dtype=torch.float32).sqrt()
+    # NumPy, because a model may be built on the meta device or fake, where tensors have no values.
+    heights = np.sqrt(np.asarray(aspect_ratios, np.float32))
     levels = []
     for level in sizes:
-        scales = torch.tensor(level, dtype=torch.float32)
-        w = (scales * (1 / heights)[:, None]).flatten()
-        h = (scales * heights[:, None]).flatten()
-        boxes = (torch.stack((-w, -h, w, h), dim=1) / 2).round()
+        scales = np.asarray(level, np.float32)
+        w = ((1 / heights)[:, None] * scales).ravel()
+        h = (heights[:, None] * scales).ravel()
+        boxes = (np.stack((-w, -h, w, h), axis=1) / 2).round()
         levels.append(tuple(map(tuple, boxes.tolist())))
     return tuple(levels)
 

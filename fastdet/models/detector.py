@@ -5,11 +5,14 @@ A family gives `losses`, `detect` and `losses_and_detections` on a Batch; the bo
 """
 
 from collections.abc import Mapping, Sequence
-from typing import overload
+from typing import TypeVar, overload
 
+import torch
 from torch import Tensor, nn
 
 from fastdet.models.batch import Batch, Detections, image_sizes, pad, restore
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 class Detector(nn.Module):
@@ -105,3 +108,14 @@ class Detector(nn.Module):
 
     def _weighted(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: loss * self.loss_weights[name] for name, loss in losses.items()}
+
+
+def channels_last(model: AnyModule) -> AnyModule:
+    """The model, its convolutions' weights in the layout of the images that `pad` makes.
+
+    Module.to(memory_format=...) refuses modules that were made under FakeTensorMode.
+    """
+    for parameter in model.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return model

@@ -9,13 +9,12 @@ https://arxiv.org/abs/1612.03144.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from fastdet.models.anchors import Anchors, cell_anchors
 from fastdet.models.backbones import BackboneWithFPN, timm_body
 from fastdet.models.batch import Batch, Detections
-from fastdet.models.detector import Detector
+from fastdet.models.detector import Detector, channels_last
 from fastdet.models.necks import FeaturePyramidNetwork, LastLevelMaxPool
 from fastdet.models.roi_heads import RoIHeads
 from fastdet.models.rpn import RegionProposalNetwork
@@ -173,5 +172,4 @@ def faster_rcnn(
         frozen_batch_norm=frozen_batch_norm,
     )
     fpn = FeaturePyramidNetwork(channels, fpn_channels, LastLevelMaxPool())
-    model = FasterRCNN(BackboneWithFPN(body, fpn), num_classes, **numbers)
-    return model.to(memory_format=torch.channels_last)
+    return channels_last(FasterRCNN(BackboneWithFPN(body, fpn), num_classes, **numbers))

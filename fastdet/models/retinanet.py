@@ -24,7 +24,7 @@ from fastdet.models.anchors import (
 )
 from fastdet.models.backbones import BackboneWithFPN, timm_body
 from fastdet.models.batch import Batch, Detections, take_rows
-from fastdet.models.detector import Detector
+from fastdet.models.detector import Detector, channels_last
 from fastdet.models.necks import FeaturePyramidNetwork, LastLevelP6P7
 from fastdet.models.postprocess import suppress
 from fastdet.ops import decode_boxes, encode_boxes, match_anchors, sigmoid_focal_loss
@@ -274,5 +274,4 @@ def retinanet(
     fpn = FeaturePyramidNetwork(
         channels[1:], fpn_channels, LastLevelP6P7(fpn_channels, fpn_channels)
     )
-    model = RetinaNet(BackboneWithFPN(body, fpn), num_classes, **numbers)
-    return model.to(memory_format=torch.channels_last)
+    return channels_last(RetinaNet(BackboneWithFPN(body, fpn), num_classes, **numbers))

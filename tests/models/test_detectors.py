@@ -4,10 +4,11 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.ops import MultiScaleRoIAlign
 
 from fastdet.models import MODELS, FasterRCNN, faster_rcnn
-from fastdet.models.anchors import cell_anchors, pyramid_anchors, top_of_each_level
+from fastdet.models.anchors import Anchors, pyramid_anchors
 from fastdet.models.batch import Batch
 from fastdet.models.losses import box_regression_loss
 from fastdet.models.postprocess import suppress
@@ -187,15 +188,32 @@ def test_suppression_is_among_equal_labels_and_valid_rows() -> None:
     assert torch.equal(kept.boxes[0], torch.stack((boxes[0, 0], boxes[0, 3], torch.zeros(4))))
 
 
-def test_top_of_each_level() -> None:
-    features = [torch.zeros(1, 1, 2, 3), torch.zeros(1, 1, 1, 2)]
-    anchors = pyramid_anchors(torch.zeros(1, 3, 8, 12), features, cell_anchors([(8,), (16,)], (1,)))
-    scores = torch.tensor([[1.0, 6, 3, 4, 5, 2, 0, 7]])
-    top, index = top_of_each_level(scores, anchors, 3)
-    assert top.tolist() == [[[6, 5, 4], [7, 0, -torch.inf]]]
-    assert index[0, 0].tolist() == [1, 4, 3]
-    assert index[0, 1, :2].tolist() == [7, 6]
-    assert bool((index < 8).all())
+def test_padded_samples_of_the_rpn_are_no_positives() -> None:
+    model = small_faster_rcnn()
+    boxes = torch.tensor([[0.0, 0, 20, 20], [40, 40, 60, 60], [40, 0, 60, 20]])
+    gt = model.pad([torch.rand(3, 96, 96)], [{"boxes": boxes[:1], "labels": torch.tensor([1])}])
+    anchors = Anchors(boxes, torch.arange(3), torch.zeros(1, dtype=torch.int64), 3)
+    logits = torch.tensor([[1.0, -2, 3]])
+    deltas = torch.tensor([[[0.1, 0, 0, 0], [9, 9, 9, 9], [9, 9, 9, 9]]])
+    losses = model.rpn.losses(logits, deltas, anchors, gt)
+    expected = binary_cross_entropy_with_logits(logits, torch.tensor([[1.0, 0, 0]]))
+    torch.testing.assert_close(losses["loss_objectness"], expected)
+    assert float(losses["loss_rpn_box_reg"]) == pytest.approx(0.1**2 / 2 * 9 / 3)
+
+
+def test_proposals_beyond_the_counts_are_never_detected() -> None:
+    model = spread_scores(small_faster_rcnn()).eval()
+    features = [torch.rand(1, 16, n, n) for n in (24, 12, 6, 3, 2)]
+    proposals = torch.tensor([[[5.0, 5, 50, 50], [10, 10, 90, 90], [3, 4, 80, 20]]])
+    sizes = torch.tensor([[96, 96]])
+    with torch.no_grad():
+        some = model.roi_heads.detect(features, proposals, torch.tensor([2]), sizes)
+        alone = model.roi_heads.detect(features, proposals[:, :2], torch.tensor([2]), sizes)
+        none = model.roi_heads.detect(features, proposals, torch.tensor([0]), sizes)
+    assert int(alone.counts) > 0
+    assert int(none.counts) == 0
+    for name, value in alone._asdict().items():
+        assert torch.equal(getattr(some, name), value), name
 
 
 @every_family

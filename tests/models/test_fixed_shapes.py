@@ -12,7 +12,6 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from fastdet.models import MODELS, Batch, Detections, Detector
-from fastdet.models.anchors import cell_anchors, pyramid_anchors
 
 from .scenes import garbage_beyond_counts, scene, small_model, spread_scores
 
@@ -113,24 +112,3 @@ def test_trimming_is_the_same_as_computing_every_row(
         full = model.detect(batch)
     for name, value in full._asdict().items():
         torch.testing.assert_close(getattr(trimmed, name), value, rtol=1e-5, atol=1e-5, msg=name)
-
-
-def test_training_after_inference_mode_at_the_same_size(family: str) -> None:
-    images, targets = scene()
-    model = small_model(family, max_size=160)
-    with torch.inference_mode():
-        model.eval()(images)
-    losses = model.train()(images, targets)
-    torch.stack(list(losses.values())).sum().backward()
-
-
-def test_kept_anchors_are_never_fake(family: str) -> None:
-    cells = cell_anchors([(32,), (64,)])
-    with FakeTensorMode():
-        features = [torch.rand(1, 1, 7, 5), torch.rand(1, 1, 4, 3)]
-        fake = pyramid_anchors(torch.rand(1, 3, 28, 20), features, cells)
-    assert isinstance(fake.boxes, FakeTensor)
-    features = [torch.rand(1, 1, 7, 5), torch.rand(1, 1, 4, 3)]
-    real = pyramid_anchors(torch.rand(1, 3, 28, 20), features, cells)
-    assert type(real.boxes) is torch.Tensor
-    assert real.boxes.shape == fake.boxes.shape
