@@ -78,13 +78,6 @@ constexpr ScalarType scalar_type_of() {
   return std::is_same_v<S, double> ? kFloat64 : kFloat32;
 }
 
-// Whether all elements are one element of memory, as in the gradient of a sum. False if empty.
-inline bool is_uniform(const Tensor& tensor) {
-  for (int64_t d = 0; d < tensor.dim(); ++d)
-    if (tensor.size(d) != 1 && tensor.stride(d) != 0) return false;
-  return tensor.numel() > 0;
-}
-
 template <typename T>
 const T* data(const Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());

@@ -246,3 +246,22 @@ def multiscale_roi_align(
             arguments = output_size, scales[level], sampling_ratio, aligned
             rows.append(roi_align(features[level], roi, *arguments))
     return torch.cat(rows).reshape(*boxes.shape[:2], -1, *output_size)
+
+
+def sigmoid_focal_loss(inputs: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Losses of all logits; autograd differentiates it while s^gamma is smooth."""
+    x = inputs.double()
+    if targets.dtype == torch.int64:
+        classes = torch.arange(inputs.size(-1))
+        t = (targets[..., None] == classes).double()
+        rows = torch.ones_like(targets, dtype=torch.float64)
+        rows = rows.masked_fill((targets < -2) | (targets >= len(classes)), math.nan)
+        ignored = (targets == -2)[..., None].expand_as(x)
+    else:
+        t, rows = targets.double(), torch.ones(x.shape[:-1], dtype=torch.float64)
+        ignored = torch.zeros_like(x, dtype=torch.bool)
+    ce = -t * torch.nn.functional.logsigmoid(x) - (1 - t) * torch.nn.functional.logsigmoid(-x)
+    s = x.sigmoid() * (1 - t) + (-x).sigmoid() * t
+    weight = alpha * t + (1 - alpha) * (1 - t) if alpha >= 0 else 1.0
+    loss = weight * s**gamma * ce * rows[..., None]
+    return torch.where(ignored, 0, loss)

@@ -41,14 +41,14 @@ std::tuple<Tensor, Tensor> box_iou_loss_backward(const Tensor& grad, const Tenso
   const IouKind kind = iou_kind(op, kind_name);
   const auto dtype = box_dtype(boxes1, boxes2);
   const Tensor in1 = box_input(boxes1, dtype), in2 = box_input(boxes2, dtype);
+  const RepeatedGrad repeated = repeated_grad(grad);
   const Tensor grad1 = empty_like(boxes1, dtype), grad2 = empty_like(boxes2, dtype);
   dispatch_box(dtype, [&]<typename T>() {
     const IouEps<T> e = loss_eps<T>(kind, eps);
     const Box<T>*a = data<Box<T>>(in1), *b = data<Box<T>>(in2);
-    const GradBlocks<T> blocks(grad);
     Box<T>*da = mutable_data<Box<T>>(grad1), *db = mutable_data<Box<T>>(grad2);
     parallel_for(grad.numel(), kGrainRows, [&](int64_t begin, int64_t end) {
-      blocks.for_each(begin, end, [&](int64_t i, int64_t count, const T* g) {
+      for_grad_blocks<T>(repeated, begin, end, [&](int64_t i, int64_t count, const T* g) {
         box_loops<T>().box_iou_loss_backward(kind, a + i, b + i, count, e, g, da + i, db + i);
       });
     });

@@ -15,6 +15,7 @@ namespace fastdet::cpu::FASTDET_ISA {
 #include "match_anchors.loops.h"
 #include "nms.loops.h"
 #include "roi_align.loops.h"
+#include "sigmoid_focal_loss.loops.h"
 
 template <typename T>
 const BoxLoops<T>& box_loops() {
@@ -38,6 +39,8 @@ const FeatureLoops<T>& feature_loops() {
       .pool_planes = pool_planes<T>,
       .spread_pixels = spread_pixels<T>,
       .spread_planes = spread_planes<T>,
+      .sigmoid_focal_loss = sigmoid_focal_loss<T>,
+      .sigmoid_focal_loss_backward = sigmoid_focal_loss_backward<T>,
   };
   return table;
 }

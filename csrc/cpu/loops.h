@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "../box_iou.h"
+#include "../sigmoid_focal_loss.h"
 
 namespace fastdet::cpu {
 
@@ -111,6 +112,13 @@ struct FeatureLoops {
                         const Taps<Sum<T>>& columns, const FeatureMap<Sum<T>>& map);
   void (*spread_planes)(const FeatureMap<const T>& grad, const Taps<Sum<T>>& rows,
                         const Taps<Sum<T>>& columns, const FeatureMap<Sum<T>>& map, Sum<T>* merged);
+
+  // The focal loss of n logits, and grad times its derivative; null targets are all 0.
+  void (*sigmoid_focal_loss)(const T* inputs, const Sum<T>* targets, int64_t n,
+                             const FocalWeights<Sum<T>>& weights, Sum<T>* out);
+  void (*sigmoid_focal_loss_backward)(const T* inputs, const Sum<T>* targets, int64_t n,
+                                      const FocalWeights<Sum<T>>& weights, const Sum<T>* grad,
+                                      T* out);
 };
 
 #define FASTDET_DECLARE_ISA(name)         \

@@ -17,6 +17,7 @@ from fastdet.ops.match_anchors import match_anchors
 from fastdet.ops.nms import batched_nms, nms, nms_padded
 from fastdet.ops.roi_align import MultiScaleRoIAlign, RoIAlign, multiscale_roi_align, roi_align
 from fastdet.ops.sample_matches import sample_matches
+from fastdet.ops.sigmoid_focal_loss import sigmoid_focal_loss
 
 __all__ = [
     "MultiScaleRoIAlign",
@@ -37,4 +38,5 @@ __all__ = [
     "nms_padded",
     "roi_align",
     "sample_matches",
+    "sigmoid_focal_loss",
 ]
