@@ -63,21 +63,22 @@ FASTDET_HOST_DEVICE SampleRange samples_within(const RoiAxis<T>& axis, int64_t p
   return {static_cast<int64_t>(begin), static_cast<int64_t>(end)};
 }
 
-// The two feature indexes that a sample reads. Outside [-1, size] both weights are 0.
+// The two feature indexes that a sample reads. Outside [-1, size] both weights are 0; an index of
+// weight 0 is not to be read.
 template <typename T>
 struct BilinearTap {
-  int64_t low, high;
-  T low_weight, high_weight;
+  int64_t index[2];
+  T weight[2];
 };
 
 template <typename T>
 FASTDET_HOST_DEVICE BilinearTap<T> bilinear_tap(T position, int64_t size) {
-  if (!(position >= T(-1) && position <= static_cast<T>(size))) return {0, 0, T(0), T(0)};
+  if (!(position >= T(-1) && position <= static_cast<T>(size))) return {{0, 0}, {T(0), T(0)}};
   const T inside = max_of(position, T(0));
   const int64_t low = static_cast<int64_t>(inside);
-  if (low >= size - 1) return {size - 1, size - 1, T(1), T(0)};
+  if (low >= size - 1) return {{size - 1, size - 1}, {T(1), T(0)}};
   const T fraction = inside - static_cast<T>(low);
-  return {low, low + 1, T(1) - fraction, fraction};
+  return {{low, low + 1}, {T(1) - fraction, fraction}};
 }
 
 // ---- feature maps -------------------------------------------------------------------------------
@@ -123,5 +124,41 @@ FASTDET_HOST_DEVICE int64_t level_of(const LevelMap<T>& map, const Box<T>& box) 
     if (area(box) >= map.min_area[l]) level = l;
   return level;
 }
+
+// ---- which RoI lies where -----------------------------------------------------------------------
+
+struct Sampling {
+  int64_t ratio;
+  bool aligned;
+};
+
+template <typename T>
+struct PlacedRoi {
+  Box<T> box;
+  int64_t image, level;  // image -1: the RoI pools to zero
+};
+
+// rois (K, 5), batch index first and all of level 0; or boxes (B, K, 4) with counts, each box of
+// the level of its size.
+template <typename T>
+struct RoiTable {
+  const T* rows;
+  int64_t columns;        // 5 or 4
+  const int64_t* counts;  // (B,) or null
+  int64_t images, rows_per_image;
+  LevelMap<T> levels;
+
+  FASTDET_HOST_DEVICE PlacedRoi<T> place(int64_t n) const {
+    const T* row = rows + n * columns;
+    if (columns == 5) {
+      const bool exists = row[0] >= T(0) && row[0] < static_cast<T>(images);
+      return {{row[1], row[2], row[3], row[4]}, exists ? static_cast<int64_t>(row[0]) : -1, 0};
+    }
+    const int64_t image = n / rows_per_image;
+    if (counts && n % rows_per_image >= counts[image]) return {{}, -1, 0};
+    const Box<T> box = {row[0], row[1], row[2], row[3]};
+    return {box, image, level_of(levels, box)};
+  }
+};
 
 }  // namespace fastdet

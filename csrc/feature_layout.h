@@ -55,4 +55,17 @@ FeatureLevel<T, S> feature_level(const Tensor& features, double scale) {
   return level;
 }
 
+// rois: contiguous (K, 5) of type S.
+template <typename S>
+RoiTable<S> roi_table(const Tensor& rois, int64_t images) {
+  return {data<S>(rois), 5, nullptr, images, 0, {}};
+}
+
+// boxes: contiguous (B, K, 4) of type S; counts: contiguous, if there are any.
+template <typename S>
+RoiTable<S> roi_table(const Tensor& boxes, const Tensor* counts, const LevelMap<S>& levels) {
+  const int64_t* count = counts ? data<int64_t>(*counts) : nullptr;
+  return {data<S>(boxes), 4, count, boxes.size(0), boxes.size(1), levels};
+}
+
 }  // namespace fastdet

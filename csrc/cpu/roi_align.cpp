@@ -20,17 +20,6 @@ namespace fastdet::cpu {
 
 namespace {
 
-struct Sampling {
-  int64_t ratio;
-  bool aligned;
-};
-
-template <typename S>
-struct PlacedRoi {
-  Box<S> box;
-  int64_t image, level;  // image -1: pools to zero
-};
-
 // The taps of one axis.
 template <typename S>
 class TapList {
@@ -43,8 +32,8 @@ class TapList {
         // In rising positions, so that equal indexes meet; an inverted RoI runs backwards.
         const int64_t i = axis.bin < 0 ? range.end - 1 - (k - range.begin) : k;
         const BilinearTap<S> tap = bilinear_tap(sample_position(axis, p, i), size);
-        add(tap.low, tap.low_weight);
-        add(tap.high, tap.high_weight);
+        add(tap.index[0], tap.weight[0]);
+        add(tap.index[1], tap.weight[1]);
       }
       begin_.push_back(static_cast<int64_t>(index_.size()));
     }
@@ -212,36 +201,26 @@ void spread(const Tensor& grad, const std::vector<PlacedRoi<Sum<T>>>& rois, Samp
   });
 }
 
-// ---- which RoI lies where -----------------------------------------------------------------------
-
-// rois (K, 5): an index outside the batch pools to zero.
 template <typename S>
-std::vector<PlacedRoi<S>> place_rois(const Tensor& rois, int64_t images) {
-  const Tensor contiguous = box_input(rois, scalar_type_of<S>());
-  const S* row = data<S>(contiguous);
-  std::vector<PlacedRoi<S>> placed(rois.size(0));
-  for (PlacedRoi<S>& roi : placed) {
-    const bool exists = row[0] >= 0 && row[0] < static_cast<S>(images);
-    roi = {{row[1], row[2], row[3], row[4]}, exists ? static_cast<int64_t>(row[0]) : -1, 0};
-    row += 5;
-  }
+std::vector<PlacedRoi<S>> place_all(const RoiTable<S>& table, int64_t n) {
+  std::vector<PlacedRoi<S>> placed(n);
+  for (int64_t i = 0; i < n; ++i) placed[i] = table.place(i);
   return placed;
 }
 
-// boxes (B, K, 4): rows beyond the counts pool to zero.
+template <typename S>
+std::vector<PlacedRoi<S>> place_rois(const Tensor& rois, int64_t images) {
+  const Tensor rows = box_input(rois, scalar_type_of<S>());
+  return place_all<S>(roi_table<S>(rows, images), rois.size(0));
+}
+
 template <typename S>
 std::vector<PlacedRoi<S>> place_boxes(const Tensor& boxes, const std::optional<Tensor>& counts,
                                       const LevelMap<S>& map) {
-  const Tensor contiguous = box_input(boxes, scalar_type_of<S>());
-  const Box<S>* box = data<Box<S>>(contiguous);
-  const int64_t images = boxes.size(0), rows = boxes.size(1);
-  std::vector<PlacedRoi<S>> placed(images * rows, {{}, -1, 0});
-  for (int64_t b = 0; b < images; ++b) {
-    const int64_t count = counts ? data<int64_t>(*counts)[b * counts->stride(0)] : rows;
-    for (int64_t n = b * rows; n < b * rows + std::min(count, rows); ++n)
-      placed[n] = {box[n], b, level_of(map, box[n])};
-  }
-  return placed;
+  const Tensor rows = box_input(boxes, scalar_type_of<S>());
+  const std::optional<Tensor> rows_in_use = contiguous(counts);
+  return place_all<S>(roi_table<S>(rows, rows_in_use ? &*rows_in_use : nullptr, map),
+                      boxes.size(0) * boxes.size(1));
 }
 
 // Features as the loops read them: channels or the pixels of a row side by side.
