@@ -36,7 +36,9 @@ def sample_matches(
     """
     if not 0 <= positive_fraction <= 1:
         raise ValueError(f"positive_fraction: expected a number in [0, 1], got {positive_fraction}")
-    keys = torch.rand(index.shape, generator=generator, dtype=torch.float32, device=index.device)
+    # Not torch.rand: its overload with a generator does not trace with symbolic shapes.
+    keys = torch.empty(index.shape, dtype=torch.float32, device=index.device)
+    keys.uniform_(generator=generator)
     return torch.ops.fastdet.sample_matches(index, keys, num, positive_fraction)
 
 
