@@ -40,11 +40,14 @@ class TapList {
     for (S& weight : weight_) weight /= static_cast<S>(axis.samples);
   }
 
-  Taps<S> taps() const {
+  // The span is whole blocks where `size` allows it, so that the loops have no remainder.
+  Taps<S> taps(int64_t size) const {
     const int64_t bins = static_cast<int64_t>(begin_.size()) - 1;
     if (index_.empty()) return {begin_.data(), nullptr, nullptr, bins, 0, 0};
     const auto [low, high] = std::minmax_element(index_.begin(), index_.end());
-    return {begin_.data(), index_.data(), weight_.data(), bins, *low, *high - *low + 1};
+    const int64_t span =
+        std::min((*high - *low) / kColumnBlock * kColumnBlock + kColumnBlock, size);
+    return {begin_.data(), index_.data(), weight_.data(), bins, std::min(*low, size - span), span};
   }
 
  private:
@@ -79,8 +82,8 @@ class RoiPlan {
     if (roi.image < 0) y.samples = x.samples = 0;
     row_list_.build(y, pooled_height, level.height);
     column_list_.build(x, pooled_width, level.width);
-    rows = row_list_.taps();
-    columns = column_list_.taps();
+    rows = row_list_.taps(level.height);
+    columns = column_list_.taps(level.width);
   }
 
   Taps<S> rows, columns;
@@ -97,14 +100,23 @@ FeatureMap<T> map_of(const FeatureLevel<T, S>& level, int64_t image, int64_t cha
           level.channel_stride, level.row_stride, level.pixel_stride};
 }
 
-// Channels from `channel` on of RoI n of pooled (B, K, C, h, w), of any strides.
+// Pooled (B, K, C, h, w) of any strides.
 template <typename T>
-FeatureMap<T> pooled_of(T* data, const Tensor& pooled, int64_t n, int64_t channel,
-                        int64_t channels) {
-  const int64_t image = n / pooled.size(1), row = n % pooled.size(1);
-  return {data + image * pooled.stride(0) + row * pooled.stride(1) + channel * pooled.stride(2),
-          channels, pooled.stride(2), pooled.stride(3), pooled.stride(4)};
-}
+struct Pooled {
+  T* data;
+  int64_t rois_per_image, stride[5];
+
+  Pooled(T* first, const Tensor& pooled) : data(first), rois_per_image(pooled.size(1)) {
+    for (int64_t d = 0; d < 5; ++d) stride[d] = pooled.stride(d);
+  }
+
+  // Channels from `channel` on of RoI n.
+  FeatureMap<T> roi(int64_t n, int64_t channel, int64_t channels) const {
+    const int64_t image = n / rois_per_image, row = n % rois_per_image;
+    return {data + image * stride[0] + row * stride[1] + channel * stride[2], channels, stride[2],
+            stride[3], stride[4]};
+  }
+};
 
 // The RoIs with their plans, and which belong to which image.
 template <typename S>
@@ -140,27 +152,26 @@ void pool(const std::vector<FeatureLevel<const T, Sum<T>>>& levels,
   const auto& loops = feature_loops<T>();
   const Plans<Sum<T>> plans(levels, rois, sampling, pooled.size(3), pooled.size(4));
   const int64_t channels = levels[0].channels;
-  T* out = mutable_data<T>(pooled);
+  const Pooled<T> out(mutable_data<T>(pooled), pooled);
   parallel_for(static_cast<int64_t>(rois.size()), 4, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       const auto& level = levels[rois[n].level];
       if (rois[n].image >= 0 && !by_pixels(level)) continue;
       // A RoI of no image has no taps, and this writes its zeros.
       const auto map = map_of(level, std::max<int64_t>(rois[n].image, 0), 0, channels);
-      loops.pool_pixels(map, plans.of[n].rows, plans.of[n].columns,
-                        pooled_of(out, pooled, n, 0, channels));
+      loops.pool_pixels(map, plans.of[n].rows, plans.of[n].columns, out.roi(n, 0, channels));
     }
   });
   if (std::all_of(levels.begin(), levels.end(), by_pixels<const T, Sum<T>>)) return;
   parallel_for(levels[0].images * channels, 1, [&](int64_t begin, int64_t end) {
-    std::vector<Sum<T>> merged(plans.widest);
+    std::vector<Sum<T>> merged(kMergedRows * plans.widest);
     for (int64_t plane = begin; plane < end; ++plane) {
       const int64_t image = plane / channels, channel = plane % channels;
       for (const int64_t n : plans.of_image[image]) {
         const auto& level = levels[rois[n].level];
         if (by_pixels(level)) continue;
         loops.pool_planes(map_of(level, image, channel, 1), plans.of[n].rows, plans.of[n].columns,
-                          pooled_of(out, pooled, n, channel, 1), merged.data());
+                          out.roi(n, channel, 1), merged.data());
       }
     }
   });
@@ -181,16 +192,17 @@ void spread(const Tensor& grad, const std::vector<PlacedRoi<Sum<T>>>& rois, Samp
   const auto& loops = feature_loops<T>();
   const Plans<Sum<T>> plans(levels, rois, sampling, grad.size(3), grad.size(4));
   const int64_t images = levels[0].images, channels = levels[0].channels;
+  const Pooled<const T> pooled(data<T>(grad), grad);
   const bool pixels = by_pixels(levels[0]);
   const int64_t block = pixels ? channel_block(images, channels) : 1;
   const int64_t blocks = (channels + block - 1) / block;
   parallel_for(images * blocks, 1, [&](int64_t begin, int64_t end) {
-    std::vector<Sum<T>> merged(plans.widest);
+    std::vector<Sum<T>> merged(kMergedRows * plans.widest);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t image = task / blocks, channel = task % blocks * block;
       const int64_t width = std::min(block, channels - channel);
       for (const int64_t n : plans.of_image[image]) {
-        const auto in = pooled_of(data<T>(grad), grad, n, channel, width);
+        const auto in = pooled.roi(n, channel, width);
         const auto map = map_of(levels[rois[n].level], image, channel, width);
         if (pixels)
           loops.spread_pixels(in, plans.of[n].rows, plans.of[n].columns, map);

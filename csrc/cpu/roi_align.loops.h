@@ -6,7 +6,7 @@
 // Where rows of pixels lie side by side the vectors run over x: rows are merged first, into one row
 // of a bin's height, and that row's few columns after.
 
-// Channels summed at a time: eight cache lines of floats, and the sums stay in registers.
+// Channels summed at a time: four cache lines of floats, and the sums stay in registers.
 constexpr int64_t kChannelBlock = 64;
 
 // sums[c] = the bin (ph, pw) of channels [0, n), n <= N.
@@ -76,51 +76,81 @@ void spread_pixels(const FeatureMap<const T>& grad, const Taps<Sum<T>>& rows,
   }
 }
 
-// merged: room for columns.span values.
+// merged[x] = the sum of the rows of bin ph, of columns [x, x + n), n <= N.
+template <int64_t N, typename T>
+inline __attribute__((always_inline)) void merge_rows(const T* __restrict plane, int64_t row_stride,
+                                                      const Taps<Sum<T>>& rows, int64_t ph,
+                                                      int64_t n, Sum<T>* __restrict merged) {
+  Sum<T> sums[N] = {};
+  for (int64_t i = rows.begin[ph]; i < rows.begin[ph + 1]; ++i) {
+    const T* row = plane + rows.index[i] * row_stride;
+    for (int64_t x = 0; x < n; ++x) sums[x] += rows.weight[i] * static_cast<Sum<T>>(row[x]);
+  }
+  for (int64_t x = 0; x < n; ++x) merged[x] = sums[x];
+}
+
 template <typename T>
 void pool_planes(const FeatureMap<const T>& map, const Taps<Sum<T>>& rows,
                  const Taps<Sum<T>>& columns, const FeatureMap<T>& pooled,
                  Sum<T>* __restrict merged) {
+  const int64_t span = columns.span;
   for (int64_t c = 0; c < map.channels; ++c) {
     const T* plane = map.data + c * map.channel_stride + columns.low;
-    for (int64_t ph = 0; ph < rows.bins; ++ph) {
-      for (int64_t x = 0; x < columns.span; ++x) merged[x] = 0;
-      for (int64_t i = rows.begin[ph]; i < rows.begin[ph + 1]; ++i) {
-        const T* __restrict row = plane + rows.index[i] * map.row_stride;
-        const Sum<T> weight = rows.weight[i];
-        for (int64_t x = 0; x < columns.span; ++x)
-          merged[x] += weight * static_cast<Sum<T>>(row[x]);
+    for (int64_t first = 0; first < rows.bins; first += kMergedRows) {
+      const int64_t bins = min_of(rows.bins - first, kMergedRows);
+      for (int64_t b = 0; b < bins; ++b) {
+        int64_t x = 0;
+        for (; x + kColumnBlock <= span; x += kColumnBlock)
+          merge_rows<kColumnBlock>(plane + x, map.row_stride, rows, first + b, kColumnBlock,
+                                   merged + b * span + x);
+        if (x < span)
+          merge_rows<kColumnBlock>(plane + x, map.row_stride, rows, first + b, span - x,
+                                   merged + b * span + x);
       }
-      T* out = pooled.data + c * pooled.channel_stride + ph * pooled.row_stride;
+      T* out = pooled.data + c * pooled.channel_stride + first * pooled.row_stride;
       for (int64_t pw = 0; pw < columns.bins; ++pw) {
-        Sum<T> sum = 0;
-        for (int64_t j = columns.begin[pw]; j < columns.begin[pw + 1]; ++j)
-          sum += columns.weight[j] * merged[columns.index[j] - columns.low];
-        out[pw * pooled.pixel_stride] = static_cast<T>(sum);
+        Sum<T> sums[kMergedRows] = {};
+        for (int64_t j = columns.begin[pw]; j < columns.begin[pw + 1]; ++j) {
+          const Sum<T>* column = merged + columns.index[j] - columns.low;
+          const Sum<T> weight = columns.weight[j];
+          // All rows, with those beyond `bins` for nothing: a constant count unrolls.
+          for (int64_t b = 0; b < kMergedRows; ++b) sums[b] += weight * column[b * span];
+        }
+        for (int64_t b = 0; b < bins; ++b)
+          out[b * pooled.row_stride + pw * pooled.pixel_stride] = static_cast<T>(sums[b]);
       }
     }
   }
 }
 
-// merged: room for columns.span values.
 template <typename T>
 void spread_planes(const FeatureMap<const T>& grad, const Taps<Sum<T>>& rows,
                    const Taps<Sum<T>>& columns, const FeatureMap<Sum<T>>& map,
                    Sum<T>* __restrict merged) {
+  const int64_t span = columns.span;
   for (int64_t c = 0; c < map.channels; ++c) {
     Sum<T>* plane = map.data + c * map.channel_stride + columns.low;
-    for (int64_t ph = 0; ph < rows.bins; ++ph) {
-      const T* in = grad.data + c * grad.channel_stride + ph * grad.row_stride;
-      for (int64_t x = 0; x < columns.span; ++x) merged[x] = 0;
+    for (int64_t first = 0; first < rows.bins; first += kMergedRows) {
+      const int64_t bins = min_of(rows.bins - first, kMergedRows);
+      for (int64_t i = 0; i < kMergedRows * span; ++i) merged[i] = 0;
+      const T* in = grad.data + c * grad.channel_stride + first * grad.row_stride;
       for (int64_t pw = 0; pw < columns.bins; ++pw) {
-        const Sum<T> value = static_cast<Sum<T>>(in[pw * grad.pixel_stride]);
-        for (int64_t j = columns.begin[pw]; j < columns.begin[pw + 1]; ++j)
-          merged[columns.index[j] - columns.low] += columns.weight[j] * value;
+        Sum<T> values[kMergedRows] = {};
+        for (int64_t b = 0; b < bins; ++b)
+          values[b] = static_cast<Sum<T>>(in[b * grad.row_stride + pw * grad.pixel_stride]);
+        for (int64_t j = columns.begin[pw]; j < columns.begin[pw + 1]; ++j) {
+          Sum<T>* column = merged + columns.index[j] - columns.low;
+          const Sum<T> weight = columns.weight[j];
+          for (int64_t b = 0; b < kMergedRows; ++b) column[b * span] += weight * values[b];
+        }
       }
-      for (int64_t i = rows.begin[ph]; i < rows.begin[ph + 1]; ++i) {
-        Sum<T>* __restrict row = plane + rows.index[i] * map.row_stride;
-        const Sum<T> weight = rows.weight[i];
-        for (int64_t x = 0; x < columns.span; ++x) row[x] += weight * merged[x];
+      for (int64_t b = 0; b < bins; ++b) {
+        for (int64_t i = rows.begin[first + b]; i < rows.begin[first + b + 1]; ++i) {
+          Sum<T>* __restrict row = plane + rows.index[i] * map.row_stride;
+          const Sum<T>* from = merged + b * span;
+          const Sum<T> weight = rows.weight[i];
+          for (int64_t x = 0; x < span; ++x) row[x] += weight * from[x];
+        }
       }
     }
   }
