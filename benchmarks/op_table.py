@@ -202,7 +202,8 @@ def seconds(run: Callable[[], Any]) -> float:
 
 def measure(case: Case) -> Row:
     """Both sides in turn: MIN_ROUNDS at least, then until the row's time is used up."""
-    case.ours(), case.theirs()
+    for warm_up in (case.ours, case.theirs):
+        warm_up()
     ours: list[float] = []
     theirs: list[float] = []
     while len(ours) < MIN_ROUNDS or (
@@ -240,7 +241,7 @@ def show(rows: list[Row]) -> None:
 
 def main() -> None:
     """Measures, prints, and writes a result file where one is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     rows = list(measure_all())

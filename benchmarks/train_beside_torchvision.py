@@ -184,7 +184,7 @@ def show(result: dict[str, Any]) -> None:
 
 def main() -> None:
     """Trains, compares, writes the result file after each seed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True, help="a COCO-format folder")
     parser.add_argument("--model", choices=list(MODELS), default="faster_rcnn")
     parser.add_argument("--backbone", default="resnet18")
