@@ -59,11 +59,17 @@ FASTDET_HOST_DEVICE S focal_loss_backward(S x, S gamma) {
   return focal_power<kSquare>(sigmoid.p, gamma) * (gamma * sigmoid.q * ce + sigmoid.p);
 }
 
+// A sum of positive terms, where the usual max(x, 0) - x t cancels.
+template <typename S>
+FASTDET_HOST_DEVICE S dense_cross_entropy(S x, S t, const Sigmoid<S>& sigmoid) {
+  return (x < S(0) ? -x * t : x * (S(1) - t)) + sigmoid.log_term;
+}
+
 // Of any target t, weighted.
 template <bool kSquare, typename S>
 FASTDET_HOST_DEVICE S dense_focal_loss(S x, S t, const FocalWeights<S>& w) {
   const Sigmoid<S> sigmoid = sigmoid_of(x);
-  const S ce = max_of(x, S(0)) - x * t + sigmoid.log_term;
+  const S ce = dense_cross_entropy(x, t, sigmoid);
   const S s = sigmoid.p * (S(1) - t) + sigmoid.q * t;
   const S weight = w.positive * t + w.negative * (S(1) - t);
   return weight * focal_power<kSquare>(s, w.gamma) * ce;
@@ -72,7 +78,7 @@ FASTDET_HOST_DEVICE S dense_focal_loss(S x, S t, const FocalWeights<S>& w) {
 template <bool kSquare, typename S>
 FASTDET_HOST_DEVICE S dense_focal_loss_backward(S x, S t, const FocalWeights<S>& w) {
   const Sigmoid<S> sigmoid = sigmoid_of(x);
-  const S ce = max_of(x, S(0)) - x * t + sigmoid.log_term;
+  const S ce = dense_cross_entropy(x, t, sigmoid);
   const S s = sigmoid.p * (S(1) - t) + sigmoid.q * t;
   const S weight = w.positive * t + w.negative * (S(1) - t);
   const S by_ce = sigmoid.p * (S(1) - t) - sigmoid.q * t;

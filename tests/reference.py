@@ -250,18 +250,13 @@ def multiscale_roi_align(
 
 def sigmoid_focal_loss(inputs: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
     """Losses of all logits; autograd differentiates it while s^gamma is smooth."""
-    x = inputs.double()
+    x, t, ignored = inputs.double(), targets.double(), torch.zeros(inputs.shape, dtype=torch.bool)
     if targets.dtype == torch.int64:
-        classes = torch.arange(inputs.size(-1))
-        t = (targets[..., None] == classes).double()
-        rows = torch.ones_like(targets, dtype=torch.float64)
-        rows = rows.masked_fill((targets < -2) | (targets >= len(classes)), math.nan)
-        ignored = (targets == -2)[..., None].expand_as(x)
-    else:
-        t, rows = targets.double(), torch.ones(x.shape[:-1], dtype=torch.float64)
-        ignored = torch.zeros_like(x, dtype=torch.bool)
+        labels = targets[..., None].expand_as(x)
+        ignored = labels == -2
+        t = (labels == torch.arange(x.size(-1))).double()
+        t[(labels < -2) | (labels >= x.size(-1))] = math.nan
     ce = -t * torch.nn.functional.logsigmoid(x) - (1 - t) * torch.nn.functional.logsigmoid(-x)
     s = x.sigmoid() * (1 - t) + (-x).sigmoid() * t
     weight = alpha * t + (1 - alpha) * (1 - t) if alpha >= 0 else 1.0
-    loss = weight * s**gamma * ce * rows[..., None]
-    return torch.where(ignored, 0, loss)
+    return torch.where(ignored, 0, weight * s**gamma * ce)
