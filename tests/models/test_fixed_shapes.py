@@ -66,6 +66,21 @@ def test_exported_detect_equals_eager(family: str) -> None:
         torch.testing.assert_close(getattr(got, name), value, rtol=1e-4, atol=1e-4, msg=name)
 
 
+@pytest.mark.slow
+def test_losses_and_detect_compile_as_one_graph(family: str) -> None:
+    model = spread_scores(small_model(family))
+    batch = model.pad(*scene())
+    losses = torch.compile(model.losses, fullgraph=True, backend="aot_eager")(batch)
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    model.eval()
+    with torch.no_grad():
+        expected = model.detect(batch)
+        got = torch.compile(model.detect, fullgraph=True, backend="aot_eager")(batch)
+    for name, value in expected._asdict().items():
+        torch.testing.assert_close(getattr(got, name), value, rtol=1e-4, atol=1e-4, msg=name)
+
+
 def test_padding_rows_change_nothing(family: str) -> None:
     images, targets = scene()
     batch = small_model(family).pad(images, targets)
