@@ -123,7 +123,8 @@ class CocoEvaluator:
         Args:
             image_ids: of the annotation file.
             detections: for each image a dict of boxes (D, 4) xyxy in the original image's pixels,
-                labels (D,) and scores (D,).
+                labels (D,) and scores (D,). Label 0, background, is no detection: a RetinaNet has
+                that column and may answer with it.
 
         Raises:
             ValueError: an image id that the annotation file lacks or that was given before; a label
@@ -203,7 +204,7 @@ def coco_results(
 def _columns(
     image_id: int, found: dict[str, Tensor], num_categories: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes xywh (D, 4) and scores (D,) in float64, labels (D,) int64, checked."""
+    """Boxes xywh (D, 4) and scores (D,) in float64, labels (D,) int64, checked, of label 1 on."""
     boxes = found["boxes"].detach().double().cpu().numpy().reshape(-1, 4)
     scores = found["scores"].detach().double().cpu().numpy()
     labels = found["labels"].detach().cpu().numpy().astype(np.int64)
@@ -213,9 +214,11 @@ def _columns(
         )
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
         raise ValueError(f"image id {image_id}: a detection's box or score is not finite")
-    if ((labels < 1) | (labels > num_categories)).any():
-        raise ValueError(f"image id {image_id}: labels must be 1..{num_categories}, got {labels}")
-    return np.column_stack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]), scores, labels
+    if ((labels < 0) | (labels > num_categories)).any():
+        raise ValueError(f"image id {image_id}: labels must be 0..{num_categories}, got {labels}")
+    objects = labels > 0
+    xywh = np.column_stack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
+    return xywh[objects], scores[objects], labels[objects]
 
 
 def _metrics(

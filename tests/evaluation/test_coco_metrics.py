@@ -242,6 +242,15 @@ def test_reset_forgets(file):
     assert evaluator.compute().stats["AP"] == pytest.approx(1)
 
 
+def test_background_is_no_detection(file):
+    evaluator = CocoEvaluator(file, [0, 3, 7])
+    evaluator.update([1], [detection([0, 0, 1, 1, 1, 0])])
+    without = CocoEvaluator(file, [0, 3, 7])
+    without.update([1], [detection()])
+    assert evaluator.compute().stats == without.compute().stats
+    assert coco_results([1], [detection([0, 0, 1, 1, 1, 0])], [0, 3, 7]) == []
+
+
 def test_wrong_updates(file):
     evaluator = CocoEvaluator(file, [0, 3, 7])
     with pytest.raises(ValueError, match=r"val\.json: no image with id 9"):
@@ -251,8 +260,8 @@ def test_wrong_updates(file):
         evaluator.update([1], [detection()])
     with pytest.raises(ValueError, match="2 image ids but 1 detections"):
         evaluator.update([0, 2], [detection()])
-    for label in (0, 4, -1):
-        with pytest.raises(ValueError, match=r"image id 0: labels must be 1\.\.3"):
+    for label in (4, -1):
+        with pytest.raises(ValueError, match=r"image id 0: labels must be 0\.\.3"):
             evaluator.update([0], [detection([0, 0, 1, 1, 1, label])])
     for value in (math.nan, math.inf):
         with pytest.raises(ValueError, match="image id 0: a detection's box or score is not fin"):
