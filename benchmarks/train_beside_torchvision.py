@@ -145,25 +145,28 @@ def measure_memory(side: str, options: argparse.Namespace) -> float:
 
 
 def train_both(options: argparse.Namespace) -> dict[str, Any]:
-    """One seed's run of both sides."""
+    """One seed's run of both sides, evaluated four times on the way."""
     val = open_dataset(options.data, "val", eval_transforms())
     loader = DataLoader(val, batch_size=options.batch_size, collate_fn=collate)
     sides = {name: Side(name, options, len(val.classes), options.steps) for name in SIDES}
+    result: dict[str, Any] = {name: {"AP50_by_step": {}} for name in SIDES}
     for done, (images, targets) in enumerate(batches(options, options.steps), start=1):
         losses = {name: side.step(images, targets) for name, side in sides.items()}
         if done % options.log_every == 0:
             shown = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
             print(f"seed {options.seed} step {done}/{options.steps}: loss {shown}", flush=True)
-    result = {}
-    for name, side in sides.items():
-        metrics = side.evaluate(loader)
-        result[name] = {
-            "AP": metrics.stats["AP"],
-            "AP50": metrics.stats["AP50"],
-            "AP_by_class": {row.name: row.AP for row in metrics.per_class},
-            "AP50_by_class": {row.name: row.AP50 for row in metrics.per_class},
-            "seconds_per_step": statistics.median(side.seconds),
-        }
+        if done % -(-options.steps // 4) == 0 or done == options.steps:
+            for name, side in sides.items():
+                metrics = side.evaluate(loader)
+                print(f"  {name}: {metrics.stats}", flush=True)
+                result[name]["AP50_by_step"][done] = metrics.stats["AP50"]
+                result[name] |= {
+                    "AP": metrics.stats["AP"],
+                    "AP50": metrics.stats["AP50"],
+                    "AP_by_class": {row.name: row.AP for row in metrics.per_class},
+                    "AP50_by_class": {row.name: row.AP50 for row in metrics.per_class},
+                    "seconds_per_step": statistics.median(side.seconds),
+                }
     return result
 
 
