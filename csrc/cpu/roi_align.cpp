@@ -28,9 +28,7 @@ class TapList {
     begin_.push_back(0);
     for (int64_t p = 0; p < bins; ++p) {
       const SampleRange range = samples_within(axis, p, S(-1), static_cast<S>(size));
-      for (int64_t k = range.begin; k < range.end; ++k) {
-        // In rising positions, so that equal indexes meet; an inverted RoI runs backwards.
-        const int64_t i = axis.bin < 0 ? range.end - 1 - (k - range.begin) : k;
+      for (int64_t i = range.begin; i < range.end; ++i) {
         const BilinearTap<S> tap = bilinear_tap(sample_position(axis, p, i), size);
         add(tap.index[0], tap.weight[0]);
         add(tap.index[1], tap.weight[1]);
@@ -51,6 +49,8 @@ class TapList {
   }
 
  private:
+  // Positions rise with the samples, so an index that the bin has already is one of the last two.
+  // In an inverted RoI they fall, and some indexes stay apart.
   void add(int64_t index, S weight) {
     if (weight == 0) return;
     const size_t bin_begin = begin_.back();

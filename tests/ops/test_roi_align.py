@@ -64,7 +64,11 @@ def samples(device: str) -> dict[str, Sample]:
         "other images": Sample(noise, rois([2, 1, 1, 5, 5], [-1, 1, 1, 5, 5], [1, 1, 1, 5, 5])),
         "not finite": Sample(
             noise,
-            rois([0, NAN, 1, 5, 5], [0, 1, 1, INF, 5], [0, 1, -INF, 5, 5], [NAN, 1, 1, 5, 5]),
+            rois(
+                *[[NAN if i == k else x for i, x in enumerate([0, 1, 1, 5, 5])] for k in range(5)],
+                [0, 1, 1, INF, 5],
+                [0, 1, -INF, 5, 5],
+            ),
         ),
         "larger than the map": Sample(noise, rois([0, -3000, -200, 4000, 700]), (2, 3), 1.0, -1),
         "many samples": Sample(noise, rois([1, 2.2, 1.7, 9.1, 8.3]), (3, 2), 1.0, 33),
@@ -256,12 +260,12 @@ def test_rows_beyond_the_counts_are_not_read(device):
 
 
 def test_level_by_area(device):
-    # Level l holds the number l. 112 and 224 are exactly where the next level begins.
-    sides = [0.0, 1.0, 111.99, 112.0, 223.99, 224.0, 447.99, 448.0]
+    # Level l holds the number l. 112, 224 and 448 begin a level, and so does what rounds to them.
+    sides = [0.0, 1.0, 111.99, 111.99999, 112.0, 223.99, 224.0, 447.99, 448.0]
     features = [torch.full((1, 1, 16, 16), float(i), device=device) for i in range(4)]
     boxes = torch.tensor([[[0, 0, s, s] for s in sides]], device=device)
     pooled = multiscale_roi_align(features, boxes, None, 1, SCALES, 1)
-    assert pooled.flatten().tolist() == [0, 0, 0, 1, 1, 2, 2, 3]
+    assert pooled.flatten().tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 3]
     assert [
         reference.pyramid_level(b, SCALES) for b in boxes[0].tolist()
     ] == pooled.flatten().tolist()
