@@ -12,5 +12,5 @@ def reduce(loss: Tensor, reduction: str) -> Tensor:
     if reduction == "sum":
         return loss.sum()
     if reduction == "mean":
-        return loss.sum() / torch.sym_max(loss.numel(), 1)
+        return loss.sum().div(torch.sym_max(loss.numel(), 1))
     raise ValueError(f"reduction: expected 'none', 'mean' or 'sum', got {reduction!r}")
