@@ -319,6 +319,7 @@ def test_result_does_not_depend_on_the_thread_count(num_threads, layout):
     finally:
         torch.set_num_threads(before)
     assert all(a.equal(b) for a, b in zip(got, expected, strict=True))
+    assert [grad.stride() for grad in got[1:]] == [f.stride() for f in features]
 
 
 def test_backward_is_deterministic_on_request(device):
@@ -356,6 +357,7 @@ def test_a_gradient_of_any_strides(stride, device):
         pooled, input = roi_align(last, rois, 3).flatten(1), last
         weight = weight.flatten(1)
     (got,) = torch.autograd.grad(pooled, input, weight)
+    assert got.stride() == input.stride()
     torch.testing.assert_close(got, expected)
 
 
