@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What becomes of the losses of single elements."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,5 +14,6 @@ def reduce(loss: Tensor, reduction: str) -> Tensor:
     if reduction == "sum":
         return loss.sum()
     if reduction == "mean":
-        return loss.sum().div(torch.sym_max(loss.numel(), 1))
+        count: Any = torch.sym_max(loss.numel(), 1)  # traces with sizes that are symbols
+        return loss.sum() / count
     raise ValueError(f"reduction: expected 'none', 'mean' or 'sum', got {reduction!r}")
