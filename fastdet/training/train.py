@@ -102,12 +102,10 @@ def evaluate(checkpoint: Path, data: Path, split: str = "val", batch_size: int =
 
 def _checkpoints(folder: Path) -> list[lightning.Callback]:
     """After each validation: best.ckpt where val/AP rose, then last.ckpt, which knows of it."""
-    best: dict[str, Any] = {"filename": "best", "monitor": "val/AP", "mode": "max"}
+    when: dict[str, Any] = {"save_on_train_epoch_end": False, "enable_version_counter": False}
     return [
-        ModelCheckpoint(
-            dirpath=folder, save_on_train_epoch_end=False, enable_version_counter=False, **which
-        )
-        for which in (best, {"filename": "last"})
+        ModelCheckpoint(folder, "best", monitor="val/AP", mode="max", **when),
+        ModelCheckpoint(folder, "last", **when),
     ]
 
 
