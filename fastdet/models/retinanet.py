@@ -39,7 +39,11 @@ class Outputs(NamedTuple):
 
 
 def _tower(channels: int) -> nn.Sequential:
-    """Four 3x3 convolutions with ReLU."""
+    """Four 3x3 convolutions with ReLU.
+
+    He's initialisation, where torchvision has a deviation of 0.01: that one damps a signal of 64
+    channels a thousandfold, and from scratch the classes then stay alike for hundreds of steps.
+    """
     tower = nn.Sequential(
         *(
             nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True))
@@ -48,7 +52,8 @@ def _tower(channels: int) -> nn.Sequential:
     )
     for layer in tower.modules():
         if isinstance(layer, nn.Conv2d):
-            _init_conv(layer)
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.constant_(layer.bias, 0.0)  # type: ignore[arg-type]
     return tower
 
 
