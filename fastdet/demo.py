@@ -84,7 +84,7 @@ def recipe(model: str, data: Path, out: Path) -> TrainOptions:
         out=out,
         model=model,
         backbone="resnet18" if model == "faster_rcnn" else "resnet10t",
-        epochs=3 if model == "faster_rcnn" else 7,
+        epochs=3 if model == "faster_rcnn" else 8,
         batch_size=4,
         lr=1e-3,
         min_size=IMAGE_SIZE,
