@@ -55,7 +55,9 @@ def line_chart(
             HEIGHT - BOTTOM - min(y, y_high) / y_high * (HEIGHT - TOP - BOTTOM),
         )
 
-    parts = [_axes(place, _ticks(x_low, x_high), y_ticks, (x_low, x_high), y_high)]
+    whole = all(float(x).is_integer() for line in lines for x in line.x)
+    x_ticks = _ticks(x_low, x_high, least=1.0 if whole else 0.0)
+    parts = [_axes(place, x_ticks, y_ticks, (x_low, x_high), y_high)]
     middle_x, middle_y = (LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2
     parts.append(f'<text class="label" x="{middle_x}" y="{HEIGHT - 8}">{escape(x_label)}</text>')
     parts.append(
@@ -116,9 +118,9 @@ def _axes(place, x_ticks, y_ticks, x_range, y_high) -> str:
     return "".join(parts)
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers that cover low..high, about five of them."""
-    rough = (high - low) / 5
+def _ticks(low: float, high: float, least: float = 0.0) -> list[float]:
+    """Round numbers that cover low..high, about five of them, at least `least` apart."""
+    rough = max((high - low) / 5, least)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
     first, last = math.floor(low / step), math.ceil(high / step - 1e-9)

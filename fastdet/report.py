@@ -17,6 +17,8 @@ from fastdet.charts import Line, line_chart
 from fastdet.evaluation import CocoMetrics
 from fastdet.files import replacing
 
+ABSENT = "\N{EN DASH}"
+
 OpRow = tuple[str, str, float | None, float | None, float | None]
 """Op, workload, fastdet's milliseconds, torchvision's, and torchvision's over fastdet's."""
 
@@ -157,7 +159,7 @@ def _op_section(rows: Sequence[OpRow] | None) -> str:
         body = '<p class="absent">Not measured in this run.</p>'
     else:
         cells = [
-            [op, workload, _number(ours), _number(theirs), _number(ratio, " x")]
+            [op, workload, _measure(ours), _measure(theirs), _measure(ratio, " x")]
             for op, workload, ours, theirs, ratio in rows
         ]
         head = ["op", "workload", "fastdet ms", "torchvision ms", "ratio"]
@@ -192,11 +194,16 @@ def _table(
     return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
 
 
-def _number(value: float | None, suffix: str = "") -> str:
-    """Three significant digits or decimals; a dash for what is absent (COCO's -1 too)."""
-    if value is None or value < 0:
-        return "\N{EN DASH}"
-    return f"{value:.3f}{suffix}" if value < 10 and not suffix else f"{value:.3g}{suffix}"
+def _number(value: float | None) -> str:
+    """Three decimals; a dash for what is absent, COCO's -1 too."""
+    return ABSENT if value is None or value < 0 else f"{value:.3f}"
+
+
+def _measure(value: float | None, unit: str = "") -> str:
+    """Three significant digits, thousands in full; a dash for what is absent."""
+    if value is None:
+        return ABSENT
+    return f"{value:,.0f}{unit}" if value >= 100 else f"{value:.3g}{unit}"
 
 
 def _bar(value: float) -> str:

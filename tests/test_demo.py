@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The demo from end to end, with trainings of a few steps."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fastdet import demo as demo_module
+from fastdet.demo import MODEL_OPTIONS, TITLES, demo, recipe
+from fastdet.models import MODELS
+from fastdet.training.options import TrainOptions
+
+
+def test_demo_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def short(model: str, data: Path, out: Path) -> TrainOptions:
+        options = recipe(model, data, out)
+        return replace(options, epochs=1, validate_every=1, fpn_channels=16)
+
+    monkeypatch.setattr(demo_module, "recipe", short)
+    monkeypatch.setattr(demo_module, "measure_ops", lambda out: None)
+    for name, value in (("TRAIN_IMAGES", 8), ("VAL_IMAGES", 3), ("IMAGE_SIZE", 64)):
+        monkeypatch.setattr(demo_module, name, value)
+    for _ in range(2):
+        report = demo(tmp_path / "demo")
+        page = report.read_text(encoding="utf-8")
+        assert page.count("data:image/webp") == 2 * 3 * 2
+        assert "Not measured in this run." in page
+        printed = capsys.readouterr().out
+        for title in TITLES.values():
+            assert f"{title}, by class" in printed
+            assert title in page
+    for model in TITLES:
+        assert len(list((tmp_path / "demo" / model / "pictures").iterdir())) == 3
+
+
+def test_every_model_is_in_the_demo() -> None:
+    assert set(TITLES) == set(MODEL_OPTIONS) == set(MODELS)
