@@ -5,8 +5,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
 from fastdet.cli import main
@@ -32,7 +34,7 @@ def test_train_resume_evaluate_predict(
 ) -> None:
     out = tmp_path / "run"
     options = f"--data {shapes} --out {out} --backbone resnet18 --min-size 64 --max-size 64"
-    options += " --fpn-channels 16 --batch-size 4"
+    options += " --fpn-channels 16 --batch-size 4 --model retinanet"
     main(f"train {options} --epochs 1".split())
     main(f"train {options} --epochs 2 --resume".split())
     printed = capsys.readouterr().out
@@ -68,6 +70,21 @@ def test_predict_takes_ids_from_annotations(shapes: Path, tmp_path: Path) -> Non
     assert [r["id"] for r in image_records([file], None)] == [1]
     with pytest.raises(ValueError, match=r"no image named nothing\.png"):
         image_records([Path("nothing.png")], tmp_path / "val.json")
+
+
+def test_detections_below_the_threshold_are_left_out() -> None:
+    from fastdet.prediction import detect
+
+    found = {
+        "boxes": torch.arange(12.0).view(3, 4),
+        "labels": torch.tensor([1, 2, 3]),
+        "scores": torch.tensor([0.9, 0.5, 0.4]),
+    }
+    module = SimpleNamespace(model=lambda images: [found], device="cpu")
+    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    (kept,) = detect(module, [image], 0.5)  # type: ignore[arg-type]
+    assert kept["labels"].tolist() == [1, 2]
+    assert kept["boxes"].shape == (2, 4)
 
 
 def test_predict_refuses_pictures_that_would_overwrite_each_other(tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ def test_demo_twice(
         for title in TITLES.values():
             assert f"{title}, by class" in printed
             assert title in page
+        for loss in ("loss_box_reg", "classification"):
+            assert f"</i>{loss}</span>" in page
     for model in TITLES:
         assert len(list((tmp_path / "demo" / model / "pictures").iterdir())) == 3
 

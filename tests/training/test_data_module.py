@@ -48,6 +48,14 @@ def test_epochs_and_seeds_differ(shapes: Path) -> None:
     assert not same(first, batches(shapes, seed=6))
 
 
+def test_each_epoch_has_an_order_of_its_own(shapes: Path) -> None:
+    orders = {
+        tuple(t["image_id"] for _, targets in batches(shapes, epoch=e) for t in targets)
+        for e in range(4)
+    }
+    assert len(orders) == 4
+
+
 def test_last_smaller_batch_is_left_out_of_training_only(shapes: Path) -> None:
     data = DetectionDataModule(shapes, batch_size=2)
     assert [len(images) for images, _ in data.train_dataloader()] == [2, 2, 2]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastdet.data import write_shapes
-from fastdet.models import RetinaNet
+from fastdet.models import FasterRCNN, RetinaNet
 from fastdet.training.detector_module import NonFiniteLossError, load_detector
 from fastdet.training.metrics_log import read_metrics
 from fastdet.training.options import TrainOptions
@@ -23,7 +23,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> TrainOptions:
     return TrainOptions(
         data=write_shapes(folder / "shapes", train=8, val=4, size=64),
         out=folder / "run",
-        model="retinanet",
+        model="faster_rcnn",
         backbone="resnet18",
         epochs=2,
         batch_size=4,
@@ -46,10 +46,13 @@ def test_validation_logs_losses_and_ap_in_one_row(run: Path) -> None:
     rows = read_metrics(run / "metrics.csv")
     validations = [row for row in rows if "val/loss" in row]
     assert [row["step"] for row in validations] == [1, 3]
-    assert all({"val/AP", "val/AP50", "val/classification", "epoch"} <= set(r) for r in validations)
+    assert all(
+        {"val/AP", "val/AP50", "val/loss_classifier", "epoch"} <= set(r) for r in validations
+    )
     for row in validations:
-        parts = row["val/classification"] + row["val/bbox_regression"]
-        assert row["val/loss"] == pytest.approx(parts, rel=1e-5)
+        parts = [value for name, value in row.items() if name.startswith("val/loss_")]
+        assert len(parts) == 4
+        assert row["val/loss"] == pytest.approx(sum(parts), rel=1e-5)
     assert [row["step"] for row in rows if "loss" in row] == [0, 1, 2, 3]
 
 
@@ -62,6 +65,19 @@ def test_checkpoint_is_plain_data_and_enough(run: Path, options: TrainOptions) -
     last = [row for row in read_metrics(run / "metrics.csv") if "val/AP" in row][-1]
     again = evaluate(run / "last.ckpt", options.data)
     assert again.stats == pytest.approx({name: last[f"val/{name}"] for name in again.stats})
+
+
+def test_validation_losses_are_means_over_images(
+    options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def batch_size_as_loss(self: RetinaNet, batch):
+        return {"classification": torch.tensor(float(len(batch.images)))}, self.detect(batch)
+
+    monkeypatch.setattr(RetinaNet, "losses_and_detections", batch_size_as_loss)
+    train(replace(options, model="retinanet", out=tmp_path, epochs=1, batch_size=3))
+    rows = read_metrics(tmp_path / "metrics.csv")
+    # Four images in batches of three and one.
+    assert rows[-1]["val/loss"] == rows[-1]["val/classification"] == (3 * 3 + 1 * 1) / 4
 
 
 def test_nothing_but_the_results_is_left(run: Path) -> None:
@@ -77,16 +93,16 @@ def test_stop_at_a_loss_that_is_not_finite_then_resume_as_if_unbroken(
     run: Path, options: TrainOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[int]] = []
-    honest = RetinaNet.losses
+    honest = FasterRCNN.losses
 
-    def poisoned(self: RetinaNet, batch) -> dict[str, torch.Tensor]:
+    def poisoned(self: FasterRCNN, batch) -> dict[str, torch.Tensor]:
         losses = honest(self, batch)
         seen.append(batch.gt_counts.tolist())
         return {k: v * math.nan for k, v in losses.items()} if len(seen) == 4 else losses
 
     broken = replace(options, out=options.out.with_name("broken"))
     with monkeypatch.context() as patch:
-        patch.setattr(RetinaNet, "losses", poisoned)
+        patch.setattr(FasterRCNN, "losses", poisoned)
         with pytest.raises(NonFiniteLossError, match=r"step 3 .*image ids.*\[\d, \d, \d, \d\]"):
             train(broken)
     kept = torch.load(broken.out / "last.ckpt", weights_only=True)
