@@ -43,7 +43,10 @@ def trained(name: str) -> TrainedModel:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("report") / "report.html"
-    op_rows = [("nms", "1k boxes", 0.125, 2.5, 20.0), ("roi_align", "1024 rois", 1275.0, None, None)]
+    op_rows = [
+        ("nms", "1k boxes", 0.125, 2.5, 20.0),
+        ("roi_align", "1024 rois", 1275.0, None, None),
+    ]
     models = [trained("Faster R-CNN"), trained("RetinaNet")]
     write_report(path, "A & B", "Two detectors.", models, op_rows)
     assert [file.name for file in path.parent.iterdir()] == ["report.html"]
