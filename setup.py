@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pybind11
+import pybind11  # pyright: ignore[reportMissingImports]  (a build requirement)
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
