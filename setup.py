@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pybind11  # pyright: ignore[reportMissingImports]  (a build requirement)
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -24,6 +23,8 @@ class CMakeBuild(build_ext):
 
     def run(self) -> None:
         """Configures, builds and installs into the package (the source tree's, if editable)."""
+        import pybind11  # pyright: ignore[reportMissingImports]  (there while building only)
+
         torch = find_torch()
         if torch is None:
             raise RuntimeError("fastdet needs torch >= 2.11 to build, and none was found")
