@@ -99,8 +99,7 @@ Tensor nms_dynamic(const Tensor& boxes, const Tensor& scores, const std::optiona
                    double iou_threshold) {
   const auto dtype = box_dtype(boxes);
   const Tensor boxes_in = box_input(boxes, dtype), scores_in = box_input(scores, dtype);
-  const std::optional<Tensor> idxs_in =
-      idxs ? std::optional(torch::stable::contiguous(*idxs)) : std::nullopt;
+  const std::optional<Tensor> idxs_in = contiguous(idxs);
   const int64_t n = boxes.size(0);
   const Tensor keep = empty(boxes, {n}, kInt64);
   const int64_t num_kept = dispatch_box(dtype, [&]<typename T>() {
@@ -132,10 +131,8 @@ std::tuple<Tensor, Tensor> nms_padded(const Tensor& boxes, const Tensor& scores,
   check_nms_padded("nms_padded", boxes, scores, max_keep, groups, counts);
   const auto dtype = box_dtype(boxes);
   const Tensor boxes_in = box_input(boxes, dtype), scores_in = box_input(scores, dtype);
-  const std::optional<Tensor> groups_in =
-      groups ? std::optional(torch::stable::contiguous(*groups)) : std::nullopt;
-  const std::optional<Tensor> counts_in =
-      counts ? std::optional(torch::stable::contiguous(*counts)) : std::nullopt;
+  const std::optional<Tensor> groups_in = contiguous(groups);
+  const std::optional<Tensor> counts_in = contiguous(counts);
   const int64_t num_images = boxes.size(0), n = boxes.size(1);
   const Tensor keep = empty(boxes, {num_images, max_keep}, kInt64);
   const Tensor keep_counts = empty(boxes, {num_images}, kInt64);
