@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: install demo test bench lint format abi clean
+.PHONY: install demo test bench lint format abi sanitize clean
 
 install: .venv/installed
 
@@ -39,6 +39,9 @@ format: install
 
 abi: install
 	$(BIN)/python tools/abi.py
+
+sanitize: install
+	$(BIN)/python tools/sanitize.py
 
 clean:
 	rm -rf build demo .cache fastdet/*.so .venv/installed

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Runs CMake and Ninja and places the libraries in the package; everything else is pyproject.toml.
 
-The environment variables FASTDET_CUDA (auto | on | off) and FASTDET_CUDA_ARCHS (such as "80;90")
-are passed on to CMakeLists.txt, which describes the build.
+The environment variables FASTDET_CUDA (auto | on | off), FASTDET_CUDA_ARCHS (such as "80;90") and
+FASTDET_SANITIZE (such as "address,undefined") are passed on to CMakeLists.txt, which describes the
+build.
 """
 
 import os
@@ -28,13 +29,15 @@ class CMakeBuild(build_ext):
         torch = find_torch()
         if torch is None:
             raise RuntimeError("fastdet needs torch >= 2.11 to build, and none was found")
-        build = ROOT / "build" / f"cpython-{sys.version_info.major}{sys.version_info.minor}"
+        sanitize = os.environ.get("FASTDET_SANITIZE", "")
+        name = f"cpython-{sys.version_info.major}{sys.version_info.minor}"
+        build = ROOT / "build" / (f"{name}-sanitized" if sanitize else name)
         build.mkdir(parents=True, exist_ok=True)
         options = {
             "FASTDET_TORCH": torch,
             "FASTDET_CUDA": os.environ.get("FASTDET_CUDA", "auto"),
             "FASTDET_CUDA_ARCHS": os.environ.get("FASTDET_CUDA_ARCHS", ""),
-            "FASTDET_SANITIZE": os.environ.get("FASTDET_SANITIZE", ""),
+            "FASTDET_SANITIZE": sanitize,
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
         }

@@ -1,0 +1,391 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Laws that every operator obeys, whatever it computes: one table of calls, one test a law.
+
+A call's result is the bits of its outputs and of the gradients of its floating inputs. It depends
+neither on the number of threads nor on where and how the inputs lie in memory; indices do not
+depend on the instruction set. Rows that are not finite leave the other rows alone. Sizes go from
+none to 2^20.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastdet
+from fastdet import _native
+
+BIG = 2**20
+
+
+class Call(NamedTuple):
+    """An operator as a function of its tensors; whether its gradients are looked at, too."""
+
+    run: Callable[..., Tensor | tuple[Tensor, ...]]
+    tensors: tuple[Tensor, ...]
+    differentiable: bool = False
+
+
+def boxes(n: int, seed: int = 0, extent: float = 100) -> Tensor:
+    """(n, 4), some of them partly outside, at fractions of pixels and with negative corners."""
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(n, 2, generator=generator) * extent - 10
+    return torch.cat([corner, corner + 1 + torch.rand(n, 2, generator=generator) * 40], 1)
+
+
+def noise(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def integers(low: int, high: int, *shape: int, seed: int = 2) -> Tensor:
+    return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def rois_of(rows: Tensor) -> Tensor:
+    return torch.cat([torch.arange(len(rows))[:, None] % 2, rows], 1)
+
+
+def calls(n: int, extent: float = 100) -> dict[str, Call]:
+    """Every public operator on n boxes (anchors, RoIs, rows of logits)."""
+    rows, others = boxes(n, extent=extent), boxes(n, seed=3, extent=extent)
+    scores, ids = noise(n), integers(-(2**62), 2**62, 3)[integers(0, 3, n)]
+    gts, gt_counts = boxes(12, seed=4, extent=extent).reshape(2, 6, 4), torch.tensor([6, 4])
+    few = boxes(7, seed=5, extent=extent)
+    deltas = noise(n, 4) * 0.3
+    sizes = torch.tensor([[60, 80]]).repeat(n, 1)
+    features = noise(2, 5, 24, 40)
+    pyramid = [features, features[:, :, ::2, ::2].contiguous()]
+    matches = integers(-2, 3, 2, n)
+    logits, labels = noise(n, 6), integers(-2, 6, n)
+
+    def pool(x: Tensor, r: Tensor) -> Tensor:
+        return fastdet.roi_align(x, r, 3, 0.25, 2)
+
+    def pool_adaptively(x: Tensor, r: Tensor) -> Tensor:
+        return fastdet.roi_align(x, r, (2, 3), 0.25, 0, True)
+
+    def pool_levels(x0: Tensor, x1: Tensor, b: Tensor) -> Tensor:
+        return fastdet.multiscale_roi_align([x0, x1], b, None, 2, [0.25, 0.125])
+
+    def match(low_quality: str) -> Callable[..., tuple[Tensor, ...]]:
+        return lambda a, g, c: fastdet.match_anchors(a, g, c, 0.5, 0.3, low_quality)
+
+    def sample(index: Tensor) -> tuple[Tensor, ...]:
+        return fastdet.sample_matches(index, 16, 0.5, torch.Generator().manual_seed(6))
+
+    channels_last = features.to(memory_format=torch.channels_last)
+    table = {
+        "nms": Call(lambda b, s: fastdet.nms(b, s, 0.4), (rows, scores)),
+        "batched_nms": Call(lambda b, s, i: fastdet.batched_nms(b, s, i, 0.4), (rows, scores, ids)),
+        "nms_padded": Call(
+            lambda b, s, i: fastdet.nms_padded(b, s, 0.4, 20, i, None),
+            (torch.stack([rows, others]), torch.stack([scores, -scores]), torch.stack([ids, ids])),
+        ),
+        "match_anchors, anchor_best": Call(match("anchor_best"), (rows, gts, gt_counts)),
+        "match_anchors, gt_best": Call(match("gt_best"), (rows, gts, gt_counts)),
+        "sample_matches": Call(sample, (matches,)),
+        "encode_boxes": Call(fastdet.encode_boxes, (rows, others)),
+        "decode_boxes": Call(
+            lambda d, a, s: fastdet.decode_boxes(d, a, sizes=s), (deltas, rows, sizes), True
+        ),
+        "focal loss of labels": Call(fastdet.sigmoid_focal_loss, (logits, labels), True),
+        "focal loss": Call(
+            lambda x, t: fastdet.sigmoid_focal_loss(x, t, gamma=1.5),
+            (logits, logits.sigmoid()),
+            True,
+        ),
+        "roi_align": Call(pool, (features, rois_of(rows)), True),
+        "roi_align, channels_last": Call(pool, (channels_last, rois_of(rows)), True),
+        "roi_align, adaptive": Call(pool_adaptively, (features, rois_of(rows)), True),
+        "multiscale_roi_align": Call(pool_levels, (*pyramid, torch.stack([rows, others])), True),
+    }
+    for kind in ("box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou"):
+        table[kind] = Call(getattr(fastdet, kind), (rows, few), True)
+        if kind != "box_iou":
+            table[f"{kind}_loss"] = Call(getattr(fastdet, f"{kind}_loss"), (rows, others), True)
+    return table
+
+
+NAMES = list(calls(1))
+
+
+def bits(call: Call) -> list[Tensor]:
+    """Outputs, then gradients of the first tensors; NaN would equal nothing, so numbers only."""
+    tensors = [t.detach() for t in call.tensors]
+    if call.differentiable:
+        tensors[0].requires_grad_()
+    outputs = call.run(*tensors)
+    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    if call.differentiable:
+        total = outputs[0].sum() + (outputs[0] * outputs[0].detach()).sum()
+        outputs += torch.autograd.grad(total, tensors[:1])
+    return [output.detach() for output in outputs]
+
+
+def assert_same_bits(got: list[Tensor], expected: list[Tensor]) -> None:
+    assert len(got) == len(expected)
+    for a, b in zip(got, expected, strict=True):
+        assert a.dtype == b.dtype
+        assert a.shape == b.shape
+        assert a.equal(b)
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def instruction_set(name: str) -> Iterator[None]:
+    before = _native.cpu_isa()
+    _native.set_cpu_isa(name)
+    try:
+        yield
+    finally:
+        _native.set_cpu_isa(before)
+
+
+def spread(tensor: Tensor) -> Tensor:
+    """The same values, every second element of a larger storage."""
+    wide = torch.zeros(*tensor.shape, 2, dtype=tensor.dtype)
+    wide[..., 0] = tensor
+    return wide[..., 0]
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    """The same values with the strides of the dimensions reversed."""
+    order = tuple(reversed(range(tensor.dim())))
+    return tensor.permute(order).contiguous().permute(order)
+
+
+def shifted(tensor: Tensor) -> Tensor:
+    """The same values, one element behind the start of an aligned storage."""
+    storage = torch.zeros(tensor.numel() + 1, dtype=tensor.dtype)
+    view = storage[1:].as_strided(tensor.shape, tensor.stride(), 1)
+    return view.copy_(tensor)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_threads_do_not_matter(name):
+    # Enough rows that every operator's work is cut into several pieces.
+    n = 700 if "roi" in name or "nms" in name else 40_000
+    call = calls(n)[name]
+    with threads(1):
+        expected = bits(call)
+    for n in (2, 3, 5):
+        with threads(n):
+            assert_same_bits(bits(call), expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("lay_out", [spread, transposed, shifted])
+def test_layout_does_not_matter(name, lay_out):
+    call = calls(65)[name]
+    moved = call._replace(tensors=tuple(lay_out(t) for t in call.tensors))
+    assert all(a.equal(b) for a, b in zip(moved.tensors, call.tensors, strict=True))
+    got, expected = bits(moved), bits(call)
+    if "roi" in name:  # channels_last and NCHW add in different orders
+        for a, b in zip(got, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    else:
+        assert_same_bits(got, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_expanded_inputs(name):
+    call = calls(1)[name]
+    rows = {"roi_align": (1,), "roi_align, channels_last": (1,), "roi_align, adaptive": (1,)}
+    if name in ("nms_padded", "multiscale_roi_align", "sample_matches"):
+        pytest.skip("its rows are not the first dimension")
+    repeated = rows.get(name, range(len(call.tensors)))
+    if "match" in name:
+        repeated = (0,)
+    if name.endswith("box_iou"):
+        repeated = (0,)
+
+    def tensors(repeat: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+        return tuple(repeat(t) if i in repeated else t for i, t in enumerate(call.tensors))
+
+    expanded = call._replace(tensors=tensors(lambda t: t.expand(17, *t.shape[1:])))
+    copied = call._replace(tensors=tensors(lambda t: t.repeat(17, *[1] * (t.dim() - 1))))
+    differentiable = call.differentiable and "roi" in name
+    assert_same_bits(
+        bits(expanded._replace(differentiable=differentiable)),
+        bits(copied._replace(differentiable=differentiable)),
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("isa", _native.usable_cpu_isas())
+def test_instruction_sets_agree(name, isa):
+    call = calls(333)[name]
+    expected = bits(call)
+    with instruction_set(isa):
+        got = bits(call)
+    for a, b in zip(got, expected, strict=True):
+        if a.is_floating_point():
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+        else:
+            assert a.equal(b)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("n", [0, 1])
+def test_none_and_one(name, n):
+    for output in bits(calls(n)[name]):
+        assert not output.is_floating_point() or output.isfinite().all()
+
+
+def poisoned(rows: Tensor, value: float) -> tuple[Tensor, Tensor]:
+    """A copy with the value in a coordinate of every third row, and which rows are untouched."""
+    rows = rows.clone()
+    hit = torch.arange(len(rows)) % 3 == 1
+    columns = torch.arange(len(rows)) % rows.shape[1]
+    if rows.shape[1] == 5:  # RoIs: the image index stays
+        columns = 1 + columns % 4
+    rows[hit, columns[hit]] = value
+    return rows, ~hit
+
+
+VALUES = [float("nan"), float("inf"), -float("inf"), 1e30, -1e30, 3e38]
+BY_ROW = [
+    ("box_iou", 0),
+    ("generalized_box_iou", 0),
+    ("distance_box_iou", 0),
+    ("complete_box_iou", 0),
+    ("generalized_box_iou_loss", 0),
+    ("distance_box_iou_loss", 0),
+    ("complete_box_iou_loss", 0),
+    ("encode_boxes", 0),
+    ("encode_boxes", 1),
+    ("decode_boxes", 0),
+    ("decode_boxes", 1),
+    ("focal loss of labels", 0),
+    ("roi_align", 1),
+    ("roi_align, channels_last", 1),
+]
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize(("name", "position"), BY_ROW)
+def test_bad_rows_leave_the_others_alone(name, position, value):
+    call = calls(50)[name]
+    tensors = list(call.tensors)
+    tensors[position], untouched = poisoned(tensors[position], value)
+    got = call.run(*tensors)
+    expected = call.run(*call.tensors)
+    assert isinstance(got, Tensor)
+    assert isinstance(expected, Tensor)
+    assert got[untouched].equal(expected[untouched])
+    if "roi" in name:
+        assert got.isfinite().all()
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_bad_boxes_suppress_nothing(value):
+    boxes, scores, ids = calls(200)["batched_nms"].tensors
+    bad, untouched = poisoned(boxes, value)
+    rows = untouched.nonzero().squeeze(1)
+    keep = fastdet.nms(bad, scores, 0.4)
+    assert keep[untouched[keep]].equal(rows[fastdet.nms(boxes[rows], scores[rows], 0.4)])
+    keep = fastdet.batched_nms(bad, scores, ids, 0.4)
+    expected = fastdet.batched_nms(boxes[rows], scores[rows], ids[rows], 0.4)
+    assert keep[untouched[keep]].equal(rows[expected])
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_bad_anchors_and_gts_match_nothing(value):
+    anchors, gts = boxes(300), boxes(6, seed=4)
+    counts = torch.tensor([6])
+    bad_anchors, untouched = poisoned(anchors, value)
+    index, iou = fastdet.match_anchors(bad_anchors, gts[None], counts, 0.5, 0.3, "none")
+    expected, expected_iou = fastdet.match_anchors(anchors, gts[None], counts, 0.5, 0.3, "none")
+    assert index[:, untouched].equal(expected[:, untouched])
+    assert iou[:, untouched].equal(expected_iou[:, untouched])
+    assert (index[:, ~untouched] < 0).all()
+
+    bad_gts, good = poisoned(gts, value)
+    index, iou = fastdet.match_anchors(anchors, bad_gts[None], counts, 0.5, 0.3, "none")
+    rows = good.nonzero().squeeze(1)
+    fewer = torch.tensor([len(rows)])
+    expected, expected_iou = fastdet.match_anchors(
+        anchors, gts[rows][None], fewer, 0.5, 0.3, "none"
+    )
+    # Of a huge box that is finite some IoUs are tiny, not 0.
+    torch.testing.assert_close(iou, expected_iou, rtol=0, atol=1e-20)
+    assert index.equal(torch.where(expected >= 0, rows[expected.clamp(min=0)], expected))
+
+
+# ---- 2^20 rows ----------------------------------------------------------------------------------
+
+
+def test_nms_of_a_million_boxes():
+    """Clusters of four equal boxes far from the next cluster: the best of each is kept."""
+    corners = torch.arange(BIG // 4)
+    low = torch.stack([corners % 512, corners // 512], 1).repeat(4, 1) * 10.0
+    clusters = torch.cat([low, low + 8], 1)
+    scores = torch.randperm(BIG, generator=torch.Generator().manual_seed(0)).float()
+    best = scores.reshape(4, -1).argmax(0) * (BIG // 4) + corners
+    expected = best[scores[best].argsort(descending=True)]
+    assert fastdet.nms(clusters, scores, 0.5).equal(expected)
+    groups = torch.arange(4).repeat_interleave(BIG // 4) * 2**60
+    keep = fastdet.batched_nms(clusters, scores, groups, 0.5)
+    assert keep.equal(scores.argsort(descending=True))
+    padded, counts = fastdet.nms_padded(clusters[None], scores[None], 0.5, 1000)
+    assert padded[0].equal(expected[:1000])
+    assert counts.tolist() == [1000]
+
+
+def test_matching_a_million_anchors():
+    anchors, gts = boxes(BIG, extent=1000), boxes(5, seed=4, extent=1000)
+    index, iou = fastdet.match_anchors(anchors, gts[None], torch.tensor([5]), 0.5, 0.3, "none")
+    best, best_gt = fastdet.box_iou(gts, anchors).max(0)
+    assert iou[0].equal(best)
+    expected = torch.where(best >= 0.5, best_gt, torch.where(best >= 0.3, -2, -1))
+    assert index[0].equal(expected)
+    sampled, valid = fastdet.sample_matches(index, 256, 0.5, torch.Generator().manual_seed(0))
+    positive = min(128, int((index >= 0).sum()))
+    assert valid.all()
+    assert (index.gather(1, sampled)[0, :positive] >= 0).all()
+    assert (index.gather(1, sampled)[0, positive:] == -1).all()
+
+
+ROW_BY_ROW = [
+    "box_iou",
+    "complete_box_iou",
+    "generalized_box_iou_loss",
+    "encode_boxes",
+    "decode_boxes",
+    "focal loss of labels",
+    "roi_align",
+]
+
+
+@pytest.mark.parametrize("name", ROW_BY_ROW)
+def test_a_million_rows_equal_the_same_rows_in_pieces(name):
+    def roi_tensors(rows: Tensor) -> tuple[Tensor, ...]:
+        return noise(2, 1, 24, 40), rois_of(rows)
+
+    rows = boxes(BIG)
+    call = calls(BIG)[name] if name != "roi_align" else None
+    tensors = roi_tensors(rows) if call is None else call.tensors
+
+    def run(*tensors: Tensor) -> Tensor:
+        if call is None:
+            return fastdet.roi_align(*tensors, 1, 0.25, 1)
+        output = call.run(*tensors)
+        assert isinstance(output, Tensor)
+        return output
+
+    whole = run(*tensors)
+    for begin in (0, 12_345, BIG - 999):
+        piece = tuple(t[begin : begin + 999] if len(t) == BIG else t for t in tensors)
+        assert whole[begin : begin + 999].equal(run(*piece))

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""No operator allocates more than its outputs and a workspace that its docstring names.
+
+Measured as the kernel counts it: the process's largest resident size during a call, which the
+test sets back to the present size before. A tensor of the size of an input more would be seen.
+"""
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastdet
+from tests.ops.test_every_op import boxes, integers, noise, rois_of
+
+MB = 2**20
+# Stacks of threads, small per-thread buffers, and pages that the allocator touches.
+SLACK = 6 * MB
+
+STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+pytestmark = [
+    pytest.mark.memory,
+    pytest.mark.skipif(not CLEAR_REFS.exists(), reason="needs Linux's count of resident pages"),
+]
+
+
+def resident(name: str) -> int:
+    line = next(x for x in STATUS.read_text().splitlines() if x.startswith(name + ":"))
+    return int(line.split()[1]) * 1024
+
+
+def peak(run: Callable[[], object]) -> int:
+    """Bytes that the largest moment of a second call has beyond the moment before it."""
+    run()
+    ctypes.CDLL(None).malloc_trim(0)
+    CLEAR_REFS.write_text("5")
+    before = resident("VmRSS")
+    kept = run()
+    most = resident("VmHWM")
+    del kept
+    return most - before
+
+
+def test_a_copy_of_an_input_is_seen():
+    x = torch.ones(10 * MB)
+    assert peak(lambda: x + 1) >= 39 * MB
+    assert peak(lambda: (x + 1) + 1) >= 79 * MB
+    assert peak(lambda: x.sum()) < SLACK
+
+
+def both_ways(op: Callable[..., Tensor], x: Tensor, *tensors: Tensor) -> Callable[[], object]:
+    """Output and gradient."""
+    leaf = x.detach().requires_grad_()
+    grad = op(leaf, *tensors).detach()
+    return lambda: torch.autograd.grad(op(leaf, *tensors), leaf, grad)
+
+
+class Case(NamedTuple):
+    """A call, the bytes of what it returns and, where it sorts, of its indices."""
+
+    run: Callable[[], object]
+    outputs: int
+    workspace: int = 0
+
+
+N = 400_000  # 6.4 MB of boxes
+
+
+def nms() -> Case:
+    rows, scores = boxes(N, extent=20_000), noise(N)
+    # Sorted keys and indices, and the kept boxes with their grid.
+    return Case(lambda: fastdet.nms(rows, scores, 0.5), 2 * 8 * N, 64 * N)
+
+
+def match_anchors() -> Case:
+    anchors, gts = boxes(N, extent=1000), boxes(100, seed=4, extent=1000)
+    counts = torch.tensor([100])
+    return Case(lambda: fastdet.match_anchors(anchors, gts[None], counts, 0.7, 0.3), 12 * N)
+
+
+def box_iou() -> Case:
+    few, many = boxes(50), boxes(N)
+    return Case(lambda: fastdet.box_iou(few, many), 4 * 50 * N, 20 * N)
+
+
+def decode_boxes() -> Case:
+    anchors, deltas = boxes(N), noise(N, 4)
+    return Case(lambda: fastdet.decode_boxes(deltas, anchors), 16 * N)
+
+
+def encode_boxes() -> Case:
+    anchors, rows = boxes(N), boxes(N, seed=3)
+    return Case(lambda: fastdet.encode_boxes(rows, anchors), 16 * N)
+
+
+def generalized_box_iou_loss() -> Case:
+    a, b = boxes(N), boxes(N, seed=3)
+    # The loss, and the gradient of both arguments.
+    return Case(both_ways(fastdet.generalized_box_iou_loss, a, b), 4 * N + 2 * 16 * N)
+
+
+def sigmoid_focal_loss() -> Case:
+    logits, labels = noise(N, 40), integers(-2, 40, N)
+    return Case(both_ways(fastdet.sigmoid_focal_loss, logits, labels), 2 * 4 * 40 * N)
+
+
+def roi_align(channels_last: bool = False) -> Case:
+    features, rois = noise(2, 64, 200, 256), rois_of(boxes(1024, extent=700))
+    if channels_last:
+        features = features.to(memory_format=torch.channels_last)
+    pooled, grad = 4 * 1024 * 64 * 49, features.numel() * 4
+    return Case(
+        both_ways(lambda x, r: fastdet.roi_align(x, r, 7, 0.25, 2), features, rois), pooled + grad
+    )
+
+
+def roi_align_channels_last() -> Case:
+    return roi_align(channels_last=True)
+
+
+CASES = [
+    nms,
+    match_anchors,
+    box_iou,
+    decode_boxes,
+    encode_boxes,
+    generalized_box_iou_loss,
+    sigmoid_focal_loss,
+    roi_align,
+    roi_align_channels_last,
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_peak_is_outputs_and_workspace(case):
+    run, outputs, workspace = case()
+    assert peak(run) <= outputs + workspace + SLACK

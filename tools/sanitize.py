@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Runs the op tests on libraries built with AddressSanitizer and UBSan: `make sanitize`.
+
+The package goes, with those libraries, into build/sanitized; the one in the source tree stays. The
+first read or write outside a tensor and the first undefined operation end the run: conversions of
+numbers that do not fit and index checks of the standard library are among them. Leaks are not
+looked for, since the interpreter itself never frees everything.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TARGET = ROOT / "build" / "sanitized"
+SANITIZERS = "address,undefined,float-cast-overflow"
+
+
+def runtime(name: str) -> str:
+    """The path of a sanitizer's library, which must be in the process before Python is."""
+    command = [os.environ.get("CXX", "g++"), f"-print-file-name={name}"]
+    path = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    if not Path(path).is_absolute():
+        sys.exit(f"expected the compiler to have {name}, found none")
+    return path
+
+
+def install() -> None:
+    """The package with sanitized libraries, and a copy of the tests, which find it beside them."""
+    shutil.rmtree(TARGET, ignore_errors=True)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    subprocess.run(
+        [*command, "--target", TARGET, ROOT],
+        check=True,
+        env={**os.environ, "FASTDET_CUDA": "off", "FASTDET_SANITIZE": SANITIZERS},
+    )
+    shutil.copytree(ROOT / "tests", TARGET / "tests")
+    shutil.copy(ROOT / "pyproject.toml", TARGET)
+
+
+def main() -> None:
+    """Builds, tests, and exits as the tests do; arguments go to pytest."""
+    install()
+    # libstdc++ too: the sanitizer looks up __cxa_throw before the first library that throws.
+    libraries = [runtime(name) for name in ("libasan.so", "libubsan.so", "libstdc++.so.6")]
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": ":".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0:detect_odr_violation=1",
+        "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+    }
+    # pytest may not capture the file descriptor of stderr, where the sanitizers report.
+    command = [sys.executable, "-m", "pytest", "--capture=sys", "tests/ops"]
+    chosen = ["-m", "not slow and not memory", *sys.argv[1:]]
+    result = subprocess.run([*command, *chosen], cwd=TARGET, env=environment)
+    sys.exit(result.returncode)
+
+
+if __name__ == "__main__":
+    main()
