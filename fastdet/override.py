@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""fastdet's kernels beneath torchvision's operators, so that code nobody changed becomes faster.
+
+torchvision's Python functions, its autograd and its autocast end in three operators:
+`torchvision::nms`, `torchvision::roi_align` and `torchvision::_roi_align_backward`. Their CPU and
+CUDA kernels are what is replaced, in the dispatcher, for the whole process; shapes for compiling,
+gradients and autocast stay torchvision's. What our kernels do not take goes on to torchvision's,
+which computes it, or refuses it in its own words.
+"""
+
+import threading
+import warnings
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdet.ops import library  # noqa: F401
+
+_FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+_lock = threading.Lock()
+_in_force = 0  # overrides that are not undone
+_registrations: torch.library.Library | None = None
+
+
+class Override:
+    """What `override_torchvision` returns: call `undo`, or leave the `with` block."""
+
+    def __init__(self) -> None:
+        self._undone = False
+
+    def undo(self) -> None:
+        """Takes this override back; torchvision's kernels return with the last one."""
+        with _lock:
+            if not self._undone:
+                self._undone = True
+                _release()
+
+    def __enter__(self) -> "Override":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.undo()
+
+
+def override_torchvision() -> Override:
+    """Puts fastdet's kernels under torchvision's nms and roi_align, for the whole process.
+
+    On the CPU, and on CUDA where both packages have their CUDA kernels. Everything that ends in
+    these operators gets them: `torchvision.ops.nms`, `batched_nms`, `roi_align` and
+    `MultiScaleRoIAlign`, torchvision's detectors, and other packages that call them. Indices are
+    the same as before and values the same to 1e-5, with these differences:
+
+    - NMS drops a box with a NaN score or a coordinate that is not finite, and takes the IoU of two
+      boxes without area as 0, where torchvision has NaN.
+    - RoIAlign of a box that is not finite, or whose image does not exist, is 0; its backward is
+      deterministic on the CPU, and half types are summed in float32.
+
+    It holds in all threads until it is undone; call and undo it while no other thread runs these
+    operators. Calls may nest, and be undone in any order: torchvision's kernels return when the
+    last one is undone. A result that nobody keeps is never undone.
+
+    Returns:
+        A handle with `undo()`, which is a context manager too: `with override_torchvision(): ...`.
+
+    Raises:
+        ImportError: torchvision is not installed.
+        RuntimeError: torchvision's own operators did not load.
+    """
+    global _in_force, _registrations
+    import torchvision  # noqa: F401  (defines the operators)
+
+    with _lock:
+        if _registrations is None:
+            _registrations = _register()
+        _in_force += 1
+    return Override()
+
+
+def _release() -> None:
+    global _in_force, _registrations
+    _in_force -= 1
+    if _in_force == 0 and _registrations is not None:
+        _registrations._destroy()
+        _registrations = None
+
+
+def _register() -> torch.library.Library:
+    if not _has_kernel("torchvision::nms", "CPU"):
+        raise RuntimeError("override_torchvision: torchvision's operators did not load")
+    registrations = torch.library.Library("torchvision", "IMPL")
+    with warnings.catch_warnings():
+        # Up to torch 2.13 the dispatcher warns of any kernel that takes another's place.
+        warnings.filterwarnings("ignore", message=r"(?s).*Overriding a previously registered")
+        for name, ours, kernel in (
+            ("nms", "nms", _nms),
+            ("roi_align", "roi_align", _roi_align),
+            ("_roi_align_backward", "roi_align_backward", _roi_align_backward),
+        ):
+            for key in ("CPU", "CUDA"):
+                if _has_kernel(f"torchvision::{name}", key) and _has_kernel(
+                    f"fastdet::{ours}", key
+                ):
+                    theirs = torch.library.get_kernel(f"torchvision::{name}", key)
+                    registrations.impl(name, kernel(theirs), key, with_keyset=True)
+    return registrations
+
+
+def _has_kernel(op: str, key: str) -> bool:
+    try:
+        return torch._C._dispatch_has_kernel_for_dispatch_key(op, key)
+    except RuntimeError:  # no such operator
+        return False
+
+
+def _nms(theirs: Any) -> Callable[..., Tensor]:
+    ours = torch.ops.fastdet.nms.default
+
+    def nms(keys: Any, dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+        usable = (
+            dets.dtype in _FLOATING
+            and dets.dim() == 2
+            and dets.shape[1] == 4
+            and scores.shape == dets.shape[:1]
+            and scores.dtype == dets.dtype
+            and scores.device == dets.device
+            and 0 <= iou_threshold <= 1
+        )
+        if not usable:
+            return theirs.call_boxed(keys, dets, scores, iou_threshold)
+        return ours(dets, scores, iou_threshold)
+
+    return nms
+
+
+def _are_features_and_rois(features: Tensor, rois: Tensor) -> bool:
+    return (
+        features.dtype in _FLOATING
+        and features.dim() == 4
+        and rois.dim() == 2
+        and rois.shape[1] == 5
+        and rois.dtype == features.dtype
+        and rois.device == features.device
+    )
+
+
+def _roi_align(theirs: Any) -> Callable[..., Tensor]:
+    ours = torch.ops.fastdet.roi_align.default
+
+    def roi_align(
+        keys: Any,
+        input: Tensor,
+        rois: Tensor,
+        spatial_scale: float,
+        pooled_height: int,
+        pooled_width: int,
+        sampling_ratio: int,
+        aligned: bool,
+    ) -> Tensor:
+        arguments = (spatial_scale, pooled_height, pooled_width, sampling_ratio, aligned)
+        usable = (
+            _are_features_and_rois(input, rois)
+            and min(input.shape[2:]) > 0
+            and min(pooled_height, pooled_width) > 0
+        )
+        if not usable:
+            return theirs.call_boxed(keys, input, rois, *arguments)
+        # NCHW whatever the input's layout, as torchvision promises to callers and to compilers.
+        return ours(input, rois, *arguments).contiguous()
+
+    return roi_align
+
+
+def _roi_align_backward(theirs: Any) -> Callable[..., Tensor]:
+    ours = torch.ops.fastdet.roi_align_backward.default
+
+    def roi_align_backward(
+        keys: Any,
+        grad: Tensor,
+        rois: Tensor,
+        spatial_scale: float,
+        pooled_height: int,
+        pooled_width: int,
+        batch_size: int,
+        channels: int,
+        height: int,
+        width: int,
+        sampling_ratio: int,
+        aligned: bool,
+    ) -> Tensor:
+        sizes = (batch_size, channels, height, width)
+        usable = (
+            _are_features_and_rois(grad, rois)
+            and grad.shape == (rois.shape[0], channels, pooled_height, pooled_width)
+            and min(height, width, pooled_height, pooled_width) > 0
+        )
+        if not usable:
+            pooled = (pooled_height, pooled_width)
+            return theirs.call_boxed(
+                keys, grad, rois, spatial_scale, *pooled, *sizes, sampling_ratio, aligned
+            )
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        return ours(
+            grad, rois, spatial_scale, *sizes, sampling_ratio, aligned, False, deterministic
+        )
+
+    return roi_align_backward
