@@ -29,6 +29,13 @@ inline Tensor empty_pooled(const Tensor& like, int64_t images, int64_t rois, int
              : empty(like, {images, rois, channels, height, width}, dtype);
 }
 
+// Uninitialised (B, C, H, W).
+inline Tensor empty_features(const Tensor& like, int64_t images, int64_t channels, int64_t height,
+                             int64_t width, ScalarType dtype, bool channels_last) {
+  return channels_last ? channels_to_front(empty(like, {images, height, width, channels}, dtype))
+                       : empty(like, {images, channels, height, width}, dtype);
+}
+
 // Zeros (B, C, H, W).
 inline Tensor zero_features(const Tensor& like, int64_t images, int64_t channels, int64_t height,
                             int64_t width, ScalarType dtype, bool channels_last) {

@@ -13,6 +13,7 @@
 #include "../bilinear.h"
 #include "../checks.h"
 #include "../feature_layout.h"
+#include "huge_pages.h"
 #include "loops.h"
 #include "parallel.h"
 
@@ -241,6 +242,15 @@ Tensor readable(const Tensor& features) {
                                                             : torch::stable::contiguous(features);
 }
 
+// Zeros, for the gradient of a level.
+Tensor zero_sums(const Tensor& like, int64_t images, int64_t channels, int64_t height,
+                 int64_t width, ScalarType dtype, bool channels_last) {
+  const Tensor sums =
+      in_huge_pages(empty_features(like, images, channels, height, width, dtype, channels_last));
+  fill_zero(sums);
+  return sums;
+}
+
 }  // namespace
 
 Tensor roi_align(const Tensor& input, const Tensor& rois, double spatial_scale,
@@ -248,8 +258,8 @@ Tensor roi_align(const Tensor& input, const Tensor& rois, double spatial_scale,
                  bool aligned) {
   check_roi_align("roi_align", input, rois);
   const Tensor features = readable(input);
-  const Tensor pooled = empty_pooled(input, 1, rois.size(0), input.size(1), pooled_height,
-                                     pooled_width, is_channels_last(input));
+  const Tensor pooled = in_huge_pages(empty_pooled(
+      input, 1, rois.size(0), input.size(1), pooled_height, pooled_width, is_channels_last(input)));
   dispatch_floating(input.scalar_type(), [&]<typename T>() {
     pool<T>({feature_level<const T, Sum<T>>(features, spatial_scale)},
             place_rois<Sum<T>>(rois, input.size(0)), {sampling_ratio, aligned}, pooled);
@@ -265,7 +275,7 @@ Tensor roi_align_backward(const Tensor& grad, const Tensor& rois, double spatial
   return dispatch_floating(grad.scalar_type(), [&]<typename T>() {
     using S = Sum<T>;
     const Tensor sums =
-        zero_features(grad, batch, channels, height, width, scalar_type_of<S>(), channels_last);
+        zero_sums(grad, batch, channels, height, width, scalar_type_of<S>(), channels_last);
     spread<T>(torch::stable::unsqueeze(grad, 0), place_rois<S>(rois, batch),
               {sampling_ratio, aligned}, {feature_level<S, S>(sums, spatial_scale)});
     return cast(sums, grad.scalar_type());
@@ -279,8 +289,9 @@ Tensor multiscale_roi_align(const std::vector<Tensor>& features, const Tensor& b
                             int64_t canonical_level, bool aligned) {
   check_multiscale_roi_align("multiscale_roi_align", features, boxes, counts, scales.size());
   const Tensor& first = features[0];
-  const Tensor pooled = empty_pooled(first, boxes.size(0), boxes.size(1), first.size(1),
-                                     pooled_height, pooled_width, is_channels_last(first));
+  const Tensor pooled =
+      in_huge_pages(empty_pooled(first, boxes.size(0), boxes.size(1), first.size(1), pooled_height,
+                                 pooled_width, is_channels_last(first)));
   std::vector<Tensor> readable_features;
   for (const Tensor& level : features) readable_features.push_back(readable(level));
   dispatch_floating(first.scalar_type(), [&]<typename T>() {
@@ -306,8 +317,8 @@ std::vector<Tensor> multiscale_roi_align_backward(
     std::vector<Tensor> sums;
     std::vector<FeatureLevel<S, S>> levels;
     for (size_t l = 0; l < scales.size(); ++l) {
-      sums.push_back(zero_features(grad, grad.size(0), grad.size(2), heights[l], widths[l],
-                                   scalar_type_of<S>(), channels_last));
+      sums.push_back(zero_sums(grad, grad.size(0), grad.size(2), heights[l], widths[l],
+                               scalar_type_of<S>(), channels_last));
       levels.push_back(feature_level<S, S>(sums[l], scales[l]));
     }
     const auto map = level_map<S>(scales.data(), static_cast<int64_t>(scales.size()),
