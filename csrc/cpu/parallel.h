@@ -13,4 +13,9 @@ void parallel_for(int64_t n, int64_t grain, const Body& body) {
   if (n > 0) torch::stable::parallel_for(0, n, grain, body);
 }
 
+// The same as an object, for drivers that are told which pool to use.
+constexpr auto kTorchPool = [](int64_t n, int64_t grain, const auto& body) {
+  parallel_for(n, grain, body);
+};
+
 }  // namespace fastdet::cpu
