@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Each anchor's gt, over raw pointers: no torch. Pass 1 finds each anchor's best gt and each gt's
-// best IoU; pass 2 labels the anchors and, for the low-quality rules, computes the IoUs again
-// instead of keeping a matrix: anchors x gts IoUs twice, O(anchors + gts) memory. A maximum does
-// not depend on the order in which threads contribute to it, so neither does the result.
+// Each anchor's gt, over raw pointers: no torch. Pass 1 finds each anchor's best gt, labels it by
+// the thresholds, and notes each gt's best IoU and the first and last block of anchors that has it.
+// Pass 2, for the low-quality rules, computes those blocks again, to the same bits, instead of
+// keeping a matrix: anchors x gts IoUs, of which a block leaves out the gts that its hull does not
+// touch; memory O(threads x gts). Maxima, firsts and lasts do not depend on the order in which
+// threads contribute to them, so neither does the result.
 #pragma once
 
 #include <algorithm>
+#include <limits>
 #include <mutex>
 #include <vector>
 
@@ -13,9 +16,6 @@
 #include "loops.h"
 
 namespace fastdet::cpu {
-
-constexpr int64_t kMatchBlock = 256;  // anchors whose planes and results stay in the L1 cache
-constexpr int64_t kMatchChunk = 16 * kMatchBlock;  // anchors per piece of work
 
 template <typename T>
 struct MatchInput {
@@ -27,45 +27,71 @@ struct MatchInput {
   MatchRule<T> rule;
 };
 
-// A block of anchors as planes.
+// The largest IoU of a gt and the blocks between which it is found.
 template <typename T>
-struct AnchorPlanes {
-  T x1[kMatchBlock], y1[kMatchBlock], x2[kMatchBlock], y2[kMatchBlock], area[kMatchBlock];
+struct GtBest {
+  T iou = T(0);
+  LaneInt<T> first = 0, last = 0;
 
-  BoxPlanes<T> view() { return {x1, y1, x2, y2, area}; }
-
-  // A box that is not finite becomes one that overlaps nothing.
-  void load(const Box<T>* boxes, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) {
-      const Box<T> b = is_finite(boxes[i]) ? boxes[i] : Box<T>{};
-      x1[i] = b.x1, y1[i] = b.y1, x2[i] = b.x2, y2[i] = b.y2;
-      area[i] = fastdet::area(b);
+  void add(const GtBest& other) {
+    if (other.iou > iou) {
+      *this = other;
+    } else if (other.iou == iou) {
+      first = std::min(first, other.first);
+      last = std::max(last, other.last);
     }
   }
 };
 
-// The usable gts of one image and the largest IoU of each.
+// The finite gts of one image.
 template <typename T>
 struct UsableGts {
-  std::vector<T> x1, y1, x2, y2, area, best_iou;
-  std::vector<int64_t> row;
+  std::vector<T> x1, y1, x2, y2, area;
+  std::vector<LaneInt<T>> row;
+  std::vector<GtBest<T>> best;
+  bool rescue = false, rescue_all = false;  // whether pass 2 has to look at some, or all, blocks
 
   void append(const Box<T>& b, int64_t g) {
+    const bool proper = b.x1 < b.x2 && b.y1 < b.y2;
     x1.push_back(b.x1), y1.push_back(b.y1), x2.push_back(b.x2), y2.push_back(b.y2);
-    area.push_back(fastdet::area(b));
-    best_iou.push_back(T(0));
-    row.push_back(g);
+    area.push_back(proper ? fastdet::area(b) : std::numeric_limits<T>::infinity());
+    row.push_back(static_cast<LaneInt<T>>(g));
+    best.emplace_back();
   }
 
   int64_t size() const { return static_cast<int64_t>(row.size()); }
-  BoxPlanes<T> view() { return {x1.data(), y1.data(), x2.data(), y2.data(), area.data()}; }
+  GtPlanes<T> view() const {
+    return {x1.data(), y1.data(), x2.data(), y2.data(), area.data(), row.data(), size()};
+  }
+};
+
+// The memory of a GtMaxima.
+template <typename T>
+struct GtMaximaStorage {
+  std::vector<T> of_block, best;
+  std::vector<LaneInt<T>> first, last;
+
+  explicit GtMaximaStorage(int64_t num_gts)
+      : of_block(num_gts * kMatchLanes<T>), best(of_block), first(of_block.size()), last(first) {}
+
+  GtMaxima<T> view() { return {of_block.data(), best.data(), first.data(), last.data()}; }
+
+  void add_to(std::vector<GtBest<T>>& gts) const {
+    for (size_t i = 0; i < best.size(); ++i)
+      gts[i / kMatchLanes<T>].add({best[i], first[i], last[i]});
+  }
 };
 
 template <typename T, typename Parallel>
 class AnchorMatcher {
  public:
   AnchorMatcher(const MatchInput<T>& in, int64_t* index, T* iou, const Parallel& parallel)
-      : in_(in), index_(index), iou_(iou), parallel_(parallel), gts_(in.num_images) {
+      : in_(in),
+        blocks_((in.num_anchors + kMatchBlock - 1) / kMatchBlock),
+        index_(index),
+        iou_(iou),
+        parallel_(parallel),
+        gts_(in.num_images) {
     for (int64_t b = 0; b < in.num_images; ++b) {
       const Box<T>* boxes = in.gt_boxes + b * in.num_gts;
       const int64_t count = std::clamp<int64_t>(in.gt_counts[b], 0, in.num_gts);
@@ -75,73 +101,112 @@ class AnchorMatcher {
   }
 
   void run() {
-    for_each_chunk([this](int64_t b, int64_t begin, int64_t end) { find_best(b, begin, end); });
-    for (UsableGts<T>& gts : gts_)
-      for (T& best : gts.best_iou) best = in_.rule.rescue_iou(best);
-    for_each_chunk([this](int64_t b, int64_t begin, int64_t end) { label(b, begin, end); });
+    for_each_run([this](int64_t image, int64_t begin, int64_t end) { match(image, begin, end); });
+    if (in_.rule.low_quality == LowQuality::kNone) return;
+    bool any = false;
+    for (UsableGts<T>& gts : gts_) any |= find_rescued(gts);
+    if (!any) return;
+    for_each_run([this](int64_t image, int64_t begin, int64_t end) { rescue(image, begin, end); });
   }
 
  private:
-  // body(image, begin, end) over pieces of every image's anchors.
+  // What a thread works in: a block of anchors, what is found for them, and for the gts.
+  struct Work {
+    AnchorBlock<T> anchors;
+    T iou[kMatchBlock];
+    LaneInt<T> row[kMatchBlock], rescuer[kMatchBlock];
+    std::vector<int32_t> chosen;
+    GtMaximaStorage<T> maxima;
+
+    explicit Work(int64_t num_gts) : chosen(num_gts), maxima(num_gts) {
+      std::fill_n(rescuer, kMatchBlock, LaneInt<T>(-1));
+    }
+  };
+
+  // body(image, begin, end) over runs of blocks of every image.
   template <typename Body>
-  void for_each_chunk(const Body& body) {
-    const int64_t chunks = (in_.num_anchors + kMatchChunk - 1) / kMatchChunk;
-    parallel_(in_.num_images * chunks, int64_t(1), [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) {
-        const int64_t begin = i % chunks * kMatchChunk;
-        body(i / chunks, begin, std::min(begin + kMatchChunk, in_.num_anchors));
+  void for_each_run(const Body& body) {
+    parallel_(in_.num_images * blocks_, kGrainBlocks, [&](int64_t first, int64_t last) {
+      while (first < last) {
+        const int64_t image = first / blocks_, begin = first % blocks_;
+        const int64_t end = std::min(blocks_, begin + last - first);
+        body(image, begin, end);
+        first += end - begin;
       }
     });
   }
 
-  // Leaves in index_ the position among the image's usable gts, or -1.
-  void find_best(int64_t b, int64_t begin, int64_t end) {
-    UsableGts<T>& gts = gts_[b];
-    std::vector<T> gt_best_iou(gts.size(), T(0));
-    AnchorPlanes<T> planes;
-    int32_t best_gt[kMatchBlock];
-    for (int64_t i = begin; i < end; i += kMatchBlock) {
-      const int64_t n = std::min(kMatchBlock, end - i), out = b * in_.num_anchors + i;
-      planes.load(in_.anchors + b * in_.image_stride + i, n);
-      box_loops<T>().best_matches(planes.view(), n, gts.view(), gts.size(), iou_ + out, best_gt,
-                                  gt_best_iou.data());
-      std::copy(best_gt, best_gt + n, index_ + out);
+  int64_t size_of(int64_t block) const {
+    return std::min(kMatchBlock, in_.num_anchors - block * kMatchBlock);
+  }
+
+  void match(int64_t image, int64_t begin, int64_t end) {
+    Work work(gts_[image].size());
+    for (int64_t i = begin; i < end; ++i) {
+      find_best(image, i, work);
+      label(image, i, work);
+      std::copy_n(work.iou, size_of(i), iou_ + image * in_.num_anchors + i * kMatchBlock);
     }
     const std::lock_guard lock(mutex_);
-    for (int64_t g = 0; g < gts.size(); ++g)
-      gts.best_iou[g] = max_of(gts.best_iou[g], gt_best_iou[g]);
+    work.maxima.add_to(gts_[image].best);
   }
 
-  void label(int64_t b, int64_t begin, int64_t end) {
-    UsableGts<T>& gts = gts_[b];
-    AnchorPlanes<T> planes;
-    int32_t rescuer[kMatchBlock];
-    for (int64_t i = begin; i < end; i += kMatchBlock) {
-      const int64_t n = std::min(kMatchBlock, end - i);
-      const Box<T>* anchors = in_.anchors + b * in_.image_stride + i;
-      if (in_.rule.low_quality == LowQuality::kNone) {
-        std::fill(rescuer, rescuer + n, -1);
+  void find_best(int64_t image, int64_t i, Work& work) const {
+    const BoxLoops<T>& loops = box_loops<T>();
+    loops.load_anchors(in_.anchors + image * in_.image_stride + i * kMatchBlock, size_of(i),
+                       work.anchors);
+    loops.best_matches(work.anchors, gts_[image].view(), i, work.chosen.data(), work.maxima.view(),
+                       work.iou, work.row);
+  }
+
+  void label(int64_t image, int64_t i, const Work& work) {
+    // Without gts there is no threshold to reach.
+    const MatchRule<T> rule =
+        gts_[image].size() > 0 ? in_.rule : MatchRule<T>{T(1), T(1), LowQuality::kNone};
+    box_loops<T>().label_anchors(work.anchors, size_of(i), rule, work.iou, work.row, work.rescuer,
+                                 index_ + image * in_.num_anchors + i * kMatchBlock);
+  }
+
+  // Whether some anchor's label hangs on a gt's best IoU. An anchor that overlaps a gt by `high`
+  // has its own best gt already; a gt that overlaps no anchor is at its best with all of them.
+  bool find_rescued(UsableGts<T>& gts) const {
+    const bool gt_best = in_.rule.low_quality == LowQuality::kGtBest;
+    for (GtBest<T>& best : gts.best) {
+      if (best.iou == T(0)) {
+        gts.rescue_all |= !gt_best;
+        best.first = best.last + 1;
+      } else if (!gt_best && best.iou >= in_.rule.high) {
+        best.first = best.last + 1;
       } else {
-        planes.load(anchors, n);
-        box_loops<T>().find_rescuers(planes.view(), n, gts.view(), gts.size(), gts.best_iou.data(),
-                                     rescuer);
+        gts.rescue = true;
       }
-      for (int64_t k = 0; k < n; ++k) {
-        int64_t& index = index_[b * in_.num_anchors + i + k];
-        T& iou = iou_[b * in_.num_anchors + i + k];
-        const bool usable = is_finite(anchors[k]);
-        if (!usable || index < 0) {
-          index = usable ? -1 : -2;
-          iou = T(0);
-          continue;
-        }
-        const int64_t rescuer_row = rescuer[k] < 0 ? -1 : gts.row[rescuer[k]];
-        index = in_.rule.label(iou, gts.row[index], rescuer_row);
-      }
+    }
+    gts.rescue |= gts.rescue_all;
+    return gts.rescue;
+  }
+
+  void rescue(int64_t image, int64_t begin, int64_t end) {
+    const UsableGts<T>& gts = gts_[image];
+    if (!gts.rescue) return;
+    Work work(gts.size());
+    std::vector<int64_t> here;
+    for (int64_t i = begin; i < end; ++i) {
+      here.clear();
+      for (int64_t g = 0; g < gts.size(); ++g)
+        if (gts.best[g].first <= i && i <= gts.best[g].last) here.push_back(g);
+      if (here.empty() && !gts.rescue_all) continue;
+      find_best(image, i, work);
+      std::fill_n(work.rescuer, kMatchBlock, LaneInt<T>(gts.rescue_all ? 0 : -1));
+      for (const int64_t g : here)
+        box_loops<T>().find_rescuers(work.anchors, gts.view(), g, gts.best[g].iou, work.rescuer);
+      label(image, i, work);
     }
   }
 
+  static constexpr int64_t kGrainBlocks = 8;  // that a thread takes at least
+
   const MatchInput<T>& in_;
+  int64_t blocks_;  // of an image
   int64_t* index_;
   T* iou_;
   const Parallel& parallel_;

@@ -4,6 +4,8 @@
 // left this object could replace another ISA's copy at link time (`make abi` looks for such).
 #include "loops.h"
 
+#include <limits>
+
 #ifndef FASTDET_ISA
 #error "loops.cpp is compiled by CMake, once per ISA, with FASTDET_ISA set"
 #endif
@@ -26,8 +28,10 @@ const BoxLoops<T>& box_loops() {
       .box_iou_backward_columns = box_iou_backward_columns<T>,
       .box_iou_loss = box_iou_loss<T>,
       .box_iou_loss_backward = box_iou_loss_backward<T>,
+      .load_anchors = load_anchors<T>,
       .best_matches = best_matches<T>,
       .find_rescuers = find_rescuers<T>,
+      .label_anchors = label_anchors<T>,
   };
   return table;
 }

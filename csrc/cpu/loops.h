@@ -9,8 +9,10 @@
 #include <torch/headeronly/util/Half.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "../box_iou.h"
+#include "../match_rule.h"
 #include "../sigmoid_focal_loss.h"
 
 namespace fastdet::cpu {
@@ -28,6 +30,41 @@ struct BoxPlanes {
 template <typename T>
 struct IouPlanes {
   const T *x1, *y1, *x2, *y2, *area, *angle;
+};
+
+// Anchors matched at a time; their planes and results stay in the L1 cache.
+constexpr int64_t kMatchBlock = 256;
+// A gt has so many running maxima, one a lane of the widest vector.
+template <typename T>
+constexpr int64_t kMatchLanes = 64 / static_cast<int64_t>(sizeof(T));
+// What a lane of T is compared into.
+template <typename T>
+using LaneInt = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+
+// kMatchBlock anchors by planes. One that overlaps nothing, for want of a side above 0 or because
+// the block is not full, is turned inside out; its area is NaN where it is not finite, else
+// infinite.
+template <typename T>
+struct AnchorBlock {
+  T x1[kMatchBlock], y1[kMatchBlock], x2[kMatchBlock], y2[kMatchBlock], area[kMatchBlock];
+  Box<T> hull;  // of those that can overlap something
+};
+
+// The gts that are finite; `row` is where each of them stood. The area of one without sides above 0
+// is infinite.
+template <typename T>
+struct GtPlanes {
+  const T *x1, *y1, *x2, *y2, *area;
+  const LaneInt<T>* row;
+  int64_t size;
+};
+
+// The largest IoU of each gt with the blocks so far, and the first and last block that has it;
+// kMatchLanes numbers a gt. of_block is all 0 between blocks.
+template <typename T>
+struct GtMaxima {
+  T *of_block, *best;
+  LaneInt<T>*first, *last;
 };
 
 // Loops over boxes; T is float or double.
@@ -58,14 +95,23 @@ struct BoxLoops {
   void (*box_iou_loss_backward)(IouKind kind, const Box<T>* boxes1, const Box<T>* boxes2, int64_t n,
                                 const IouEps<T>& eps, const T* grad, Box<T>* grad1, Box<T>* grad2);
 
-  // For each anchor the gt of the largest IoU (ties: the lowest) and that IoU, -1 and -1 without
-  // gts; raises gt_best_iou[g] to the largest IoU of gt g with one of the anchors.
-  void (*best_matches)(const BoxPlanes<T>& anchors, int64_t n, const BoxPlanes<T>& gts,
-                       int64_t num_gts, T* best_iou, int32_t* best_gt, T* gt_best_iou);
+  // n <= kMatchBlock boxes.
+  void (*load_anchors)(const Box<T>* boxes, int64_t n, AnchorBlock<T>& block);
 
-  // For each anchor the last gt g whose IoU with it equals rescue_iou[g], or -1.
-  void (*find_rescuers)(const BoxPlanes<T>& anchors, int64_t n, const BoxPlanes<T>& gts,
-                        int64_t num_gts, const T* rescue_iou, int32_t* rescuer);
+  // For each anchor its largest IoU with a gt and that gt's row (ties: the lowest), 0 and the first
+  // row where it overlaps none; adds the block to the maxima. `chosen` has room for all gts.
+  void (*best_matches)(const AnchorBlock<T>& anchors, const GtPlanes<T>& gts, int64_t block,
+                       int32_t* chosen, const GtMaxima<T>& maxima, T* best_iou,
+                       LaneInt<T>* best_row);
+
+  // Puts the row of gt g where an anchor's IoU with it is `wanted`, a number above 0.
+  void (*find_rescuers)(const AnchorBlock<T>& anchors, const GtPlanes<T>& gts, int64_t g, T wanted,
+                        LaneInt<T>* rescuer);
+
+  // The result of n anchors; the rescuer is a row or negative.
+  void (*label_anchors)(const AnchorBlock<T>& anchors, int64_t n, const MatchRule<T>& rule,
+                        const T* best_iou, const LaneInt<T>* best_row, const LaneInt<T>* rescuer,
+                        int64_t* index);
 };
 
 // What values of type T are summed in: float for the half types.

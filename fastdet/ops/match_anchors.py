@@ -33,7 +33,8 @@ def match_anchors(
 
     A gt with a coordinate that is not finite matches nothing; such an anchor gets -2 and IoU 0.
     IoUs are rounded once, in float64 for float64 boxes and in float32 for all others, and compared
-    with the thresholds rounded to that type, as torch compares. Memory is O(anchors + gts).
+    with the thresholds rounded to that type, as torch compares. Beside inputs and outputs it takes
+    O(threads x gts) memory on the CPU, O(gts) on CUDA.
 
     Args:
         anchors: (A, 4) for all images, or (B, A, 4), xyxy in pixels.

@@ -31,6 +31,27 @@ def random_boxes(*shape: int, seed: int = 0) -> Tensor:
     )
 
 
+def grid() -> Tensor:
+    """2,400 anchors in order, of three sizes: whole blocks of them lie away from most gts."""
+    y, x, side = torch.meshgrid(
+        torch.arange(20) * 6.0,
+        torch.arange(40) * 6.0,
+        torch.tensor([6.0, 18.0, 40.0]),
+        indexing="ij",
+    )
+    boxes = torch.stack([x - side / 2, y - side / 2, x + side / 2, y + side / 2], -1).reshape(-1, 4)
+    boxes[7::301] = NAN
+    boxes[9::299, 2] = boxes[9::299, 0]
+    boxes[11::293] = boxes[11::293].flip(1)
+    return boxes
+
+
+def grid_gts() -> Tensor:
+    """In many anchors of far rows, beyond all, equal to one, across the middle, without sides."""
+    gts = [[99, 50, 102, 53], [900, 0, 910, 9], [3, 3, 9, 9], [40, 30, 190, 90], [60, 60, 60, 70]]
+    return torch.tensor([[*gts, [230, 110, 236, 131], [130, 9, 90, 40], [20.5, 20, 61, 59]]])
+
+
 def samples(device: str) -> dict[str, Sample]:
     def one(anchors: list, gts: list, high: float = 0.5, low: float = 0.3) -> Sample:
         boxes = torch.tensor(gts, dtype=torch.float32).reshape(1, -1, 4)
@@ -84,6 +105,11 @@ def samples(device: str) -> dict[str, Sample]:
             torch.tensor([5, 7, 5, 7, 3])[::2],
         ),
     }
+    overlapping = [0, 2, 3, 5, 7]
+    order = torch.randperm(2400, generator=torch.Generator().manual_seed(0))
+    table["grid"] = Sample(grid(), grid_gts()[:, overlapping], torch.tensor([5]), 0.7, 0.3)
+    table["shuffled grid"] = table["grid"]._replace(anchors=grid()[order])
+    table["grid, gts that overlap nothing"] = Sample(grid(), grid_gts(), torch.tensor([8]), 0.7)
     for n in (15, 16, 17, 63, 64, 65, 255, 256, 257):
         table[f"random {n}"] = Sample(
             random_boxes(n, seed=n), random_boxes(2, 6, seed=n + 1), torch.tensor([6, 4])
@@ -143,8 +169,9 @@ def test_hand_worked(name, anchor_best, gt_best, none):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_types(dtype, rule, device):
-    sample = samples("cpu")["random 65"]
+@pytest.mark.parametrize("name", ["random 65", "grid"])
+def test_other_types(name, dtype, rule, device):
+    sample = samples("cpu")[name]
     sample = sample._replace(
         anchors=(sample.anchors / 3).to(dtype), gt_boxes=(sample.gt_boxes / 3).to(dtype)
     )
