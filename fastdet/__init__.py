@@ -16,6 +16,11 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     if name.startswith("_"):
         raise AttributeError(f"module 'fastdet' has no attribute {name!r}")
+    globals()[name] = found = _find(name)  # so that a name is looked for once and not at each use
+    return found
+
+
+def _find(name: str) -> Any:
     if importlib.util.find_spec(f"fastdet.{name}"):
         return importlib.import_module(f"fastdet.{name}")
     if name == "override_torchvision":
