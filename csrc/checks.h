@@ -277,6 +277,47 @@ inline int64_t sample_positives(int64_t num, double positive_fraction) {
   return static_cast<int64_t>(static_cast<double>(num) * positive_fraction);
 }
 
+// ---- rpn_proposals, retinanet_detections --------------------------------------------------------
+
+// `logits` is the argument's name; each level of it is (B, A_l), or (B, A_l, C) where `dim` is 3.
+inline void check_pyramid_head(const char* op, const char* argument,
+                               const std::vector<Tensor>& logits, int64_t dim,
+                               const std::vector<Tensor>& deltas, const Tensor& anchors,
+                               const Tensor& sizes) {
+  if (logits.empty()) refuse(op, argument, "at least one level", "none");
+  if (deltas.size() != logits.size())
+    refuse(op, "deltas", "one a level, " + std::to_string(logits.size()),
+           std::to_string(deltas.size()));
+  const Tensor& first = logits[0];
+  int64_t num_anchors = 0;
+  for (size_t l = 0; l < logits.size(); ++l) {
+    const Tensor &level = logits[l], &own = deltas[l];
+    expect(is_floating(level) && level.dim() == dim, op, argument,
+           dim == 3 ? "floating (B, A, C) for each level" : "floating (B, A) for each level",
+           level);
+    expect(level.scalar_type() == first.scalar_type() && level.size(0) == first.size(0) &&
+               (dim == 2 || level.size(2) == first.size(2)),
+           op, argument, "the dtype, B and C of the first level", level);
+    expect_same_device(op, argument, level, first);
+    expect(own.scalar_type() == first.scalar_type() && own.dim() == 3 &&
+               own.size(0) == first.size(0) && own.size(1) == level.size(1) && own.size(2) == 4,
+           op, "deltas", "(B, A, 4) with the dtype, B and A of the level's logits", own);
+    expect_same_device(op, "deltas", own, first);
+    num_anchors += level.size(1);
+  }
+  expect(is_boxes(anchors, 2) && anchors.size(0) == num_anchors, op, "anchors",
+         "floating (A, 4), A counting all levels", anchors);
+  expect_same_device(op, "anchors", anchors, first);
+  expect(sizes.scalar_type() == kInt64 && sizes.dim() == 2 && sizes.size(0) == first.size(0) &&
+             sizes.size(1) == 2,
+         op, "sizes", "int64 (B, 2) with the B of the first level", sizes);
+  expect_same_device(op, "sizes", sizes, first);
+}
+
+inline void expect_not_negative(const char* op, const char* argument, int64_t number) {
+  if (number < 0) refuse(op, argument, "a number >= 0", std::to_string(number));
+}
+
 // ---- box_iou_loss -------------------------------------------------------------------------------
 
 inline void check_box_iou_loss(const char* op, const Tensor& boxes1, const Tensor& boxes2) {

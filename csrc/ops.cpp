@@ -31,6 +31,9 @@ STABLE_TORCH_LIBRARY(fastdet, m) {
   m.def("multiscale_roi_align(Tensor[] features, Tensor boxes, Tensor? counts, int pooled_height, int pooled_width, float[] scales, int sampling_ratio, int canonical_scale, int canonical_level, bool aligned) -> Tensor");
   m.def("multiscale_roi_align_backward(Tensor grad, Tensor boxes, Tensor? counts, SymInt[] heights, SymInt[] widths, float[] scales, int sampling_ratio, int canonical_scale, int canonical_level, bool aligned, bool channels_last, bool deterministic) -> Tensor[]");
 
+  m.def("rpn_proposals(Tensor[] objectness, Tensor[] deltas, Tensor anchors, Tensor sizes, int pre_nms_top_n, int post_nms_top_n, float nms_thresh, float score_thresh, float min_size) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("retinanet_detections(Tensor[] logits, Tensor[] deltas, Tensor anchors, Tensor sizes, float score_thresh, int topk_candidates, float nms_thresh, int detections_per_img) -> (Tensor, Tensor, Tensor, Tensor)");
+
   m.def("sigmoid_focal_loss(Tensor inputs, Tensor targets, float alpha, float gamma) -> Tensor");
   m.def("sigmoid_focal_loss_backward(Tensor grad, Tensor inputs, Tensor targets, float alpha, float gamma) -> Tensor");
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// A threshold given as a double, in the type of the values it is compared with. Host only.
+// A threshold given as a double, in the type of the values it is compared with; and one on
+// probabilities, as a bound on logits. Host only.
 #pragma once
 
 #include <cmath>
@@ -13,6 +14,26 @@ T round_down(double threshold) {
   const T rounded = static_cast<T>(threshold);
   return rounded > threshold ? std::nextafter(rounded, -std::numeric_limits<T>::infinity())
                              : rounded;
+}
+
+// The probability that a logit stands for: computed in double, rounded once.
+template <typename T>
+T sigmoid(T logit) {
+  return static_cast<T>(1. / (1. + std::exp(-static_cast<double>(logit))));
+}
+
+// For a T x above -inf, `x > logit_bound(t)` means `sigmoid(x) > t`, the rounding included: found
+// by bisection, since sigmoid never falls.
+template <typename T>
+T logit_bound(T threshold) {
+  T low = T(-800), high = T(800);  // sigmoid is 0 and 1 in every type
+  if (sigmoid(low) > threshold) return -std::numeric_limits<T>::infinity();
+  if (!(sigmoid(high) > threshold)) return std::numeric_limits<T>::infinity();
+  for (;;) {
+    const T middle = low + (high - low) / 2;
+    if (middle <= low || middle >= high) return low;
+    (sigmoid(middle) > threshold ? high : low) = middle;
+  }
 }
 
 }  // namespace fastdet

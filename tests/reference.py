@@ -248,6 +248,86 @@ def multiscale_roi_align(
     return torch.cat(rows).reshape(*boxes.shape[:2], -1, *output_size)
 
 
+def _sigmoid(x: float, dtype: torch.dtype) -> float:
+    return torch.tensor(x, dtype=torch.float64).sigmoid().to(dtype).item()
+
+
+def _level_candidates(
+    logits: Tensor, deltas: Tensor, anchors: Tensor, size: Tensor, k: int, threshold: float
+) -> list[tuple[int, float, list[float]]]:
+    """(class, logit, box) of a level's k best logits of probability >= threshold, in order."""
+    num_classes = logits.size(1)
+    values = logits.double().flatten().tolist()
+    good = [i for i, x in enumerate(values) if x > -math.inf and _passes(x, logits, threshold)]
+    rows = []
+    for i in sorted(sorted(good, key=lambda i: (-values[i], i))[:k]):
+        anchor = i // num_classes
+        box = decode_boxes(deltas[None, anchor], anchors[None, anchor], (1,) * 4, size[None])[0]
+        rows.append((i % num_classes, values[i], box.tolist()))
+    return rows
+
+
+def _passes(x: float, logits: Tensor, threshold: float) -> bool:
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return _sigmoid(x, dtype) >= threshold
+
+
+def _keep_best(
+    rows: list[tuple[int, float, list[float]]], nms_thresh: float, max_keep: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """boxes (K, 4), scores (K,), labels (K,) of an image's (label, logit, box)."""
+    labels = torch.tensor([row[0] for row in rows], dtype=torch.int64)
+    logits = torch.tensor([row[1] for row in rows], dtype=dtype)
+    boxes = torch.tensor([row[2] for row in rows], dtype=torch.float64).reshape(-1, 4).to(dtype)
+    keep = nms(boxes, logits, nms_thresh, labels)[:max_keep]
+    return boxes[keep], logits[keep].double().sigmoid().to(dtype), labels[keep]
+
+
+def rpn_proposals(
+    objectness: list[Tensor],
+    deltas: list[Tensor],
+    anchors: Tensor,
+    size: Tensor,
+    pre_nms_top_n: int,
+    post_nms_top_n: int,
+    nms_thresh: float,
+    score_thresh: float = 0.0,
+    min_size: float = 1e-3,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """boxes, scores and levels of one image: objectness (A_l,), deltas (A_l, 4) for each level."""
+    dtype = torch.float64 if objectness[0].dtype == torch.float64 else torch.float32
+    least = torch.tensor([score_thresh, min_size], dtype=torch.float64).to(dtype).tolist()
+    rows = []
+    own = anchors.split([len(x) for x in objectness])
+    for level, (x, d, a) in enumerate(zip(objectness, deltas, own, strict=True)):
+        for _, logit, box in _level_candidates(x[:, None], d, a, size, pre_nms_top_n, least[0]):
+            x1, y1, x2, y2 = box
+            if x2 - x1 >= least[1] and y2 - y1 >= least[1]:
+                rows.append((level, logit, box))
+    return _keep_best(rows, nms_thresh, post_nms_top_n, dtype)
+
+
+def retinanet_detections(
+    logits: list[Tensor],
+    deltas: list[Tensor],
+    anchors: Tensor,
+    size: Tensor,
+    score_thresh: float,
+    topk_candidates: int,
+    nms_thresh: float,
+    detections_per_img: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """boxes, scores and labels of one image: logits (A_l, C), deltas (A_l, 4) for each level."""
+    dtype = torch.float64 if logits[0].dtype == torch.float64 else torch.float32
+    threshold = torch.tensor(score_thresh, dtype=torch.float64).to(dtype)
+    least = torch.nextafter(threshold, threshold.new_tensor(math.inf)).item()
+    rows = []
+    own = anchors.split([len(x) for x in logits])
+    for x, d, a in zip(logits, deltas, own, strict=True):
+        rows += _level_candidates(x, d, a, size, topk_candidates, least)
+    return _keep_best(rows, nms_thresh, detections_per_img, dtype)
+
+
 def sigmoid_focal_loss(inputs: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
     """Losses of all logits; autograd differentiates it while s^gamma is smooth."""
     x, t, ignored = inputs.double(), targets.double(), torch.zeros(inputs.shape, dtype=torch.bool)

@@ -18,6 +18,7 @@ namespace fastdet::cpu::FASTDET_ISA {
 #include "nms.loops.h"
 #include "roi_align.loops.h"
 #include "sigmoid_focal_loss.loops.h"
+#include "top_logits.loops.h"
 
 template <typename T>
 const BoxLoops<T>& box_loops() {
@@ -45,6 +46,7 @@ const FeatureLoops<T>& feature_loops() {
       .spread_planes = spread_planes<T>,
       .sigmoid_focal_loss = sigmoid_focal_loss<T>,
       .sigmoid_focal_loss_backward = sigmoid_focal_loss_backward<T>,
+      .find_above = find_above<T>,
   };
   return table;
 }

@@ -171,6 +171,11 @@ struct FeatureLoops {
   void (*sigmoid_focal_loss_backward)(const T* inputs, const Sum<T>* targets, int64_t n,
                                       const FocalWeights<Sum<T>>& weights, const Sum<T>* grad,
                                       T* out);
+
+  // The values and indices, from `first` on, of the logits above the bound, in order; returns how
+  // many. Both outputs have room for n.
+  int64_t (*find_above)(const T* logits, int64_t n, Sum<T> bound, int64_t first, Sum<T>* values,
+                        int64_t* index);
 };
 
 #define FASTDET_DECLARE_ISA(name)         \

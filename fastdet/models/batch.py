@@ -67,19 +67,6 @@ class Detections(NamedTuple):
         ]
 
 
-def row_mask(counts: Tensor, rows: int) -> Tensor:
-    """(B, rows) bool: True where the row is below its image's count."""
-    return torch.arange(rows, device=counts.device) < counts[:, None]
-
-
-def take_rows(values: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` (B, N) of values (B, M) or (B, M, C); negative indices take row 0."""
-    index = index.clamp(min=0)
-    if values.dim() == 3:
-        index = index[..., None].expand(-1, -1, values.shape[2])
-    return values.gather(1, index)
-
-
 def rows_in_use(counts: Tensor, rows: int) -> int:
     """How many of the padded rows a head has to compute: at least 1, at most `rows`.
 

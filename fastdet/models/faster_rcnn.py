@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from fastdet.models.anchors import Anchors, cell_anchors
+from fastdet.models.anchors import cell_anchors
 from fastdet.models.backbones import BackboneWithFPN, timm_body
 from fastdet.models.batch import Batch, Detections
 from fastdet.models.detector import Detector, channels_last
@@ -24,9 +24,9 @@ class FirstStage(NamedTuple):
     """What the second stage and the losses take from the first."""
 
     features: list[Tensor]  # L x (B, C, H_l, W_l)
-    objectness: Tensor  # (B, A)
-    deltas: Tensor  # (B, A, 4)
-    anchors: Anchors
+    objectness: list[Tensor]  # L x (B, A_l)
+    deltas: list[Tensor]  # L x (B, A_l, 4)
+    anchors: Tensor  # (A, 4)
     proposals: Tensor  # (B, P, 4)
     counts: Tensor  # (B,)
 

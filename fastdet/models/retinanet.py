@@ -3,8 +3,8 @@
 
 Definitions, defaults, loss names and parameter names are torchvision's
 (models/detection/retinanet.py), the column of class 0 included, which is never a target. Paper:
-https://arxiv.org/abs/1708.02002. Detection reads the logits once: it selects the anchors by their
-best class first and looks at all classes of those only.
+https://arxiv.org/abs/1708.02002. What the head says stays in its maps, level by level: detection
+reads it there, and only the losses join the levels.
 """
 
 import math
@@ -15,27 +15,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdet.models.anchors import (
-    Anchors,
-    cell_anchors,
-    in_anchor_order,
-    pyramid_anchors,
-    top_of_each_level,
-)
+from fastdet.models.anchors import cell_anchors, in_anchor_order, pyramid_anchors
 from fastdet.models.backbones import BackboneWithFPN, timm_body
-from fastdet.models.batch import Batch, Detections, take_rows
+from fastdet.models.batch import Batch, Detections
 from fastdet.models.detector import Detector, channels_last
 from fastdet.models.necks import FeaturePyramidNetwork, LastLevelP6P7
-from fastdet.models.postprocess import suppress
-from fastdet.ops import decode_boxes, encode_boxes, match_anchors, sigmoid_focal_loss
+from fastdet.ops import encode_boxes, match_anchors, retinanet_detections, sigmoid_focal_loss
+from fastdet.ops.padded_rows import take_rows
 
 
 class Outputs(NamedTuple):
-    """What the head says of each anchor."""
+    """What the head says of each anchor, level by level."""
 
-    logits: Tensor  # (B, A, C)
-    deltas: Tensor  # (B, A, 4)
-    anchors: Anchors
+    logits: list[Tensor]  # L x (B, A_l, C)
+    deltas: list[Tensor]  # L x (B, A_l, 4)
+    anchors: Tensor  # (A, 4)
 
 
 def _tower(channels: int) -> nn.Sequential:
@@ -77,8 +71,8 @@ class RetinaNetClassificationHead(nn.Module):
             bias=-math.log((1 - self.prior_probability) / self.prior_probability),
         )
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Pyramid -> (B, A, num_classes), in anchor order."""
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Pyramid -> (B, A_l, num_classes) for each level."""
         return in_anchor_order([self.cls_logits(self.conv(x)) for x in features], self.num_classes)
 
 
@@ -90,8 +84,8 @@ class RetinaNetRegressionHead(nn.Module):
         self.conv = _tower(in_channels)
         self.bbox_reg = _init_conv(nn.Conv2d(in_channels, num_anchors * 4, 3, padding=1))
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Pyramid -> (B, A, 4), in anchor order."""
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Pyramid -> (B, A_l, 4) for each level."""
         return in_anchor_order([self.bbox_reg(self.conv(x)) for x in features], 4)
 
 
@@ -105,8 +99,8 @@ class RetinaNetHead(nn.Module):
         )
         self.regression_head = RetinaNetRegressionHead(in_channels, num_anchors)
 
-    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Pyramid -> logits (B, A, num_classes) and deltas (B, A, 4)."""
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Pyramid -> logits (B, A_l, num_classes) and deltas (B, A_l, 4) of each level."""
         return self.classification_head(features), self.regression_head(features)
 
 
@@ -192,7 +186,7 @@ class RetinaNet(Detector):
         Follows torchvision's compute_loss of the two heads.
         """
         match, _ = match_anchors(
-            outputs.anchors.boxes,
+            outputs.anchors,
             batch.gt_boxes,
             batch.gt_counts,
             self.fg_iou_thresh,
@@ -203,10 +197,10 @@ class RetinaNet(Detector):
         counts = positive.sum(dim=1).clamp(min=1)  # (B,)
         # Negative matches are the focal loss's own signs: -1 background, -2 ignored.
         labels = take_rows(batch.gt_labels, match).where(positive, match)
-        focal = sigmoid_focal_loss(outputs.logits, labels)  # (B, A, C)
+        focal = sigmoid_focal_loss(torch.cat(outputs.logits, dim=1), labels)  # (B, A, C)
         # Targets of other anchors may be NaN, so they are replaced and not multiplied by zero.
-        targets = encode_boxes(take_rows(batch.gt_boxes, match), outputs.anchors.boxes)
-        deltas = outputs.deltas.float()
+        targets = encode_boxes(take_rows(batch.gt_boxes, match), outputs.anchors)
+        deltas = torch.cat(outputs.deltas, dim=1).float()
         targets = targets.where(positive[..., None], deltas.detach())
         boxes = F.l1_loss(deltas, targets, reduction="none")  # (B, A, 4)
         return self._weighted(
@@ -217,36 +211,17 @@ class RetinaNet(Detector):
         )
 
     def _detect(self, outputs: Outputs, batch: Batch) -> Detections:
-        """Follows torchvision's postprocess_detections."""
-        logits, index, labels = self._candidates(outputs)
-        boxes = decode_boxes(
-            take_rows(outputs.deltas, index).float(),
-            outputs.anchors.boxes[index],
-            sizes=batch.sizes,
+        found = retinanet_detections(
+            outputs.logits,
+            outputs.deltas,
+            outputs.anchors,
+            batch.sizes,
+            self.score_thresh,
+            self.topk_candidates,
+            self.nms_thresh,
+            self.detections_per_img,
         )
-        scores = logits.sigmoid()
-        valid = (scores > self.score_thresh) & (logits > -torch.inf)
-        return suppress(boxes, scores, labels, valid, self.nms_thresh, self.detections_per_img)
-
-    def _candidates(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
-        """The best pairs of anchor and class at each level.
-
-        A pair among a level's best k lies on an anchor whose best class is among the level's best
-        k anchors, so the classes of all other anchors need not be looked at.
-
-        Returns:
-            Logits, anchor indices and labels, each (B, L * k); -inf where a level has less than k.
-        """
-        best, anchor = top_of_each_level(
-            outputs.logits.amax(dim=2).float(), outputs.anchors, self.topk_candidates
-        )  # (B, L, k)
-        logits = take_rows(outputs.logits, anchor.flatten(1)).float()
-        logits = logits.masked_fill((best == -torch.inf).flatten(1)[..., None], -torch.inf)
-        logits = logits.view(*best.shape[:2], -1)  # (B, L, k * C)
-        k = min(self.topk_candidates, logits.shape[2])
-        logits, pair = logits.topk(k, dim=2)
-        anchor = anchor.gather(2, pair // self.num_classes)
-        return logits.flatten(1), anchor.flatten(1), (pair % self.num_classes).flatten(1)
+        return Detections(*found)
 
 
 def retinanet(

@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdet.models.batch import Batch, Detections, row_mask, rows_in_use, take_rows
+from fastdet.models.batch import Batch, Detections, rows_in_use
 from fastdet.models.losses import box_regression_loss
-from fastdet.models.postprocess import has_sides, suppress
 from fastdet.ops import (
     decode_boxes,
     encode_boxes,
@@ -21,6 +20,8 @@ from fastdet.ops import (
     multiscale_roi_align,
     sample_matches,
 )
+from fastdet.ops.padded_rows import row_mask, take_rows
+from fastdet.ops.suppression import has_sides, suppress
 
 
 class TwoMLPHead(nn.Module):
@@ -192,7 +193,7 @@ class RoIHeads(nn.Module):
         valid = (scores > self.score_thresh) & has_sides(boxes, self.min_size)
         valid &= row_mask(counts, proposals.shape[1])[..., None]
         labels = torch.arange(1, logits.shape[2], device=logits.device).expand_as(scores)
-        return suppress(
+        found = suppress(
             boxes.flatten(1, 2),
             scores.flatten(1),
             labels.flatten(1),
@@ -200,3 +201,4 @@ class RoIHeads(nn.Module):
             self.nms_thresh,
             self.detections_per_img,
         )
+        return Detections(*found)

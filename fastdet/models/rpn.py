@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The region proposal network: where in an image there may be an object of any class.
 
-Definitions are torchvision's (models/detection/rpn.py), on padded batches. The best anchors of each
-level are selected by their logits, and only these are decoded.
+Definitions are torchvision's (models/detection/rpn.py), on padded batches. What the head says stays
+in its maps, level by level; only the losses join the levels.
 """
 
 from collections.abc import Sequence
@@ -11,17 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdet.models.anchors import (
-    Anchors,
-    Cells,
-    in_anchor_order,
-    pyramid_anchors,
-    top_of_each_level,
-)
-from fastdet.models.batch import Batch, Detections, take_rows
+from fastdet.models.anchors import Cells, in_anchor_order, pyramid_anchors
+from fastdet.models.batch import Batch, Detections
 from fastdet.models.losses import box_regression_loss
-from fastdet.models.postprocess import has_sides, suppress
-from fastdet.ops import decode_boxes, encode_boxes, match_anchors, sample_matches
+from fastdet.ops import encode_boxes, match_anchors, rpn_proposals, sample_matches
+from fastdet.ops.padded_rows import take_rows
 
 
 class RPNHead(nn.Module):
@@ -38,11 +32,12 @@ class RPNHead(nn.Module):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
-    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Pyramid -> objectness logits (B, A) and deltas (B, A, 4), in anchor order."""
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Pyramid -> objectness logits (B, A_l) and deltas (B, A_l, 4) of each level."""
         hidden = [self.conv(feature) for feature in features]
-        objectness = in_anchor_order([self.cls_logits(x) for x in hidden], 1).squeeze(2)
-        return objectness, in_anchor_order([self.bbox_pred(x) for x in hidden], 4)
+        objectness = in_anchor_order([self.cls_logits(x) for x in hidden], 1)
+        deltas = in_anchor_order([self.bbox_pred(x) for x in hidden], 4)
+        return [level.squeeze(2) for level in objectness], deltas
 
 
 class RegionProposalNetwork(nn.Module):
@@ -88,40 +83,51 @@ class RegionProposalNetwork(nn.Module):
         self.nms_thresh = nms_thresh
         self.score_thresh = score_thresh
 
-    def forward(self, images: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, Anchors]:
-        """Objectness logits (B, A), deltas (B, A, 4) and the anchors they belong to."""
+    def forward(
+        self, images: Tensor, features: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Objectness logits (B, A_l), deltas (B, A_l, 4), and the anchors (A, 4) of all levels."""
         objectness, deltas = self.head(features)
         return objectness, deltas, pyramid_anchors(images, features, self.cells)
 
     def proposals(
-        self, objectness: Tensor, deltas: Tensor, anchors: Anchors, sizes: Tensor
+        self,
+        objectness: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        anchors: Tensor,
+        sizes: Tensor,
     ) -> Detections:
         """The best boxes of each image, clipped to its size (B, 2); labels are the levels.
 
-        No gradient flows through. Follows torchvision's filter_proposals.
+        No gradient flows through.
         """
         mode = 0 if self.training else 1
-        logits, index = top_of_each_level(
-            objectness.detach().float(), anchors, self.pre_nms_top_n[mode]
-        )  # (B, L, k)
-        levels = torch.arange(index.shape[1], device=index.device)[:, None].expand_as(index)
-        scores, index, levels = logits.sigmoid().flatten(1), index.flatten(1), levels.flatten(1)
-        boxes = decode_boxes(
-            take_rows(deltas.detach(), index).float(), anchors.boxes[index], sizes=sizes
-        )  # (B, L * k, 4)
-        valid = has_sides(boxes, self.min_size) & (scores >= self.score_thresh)
-        valid &= logits.flatten(1) > -torch.inf
-        return suppress(boxes, scores, levels, valid, self.nms_thresh, self.post_nms_top_n[mode])
+        found = rpn_proposals(
+            objectness,
+            deltas,
+            anchors,
+            sizes,
+            self.pre_nms_top_n[mode],
+            self.post_nms_top_n[mode],
+            self.nms_thresh,
+            self.score_thresh,
+            self.min_size,
+        )
+        return Detections(*found)
 
     def losses(
-        self, objectness: Tensor, deltas: Tensor, anchors: Anchors, batch: Batch
+        self,
+        objectness: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        anchors: Tensor,
+        batch: Batch,
     ) -> dict[str, Tensor]:
         """loss_objectness and loss_rpn_box_reg, means over the batch's sampled anchors.
 
         Follows torchvision's assign_targets_to_anchors and compute_loss.
         """
         match, _ = match_anchors(
-            anchors.boxes,
+            anchors,
             batch.gt_boxes,
             batch.gt_counts,
             self.fg_iou_thresh,
@@ -132,12 +138,13 @@ class RegionProposalNetwork(nn.Module):
         match = match.gather(1, sampled)  # (B, S)
         positive = valid & (match >= 0)
         count = valid.sum().clamp(min=1)
-        logits = objectness.gather(1, sampled).float()
+        logits = torch.cat(list(objectness), dim=1).gather(1, sampled).float()
         loss_objectness = F.binary_cross_entropy_with_logits(
             logits, positive.to(logits.dtype), weight=valid.to(logits.dtype), reduction="sum"
         )
-        targets = encode_boxes(take_rows(batch.gt_boxes, match), anchors.boxes[sampled])
-        loss_boxes = box_regression_loss(take_rows(deltas, sampled).float(), targets, positive)
+        targets = encode_boxes(take_rows(batch.gt_boxes, match), anchors[sampled])
+        own = take_rows(torch.cat(list(deltas), dim=1), sampled).float()  # (B, S, 4)
+        loss_boxes = box_regression_loss(own, targets, positive)
         return {
             "loss_objectness": loss_objectness / count,
             "loss_rpn_box_reg": loss_boxes / count,

@@ -15,7 +15,9 @@ from fastdet.ops.box_iou_loss import (
 )
 from fastdet.ops.match_anchors import match_anchors
 from fastdet.ops.nms import batched_nms, nms, nms_padded
+from fastdet.ops.retinanet_detections import retinanet_detections
 from fastdet.ops.roi_align import MultiScaleRoIAlign, RoIAlign, multiscale_roi_align, roi_align
+from fastdet.ops.rpn_proposals import rpn_proposals
 from fastdet.ops.sample_matches import sample_matches
 from fastdet.ops.sigmoid_focal_loss import sigmoid_focal_loss
 
@@ -36,7 +38,9 @@ __all__ = [
     "multiscale_roi_align",
     "nms",
     "nms_padded",
+    "retinanet_detections",
     "roi_align",
+    "rpn_proposals",
     "sample_matches",
     "sigmoid_focal_loss",
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Anchors beside torchvision's, the selection by level, and what may be kept between calls."""
+"""Anchors beside torchvision's, and what may be kept between calls."""
 
 import pytest
 import torch
@@ -9,12 +9,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from fastdet.models import anchors as module
-from fastdet.models.anchors import (
-    cell_anchors,
-    in_anchor_order,
-    pyramid_anchors,
-    top_of_each_level,
-)
+from fastdet.models.anchors import cell_anchors, in_anchor_order, pyramid_anchors
 
 
 def pyramid(*grids: tuple[int, int]) -> list[Tensor]:
@@ -30,7 +25,7 @@ def test_anchors_equal_torchvisions(sizes: list[tuple[int, ...]]) -> None:
     ratios = ((0.5, 1.0, 2.0),) * 3
     expected = AnchorGenerator(tuple(sizes), ratios)(ImageList(images, [(96, 160)]), features)
     anchors = pyramid_anchors(images, features, cell_anchors(sizes))
-    assert torch.equal(anchors.boxes, expected[0])
+    assert torch.equal(anchors, expected[0])
 
 
 def test_maps_become_rows_in_anchor_order() -> None:
@@ -39,20 +34,10 @@ def test_maps_become_rows_in_anchor_order() -> None:
     # A map whose channels are (cell, coordinate) and hold the anchors themselves.
     maps = [
         boxes.view(side, side, 12).permute(2, 0, 1).expand(2, -1, -1, -1)
-        for boxes, side in zip(anchors.boxes.split((48, 12)), (4, 2), strict=True)
+        for boxes, side in zip(anchors.split((48, 12)), (4, 2), strict=True)
     ]
-    assert torch.equal(in_anchor_order(maps, 4), anchors.boxes.expand(2, -1, -1))
-
-
-def test_top_of_each_level() -> None:
-    cells = cell_anchors([(8,), (16,)], (1,))
-    anchors = pyramid_anchors(torch.zeros(1, 3, 8, 12), pyramid((2, 3), (1, 2)), cells)
-    scores = torch.tensor([[1.0, 6, 3, 4, 5, 2, 0, 7]])
-    top, index = top_of_each_level(scores, anchors, 3)
-    assert top.tolist() == [[[6, 5, 4], [7, 0, -torch.inf]]]
-    assert index[0, 0].tolist() == [1, 4, 3]
-    assert index[0, 1, :2].tolist() == [7, 6]
-    assert bool((index < 8).all())
+    rows = in_anchor_order(maps, 4)
+    assert torch.equal(torch.cat(rows, dim=1), anchors.expand(2, -1, -1))
 
 
 def test_kept_anchors_are_neither_fake_nor_inference_tensors() -> None:
@@ -60,10 +45,10 @@ def test_kept_anchors_are_neither_fake_nor_inference_tensors() -> None:
     cells = cell_anchors([(32,), (64,)])
     with FakeTensorMode():
         fake = pyramid_anchors(torch.zeros(1, 3, 28, 20), pyramid((7, 5), (4, 3)), cells)
-    assert isinstance(fake.boxes, FakeTensor)
+    assert isinstance(fake, FakeTensor)
     with torch.inference_mode():
         first = pyramid_anchors(torch.zeros(1, 3, 28, 20), pyramid((7, 5), (4, 3)), cells)
-    assert type(first.boxes) is Tensor
-    assert not first.boxes.is_inference()
+    assert type(first) is Tensor
+    assert not first.is_inference()
     second = pyramid_anchors(torch.ones(2, 3, 28, 20), pyramid((7, 5), (4, 3)), cells)
-    assert second.boxes is first.boxes
+    assert second is first

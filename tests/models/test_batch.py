@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from fastdet.models import Detections
-from fastdet.models.batch import image_sizes, pad, restore, rows_in_use, take_rows
+from fastdet.models.batch import image_sizes, pad, restore, rows_in_use
+from fastdet.ops.padded_rows import take_rows
 
 BOXES = torch.tensor([[1.0, 2, 11, 22]])
 LABELS = torch.tensor([1])

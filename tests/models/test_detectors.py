@@ -8,10 +8,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.ops import MultiScaleRoIAlign
 
 from fastdet.models import MODELS, FasterRCNN, faster_rcnn
-from fastdet.models.anchors import Anchors, pyramid_anchors
-from fastdet.models.batch import Batch
+from fastdet.models.anchors import pyramid_anchors
+from fastdet.models.batch import Batch, Detections
 from fastdet.models.losses import box_regression_loss
-from fastdet.models.postprocess import suppress
+from fastdet.ops.suppression import suppress
 
 from .scenes import scene, small_model, spread_scores
 
@@ -138,9 +138,12 @@ def one_proposal_each(model: FasterRCNN, deltas: Tensor, size: list[int]) -> tup
     """Proposals of a 64 x 64 image whose every anchor has the same deltas."""
     features = [torch.zeros(1, 16, n, n) for n in (16, 8, 4, 2, 1)]
     anchors = pyramid_anchors(torch.zeros(1, 3, 64, 64), features, model.rpn.cells)
-    total = anchors.boxes.shape[0]
+    counts = [3 * feature.shape[2] ** 2 for feature in features]
     found = model.rpn.proposals(
-        torch.zeros(1, total), deltas.expand(1, total, 4), anchors, torch.tensor([size])
+        [torch.zeros(1, count) for count in counts],
+        [deltas.expand(1, count, 4) for count in counts],
+        anchors,
+        torch.tensor([size]),
     )
     return found.boxes, found.counts
 
@@ -181,7 +184,7 @@ def test_suppression_is_among_equal_labels_and_valid_rows() -> None:
     scores = torch.tensor([[0.9, 0.8, 0.7, 0.6]])
     labels = torch.tensor([[1, 1, 2, 2]])
     valid = torch.tensor([[True, True, False, True]])
-    kept = suppress(boxes, scores, labels, valid, 0.5, 3)
+    kept = Detections(*suppress(boxes, scores, labels, valid, 0.5, 3))
     assert kept.counts.tolist() == [2]
     assert kept.labels.tolist() == [[1, 2, 0]]
     torch.testing.assert_close(kept.scores, torch.tensor([[0.9, 0.6, 0.0]]))
@@ -192,10 +195,9 @@ def test_padded_samples_of_the_rpn_are_no_positives() -> None:
     model = small_faster_rcnn()
     boxes = torch.tensor([[0.0, 0, 20, 20], [40, 40, 60, 60], [40, 0, 60, 20]])
     gt = model.pad([torch.rand(3, 96, 96)], [{"boxes": boxes[:1], "labels": torch.tensor([1])}])
-    anchors = Anchors(boxes, torch.arange(3), torch.zeros(1, dtype=torch.int64), 3)
     logits = torch.tensor([[1.0, -2, 3]])
     deltas = torch.tensor([[[0.1, 0, 0, 0], [9, 9, 9, 9], [9, 9, 9, 9]]])
-    losses = model.rpn.losses(logits, deltas, anchors, gt)
+    losses = model.rpn.losses([logits], [deltas], boxes, gt)
     expected = binary_cross_entropy_with_logits(logits, torch.tensor([[1.0, 0, 0]]))
     torch.testing.assert_close(losses["loss_objectness"], expected)
     assert float(losses["loss_rpn_box_reg"]) == pytest.approx(0.1**2 / 2 * 9 / 3)

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the ops on a dense head's levels share: their arguments and the shape of their results."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastdet.ops.suppression import KeptBoxes
+
+
+def head_levels(
+    op: str, logits: Sequence[Tensor], deltas: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Both without their gradients and in one dtype.
+
+    Raises:
+        ValueError: no level.
+    """
+    if not len(logits):
+        raise ValueError(f"{op}: expected at least one level, got none")
+    dtype = logits[0].dtype
+    for level in (*logits, *deltas):
+        dtype = torch.promote_types(dtype, level.dtype)
+    return [x.detach().to(dtype) for x in logits], [x.detach().to(dtype) for x in deltas]
+
+
+def check_nms_thresh(op: str, nms_thresh: float) -> None:
+    """Raises ValueError unless it is an IoU."""
+    if not 0 <= nms_thresh <= 1:
+        raise ValueError(f"{op}: nms_thresh: expected a number in [0, 1], got {nms_thresh}")
+
+
+def fake_kept_boxes(logits: Tensor, rows: int) -> KeptBoxes:
+    """Results without values, for the images of `logits` (B, ...)."""
+    images = logits.shape[0]
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return (
+        logits.new_empty((images, rows, 4), dtype=dtype),
+        logits.new_empty((images, rows), dtype=dtype),
+        logits.new_empty((images, rows), dtype=torch.int64),
+        logits.new_empty((images,), dtype=torch.int64),
+    )
+
+
+def in_box_dtype(tensor: Tensor) -> Tensor:
+    """float64 as it is, everything else as float32."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

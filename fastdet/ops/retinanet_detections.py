@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""RetinaNet's detections: the best classes of any anchor, decoded, and suppression by class."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastdet.ops.box_coding import decode_boxes
+from fastdet.ops.padded_rows import take_rows
+from fastdet.ops.pyramid_head import (
+    check_nms_thresh,
+    fake_kept_boxes,
+    head_levels,
+    in_box_dtype,
+)
+from fastdet.ops.suppression import KeptBoxes, suppress_logits
+
+
+def retinanet_detections(
+    logits: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    anchors: Tensor,
+    sizes: Tensor,
+    score_thresh: float,
+    topk_candidates: int,
+    nms_thresh: float,
+    detections_per_img: int,
+) -> KeptBoxes:
+    """The detections of each image, clipped to it, by falling score.
+
+    Definition: torchvision's `RetinaNet.postprocess_detections`. The logits are read once and
+    compared with the logit of score_thresh, which lets pass exactly those whose probability,
+    rounded to its type, is above it; they are also what the boxes are suppressed by, so that
+    probabilities that round to the same number keep their order. There is no gradient.
+
+    Args:
+        logits: for each level (B, A_l, C), in the order of its anchors; those of a channels_last
+            map are read where they lie, other layouts are copied.
+        deltas: for each level (B, A_l, 4).
+        anchors: (A, 4) xyxy in pixels, the levels' one after another.
+        sizes: (B, 2) int64 height and width of each image.
+        score_thresh: the probability of a detection is above it.
+        topk_candidates: the pairs of anchor and class of a level that are decoded; of equal logits
+            those of lower anchors, then of lower classes.
+        nms_thresh: in [0, 1]; IoU above which a box suppresses another of its class.
+        detections_per_img: D, the most detections of an image; the best ones are.
+
+    Returns:
+        boxes (B, D, 4), scores (B, D), labels (B, D) int64 in 0 .. C - 1, zero beyond counts (B,)
+        int64; ties by level, anchor, class. NaN logits and boxes that are not finite are dropped.
+        float64 for float64 logits or deltas, float32 for all others.
+
+    Raises:
+        ValueError: nms_thresh outside [0, 1]; no level.
+        RuntimeError: wrong shape, dtype or device; a number below 0.
+
+    Memory beyond the results: O(threads x topk_candidates) and O(levels x topk_candidates) an
+    image.
+    """
+    check_nms_thresh("retinanet_detections", nms_thresh)
+    logits, deltas = head_levels("retinanet_detections", logits, deltas)
+    return torch.ops.fastdet.retinanet_detections(
+        logits,
+        deltas,
+        anchors.detach(),
+        sizes,
+        score_thresh,
+        topk_candidates,
+        nms_thresh,
+        detections_per_img,
+    )
+
+
+@torch.library.register_fake("fastdet::retinanet_detections")
+def _(
+    logits: list[Tensor],
+    deltas: list[Tensor],
+    anchors: Tensor,
+    sizes: Tensor,
+    score_thresh: float,
+    topk_candidates: int,
+    nms_thresh: float,
+    detections_per_img: int,
+) -> KeptBoxes:
+    return fake_kept_boxes(logits[0], detections_per_img)
+
+
+def compose_retinanet_detections(
+    logits: list[Tensor],
+    deltas: list[Tensor],
+    anchors: Tensor,
+    sizes: Tensor,
+    score_thresh: float,
+    topk_candidates: int,
+    nms_thresh: float,
+    detections_per_img: int,
+) -> KeptBoxes:
+    """The op of devices without a kernel of their own: fixed shapes and no sync."""
+    tops, labels, chosen, places = [], [], [], []
+    own = anchors.split([x.shape[1] for x in logits])
+    for level, level_deltas, level_anchors in zip(logits, deltas, own, strict=True):
+        top, anchor, label = _best_pairs(level, topk_candidates)
+        tops.append(top)
+        labels.append(label)
+        chosen.append(take_rows(level_deltas, anchor))
+        places.append(level_anchors[anchor])
+    best = torch.cat(tops, dim=1)  # (B, N)
+    boxes = decode_boxes(
+        in_box_dtype(torch.cat(chosen, dim=1)),
+        torch.cat(places, dim=1).to(best.dtype),
+        sizes=sizes,
+    )
+    valid = (best.sigmoid() > score_thresh) & (best > -torch.inf)
+    return suppress_logits(
+        boxes, best, torch.cat(labels, dim=1), valid, nms_thresh, detections_per_img
+    )
+
+
+def _best_pairs(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The k best pairs of anchor and class of a level (B, A, C): logits, anchors, classes (B, k).
+
+    Such a pair lies on an anchor whose best class is among the best of k anchors, so the classes of
+    all other anchors need not be looked at.
+    """
+    num_classes = logits.shape[2]
+    best = logits.amax(dim=2)
+    anchor = best.topk(min(k, best.shape[1]), dim=1).indices
+    pairs = in_box_dtype(take_rows(logits, anchor)).flatten(1)  # (B, k * C)
+    top, pair = pairs.topk(min(k, pairs.shape[1]), dim=1)
+    return top, anchor.gather(1, pair // num_classes), pair % num_classes
+
+
+torch.library.impl("fastdet::retinanet_detections", "default", compose_retinanet_detections)
