@@ -47,6 +47,36 @@ def nms(
     return torch.tensor(kept, dtype=torch.int64)
 
 
+def soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    iou_threshold: float,
+    sigma: float,
+    min_score: float,
+    method: str,
+) -> tuple[list[int], list[float]]:
+    """Indices in the order of picking, and their scores then; Bodla et al., 2017."""
+    rows, left = boxes.double().tolist(), dict(enumerate(scores.double().tolist()))
+    for i, row in enumerate(rows):
+        if not all(math.isfinite(x) for x in (*row, left[i])) or left[i] < min_score:
+            del left[i]
+    picks: list[int] = []
+    pick_scores: list[float] = []
+    while left:
+        pick = max(left, key=lambda i: (left[i], -i))
+        picks.append(pick)
+        pick_scores.append(left.pop(pick))
+        for i in list(left):
+            overlap = iou(rows[pick], rows[i])
+            if method == "gaussian":
+                left[i] *= math.exp(-(overlap**2) / sigma)
+            elif overlap >= iou_threshold:
+                left[i] *= 1 - overlap
+            if left[i] < min_score:
+                del left[i]
+    return picks, pick_scores
+
+
 def encode_box(box: list[float], anchor: list[float], weights: tuple[float, ...]) -> list[float]:
     """Deltas of one box; zeros where a side is not positive and finite."""
     (w, h), (aw, ah) = [(b[2] - b[0], b[3] - b[1]) for b in (box, anchor)]

@@ -18,6 +18,7 @@ namespace fastdet::cpu::FASTDET_ISA {
 #include "nms.loops.h"
 #include "roi_align.loops.h"
 #include "sigmoid_focal_loss.loops.h"
+#include "soft_nms.loops.h"
 #include "top_logits.loops.h"
 
 template <typename T>
@@ -33,6 +34,7 @@ const BoxLoops<T>& box_loops() {
       .best_matches = best_matches<T>,
       .find_rescuers = find_rescuers<T>,
       .label_anchors = label_anchors<T>,
+      .decay_scores = decay_scores<T>,
   };
   return table;
 }

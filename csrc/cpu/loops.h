@@ -67,6 +67,16 @@ struct GtMaxima {
   LaneInt<T>*first, *last;
 };
 
+enum class SoftNmsMethod { kLinear, kGaussian };
+
+// How a score falls by the overlap with a picked box: by 1 - IoU where that is >= iou_threshold, or
+// by exp(-IoU^2 / sigma). Below min_score, which is >= 0, a box is gone.
+template <typename T>
+struct SoftNmsRule {
+  SoftNmsMethod method;
+  T iou_threshold, sigma, min_score;
+};
+
 // Loops over boxes; T is float or double.
 template <typename T>
 struct BoxLoops {
@@ -112,6 +122,11 @@ struct BoxLoops {
   void (*label_anchors)(const AnchorBlock<T>& anchors, int64_t n, const MatchRule<T>& rule,
                         const T* best_iou, const LaneInt<T>* best_row, const LaneInt<T>* rescuer,
                         int64_t* index);
+
+  // Lets scores[0, n) fall by the overlap with `picked`; what is gone, or was, becomes -1. Returns
+  // the highest score.
+  T (*decay_scores)(const SoftNmsRule<T>& rule, const Box<T>& picked, T picked_area,
+                    const BoxPlanes<T>& boxes, int64_t n, T* scores);
 };
 
 // What values of type T are summed in: float for the half types.

@@ -4,11 +4,12 @@
 #include <pybind11/stl.h>
 
 #include "../cpu/isa.h"
+#include "arrays.h"
 
 namespace py = pybind11;
 
 PYBIND11_MODULE(_native, m) {
-  m.doc() = "fastdet's native side beyond the torch ops: build info and ISA control.";
+  m.doc() = "fastdet's native side beyond the torch ops: build info, ISA control, fastdet.numpy.";
   m.def("cpu_isa", fastdet::cpu::isa_name, "The instruction set that the CPU kernels run on.");
   m.def("usable_cpu_isas", fastdet::cpu::usable_isas,
         "The instruction sets of this build and processor, in ascending order.");
@@ -17,4 +18,8 @@ PYBIND11_MODULE(_native, m) {
         "one.");
   m.attr("cuda_archs") = FASTDET_CUDA_ARCHS_BUILT;
   m.attr("compiler") = FASTDET_COMPILER;
+  fastdet::python::bind_box_iou(m);
+  fastdet::python::bind_box_coding(m);
+  fastdet::python::bind_match_anchors(m);
+  fastdet::python::bind_nms(m);
 }

@@ -1,0 +1,380 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The box kernels for NumPy arrays: for code that runs its model without torch.
+
+The functions have the names, arguments and results of `fastdet.ops`, bit for bit, and run the same
+loops; importing this module does not import torch. They run on the calling thread and release the
+GIL, so that Python threads run them side by side.
+
+C-contiguous float32 and float64 arrays are read where they lie, read-only ones too; other layouts
+and byte orders are copied, float16 is computed in float32, and other types are refused. Where
+arguments differ in type, float64 wins, but for scores, which follow the boxes.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastdet import _native
+
+Floats = NDArray[np.floating[Any]]
+Ints = NDArray[np.int64]
+Weights = tuple[float, float, float, float]
+
+_LOW_QUALITY = {
+    "anchor_best": _native.LowQuality.anchor_best,
+    "gt_best": _native.LowQuality.gt_best,
+    "none": _native.LowQuality.none,
+}
+_SOFT_NMS_METHODS = {
+    "linear": _native.SoftNmsMethod.linear,
+    "gaussian": _native.SoftNmsMethod.gaussian,
+}
+
+
+class _Type(NamedTuple):
+    """What floating arguments are computed in, and what the result is given in."""
+
+    maths: type[np.float32] | type[np.float64]
+    result: type[np.floating[Any]]
+
+
+def nms(boxes: Floats, scores: Floats, iou_threshold: float) -> Ints:
+    """Indices of the boxes that survive greedy suppression.
+
+    Definition: `fastdet.ops.nms`. A box with a NaN score or a coordinate that is not finite is
+    dropped.
+
+    Args:
+        boxes: (N, 4) xyxy in pixels.
+        scores: (N,).
+        iou_threshold: in [0, 1]; a box goes when its IoU with a kept one is strictly above.
+
+    Returns:
+        (K,) int64, highest score first; ties keep input order.
+
+    Raises:
+        ValueError: wrong shape; iou_threshold outside [0, 1].
+        TypeError: not an array, or of a wrong type.
+    """
+    _check_iou_threshold(iou_threshold)
+    maths = _type_of(boxes=boxes).maths
+    return _native.nms(_dense(boxes, maths), _floats("scores", scores, maths), None, iou_threshold)
+
+
+def batched_nms(boxes: Floats, scores: Floats, idxs: Ints, iou_threshold: float) -> Ints:
+    """`nms` among the boxes that share an id; boxes of different ids never meet.
+
+    Definition: `fastdet.ops.batched_nms`.
+
+    Args:
+        boxes: (N, 4) xyxy in pixels.
+        scores: (N,).
+        idxs: (N,) integer ids, of classes or levels for example.
+        iou_threshold: in [0, 1].
+
+    Returns:
+        (K,) int64 over all ids, highest score first; ties keep input order.
+
+    Raises:
+        ValueError: wrong shape; iou_threshold outside [0, 1].
+        TypeError: not an array, or of a wrong type.
+    """
+    _check_iou_threshold(iou_threshold)
+    maths = _type_of(boxes=boxes).maths
+    return _native.nms(
+        _dense(boxes, maths),
+        _floats("scores", scores, maths),
+        _integers("idxs", idxs),
+        iou_threshold,
+    )
+
+
+def soft_nms(
+    boxes: Floats,
+    scores: Floats,
+    iou_threshold: float = 0.3,
+    sigma: float = 0.5,
+    min_score: float = 0.001,
+    method: str = "linear",
+) -> tuple[Ints, Floats]:
+    """Suppression that lets scores fall instead of dropping boxes.
+
+    The best box is picked; the score of every other one is multiplied by a weight of its IoU with
+    the pick; and so on until no score is left. Definition: "Soft-NMS" by Bodla et al.
+    (https://arxiv.org/abs/1704.04503):
+
+    - "linear": 1 - IoU where the IoU is at least iou_threshold, else 1.
+    - "gaussian": exp(-IoU^2 / sigma).
+
+    A box whose score or coordinate is not finite is dropped.
+
+    Args:
+        boxes: (N, 4) xyxy in pixels.
+        scores: (N,).
+        iou_threshold: in [0, 1]; of the linear method.
+        sigma: > 0; of the gaussian method.
+        min_score: >= 0; a box is gone once its score is below.
+        method: "linear" or "gaussian".
+
+    Returns:
+        (K,) int64 indices in the order of picking, of equal scores the lowest first; and their
+        scores when they were picked, (K,), which never rise.
+
+    Raises:
+        ValueError: wrong shape; a number outside its range; an unknown method.
+        TypeError: not an array, or of a wrong type.
+    """
+    _check_iou_threshold(iou_threshold)
+    if not (0 < sigma < math.inf):
+        raise ValueError(f"sigma: expected a number > 0, got {sigma}")
+    if not min_score >= 0:
+        raise ValueError(f"min_score: expected a number >= 0, got {min_score}")
+    rule = _one_of("method", method, _SOFT_NMS_METHODS)
+    maths = _type_of(boxes=boxes).maths
+    boxes, scores = _dense(boxes, maths), _floats("scores", scores, maths)
+    return _native.soft_nms(boxes, scores, iou_threshold, sigma, min_score, rule)
+
+
+def box_iou(boxes1: Floats, boxes2: Floats) -> Floats:
+    """Intersection over union of every pair of boxes.
+
+    Definition: `fastdet.ops.box_iou`; a pair whose union is not positive has 0, never NaN.
+
+    Args:
+        boxes1: (N, 4) or (B, N, 4) xyxy in pixels.
+        boxes2: (M, 4) or (B, M, 4).
+
+    Returns:
+        (N, M) or (B, N, M), in [0, 1]; float64 if either argument is, else float32.
+
+    Raises:
+        ValueError: wrong shape.
+        TypeError: not an array, or of a wrong type.
+    """
+    return _native.box_iou(*_pair(boxes1, boxes2), 0.0)
+
+
+def generalized_box_iou(boxes1: Floats, boxes2: Floats) -> Floats:
+    """IoU less the share of the enclosing box that neither box covers, of every pair.
+
+    Definition: `fastdet.ops.generalized_box_iou`. Arguments and errors as in `box_iou`.
+
+    Returns:
+        (N, M) or (B, N, M), in [-1, 1]; float64 if either argument is, else float32.
+    """
+    return _native.generalized_box_iou(*_pair(boxes1, boxes2), 0.0)
+
+
+def distance_box_iou(boxes1: Floats, boxes2: Floats, eps: float = 1e-7) -> Floats:
+    """IoU less the squared distance of the centers over the enclosing box's squared diagonal.
+
+    Definition: `fastdet.ops.distance_box_iou`. Arguments and errors as in `box_iou`; eps is added
+    to the squared diagonal.
+
+    Returns:
+        (N, M) or (B, N, M), in [-1, 1]; float64 if either argument is, else float32.
+    """
+    return _native.distance_box_iou(*_pair(boxes1, boxes2), eps)
+
+
+def complete_box_iou(boxes1: Floats, boxes2: Floats, eps: float = 1e-7) -> Floats:
+    """`distance_box_iou` less a term for the difference of the aspect ratios.
+
+    Definition: `fastdet.ops.complete_box_iou`. Arguments and errors as in `box_iou`; eps is added
+    to the squared diagonal and to the denominator of the aspect term's weight.
+
+    Returns:
+        (N, M) or (B, N, M); float64 if either argument is, else float32.
+    """
+    return _native.complete_box_iou(*_pair(boxes1, boxes2), eps)
+
+
+def match_anchors(
+    anchors: Floats,
+    gt_boxes: Floats,
+    gt_counts: Ints,
+    high: float,
+    low: float,
+    low_quality: str = "anchor_best",
+) -> tuple[Ints, Floats]:
+    """The gt of each anchor, or -1 for background, or -2 for neither.
+
+    Definition: `fastdet.ops.match_anchors`, where the rules are explained.
+
+    Args:
+        anchors: (A, 4) for all images, or (B, A, 4), xyxy in pixels.
+        gt_boxes: (B, G, 4) xyxy in pixels.
+        gt_counts: (B,) integers; gts of an image from its count on are not read.
+        high: the IoU from which on an anchor is matched.
+        low: the IoU below which an anchor is background; <= high.
+        low_quality: "anchor_best", "gt_best" or "none".
+
+    Returns:
+        index, (B, A) int64: a row of gt_boxes, -1 or -2; and the best IoU of each anchor, (B, A),
+        0 where there is no gt.
+
+    Raises:
+        ValueError: wrong shape; low above high; an unknown low_quality.
+        TypeError: not an array, or of a wrong type.
+    """
+    if not low <= high:
+        raise ValueError(f"low: expected a number <= high = {high}, got {low}")
+    rule = _one_of("low_quality", low_quality, _LOW_QUALITY)
+    maths = _type_of(anchors=anchors, gt_boxes=gt_boxes).maths
+    return _native.match_anchors(
+        _dense(anchors, maths),
+        _dense(gt_boxes, maths),
+        _integers("gt_counts", gt_counts),
+        high,
+        low,
+        rule,
+    )
+
+
+def encode_boxes(boxes: Floats, anchors: Floats, weights: Weights = (1.0, 1.0, 1.0, 1.0)) -> Floats:
+    """The deltas that `decode_boxes` turns back into the boxes.
+
+    Definition: `fastdet.ops.encode_boxes`.
+
+    Args:
+        boxes: (..., 4) xyxy in pixels.
+        anchors: (..., 4) xyxy in pixels; broadcasts with boxes.
+        weights: what dx, dy, dw, dh are multiplied by; > 0.
+
+    Returns:
+        (..., 4) dx, dy, dw, dh in the common type of the arguments.
+
+    Raises:
+        ValueError: shapes that do not broadcast; a weight that is not positive.
+        TypeError: not an array, or of a wrong type.
+    """
+    _check_weights(weights)
+    floats = _type_of(boxes=boxes, anchors=anchors)
+    shape = _broadcast("encode_boxes", "boxes", boxes, anchors)
+    deltas = _native.encode_boxes(
+        _dense(np.broadcast_to(boxes, shape), floats.maths),
+        _repeatable(anchors, shape, floats.maths),
+        weights,
+    )
+    return deltas.astype(floats.result, copy=False)
+
+
+def decode_boxes(
+    deltas: Floats,
+    anchors: Floats,
+    weights: Weights = (1.0, 1.0, 1.0, 1.0),
+    sizes: Ints | None = None,
+) -> Floats:
+    """The boxes that the deltas describe, clipped to their images where sizes are given.
+
+    Definition: `fastdet.ops.decode_boxes`.
+
+    Args:
+        deltas: (..., 4) dx, dy, dw, dh.
+        anchors: (..., 4) xyxy in pixels; broadcasts to the shape of deltas.
+        weights: what dx, dy, dw, dh are divided by; > 0.
+        sizes: (B, 2) integers, height and width of each image; B is the first dimension of deltas.
+
+    Returns:
+        (..., 4) xyxy in pixels, in the common type of deltas and anchors.
+
+    Raises:
+        ValueError: anchors that do not broadcast to deltas; a weight that is not positive; wrong
+            shape of sizes.
+        TypeError: not an array, or of a wrong type.
+    """
+    _check_weights(weights)
+    floats = _type_of(deltas=deltas, anchors=anchors)
+    shape = _broadcast("decode_boxes", "deltas", deltas, anchors)
+    if shape != deltas.shape:
+        raise ValueError(
+            "decode_boxes: anchors: expected a shape that broadcasts to deltas "
+            f"{deltas.shape}, got one that makes it {shape}"
+        )
+    boxes = _native.decode_boxes(
+        _dense(deltas, floats.maths),
+        _repeatable(anchors, shape, floats.maths),
+        weights,
+        None if sizes is None else _integers("sizes", sizes),
+    )
+    return boxes.astype(floats.result, copy=False)
+
+
+# ---- arguments ----------------------------------------------------------------------------------
+
+
+def _check_iou_threshold(iou_threshold: float) -> None:
+    if not 0 <= iou_threshold <= 1:
+        raise ValueError(f"iou_threshold: expected a number in [0, 1], got {iou_threshold}")
+
+
+def _check_weights(weights: Weights) -> None:
+    if len(weights) != 4 or not all(weight > 0 for weight in weights):
+        raise ValueError(f"weights: expected four numbers > 0, got {weights}")
+
+
+def _one_of(name: str, value: str, table: dict[str, Any]) -> Any:
+    if value not in table:
+        raise ValueError(f"{name}: expected one of {tuple(table)}, got {value!r}")
+    return table[value]
+
+
+def _check_array(name: str, array: Any, kinds: str, expected: str) -> None:
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{name}: expected a NumPy array, got {type(array).__name__}")
+    if array.dtype.kind not in kinds or array.dtype.itemsize > 8:
+        raise TypeError(f"{name}: expected {expected}, got {array.dtype} {array.shape}")
+
+
+def _type_of(**arrays: Any) -> _Type:
+    """The type that these arguments have in common."""
+    widest = 2
+    for name, array in arrays.items():
+        _check_array(name, array, "f", "float16, float32 or float64")
+        widest = max(widest, array.dtype.itemsize)
+    if widest == 8:
+        return _Type(np.float64, np.float64)
+    return _Type(np.float32, np.float16 if widest == 2 else np.float32)
+
+
+def _dense(array: Any, dtype: type[np.generic]) -> NDArray[Any]:
+    """The array itself where the kernels can read it as it lies, else a copy."""
+    flags = array.flags
+    if array.dtype == dtype and flags.c_contiguous and flags.aligned:
+        return array
+    return np.array(array, dtype=dtype, order="C")
+
+
+def _floats(name: str, array: Any, dtype: type[np.generic]) -> NDArray[Any]:
+    _check_array(name, array, "f", "float16, float32 or float64")
+    return _dense(array, dtype)
+
+
+def _integers(name: str, array: Any) -> Ints:
+    _check_array(name, array, "iu", "integers")
+    return _dense(array, np.int64)
+
+
+def _pair(boxes1: Floats, boxes2: Floats) -> tuple[Floats, Floats]:
+    maths = _type_of(boxes1=boxes1, boxes2=boxes2).maths
+    return _dense(boxes1, maths), _dense(boxes2, maths)
+
+
+def _broadcast(op: str, name: str, rows: Floats, anchors: Floats) -> tuple[int, ...]:
+    """The common shape of rows of 4."""
+    shapes = f"{name} {rows.shape} and anchors {anchors.shape}"
+    if rows.shape[-1:] != (4,) or anchors.shape[-1:] != (4,):
+        raise ValueError(f"{op}: expected rows of 4, got {shapes}")
+    try:
+        return np.broadcast_shapes(rows.shape, anchors.shape)
+    except ValueError as error:
+        raise ValueError(f"{op}: expected shapes that broadcast, got {shapes}") from error
+
+
+def _repeatable(anchors: Floats, shape: tuple[int, ...], dtype: type[np.generic]) -> Floats:
+    """Anchors that the kernels can repeat over the leading dimensions of `shape`."""
+    if anchors.shape != shape[len(shape) - anchors.ndim :]:
+        anchors = np.broadcast_to(anchors, shape)
+    return _dense(anchors, dtype)
