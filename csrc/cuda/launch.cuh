@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // How every kernel is launched: on the tensor's device, on torch's current stream, with the launch
-// checked. Kernels are started through launch(...) alone, never by <<<>>> elsewhere.
+// checked. Kernels are started through launch(...) alone, never by <<<>>>, so that another compiler
+// can run them without a GPU (tests/cuda_emulation).
 #pragma once
 
 #include <cuda_runtime.h>
@@ -28,8 +29,12 @@ template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
             cudaStream_t stream, Arguments... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Parameters>(arguments)...);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
 }
 
 template <typename Body>

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The CUDA kernels, compiled by the host's compiler and run on the CPU.
+
+csrc/cuda/*.cu are compiled as they are, with include/ in place of CUDA's headers, into a library
+whose ops are `torch.ops.fastdet_emulated.*` for CPU tensors. `emulated_kernels` puts them beneath
+`fastdet.ops`, so that any test of an operator tests its CUDA kernel's logic.
+
+What this proves: results, indexing, barriers (see the lane orders), memory errors under a
+sanitizer. What it does not: anything about time, memory order between blocks, or the GPU's
+rounding in functions such as expf.
+"""
+
+import concurrent.futures
+import ctypes
+import hashlib
+import os
+import subprocess
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = ROOT / "tests" / "cuda_emulation"
+COMPILER = os.environ.get("CXX", "g++")
+
+# The order in which the lanes of a block run between two barriers; see block.cpp.
+LANE_ORDERS = {"ascending": 0, "descending": 1, "shuffled": 2, "shuffled again": 3}
+
+
+def _flags() -> list[str]:
+    sanitizers = os.environ.get("FASTDET_SANITIZE")
+    return [
+        "-std=c++20",
+        "-O1",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-ffp-contract=off",
+        "-Wall",
+        "-Wextra",
+        "-DTORCH_TARGET_VERSION=0x020b000000000000",
+        f"-I{HERE / 'include'}",
+        f"-isystem{Path(torch.__file__).parent / 'include'}",
+        *([f"-fsanitize={sanitizers}", "-fno-omit-frame-pointer", "-g"] if sanitizers else []),
+    ]
+
+
+def compile_library(sources: list[Path], name: str) -> Path:
+    """A shared library of the sources and the emulator, rebuilt where any file or flag changed."""
+    files = [*sources, *ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cuda/*.cuh"), *HERE.rglob("*.*")]
+    parts = [path.read_bytes() for path in sorted(files) if path.is_file()]
+    parts.append(" ".join([COMPILER, torch.__version__, *_flags()]).encode())
+    digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+    folder = ROOT / "build" / "emulation" / f"{name}-{digest}"
+    library = folder / f"lib{name}.so"
+    if library.exists():
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    objects = [folder / f"{path.stem}.o" for path in sources]
+
+    def compile_one(source: Path, target: Path) -> None:
+        command = [COMPILER, *_flags(), "-x", "c++", "-c", source, "-o", target]
+        if source.parent != HERE:
+            command[1:1] = ["-include", str(HERE / "include" / "cuda_emulation.h")]
+        subprocess.run(command, check=True)
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile_one, sources, objects))
+    partial = folder / f"partial-{os.getpid()}.so"
+    torch_libraries = [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu"]
+    command = [COMPILER, *_flags(), "-shared", *objects, *torch_libraries, "-o", partial]
+    subprocess.run(command, check=True)
+    partial.rename(library)
+    return library
+
+
+@cache
+def load() -> ctypes.CDLL:
+    """Builds the library if need be, and loads it once."""
+    sources = [ROOT / "csrc" / "ops.cpp", *sorted(ROOT.glob("csrc/cuda/*.cu")), HERE / "block.cpp"]
+    path = compile_library(sources, "fastdet_emulated")
+    torch.ops.load_library(path)
+    return ctypes.CDLL(str(path))
+
+
+def set_lane_order(library: ctypes.CDLL, order: str) -> None:
+    library.cuda_emulation_set_lane_order(LANE_ORDERS[order])
+
+
+@contextmanager
+def emulated_kernels(order: str = "ascending") -> Iterator[None]:
+    """Within, `torch.ops.fastdet` on CPU tensors runs the CUDA kernels."""
+    library = load()
+    set_lane_order(library, order)
+    overrides = torch.library.Library("fastdet", "IMPL")
+    names = [
+        name.removeprefix("fastdet_emulated::")
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("fastdet_emulated::")
+    ]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"(?s).*Overriding a previously registered")
+        for name in names:
+            overrides.impl(name, getattr(torch.ops.fastdet_emulated, name).default, "CPU")
+    try:
+        yield
+    finally:
+        overrides._destroy()
+        set_lane_order(library, "ascending")

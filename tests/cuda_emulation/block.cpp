@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "include/block.h"
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <sstream>
+#include <stdexcept>
+#include <vector>
+
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace cuda_emulation {
+
+dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace {
+
+constexpr size_t kStackBytes = 256 << 10;
+constexpr unsigned kWarp = 32;
+
+// 0: ascending, 1: descending, else: shuffled anew at each barrier by this seed.
+unsigned lane_order = 0;
+
+// AddressSanitizer must hear of each change of stacks; `fake` keeps the left stack's bookkeeping.
+void leaving([[maybe_unused]] void** fake, [[maybe_unused]] const void* stack,
+             [[maybe_unused]] size_t bytes) {
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_start_switch_fiber(fake, stack, bytes);
+#endif
+}
+void arrived([[maybe_unused]] void* fake, [[maybe_unused]] const void** from = nullptr,
+             [[maybe_unused]] size_t* bytes = nullptr) {
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_finish_switch_fiber(fake, from, bytes);
+#endif
+}
+
+enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kEnded };
+
+struct Lane {
+  ucontext_t context;
+  std::unique_ptr<std::byte[]> stack;
+  State state = State::kEnded;
+  dim3 index;
+  Where where;
+  unsigned mask = 0;                 // of the warp barrier that it waits at
+  uint64_t told = 0;                 // at that barrier
+  std::array<uint64_t, kWarp> heard;  // there, from each lane of the mask
+  void* fake_stack = nullptr;
+};
+
+class Block {
+ public:
+  void run(dim3 size, size_t shared_bytes, const std::function<void()>& kernel) {
+    kernel_ = &kernel;
+    // Another pattern than zeros, so that reading before writing shows.
+    shared_.assign(shared_bytes / sizeof(std::max_align_t) + 1, std::max_align_t{});
+    std::fill_n(reinterpret_cast<unsigned char*>(shared_.data()), shared_bytes, 0xA5);
+    start_lanes(size);
+    while (true) {
+      for (size_t i : order()) {
+        if (lanes_[i].state == State::kReady) resume(i);
+      }
+      if (all_ended()) return;
+      if (!release()) throw std::runtime_error(stuck());
+    }
+  }
+
+  void wait(State state) {
+    Lane& lane = lanes_[current_];
+    lane.state = state;
+    leaving(&lane.fake_stack, scheduler_stack_, scheduler_bytes_);
+    swapcontext(&lane.context, &scheduler_);
+    arrived(lane.fake_stack, &scheduler_stack_, &scheduler_bytes_);
+  }
+
+  Lane& current() { return lanes_[current_]; }
+  size_t current_index() const { return current_; }
+  void* shared() { return shared_.data(); }
+
+ private:
+  static void enter() { block_->run_current(); }
+
+  void run_current() {
+    arrived(nullptr, &scheduler_stack_, &scheduler_bytes_);
+    (*kernel_)();
+    current().state = State::kEnded;
+    leaving(nullptr, scheduler_stack_, scheduler_bytes_);
+    swapcontext(&current().context, &scheduler_);
+  }
+
+  void start_lanes(dim3 size) {
+    const size_t n = size_t(size.x) * size.y * size.z;
+    if (n > 1024) throw std::runtime_error("a block has at most 1024 threads");
+    if (lanes_.size() < n) lanes_.resize(n);
+    num_lanes_ = n;
+    for (size_t i = 0; i < n; ++i) {
+      Lane& lane = lanes_[i];
+      if (!lane.stack) lane.stack = std::make_unique<std::byte[]>(kStackBytes);
+      lane.index = dim3(i % size.x, i / size.x % size.y, i / size.x / size.y);
+      lane.state = State::kReady;
+      lane.fake_stack = nullptr;
+      getcontext(&lane.context);
+      lane.context.uc_stack.ss_sp = lane.stack.get();
+      lane.context.uc_stack.ss_size = kStackBytes;
+      lane.context.uc_link = nullptr;
+      makecontext(&lane.context, &Block::enter, 0);
+    }
+  }
+
+  void resume(size_t i) {
+    current_ = i;
+    threadIdx = lanes_[i].index;
+    block_ = this;
+    void* fake = nullptr;
+    leaving(&fake, lanes_[i].stack.get(), kStackBytes);
+    swapcontext(&scheduler_, &lanes_[i].context);
+    arrived(fake);
+  }
+
+  std::vector<size_t> order() {
+    std::vector<size_t> order(num_lanes_);
+    std::iota(order.begin(), order.end(), 0);
+    if (lane_order == 1) std::reverse(order.begin(), order.end());
+    if (lane_order > 1) std::shuffle(order.begin(), order.end(), random_);
+    return order;
+  }
+
+  bool all_ended() const {
+    for (size_t i = 0; i < num_lanes_; ++i)
+      if (lanes_[i].state != State::kEnded) return false;
+    return true;
+  }
+
+  // Lets go on whoever has waited for all that it waits for; false where nobody has.
+  bool release() {
+    bool any = false;
+    for (size_t i = 0; i < num_lanes_; ++i)
+      if (lanes_[i].state == State::kAtWarpBarrier) any |= release_warp(i);
+    return any || release_block();
+  }
+
+  bool release_block() {
+    const Lane* first = nullptr;
+    for (size_t i = 0; i < num_lanes_; ++i) {
+      const Lane& lane = lanes_[i];
+      if (lane.state == State::kEnded) continue;
+      if (lane.state != State::kAtBlockBarrier) return false;
+      if (first && !same(first->where, lane.where)) return false;
+      first = &lane;
+    }
+    for (size_t i = 0; i < num_lanes_; ++i)
+      if (lanes_[i].state == State::kAtBlockBarrier) lanes_[i].state = State::kReady;
+    return first != nullptr;
+  }
+
+  // `i` waits at a warp barrier; the lanes of its mask must wait at the same one.
+  bool release_warp(size_t i) {
+    const size_t first = i / kWarp * kWarp;
+    const unsigned mask = lanes_[i].mask;
+    std::array<uint64_t, kWarp> told = {};
+    for (unsigned k = 0; k < kWarp; ++k) {
+      if (!(mask >> k & 1) || first + k >= num_lanes_) continue;
+      const Lane& lane = lanes_[first + k];
+      if (lane.state == State::kEnded) continue;
+      if (lane.state != State::kAtWarpBarrier || lane.mask != mask ||
+          !same(lane.where, lanes_[i].where))
+        return false;
+      told[k] = lane.told;
+    }
+    for (unsigned k = 0; k < kWarp; ++k) {
+      if (!(mask >> k & 1) || first + k >= num_lanes_) continue;
+      lanes_[first + k].heard = told;
+      if (lanes_[first + k].state != State::kEnded) lanes_[first + k].state = State::kReady;
+    }
+    return true;
+  }
+
+  static bool same(const Where& a, const Where& b) {
+    return a.line() == b.line() && a.column() == b.column() &&
+           std::string_view(a.file_name()) == b.file_name();
+  }
+
+  std::string stuck() const {
+    std::ostringstream message;
+    message << "block (" << blockIdx.x << ", " << blockIdx.y << ", " << blockIdx.z
+            << "): lanes wait for each other forever:";
+    for (size_t i = 0, said = 0; i < num_lanes_ && said < 8; ++i) {
+      if (lanes_[i].state == State::kEnded) continue;
+      message << " lane " << i << " at " << lanes_[i].where.file_name() << ":"
+              << lanes_[i].where.line() << ";";
+      ++said;
+    }
+    return message.str();
+  }
+
+  static inline Block* block_ = nullptr;
+
+  const std::function<void()>* kernel_ = nullptr;
+  std::vector<Lane> lanes_;
+  size_t num_lanes_ = 0, current_ = 0;
+  ucontext_t scheduler_;
+  const void* scheduler_stack_ = nullptr;
+  size_t scheduler_bytes_ = 0;
+  std::vector<std::max_align_t> shared_;
+  std::mt19937 random_{lane_order};
+};
+
+Block& the_block() {
+  static Block block;
+  return block;
+}
+
+}  // namespace
+
+void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
+  gridDim = grid;
+  blockDim = block;
+  for (unsigned z = 0; z < grid.z; ++z)
+    for (unsigned y = 0; y < grid.y; ++y)
+      for (unsigned x = 0; x < grid.x; ++x) {
+        blockIdx = dim3(x, y, z);
+        the_block().run(block, shared_bytes, kernel);
+      }
+}
+
+void* dynamic_shared() { return the_block().shared(); }
+
+void sync_block(Where where) {
+  the_block().current().where = where;
+  the_block().wait(State::kAtBlockBarrier);
+}
+
+const std::array<uint64_t, 32>& exchange(unsigned mask, uint64_t value, Where where) {
+  Lane& lane = the_block().current();
+  lane.where = where;
+  lane.mask = mask;
+  lane.told = value;
+  the_block().wait(State::kAtWarpBarrier);
+  return lane.heard;
+}
+
+int lane() { return static_cast<int>(the_block().current_index() % kWarp); }
+
+}  // namespace cuda_emulation
+
+extern "C" __attribute__((visibility("default"))) void cuda_emulation_set_lane_order(
+    unsigned order) {
+  cuda_emulation::lane_order = order;
+}

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// A CUDA block on one CPU thread. Each of the block's threads, called a lane here whichever warp it
+// is in, is a fiber; a scheduler resumes them one by one, and a lane runs until it waits at a
+// barrier, tells its warp something, or ends. Blocks run one after another.
+//
+// What a GPU leaves open is the order of the lanes between two barriers, so the order is a setting:
+// a kernel whose result changes with it lacks a barrier, or has a race.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <source_location>
+
+namespace cuda_emulation {
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+// Of the lane that runs.
+extern dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+// Where in the source a lane waits: the lanes of a block must meet at the same line.
+using Where = std::source_location;
+
+// Runs `kernel` once for each thread of the grid. Throws std::runtime_error where lanes wait for
+// each other forever or at different barriers.
+void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
+
+// The block's dynamic shared memory.
+void* dynamic_shared();
+
+// Returns when all lanes of the block that have not ended wait here.
+void sync_block(Where where);
+
+// Tells `value` to the lanes of the warp in `mask`; returns what each of them told.
+const std::array<uint64_t, 32>& exchange(unsigned mask, uint64_t value, Where where);
+
+// Which of its warp's 32 lanes runs.
+int lane();
+
+}  // namespace cuda_emulation
