@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Runs the op tests on libraries built with AddressSanitizer and UBSan: `make sanitize`.
 
+The CUDA kernels are among them, on the CPU (tests/cuda_emulation).
+
 The package goes, with those libraries, into build/sanitized; the one in the source tree stays. The
 first read or write outside a tensor and the first undefined operation end the run: conversions of
 numbers that do not fit and index checks of the standard library are among them. Leaks are not
@@ -28,7 +30,7 @@ def runtime(name: str) -> str:
 
 
 def install() -> None:
-    """The package with sanitized libraries, and a copy of the tests, which find it beside them."""
+    """The package with sanitized libraries; the tests and their sources, which find it beside."""
     shutil.rmtree(TARGET, ignore_errors=True)
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
     subprocess.run(
@@ -36,7 +38,8 @@ def install() -> None:
         check=True,
         env={**os.environ, "FASTDET_CUDA": "off", "FASTDET_SANITIZE": SANITIZERS},
     )
-    shutil.copytree(ROOT / "tests", TARGET / "tests")
+    for folder in ("tests", "csrc"):
+        shutil.copytree(ROOT / folder, TARGET / folder)
     shutil.copy(ROOT / "pyproject.toml", TARGET)
 
 
@@ -47,12 +50,13 @@ def main() -> None:
     libraries = [runtime(name) for name in ("libasan.so", "libubsan.so", "libstdc++.so.6")]
     environment = {
         **os.environ,
+        "FASTDET_SANITIZE": SANITIZERS,
         "LD_PRELOAD": ":".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=0:detect_odr_violation=1",
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
     }
     # pytest may not capture the file descriptor of stderr, where the sanitizers report.
-    command = [sys.executable, "-m", "pytest", "--capture=sys", "tests/ops"]
+    command = [sys.executable, "-m", "pytest", "--capture=sys", "tests/ops", "tests/cuda_emulation"]
     chosen = ["-m", "not slow and not memory", *sys.argv[1:]]
     result = subprocess.run([*command, *chosen], cwd=TARGET, env=environment)
     sys.exit(result.returncode)

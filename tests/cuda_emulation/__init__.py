@@ -61,18 +61,21 @@ def compile_library(sources: list[Path], name: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     objects = [folder / f"{path.stem}.o" for path in sources]
 
+    # A sanitizer that was loaded into this process is none of the compiler's business.
+    environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
+
     def compile_one(source: Path, target: Path) -> None:
         command = [COMPILER, *_flags(), "-x", "c++", "-c", source, "-o", target]
         if source.parent != HERE:
             command[1:1] = ["-include", str(HERE / "include" / "cuda_emulation.h")]
-        subprocess.run(command, check=True)
+        subprocess.run(command, check=True, env=environment)
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(compile_one, sources, objects))
     partial = folder / f"partial-{os.getpid()}.so"
     torch_libraries = [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu"]
     command = [COMPILER, *_flags(), "-shared", *objects, *torch_libraries, "-o", partial]
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, env=environment)
     partial.rename(library)
     return library
 

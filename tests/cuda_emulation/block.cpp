@@ -28,6 +28,9 @@ constexpr unsigned kWarp = 32;
 
 // 0: ascending, 1: descending, else: shuffled anew at each barrier by this seed.
 unsigned lane_order = 0;
+std::mt19937 shuffler;
+
+int64_t num_grids = 0;
 
 // AddressSanitizer must hear of each change of stacks; `fake` keeps the left stack's bookkeeping.
 void leaving([[maybe_unused]] void** fake, [[maybe_unused]] const void* stack,
@@ -51,8 +54,8 @@ struct Lane {
   State state = State::kEnded;
   dim3 index;
   Where where;
-  unsigned mask = 0;                 // of the warp barrier that it waits at
-  uint64_t told = 0;                 // at that barrier
+  unsigned mask = 0;                  // of the warp barrier that it waits at
+  uint64_t told = 0;                  // at that barrier
   std::array<uint64_t, kWarp> heard;  // there, from each lane of the mask
   void* fake_stack = nullptr;
 };
@@ -130,7 +133,7 @@ class Block {
     std::vector<size_t> order(num_lanes_);
     std::iota(order.begin(), order.end(), 0);
     if (lane_order == 1) std::reverse(order.begin(), order.end());
-    if (lane_order > 1) std::shuffle(order.begin(), order.end(), random_);
+    if (lane_order > 1) std::shuffle(order.begin(), order.end(), shuffler);
     return order;
   }
 
@@ -166,7 +169,8 @@ class Block {
   bool release_warp(size_t i) {
     const size_t first = i / kWarp * kWarp;
     const unsigned mask = lanes_[i].mask;
-    std::array<uint64_t, kWarp> told = {};
+    std::array<uint64_t, kWarp> told;
+    told.fill(0xA5A5A5A5A5A5A5A5);  // what a lane outside the mask told is undefined
     for (unsigned k = 0; k < kWarp; ++k) {
       if (!(mask >> k & 1) || first + k >= num_lanes_) continue;
       const Lane& lane = lanes_[first + k];
@@ -211,7 +215,6 @@ class Block {
   const void* scheduler_stack_ = nullptr;
   size_t scheduler_bytes_ = 0;
   std::vector<std::max_align_t> shared_;
-  std::mt19937 random_{lane_order};
 };
 
 Block& the_block() {
@@ -222,6 +225,7 @@ Block& the_block() {
 }  // namespace
 
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
+  ++num_grids;
   gridDim = grid;
   blockDim = block;
   for (unsigned z = 0; z < grid.z; ++z)
@@ -252,7 +256,11 @@ int lane() { return static_cast<int>(the_block().current_index() % kWarp); }
 
 }  // namespace cuda_emulation
 
-extern "C" __attribute__((visibility("default"))) void cuda_emulation_set_lane_order(
-    unsigned order) {
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+EXPORT void cuda_emulation_set_lane_order(unsigned order) {
   cuda_emulation::lane_order = order;
+  cuda_emulation::shuffler.seed(order);
 }
+
+EXPORT int64_t cuda_emulation_num_grids() { return cuda_emulation::num_grids; }

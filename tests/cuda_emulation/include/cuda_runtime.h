@@ -60,7 +60,8 @@ inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream
   return cudaSuccess;
 }
 
-// ---- barriers and what the lanes of a warp tell each other ---------------------------------------
+// ---- barriers and what the lanes of a warp tell each other
+// ---------------------------------------
 
 using cuda_emulation::Where;
 

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Small kernels that show what the emulator runs and what it catches.
+#include <exception>
+#include <string>
+
+#include "include/cuda_runtime.h"
+
+namespace {
+
+constexpr int kLanes = 96;
+
+// Each lane writes its place and reads its mirror image's; without the barrier it may read too
+// soon.
+__global__ void mirror_kernel(int* out, bool barrier) {
+  __shared__ int values[kLanes];
+  values[threadIdx.x] = -1;
+  __syncthreads();
+  values[threadIdx.x] = static_cast<int>(threadIdx.x);
+  if (barrier) __syncthreads();
+  out[threadIdx.x] = values[kLanes - 1 - threadIdx.x];
+}
+
+// The lanes of a block take two ways to two barriers.
+__global__ void part_kernel(int* out) {
+  if (threadIdx.x % 2) {
+    __syncthreads();
+  } else {
+    __syncthreads();
+  }
+  out[threadIdx.x] = 1;
+}
+
+// 0: who is odd; 1: the next lane's place; 2: the sum over the warp; of 40 lanes, so that the
+// second warp is not full.
+__global__ void warp_kernel(unsigned* out) {
+  const unsigned lane = threadIdx.x % 32, mask = threadIdx.x < 32 ? ~0u : 0xffu;
+  out[3 * threadIdx.x] = __ballot_sync(mask, lane % 2);
+  out[3 * threadIdx.x + 1] = __shfl_down_sync(mask, threadIdx.x, 1);
+  unsigned sum = threadIdx.x;
+  for (int step = mask == ~0u ? 16 : 4; step > 0; step /= 2)
+    sum += __shfl_xor_sync(mask, sum, step);
+  out[3 * threadIdx.x + 2] = sum;
+}
+
+// Runs a kernel on one block; the message of what went wrong, or nothing.
+template <typename... Parameters, typename... Arguments>
+const char* run(void (*kernel)(Parameters...), int lanes, Arguments... arguments) {
+  static std::string message;
+  message.clear();
+  cudaLaunchConfig_t config;
+  config.blockDim = dim3(lanes);
+  try {
+    cudaLaunchKernelEx(&config, kernel, arguments...);
+  } catch (const std::exception& error) {
+    message = error.what();
+  }
+  return message.c_str();
+}
+
+}  // namespace
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+EXPORT const char* mirror(int* out, bool barrier) {
+  return run(mirror_kernel, kLanes, out, barrier);
+}
+EXPORT const char* part(int* out) { return run(part_kernel, kLanes, out); }
+EXPORT const char* warp(unsigned* out) { return run(warp_kernel, 40, out); }

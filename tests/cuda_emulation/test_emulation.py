@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: BSD-3-Clause
+import ctypes
+
+import pytest
+import torch
+
+from tests.cuda_emulation import (
+    HERE,
+    LANE_ORDERS,
+    compile_library,
+    emulated_kernels,
+    load,
+    set_lane_order,
+)
+from tests.ops.test_every_op import NAMES, bits, calls
+
+pytestmark = pytest.mark.emulation
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cpu_and_cuda_kernels_agree_in_every_lane_order(name):
+    call = calls(65)[name]
+    expected = bits(call)
+    library = load()
+    for order in LANE_ORDERS:
+        with emulated_kernels(order):
+            before = library.cuda_emulation_num_grids()
+            got = bits(call)
+            assert library.cuda_emulation_num_grids() > before
+        for a, b in zip(got, expected, strict=True):
+            if a.is_floating_point():
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+            else:
+                assert a.equal(b)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lane_order_changes_no_bit(name):
+    call = calls(65)[name]
+    torch.use_deterministic_algorithms(True)
+    try:
+        with emulated_kernels():
+            expected = bits(call)
+        for order in ("descending", "shuffled", "shuffled again"):
+            with emulated_kernels(order):
+                assert all(a.equal(b) for a, b in zip(bits(call), expected, strict=True))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def kernels() -> ctypes.CDLL:
+    sources = [HERE / "kernels_to_catch.cu", HERE / "block.cpp"]
+    library = ctypes.CDLL(str(compile_library(sources, "kernels_to_catch")))
+    for name in ("mirror", "part", "warp"):
+        getattr(library, name).restype = ctypes.c_char_p
+    return library
+
+
+def mirrored(kernels: ctypes.CDLL, order: str, barrier: bool) -> list[int]:
+    out = (ctypes.c_int * 96)()
+    set_lane_order(kernels, order)
+    assert kernels.mirror(out, barrier) == b""
+    return list(out)
+
+
+@pytest.mark.parametrize("order", LANE_ORDERS)
+def test_a_barrier_makes_every_order_right(kernels, order):
+    assert mirrored(kernels, order, barrier=True) == list(range(95, -1, -1))
+
+
+def test_a_missing_barrier_changes_the_result(kernels):
+    results = [mirrored(kernels, order, barrier=False) for order in LANE_ORDERS]
+    assert all(result != list(range(95, -1, -1)) for result in results)
+    assert len(set(map(tuple, results))) == len(LANE_ORDERS)
+
+
+def test_lanes_at_different_barriers_are_an_error(kernels):
+    set_lane_order(kernels, "ascending")
+    message = kernels.part((ctypes.c_int * 96)()).decode()
+    assert "lanes wait for each other forever" in message
+    assert "lane 0 at" in message
+    assert "kernels_to_catch.cu:" in message
+
+
+@pytest.mark.parametrize("order", LANE_ORDERS)
+def test_lanes_of_a_warp_hear_each_other(kernels, order):
+    out = (ctypes.c_uint * 120)()
+    set_lane_order(kernels, order)
+    assert kernels.warp(out) == b""
+    ballots, below, sums = out[0::3], out[1::3], out[2::3]
+    assert ballots == [0xAAAAAAAA] * 32 + [0xAA] * 8
+    assert below == [*range(1, 32), 31, *range(33, 40), 0xA5A5A5A5]  # undefined on a GPU
+    assert sums == [sum(range(32))] * 32 + [sum(range(32, 40))] * 8
