@@ -103,6 +103,7 @@ def emulated_kernels(order: str = "ascending") -> Iterator[None]:
         name.removeprefix("fastdet_emulated::")
         for name in torch._C._dispatch_get_all_op_names()
         if name.startswith("fastdet_emulated::")
+        and torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
     ]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"(?s).*Overriding a previously registered")
