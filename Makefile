@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: install demo test bench lint format abi sanitize clean
+.PHONY: install demo test bench lint format abi sanitize cuda-resources clean
 
 install: .venv/installed
 
@@ -39,6 +39,9 @@ format: install
 
 abi: install
 	$(BIN)/python tools/abi.py
+
+cuda-resources: install
+	$(BIN)/python tools/cuda_resources.py
 
 sanitize: install
 	$(BIN)/python tools/sanitize.py

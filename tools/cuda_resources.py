@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Registers, shared memory and occupancy of every CUDA kernel: `make cuda-resources`.
+
+Reads the compiled library, with the cuobjdump of the CUDA toolkit or of the triton package. Fails
+where a kernel of ours spills or uses local memory; CUB's kernels are listed and not judged.
+
+    python tools/cuda_resources.py [--out FILE]
+"""
+
+import argparse
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARY = ROOT / "fastdet" / "libfastdet_cuda.so"
+THREADS = 256  # of a block, for the occupancy, where the kernel does not say
+
+# Of one multiprocessor: registers, shared memory in bytes, warps, blocks.
+LIMITS = {"sm_80": (65536, 167_936, 64, 32), "sm_90": (65536, 233_472, 64, 32)}
+REGISTER_UNIT = 256  # a warp's registers are handed out in units of so many
+
+
+class Kernel(NamedTuple):
+    """What one kernel takes on one architecture."""
+
+    arch: str
+    name: str
+    registers: int
+    stack: int
+    local: int
+    shared: int
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is no kernel of CUB's."""
+        return "cub::" not in self.name
+
+    @property
+    def occupancy(self) -> float | None:
+        """The share of a multiprocessor's warps that run at once, in blocks of THREADS."""
+        if self.arch not in LIMITS:
+            return None
+        registers, shared, warps, blocks = LIMITS[self.arch]
+        of_block = THREADS // 32
+        per_warp = -(-self.registers * 32 // REGISTER_UNIT) * REGISTER_UNIT
+        resident = min(blocks, warps // of_block, registers // (per_warp * of_block))
+        if self.shared:
+            resident = min(resident, shared // (self.shared + 1024))
+        return resident * of_block / warps
+
+
+def cuobjdump() -> str:
+    """The program's path."""
+    found = shutil.which("cuobjdump")
+    triton = importlib.util.find_spec("triton")
+    if found is None and triton is not None and triton.origin:
+        bundled = Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        found = str(bundled) if bundled.exists() else None
+    if found is None:
+        sys.exit("expected cuobjdump on the PATH or in the triton package, found none")
+    return found
+
+
+def without_arguments(name: str) -> str:
+    """A function's name up to the parenthesis of its arguments."""
+    depth = 0
+    for i, letter in enumerate(name):
+        depth += (letter == "<") - (letter == ">")
+        if letter == "(" and depth == 0:
+            return name[:i]
+    return name
+
+
+def short(symbol: str, name: str) -> str:
+    """`op: function<types>` of a kernel's symbol and demangled name."""
+    for noise in ("(anonymous namespace)::", "fastdet::cuda::", "fastdet::", "c10::"):
+        name = name.replace(noise, "")
+    name = re.sub(r"^void |\(IouKind\)|\(bool\)", "", name)
+    body = re.match(r"for_each_kernel<(.*)\{lambda\(long\)#(\d+)\}", name)
+    if body:
+        name = without_arguments(body[1]) + (f", loop {body[2]}" if body[2] != "1" else "")
+    file = re.search(r"_GLOBAL__N__[0-9a-f]+_\d+_(\w+?)_cu_", symbol)
+    return f"{file[1]}: {without_arguments(name)}" if file else without_arguments(name)
+
+
+def kernels(library: Path) -> Iterator[Kernel]:
+    """Every kernel of each architecture, sorted."""
+    dump = subprocess.run(
+        [cuobjdump(), "-res-usage", library], check=True, capture_output=True, text=True
+    )
+    symbols = re.findall(r"Function (\S+):$", dump.stdout, re.MULTILINE)
+    demangled = subprocess.run(
+        ["c++filt"], input="\n".join(symbols), check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    names = dict(zip(symbols, demangled, strict=True))
+    arch = symbol = ""
+    found = []
+    for line in dump.stdout.splitlines():
+        if match := re.match(r"arch = (sm_\w+)", line):
+            arch = match[1]
+        elif match := re.match(r"\s*Function (\S+):$", line):
+            symbol = match[1]
+        elif "REG:" in line:
+            usage = {k: int(v) for k, v in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", line)}
+            sizes = (usage["REG"], usage["STACK"], usage["LOCAL"], usage["SHARED"])
+            found.append(Kernel(arch, short(symbol, names[symbol]), *sizes))
+    yield from sorted(found)
+
+
+def table(rows: list[Kernel]) -> str:
+    """A Markdown table."""
+    lines = [
+        "| arch | kernel | registers | shared bytes | occupancy |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        occupancy = "" if row.occupancy is None else f"{row.occupancy:.0%}"
+        lines.append(
+            f"| {row.arch} | `{row.name}` | {row.registers} | {row.shared} | {occupancy} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Prints or writes the table; exits non-zero where a kernel uses local memory."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    if not LIBRARY.exists():
+        print("no CUDA library in this build: nothing to check")
+        return
+    rows = list(kernels(LIBRARY))
+    if not rows:
+        sys.exit(f"{LIBRARY.name}: expected kernels, found none")
+    ours = [row for row in rows if row.ours]
+    if options.out:
+        options.out.write_text(table(ours))
+    bad = [row for row in ours if row.stack or row.local]
+    for row in bad:
+        print(f"{row.arch} {row.name}: {row.stack} bytes of stack, {row.local} of local memory")
+    if bad:
+        sys.exit(f"{len(bad)} of {len(ours)} kernels spill or use local memory")
+    print(f"{len(ours)} kernels: no spills, no local memory")
+
+
+if __name__ == "__main__":
+    main()
