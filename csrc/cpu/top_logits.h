@@ -15,6 +15,36 @@
 
 namespace fastdet::cpu {
 
+// The k-th largest of x[0, n), 1 <= k <= n; moves the values. A partition without a branch on the
+// values: what they are cannot be predicted. An order that fools the pivots is left to nth_element.
+template <typename S>
+S kth_largest(S* x, int64_t n, int64_t k) {
+  constexpr int kSample = 9, kRounds = 8;
+  constexpr int64_t kFew = 64;
+  for (int round = 0; round < kRounds && n > kFew; ++round) {
+    S sample[kSample];
+    for (int i = 0; i < kSample; ++i) sample[i] = x[i * (n - 1) / (kSample - 1)];
+    std::sort(sample, sample + kSample, std::greater<S>());
+    const S pivot = sample[(k - 1) * kSample / n];
+    int64_t above = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const S value = x[i];
+      x[i] = x[above];
+      x[above] = value;
+      above += value > pivot;
+    }
+    if (above >= k) {
+      n = above;
+    } else if (above > 0) {
+      x += above, n -= above, k -= above;
+    } else {
+      break;  // the pivot is the largest: equal values, perhaps all of them
+    }
+  }
+  std::nth_element(x, x + (k - 1), x + n, std::greater<S>());
+  return x[k - 1];
+}
+
 template <typename S>
 class TopLogits {
  public:
@@ -49,16 +79,18 @@ class TopLogits {
   // Leaves the k best.
   void trim() {
     if (size_ <= k_) return;
-    std::vector<S> sorted(logits_.begin(), logits_.begin() + size_);
-    std::nth_element(sorted.begin(), sorted.begin() + (k_ - 1), sorted.end(), std::greater<S>());
-    bound_ = sorted[k_ - 1];
-    int64_t ties = k_ - std::count_if(sorted.begin(), sorted.begin() + k_,
-                                      [this](S logit) { return logit > bound_; });
-    int64_t kept = 0;
+    std::vector<S> values(logits_.begin(), logits_.begin() + size_);
+    bound_ = kth_largest(values.data(), size_, k_);
+    int64_t above = 0;
+    for (int64_t i = 0; i < size_; ++i) above += logits_[i] > bound_;
+    int64_t ties = k_ - above, kept = 0;
     for (int64_t i = 0; i < size_; ++i) {
-      if (logits_[i] < bound_ || (logits_[i] == bound_ && ties-- <= 0)) continue;
-      logits_[kept] = logits_[i];
-      index_[kept++] = index_[i];
+      const S logit = logits_[i];
+      const bool tie = logit == bound_;
+      logits_[kept] = logit;
+      index_[kept] = index_[i];
+      kept += (logit > bound_) | (tie & (ties > 0));
+      ties -= tie;
     }
     size_ = kept;
   }
