@@ -1,16 +1,22 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Greedy non-maximum suppression over raw pointers: plain C++, no torch, so that the NumPy entry
-// points run it too. Boxes are visited by falling score (ties: the lower index first) and each is
-// tested against the boxes kept so far: O(n * kept) IoUs at most, O(n) memory.
-// A score that is NaN or a coordinate that is not finite drops the box before the sort.
+// points run it too. Boxes are visited by falling score (ties: the lower index first,
+// score_order.h) and each is compared with the boxes kept so far that are near it (kept_boxes.h). A
+// group's boxes meet no others: where all groups run to their end they run in parallel, and where
+// the caller wants the best few of many they take turns in the order of the scores, up to the last
+// one wanted.
+//
+// Cost: the sort, O(n), and about constant time a box; the worst input costs the n * kept IoUs of
+// brute force. Memory O(n).
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <vector>
 
-#include "loops.h"
+#include "box_groups.h"
+#include "kept_boxes.h"
+#include "score_order.h"
 
 namespace fastdet::cpu {
 
@@ -23,77 +29,85 @@ struct NmsInput {
   int64_t n;
 };
 
-// Indices of the usable boxes by (score falling, index rising).
+constexpr int64_t kRowsInParallel = 1024;
+
+// One group: writes at most `max_keep` kept indices; returns how many.
 template <typename T>
-std::vector<int64_t> score_order(const NmsInput<T>& in) {
-  std::vector<int64_t> order;
-  order.reserve(in.n);
-  for (int64_t i = 0; i < in.n; ++i)
-    if (!std::isnan(in.scores[i]) && is_finite(in.boxes[i])) order.push_back(i);
-  std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-    return in.scores[a] != in.scores[b] ? in.scores[a] > in.scores[b] : a < b;
-  });
-  return order;
+int64_t nms_of_all(const NmsInput<T>& in, ScoreOrder<T>& order, const NmsThreshold<T>& threshold,
+                   int64_t max_keep, int64_t* keep) {
+  const int64_t n = order.size();
+  const BoxStore<T> room(std::min(n, max_keep));
+  KeptBoxes<T> kept(in.boxes, order.rows(), n, threshold, room.planes());
+  int64_t num_kept = 0;
+  for (int64_t r = 0; r < n && num_kept < max_keep; ++r) {
+    const uint32_t i = order[r];
+    if (kept.offer(in.boxes[i])) keep[num_kept++] = i;
+  }
+  return num_kept;
 }
 
-// The kept boxes of one group, one array a coordinate.
+// The best `max_keep` of all groups: the groups take turns, by score.
 template <typename T>
-class KeptBoxes {
- public:
-  explicit KeptBoxes(int64_t capacity) : storage_(5 * capacity) {
-    T* p = storage_.data();
-    planes_ = {p, p + capacity, p + 2 * capacity, p + 3 * capacity, p + 4 * capacity};
+int64_t nms_in_turns(const NmsInput<T>& in, ScoreOrder<T>& order, const NmsThreshold<T>& threshold,
+                     int64_t max_keep, int64_t* keep) {
+  const int64_t n = order.size();
+  const BoxGroups<T> groups(order.rows(), n, in.groups);
+  std::vector<uint32_t> group_of(in.n);
+  for (int64_t r = 0; r < n; ++r) group_of[order.rows()[r].index] = groups.number[r];
+  const BoxStore<T> room(n);
+  std::vector<KeptBoxes<T>> kept;
+  kept.reserve(groups.size());
+  for (int64_t g = 0; g < groups.size(); ++g)
+    kept.emplace_back(in.boxes, groups.members.data() + groups.begin[g], groups.size(g), threshold,
+                      room.planes(groups.begin[g]));
+  int64_t num_kept = 0;
+  for (int64_t r = 0; r < n && num_kept < max_keep; ++r) {
+    const uint32_t i = order[r];
+    if (kept[group_of[i]].offer(in.boxes[i])) keep[num_kept++] = i;
   }
+  return num_kept;
+}
 
-  void clear() { n_ = 0; }
-
-  // Keeps the box unless it overlaps a kept one.
-  bool offer(const Box<T>& box, T iou_threshold) {
-    const T box_area = area(box);
-    if (box_loops<T>().overlaps_any(planes_, n_, box, box_area, iou_threshold)) return false;
-    planes_.x1[n_] = box.x1;
-    planes_.y1[n_] = box.y1;
-    planes_.x2[n_] = box.x2;
-    planes_.y2[n_] = box.y2;
-    planes_.area[n_++] = box_area;
-    return true;
-  }
-
- private:
-  std::vector<T> storage_;
-  BoxPlanes<T> planes_;
-  int64_t n_ = 0;
-};
+// All groups to their end, in parallel; then one walk over the rows restores the order of scores.
+template <typename T, typename Parallel>
+int64_t nms_by_group(const NmsInput<T>& in, const ScoreOrder<T>& order,
+                     const NmsThreshold<T>& threshold, int64_t max_keep, int64_t* keep,
+                     const Parallel& parallel) {
+  const int64_t n = order.size();
+  const BoxGroups<T> groups(order.rows(), n, in.groups);
+  std::vector<uint8_t> survives(n);
+  // A piece of rows is the groups that begin in it.
+  parallel(n, kRowsInParallel, [&](int64_t first, int64_t last) {
+    const auto begin = groups.begin.begin(), end = groups.begin.end() - 1;
+    for (auto g = std::lower_bound(begin, end, first) - begin; g < end - begin; ++g) {
+      const int64_t at = groups.begin[g];
+      if (at >= last) break;
+      const BoxStore<T> room(groups.size(g));
+      KeptBoxes<T> kept(in.boxes, groups.members.data() + at, groups.size(g), threshold,
+                        room.planes());
+      for (int64_t j = at; j < at + groups.size(g); ++j)
+        survives[groups.row[j]] = kept.offer(in.boxes[groups.members[j].index]);
+    }
+  });
+  int64_t num_kept = 0;
+  for (int64_t r = 0; r < n && num_kept < max_keep; ++r)
+    if (survives[r]) keep[num_kept++] = order.rows()[r].index;
+  return num_kept;
+}
 
 // Writes at most `max_keep` kept indices by falling score to `keep`; returns how many.
 // `iou_threshold` is rounded down to T (threshold.h). `parallel(n, grain, body)` calls
 // body(begin, end) over pieces of [0, n); the result does not depend on the pieces.
 template <typename T, typename Parallel>
 int64_t greedy_nms(const NmsInput<T>& in, T iou_threshold, int64_t max_keep, int64_t* keep,
-                   [[maybe_unused]] const Parallel& parallel) {
-  const std::vector<int64_t> order = score_order(in);
-  const int64_t n = static_cast<int64_t>(order.size());
-  KeptBoxes<T> kept(n);
-  int64_t num_kept = 0;
-  if (!in.groups) {
-    for (int64_t r = 0; r < n && num_kept < max_keep; ++r)
-      if (kept.offer(in.boxes[order[r]], iou_threshold)) keep[num_kept++] = order[r];
-    return num_kept;
-  }
-  // Group by group over ranks in score order, then one walk over the ranks restores that order.
-  std::vector<int64_t> by_group(n);
-  for (int64_t r = 0; r < n; ++r) by_group[r] = r;
-  std::stable_sort(by_group.begin(), by_group.end(),
-                   [&](int64_t a, int64_t b) { return in.groups[order[a]] < in.groups[order[b]]; });
-  std::vector<uint8_t> survives(n, 0);
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t index = order[by_group[i]];
-    if (i > 0 && in.groups[index] != in.groups[order[by_group[i - 1]]]) kept.clear();
-    survives[by_group[i]] = kept.offer(in.boxes[index], iou_threshold);
-  }
-  for (int64_t r = 0; r < n && num_kept < max_keep; ++r)
-    if (survives[r]) keep[num_kept++] = order[r];
-  return num_kept;
+                   const Parallel& parallel) {
+  const int64_t wanted = max_keep < in.n / 8 ? 4 * max_keep : in.n;
+  ScoreOrder<T> order(in.boxes, in.scores, in.n, wanted);
+  const bool any_tiny = std::any_of(in.boxes, in.boxes + in.n, is_tiny<T>);
+  const NmsThreshold<T> threshold = nms_threshold(iou_threshold, any_tiny);
+  if (!in.groups) return nms_of_all(in, order, threshold, max_keep, keep);
+  if (wanted < in.n) return nms_in_turns(in, order, threshold, max_keep, keep);
+  return nms_by_group(in, order, threshold, max_keep, keep, parallel);
 }
 
 }  // namespace fastdet::cpu

@@ -5,6 +5,9 @@
 #include "loops.h"
 
 #include <limits>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #ifndef FASTDET_ISA
 #error "loops.cpp is compiled by CMake, once per ISA, with FASTDET_ISA set"
@@ -14,6 +17,7 @@ namespace fastdet::cpu::FASTDET_ISA {
 
 #include "box_iou.loops.h"
 #include "box_iou_loss.loops.h"
+#include "lanes.loops.h"
 #include "match_anchors.loops.h"
 #include "nms.loops.h"
 #include "roi_align.loops.h"

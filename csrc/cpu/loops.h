@@ -77,12 +77,26 @@ struct SoftNmsRule {
   T iou_threshold, sigma, min_score;
 };
 
+// The places [begin, begin + count) of kept boxes.
+struct KeptRun {
+  uint32_t begin, count;
+};
+
+constexpr int kNmsOverread = 16;
+
+// An IoU above `iou` implies an intersection above `filter` times the union, as computed.
+template <typename T>
+struct NmsThreshold {
+  T iou, filter;
+};
+
 // Loops over boxes; T is float or double.
 template <typename T>
 struct BoxLoops {
-  // Whether `box` overlaps one of kept[0, n) by an IoU above the threshold.
-  bool (*overlaps_any)(const BoxPlanes<T>& kept, int64_t n, const Box<T>& box, T box_area,
-                       T iou_threshold);
+  // Whether `box` overlaps one of the kept boxes in the runs by an IoU above the threshold. Reads,
+  // and ignores, up to kNmsOverread values beyond a run.
+  bool (*overlaps_any)(const BoxPlanes<T>& kept, const KeptRun* runs, int64_t num_runs,
+                       const Box<T>& box, T box_area, const NmsThreshold<T>& threshold);
 
   // out[j] = the IoU of `box` and others[j], j in [0, n).
   void (*box_iou_row)(IouKind kind, const IouBox<T>& box, const IouPlanes<T>& others, int64_t n,

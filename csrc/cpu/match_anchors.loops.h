@@ -8,33 +8,10 @@
 // order and so the bits are those of iou(), in both loops.
 
 #if defined(__AVX512F__)
-constexpr int kMatchVectorBytes = 64, kMatchVectors = 2;
-#elif defined(__AVX2__)
-constexpr int kMatchVectorBytes = 32, kMatchVectors = 1;
+constexpr int kMatchVectors = 2;
 #else
-constexpr int kMatchVectorBytes = 16, kMatchVectors = 1;
+constexpr int kMatchVectors = 1;
 #endif
-
-// As wide as a register: wider ones, and plain arrays, would live in memory.
-template <typename T>
-struct MatchVector {
-  typedef T type __attribute__((vector_size(kMatchVectorBytes)));
-};
-
-template <typename T>
-using Lanes = typename MatchVector<T>::type;
-
-template <typename T>
-__attribute__((always_inline)) inline Lanes<T> load_lanes(const T* p) {
-  Lanes<T> lanes;
-  __builtin_memcpy(&lanes, p, sizeof lanes);
-  return lanes;
-}
-
-template <typename T>
-__attribute__((always_inline)) inline void store_lanes(const Lanes<T>& lanes, T* p) {
-  __builtin_memcpy(p, &lanes, sizeof lanes);
-}
 
 template <typename T>
 struct AnchorLanes {
@@ -125,7 +102,7 @@ void best_matches(const AnchorBlock<T>& anchors, const GtPlanes<T>& gts, int64_t
                   int32_t* chosen, const GtMaxima<T>& maxima, T* best_iou, LaneInt<T>* best_row) {
   using Floats = Lanes<T>;
   using Ints = Lanes<LaneInt<T>>;
-  constexpr int64_t kLanes = kMatchVectorBytes / sizeof(T);
+  constexpr int64_t kLanes = kLanesOf<T>;
   const GtPlanes<T> in = gts;
   const int64_t num_chosen = choose_gts(in, anchors.hull, chosen);
   const Ints lowest = Ints{} + (in.size > 0 ? in.row[0] : -1);
@@ -164,7 +141,7 @@ template <typename T>
 void find_rescuers(const AnchorBlock<T>& anchors, const GtPlanes<T>& gts, int64_t g, T wanted,
                    LaneInt<T>* rescuer) {
   using Ints = Lanes<LaneInt<T>>;
-  constexpr int64_t kLanes = kMatchVectorBytes / sizeof(T);
+  constexpr int64_t kLanes = kLanesOf<T>;
   for (int64_t i = 0; i < kMatchBlock; i += kLanes) {
     const Lanes<T> overlap = AnchorLanes<T>(anchors, i).iou_with(gts, g);
     const Ints found = load_lanes(rescuer + i);

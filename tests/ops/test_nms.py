@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -71,6 +72,126 @@ def test_nms_equals_reference(name, device):
     boxes, scores, threshold = samples(device)[name]
     expected = reference.nms(boxes.cpu(), scores.cpu(), threshold)
     assert nms(boxes, scores, threshold).cpu().tolist() == expected.tolist()
+
+
+def hostile(n: int) -> dict[str, Tensor]:
+    """Boxes that spatial pruning, a filter without a division, or both, may get wrong."""
+    generator = torch.Generator().manual_seed(n)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    def around(centre: Tensor, sides: Tensor) -> Tensor:
+        return torch.cat([centre - sides / 2, centre + sides / 2], 1)
+
+    step = torch.arange(n, dtype=torch.float64)[:, None]
+    line = torch.cat([10 * step, 0 * step, 10 * step + 10, 0 * step + 10], 1)
+    half = torch.tensor([0, 0, 5.0, 0])  # IoU with the neighbour: 1 / 3 of the union
+    spread = around(uniform(n, 2) * 8 * n**0.5, 1 + uniform(n, 2) * 40)
+    giants = spread.clone()
+    giants[::97] = giants[::97] * 1e-3 + torch.tensor([-50.0, -50, 1e4, 1e4])
+    inverted = spread.clone()
+    inverted[::3] = inverted[::3][:, [2, 3, 0, 1]]
+    inverted[1::3, 2] = inverted[1::3, 0]
+    boxes = {
+        "spread": spread,
+        "all equal": line[:1].expand(n, 4).contiguous(),
+        "one spot": around(50 + uniform(n, 2), 30 + uniform(n, 2) * 20),
+        "giants": giants,
+        "touching line": line,
+        "overlapping line": line + half,
+        "one long and thin": torch.cat(
+            [around(uniform(n - 1, 2) * 500, 9 + uniform(n - 1, 2)), line[:1] * 50]
+        ),
+        "all sizes": around(uniform(n, 2) * 1000, torch.exp(uniform(n, 2) * 25 - 10)),
+        "integers": around(
+            torch.floor(uniform(n, 2) * 30) * 2, 2 + torch.floor(uniform(n, 2) * 4) * 2
+        ),
+        "inverted and flat": inverted,
+        "far away": spread + 2.0**23,
+        "huge": spread * 1e30,
+        "areas that overflow": spread * 1e18,
+        "areas that underflow": spread * 1e-21,
+        "areas of few bits": spread * 1e-22,
+        "one tiny": torch.cat([spread[1:], spread[:1] * 1e-20]),
+        "negative": -spread[:, [2, 3, 0, 1]],
+    }
+    return {name: values.float() for name, values in boxes.items()}
+
+
+def brute_force(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, idxs: Tensor | None = None
+) -> list[int]:
+    """Each box against all that were kept, by NumPy in the type of the boxes."""
+    b, t = boxes.numpy(), np.asarray(iou_threshold, np.float64)
+    with np.errstate(all="ignore"):
+        areas = (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1])
+        ids = np.zeros(len(b), np.int64) if idxs is None else idxs.numpy()
+        kept = np.empty(len(b), np.int64)
+        planes, n = np.empty((4, len(b)), b.dtype), 0
+        for i in np.argsort(-scores.numpy(), kind="stable"):
+            k = kept[:n]
+            x1, y1, x2, y2 = planes[:, :n]
+            w = np.maximum(np.minimum(x2, b[i, 2]) - np.maximum(x1, b[i, 0]), 0)
+            h = np.maximum(np.minimum(y2, b[i, 3]) - np.maximum(y1, b[i, 1]), 0)
+            inter = w * h
+            union = areas[k] + areas[i] - inter
+            iou = np.where(union > 0, inter / union, 0)
+            if not ((iou > t) & (ids[k] == ids[i])).any():
+                kept[n], planes[:, n], n = i, b[i], n + 1
+    return kept[:n].tolist()
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1e-7, 0.1, 0.5, 0.7, 0.95, 1.0])
+@pytest.mark.parametrize("name", list(hostile(2)))
+def test_hostile_boxes(name, threshold):
+    boxes = hostile(1500)[name]
+    scores = torch.randint(0, 700, (1500,), generator=torch.Generator().manual_seed(3)).float()
+    expected = brute_force(boxes, scores, threshold)
+    assert nms(boxes, scores, threshold).tolist() == expected
+    wide = boxes.double()
+    expected = brute_force(wide, scores.double(), threshold)
+    assert nms(wide, scores.double(), threshold).tolist() == expected
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.6])
+@pytest.mark.parametrize("name", ["spread", "giants", "all sizes", "one tiny"])
+def test_hostile_boxes_in_groups(name, threshold):
+    boxes, ids = hostile(3000)[name], torch.arange(3000) % 1000 % 5 * 2**60
+    ids[::50] = torch.arange(60) - 2**63
+    scores = torch.randint(0, 700, (3000,), generator=torch.Generator().manual_seed(3)).float()
+    expected = brute_force(boxes, scores, threshold, ids)
+    assert batched_nms(boxes, scores, ids, threshold).tolist() == expected
+    for max_keep in (3, 300, 3000):
+        keep, counts = nms_padded(boxes[None], scores[None], threshold, max_keep, ids[None])
+        assert keep[0, : counts[0]].tolist() == expected[:max_keep]
+
+
+@pytest.mark.parametrize("n", [191, 192, 193, 777, 5000, 20000])
+def test_many_boxes(n):
+    boxes, generator = hostile(n)["spread"], torch.Generator().manual_seed(n)
+    scores = torch.rand(n, generator=generator) - 0.5
+    expected = brute_force(boxes, scores, 0.5)
+    assert nms(boxes, scores, 0.5).tolist() == expected
+    best, order = scores.sort(descending=True, stable=True)  # rows that need no sort
+    assert order[nms(boxes[order], best, 0.5)].tolist() == expected
+    for max_keep in (1, 10, 100, n // 2):
+        keep, counts = nms_padded(boxes[None], scores[None], 0.5, max_keep)
+        assert counts[0] == min(len(expected), max_keep)
+        assert keep[0, : counts[0]].tolist() == expected[:max_keep]
+
+
+def test_scores_of_every_kind_are_in_order():
+    special = [0.0, -0.0, INF, -INF, 1e-45, -1e-45, 3e38, -3e38, 1.0, -1.0]
+    for dtype in (torch.float32, torch.float64):
+        scores = torch.tensor(special, dtype=dtype).repeat(50)
+        step = torch.arange(500, dtype=dtype)[:, None] * 2
+        boxes = torch.cat([step, step, step + 1, step + 1], 1)
+        for count in (10, 60, 500):
+            expected = scores[:count].sort(descending=True, stable=True).indices.tolist()
+            assert nms(boxes[:count], scores[:count], 0.5).tolist() == expected
+        keep, _ = nms_padded(boxes[None], scores[None], 0.5, 55)
+        assert keep[0].tolist() == expected[:55]
 
 
 def test_hand_worked():
