@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Sigmoid focal loss of logits (see ../sigmoid_focal_loss.h) and its derivative by the logits, one
 // pass each, no memory beside inputs and outputs. Class labels are never spread out to a target for
-// each logit: all logits run through the loop of target 0, then each row's one class is put right.
+// each logit: a block of rows runs through the loop of target 0, then the one logit of each row
+// that its label names, at -x, through the same loop again.
 #include "../sigmoid_focal_loss.h"
 
 #include <algorithm>
@@ -9,6 +10,7 @@
 
 #include "../checks.h"
 #include "grad_blocks.h"
+#include "huge_pages.h"
 #include "loops.h"
 #include "parallel.h"
 
@@ -17,38 +19,79 @@ namespace fastdet::cpu {
 namespace {
 
 constexpr int64_t kGrainLogits = 1 << 13;
+constexpr int64_t kBlockLogits = 1 << 12;  // whose results stay in the L1 cache
+constexpr int64_t kBlockRows = 256;
 
+// What targets stand for: a row has one label, or is a single logit with a dense target.
 template <typename S>
-S positive_loss(S x, const FocalWeights<S>& w) {
-  return w.positive *
-         (w.gamma == 2 ? focal_loss<true>(-x, w.gamma) : focal_loss<false>(-x, w.gamma));
-}
+struct Targets {
+  const S* dense;  // or null
+  const int64_t* labels;
+  int64_t width, num_rows;
 
-template <typename S>
-S positive_loss_backward(S x, const FocalWeights<S>& w) {
-  return -w.positive * (w.gamma == 2 ? focal_loss_backward<true>(-x, w.gamma)
-                                     : focal_loss_backward<false>(-x, w.gamma));
-}
+  Targets(const Tensor& targets, const Tensor& inputs) : dense(nullptr), labels(nullptr) {
+    if (targets.scalar_type() == kInt64) {
+      labels = data<int64_t>(targets);
+      width = inputs.size(inputs.dim() - 1);
+      num_rows = targets.numel();
+    } else {
+      dense = data<S>(targets);
+      width = 1;
+      num_rows = inputs.numel();
+    }
+  }
 
-// Calls body(i) for the one logit of each row of [begin, end) that its label names; rows that are
-// ignored become 0, rows whose label is no class NaN.
-template <typename Out, typename Body>
-void put_labels_right(const int64_t* labels, int64_t num_classes, int64_t begin, int64_t end,
-                      Out* out, const Body& body) {
+  // body(begin, end) over rows: all that a thread takes, or blocks of them where there are labels.
+  template <typename Body>
+  void for_each_block(const Body& body) const {
+    const int64_t one = std::max<int64_t>(1, width);
+    const int64_t rows = dense ? num_rows : std::clamp<int64_t>(kBlockLogits / one, 1, kBlockRows);
+    parallel_for(num_rows, std::max<int64_t>(1, kGrainLogits / one),
+                 [&](int64_t first, int64_t last) {
+                   for (int64_t row = first; row < last; row += rows)
+                     body(row, std::min(row + rows, last));
+                 });
+  }
+};
+
+// The logits of a block of rows that their labels name, negated.
+template <typename T>
+struct Positives {
+  int64_t count = 0;
+  int64_t place[kBlockRows];
+  T logits[kBlockRows];
+
+  Positives(const Targets<Sum<T>>& targets, const T* inputs, int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t label = targets.labels[row];
+      if (label < 0 || label >= targets.width) continue;
+      place[count] = row * targets.width + label;
+      logits[count] = static_cast<T>(-static_cast<Sum<T>>(inputs[place[count]]));
+      ++count;
+    }
+  }
+};
+
+// Rows that are ignored become 0, rows whose label is no class NaN.
+template <typename S, typename Out>
+void put_odd_rows_right(const Targets<S>& targets, int64_t begin, int64_t end, Out* out) {
   for (int64_t row = begin; row < end; ++row) {
-    const int64_t label = labels[row], first = row * num_classes;
-    if (label == -1) continue;
-    if (label >= 0 && label < num_classes)
-      body(first + label);
-    else
-      std::fill_n(
-          out + first, num_classes,
-          static_cast<Out>(label == kIgnoredLabel ? 0.f : std::numeric_limits<float>::quiet_NaN()));
+    const int64_t label = targets.labels[row];
+    if (label >= -1 && label < targets.width) continue;
+    const float value = label == kIgnoredLabel ? 0.f : std::numeric_limits<float>::quiet_NaN();
+    std::fill_n(out + row * targets.width, targets.width, static_cast<Out>(value));
   }
 }
 
-int64_t grain_rows(int64_t num_classes) {
-  return std::max<int64_t>(1, kGrainLogits / std::max<int64_t>(1, num_classes));
+// Weights by which the loop of target 0 at -x gives target 1 at x.
+template <typename S>
+FocalWeights<S> mirrored(const FocalWeights<S>& w) {
+  return {w.negative, w.positive, w.gamma};
+}
+
+Tensor targets_input(const Tensor& targets, ScalarType dtype) {
+  return torch::stable::contiguous(targets.scalar_type() == kInt64 ? targets
+                                                                   : cast(targets, dtype));
 }
 
 }  // namespace
@@ -56,27 +99,26 @@ int64_t grain_rows(int64_t num_classes) {
 Tensor sigmoid_focal_loss(const Tensor& inputs, const Tensor& targets, double alpha, double gamma) {
   check_sigmoid_focal_loss("sigmoid_focal_loss", inputs, targets);
   const auto dtype = box_dtype(inputs);
-  const bool by_label = targets.scalar_type() == kInt64;
   const Tensor inputs_in = torch::stable::contiguous(inputs);
-  const Tensor targets_in = torch::stable::contiguous(by_label ? targets : cast(targets, dtype));
-  const Tensor out = empty_like(inputs, dtype);
-  // A row is what a label stands for, or a single logit.
-  const int64_t width = by_label ? inputs.size(inputs.dim() - 1) : 1;
-  const int64_t num_rows = by_label ? targets.numel() : inputs.numel();
+  const Tensor targets_in = targets_input(targets, dtype);
+  const Tensor out = in_huge_pages(empty_like(inputs, dtype));
   dispatch_floating(inputs.scalar_type(), [&]<typename T>() {
     using S = Sum<T>;
+    const Targets<S> t(targets_in, inputs);
     const FocalWeights<S> weights = focal_weights<S>(alpha, gamma);
     const T* logits = data<T>(inputs_in);
-    const S* dense = by_label ? nullptr : data<S>(targets_in);
     S* loss = mutable_data<S>(out);
-    parallel_for(num_rows, grain_rows(width), [&](int64_t begin, int64_t end) {
-      const int64_t first = begin * width;
-      feature_loops<T>().sigmoid_focal_loss(logits + first, dense ? dense + first : nullptr,
-                                            (end - begin) * width, weights, loss + first);
-      if (dense) return;
-      put_labels_right(data<int64_t>(targets_in), width, begin, end, loss, [&](int64_t i) {
-        loss[i] = positive_loss(static_cast<S>(logits[i]), weights);
-      });
+    const auto run = feature_loops<T>().sigmoid_focal_loss;
+    t.for_each_block([&](int64_t begin, int64_t end) {
+      const int64_t first = begin * t.width;
+      run(logits + first, t.dense ? t.dense + first : nullptr, (end - begin) * t.width, weights,
+          loss + first);
+      if (t.dense) return;
+      const Positives<T> positives(t, logits, begin, end);
+      S results[kBlockRows];
+      run(positives.logits, nullptr, positives.count, mirrored(weights), results);
+      for (int64_t k = 0; k < positives.count; ++k) loss[positives.place[k]] = results[k];
+      put_odd_rows_right(t, begin, end, loss);
     });
   });
   return out;
@@ -86,32 +128,32 @@ Tensor sigmoid_focal_loss_backward(const Tensor& grad, const Tensor& inputs, con
                                    double alpha, double gamma) {
   const char* const op = "sigmoid_focal_loss_backward";
   check_sigmoid_focal_loss_backward(op, grad, inputs, targets);
-  const auto dtype = box_dtype(inputs);
-  const bool by_label = targets.scalar_type() == kInt64;
   const Tensor inputs_in = torch::stable::contiguous(inputs);
-  const Tensor targets_in = torch::stable::contiguous(by_label ? targets : cast(targets, dtype));
+  const Tensor targets_in = targets_input(targets, box_dtype(inputs));
   const RepeatedGrad repeated = repeated_grad(grad);
-  const Tensor out = empty_like(inputs, inputs.scalar_type());
-  const int64_t width = by_label ? inputs.size(inputs.dim() - 1) : 1;
-  const int64_t num_rows = by_label ? targets.numel() : inputs.numel();
+  const Tensor out = in_huge_pages(empty_like(inputs, inputs.scalar_type()));
   dispatch_floating(inputs.scalar_type(), [&]<typename T>() {
     using S = Sum<T>;
+    const Targets<S> t(targets_in, inputs);
     const FocalWeights<S> weights = focal_weights<S>(alpha, gamma);
     const T* logits = data<T>(inputs_in);
-    const S* dense = by_label ? nullptr : data<S>(targets_in);
     const S* upstream = data<S>(repeated.compact);
     T* result = mutable_data<T>(out);
-    parallel_for(num_rows, grain_rows(width), [&](int64_t begin, int64_t end) {
+    const auto run = feature_loops<T>().sigmoid_focal_loss_backward;
+    t.for_each_block([&](int64_t begin, int64_t end) {
       for_grad_blocks<S>(
-          repeated, begin * width, end * width, [&](int64_t i, int64_t count, const S* g) {
-            feature_loops<T>().sigmoid_focal_loss_backward(logits + i, dense ? dense + i : nullptr,
-                                                           count, weights, g, result + i);
+          repeated, begin * t.width, end * t.width, [&](int64_t i, int64_t count, const S* g) {
+            run(logits + i, t.dense ? t.dense + i : nullptr, count, weights, g, result + i);
           });
-      if (dense) return;
-      put_labels_right(data<int64_t>(targets_in), width, begin, end, result, [&](int64_t i) {
-        const S derivative = positive_loss_backward(static_cast<S>(logits[i]), weights);
-        result[i] = static_cast<T>(upstream[i / repeated.repeat] * derivative);
-      });
+      if (t.dense) return;
+      const Positives<T> positives(t, logits, begin, end);
+      S grads[kBlockRows];
+      T results[kBlockRows];
+      for (int64_t k = 0; k < positives.count; ++k)
+        grads[k] = -upstream[positives.place[k] / repeated.repeat];
+      run(positives.logits, nullptr, positives.count, mirrored(weights), grads, results);
+      for (int64_t k = 0; k < positives.count; ++k) result[positives.place[k]] = results[k];
+      put_odd_rows_right(t, begin, end, result);
     });
   });
   return out;
