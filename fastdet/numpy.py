@@ -11,6 +11,7 @@ arguments differ in type, float64 wins, but for scores, which follow the boxes.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -302,12 +303,127 @@ def decode_boxes(
     return boxes.astype(floats.result, copy=False)
 
 
+def multiclass_nms(
+    boxes: Floats,
+    scores: Floats,
+    score_threshold: float,
+    iou_threshold: float,
+    max_detections: int = 300,
+    *,
+    multi_label: bool = False,
+    max_candidates: int = 30_000,
+) -> tuple[Floats, Floats, Ints]:
+    """Detections from what most exported detectors yield: boxes, with a score for each class.
+
+    A YOLO that yields (1, 4 + C, N), with centers and sides for boxes:
+
+        x = session.run(None, {"images": images})[0][0]
+        boxes = np.concatenate([x[:2] - x[2:4] / 2, x[:2] + x[2:4] / 2]).T
+        boxes, scores, labels = multiclass_nms(boxes, x[4:].T, 0.25, 0.7)
+
+    A box with a coordinate that is not finite, and a score that is NaN, are dropped.
+
+    Args:
+        boxes: (N, 4) xyxy in pixels.
+        scores: (N, C), C-contiguous or the transpose of such an array: neither is copied.
+        score_threshold: a candidate's score is above it.
+        iou_threshold: in [0, 1]; a box goes when its IoU with a kept one of its class is strictly
+            above.
+        max_detections: the best ones are returned.
+        multi_label: whether a box is a candidate with each class above the threshold, and not with
+            its best alone (of equal scores the lowest class).
+        max_candidates: the best ones reach the suppression; of equal scores those that come first
+            in memory.
+
+    Returns:
+        boxes (D, 4), scores (D,) and labels (D,) int64 by falling score; ties by box, then class.
+        float64 for float64 boxes, else float32.
+
+    Raises:
+        ValueError: wrong shape; a number outside its range.
+        TypeError: not an array, or of a wrong type.
+    """
+    _check_iou_threshold(iou_threshold)
+    if math.isnan(score_threshold):
+        raise ValueError("score_threshold: expected a number, got nan")
+    _check_not_negative(max_detections=max_detections, max_candidates=max_candidates)
+    maths = _type_of(boxes=boxes).maths
+    _check_array("scores", scores, "f", "float16, float32 or float64")
+    by_class = scores.flags.f_contiguous and not scores.flags.c_contiguous
+    return _native.multiclass_nms(
+        _dense(boxes, maths),
+        _dense(scores.T if by_class else scores, maths),
+        by_class,
+        score_threshold,
+        iou_threshold,
+        max_detections,
+        multi_label,
+        max_candidates,
+    )
+
+
+def retinanet_detections(
+    logits: Sequence[Floats],
+    deltas: Sequence[Floats],
+    anchors: Floats,
+    sizes: Ints,
+    score_thresh: float,
+    topk_candidates: int,
+    nms_thresh: float,
+    detections_per_img: int,
+) -> tuple[Floats, Floats, Ints, Ints]:
+    """The detections of each image, from a RetinaNet's raw head outputs, by falling score.
+
+    Definition: `fastdet.ops.retinanet_detections`.
+
+    Args:
+        logits: for each level (B, A_l, C), in the order of its anchors.
+        deltas: for each level (B, A_l, 4).
+        anchors: (A, 4) xyxy in pixels, the levels' one after another.
+        sizes: (B, 2) integers, height and width of each image.
+        score_thresh: the probability of a detection is above it.
+        topk_candidates: the pairs of anchor and class of a level that are decoded.
+        nms_thresh: in [0, 1]; IoU above which a box suppresses another of its class.
+        detections_per_img: D, the most detections of an image; the best ones are.
+
+    Returns:
+        boxes (B, D, 4), scores (B, D), labels (B, D) int64 in 0 .. C - 1, zero beyond counts (B,)
+        int64. float64 for float64 logits or deltas, float32 for all others.
+
+    Raises:
+        ValueError: wrong shape; no level; a number outside its range.
+        TypeError: not an array, or of a wrong type.
+    """
+    if not 0 <= nms_thresh <= 1:
+        raise ValueError(f"nms_thresh: expected a number in [0, 1], got {nms_thresh}")
+    _check_not_negative(topk_candidates=topk_candidates, detections_per_img=detections_per_img)
+    if not len(logits):
+        raise ValueError("logits: expected at least one level, got none")
+    maths = _type_of(logits=list(logits), deltas=list(deltas)).maths
+    return _native.retinanet_detections(
+        [_dense(own, maths) for own in logits],
+        [_dense(own, maths) for own in deltas],
+        _floats("anchors", anchors, maths),
+        _integers("sizes", sizes),
+        score_thresh,
+        topk_candidates,
+        nms_thresh,
+        detections_per_img,
+    )
+
+
 # ---- arguments ----------------------------------------------------------------------------------
 
 
 def _check_iou_threshold(iou_threshold: float) -> None:
     if not 0 <= iou_threshold <= 1:
         raise ValueError(f"iou_threshold: expected a number in [0, 1], got {iou_threshold}")
+
+
+def _check_not_negative(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 0:
+            raise ValueError(f"{name}: expected a number >= 0, got {number}")
 
 
 def _check_weights(weights: Weights) -> None:
@@ -328,12 +444,13 @@ def _check_array(name: str, array: Any, kinds: str, expected: str) -> None:
         raise TypeError(f"{name}: expected {expected}, got {array.dtype} {array.shape}")
 
 
-def _type_of(**arrays: Any) -> _Type:
-    """The type that these arguments have in common."""
+def _type_of(**arguments: Any) -> _Type:
+    """The type that these arguments, arrays or sequences of them, have in common."""
     widest = 2
-    for name, array in arrays.items():
-        _check_array(name, array, "f", "float16, float32 or float64")
-        widest = max(widest, array.dtype.itemsize)
+    for name, argument in arguments.items():
+        for array in argument if isinstance(argument, (list, tuple)) else (argument,):
+            _check_array(name, array, "f", "float16, float32 or float64")
+            widest = max(widest, array.dtype.itemsize)
     if widest == 8:
         return _Type(np.float64, np.float64)
     return _Type(np.float32, np.float16 if widest == 2 else np.float32)

@@ -180,6 +180,109 @@ def test_soft_nms_is_the_same_on_every_isa():
             assert all(np.array_equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
+# ---- multiclass_nms -----------------------------------------------------------------------------
+
+
+def test_multiclass_nms_hand_worked():
+    boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [50, 50, 60, 60]], "f4")
+    scores = np.array([[0.9, 0.3], [0.8, 0.85], [0.1, 0.2]], "f4")
+    kept, kept_scores, labels = fnp.multiclass_nms(boxes, scores, 0.15, 0.5)
+    assert labels.tolist() == [0, 1, 1]
+    assert np.array_equal(kept, boxes)
+    assert np.array_equal(kept_scores, np.array([0.9, 0.85, 0.2], "f4"))
+    kept, kept_scores, labels = fnp.multiclass_nms(boxes, scores, 0.05, 0.5, multi_label=True)
+    # box 1 goes as class 0, and box 0 as class 1
+    assert labels.tolist() == [0, 1, 1, 0]
+    assert np.array_equal(kept, boxes[[0, 1, 2, 2]])
+    assert np.array_equal(kept_scores, np.array([0.9, 0.85, 0.2, 0.1], "f4"))
+    assert fnp.multiclass_nms(boxes, scores, 0.05, 0.5, 1, multi_label=True)[2].tolist() == [0]
+    assert fnp.multiclass_nms(boxes, scores, 0.05, 0.5, max_candidates=1)[2].tolist() == [0]
+    assert fnp.multiclass_nms(boxes, scores, 0.95, 0.5)[0].shape == (0, 4)
+
+
+def multiclass_nms_by_numpy(boxes, scores, score_threshold, iou_threshold, multi_label):
+    """Boxes and labels of the pairs that fastdet's batched_nms keeps."""
+    box, label = np.nonzero(scores > score_threshold)
+    if not multi_label:
+        best = np.nan_to_num(scores, nan=-INF).argmax(1)
+        box, label = box[label == best[box]], label[label == best[box]]
+    keep = fnp.batched_nms(boxes[box], scores[box, label], label, iou_threshold)
+    return boxes[box][keep], scores[box, label][keep], label[keep]
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("n", "num_classes"), [(0, 3), (1, 1), (65, 7), (3000, 20), (50, 300)])
+def test_multiclass_nms_equals_its_parts(n, num_classes, transposed, multi_label):
+    boxes = random_boxes(n, n)
+    scores = random_scores(n * num_classes, n).reshape(n, num_classes)
+    scores[1::7] = NAN
+    threshold = float(np.nanquantile(scores, 0.9)) if n else 0.5
+    given_scores = np.ascontiguousarray(scores.T).T if transposed else scores
+    got = fnp.multiclass_nms(boxes, given_scores, threshold, 0.6, 10**6, multi_label=multi_label)
+    expected = multiclass_nms_by_numpy(boxes, scores, threshold, 0.6, multi_label)
+    for ours, theirs in zip(got, expected, strict=True):
+        assert np.array_equal(ours, theirs)
+        assert ours.dtype == theirs.dtype
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_multiclass_nms_takes_the_best_candidates(transposed, multi_label):
+    n, num_classes = 500, 9
+    boxes = random_boxes(n, width=1e4)
+    scores = np.random.default_rng(5).permutation(n * num_classes).reshape(n, num_classes) / 4500.0
+    given_scores = np.ascontiguousarray(scores.T).T if transposed else scores
+    boxes64 = boxes.astype("f8")
+    options = {"multi_label": multi_label, "max_candidates": 40}
+    kept = fnp.multiclass_nms(boxes64, given_scores, 0.1, 1.0, **options)[1]
+    best = scores.max(1) if not multi_label else scores.ravel()
+    assert np.array_equal(kept, np.sort(best)[::-1][:40])
+
+
+def test_multiclass_nms_of_half_types():
+    boxes, scores = random_boxes(50, dtype="f2"), random_scores(100, dtype="f2").reshape(50, 2)
+    got = fnp.multiclass_nms(boxes, scores, 0.2, 0.5)
+    expected = fnp.multiclass_nms(boxes.astype("f4"), scores.astype("f4"), 0.2, 0.5)
+    assert all(np.array_equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+# ---- retinanet_detections -----------------------------------------------------------------------
+
+
+def heads(dtype: str = "f4", num_images: int = 2) -> tuple[list, list, np.ndarray, np.ndarray]:
+    """Logits, deltas, anchors and sizes of three levels of 5 classes."""
+    generator = np.random.default_rng(6)
+    counts = (300, 70, 0)
+    logits = [generator.standard_normal((num_images, n, 5)).astype(dtype) for n in counts]
+    deltas = [generator.standard_normal((num_images, n, 4)).astype(dtype) / 4 for n in counts]
+    anchors = random_boxes(sum(counts), 6)
+    return logits, deltas, anchors, np.array([[90, 120], [70, 60]])[:num_images]
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+@pytest.mark.parametrize("num_images", [0, 1, 2])
+@pytest.mark.parametrize("numbers", [(0.5, 50, 0.5, 30), (0.0, 10**6, 0.9, 900), (1.0, 0, 0.0, 0)])
+def test_retinanet_detections_are_those_of_torch(dtype, num_images, numbers):
+    logits, deltas, anchors, sizes = heads(dtype, num_images)
+    expect_same(
+        fnp.retinanet_detections(logits, deltas, anchors, sizes, *numbers),
+        fastdet.retinanet_detections(
+            tensors(*logits), tensors(*deltas), *tensors(anchors, sizes), *numbers
+        ),
+    )
+
+
+def test_retinanet_detections_read_any_layout():
+    logits, deltas, anchors, sizes = heads()
+    expected = fnp.retinanet_detections(logits, deltas, anchors, sizes, 0.5, 50, 0.5, 30)
+    assert (expected[3] > 10).all()
+    for layout in layouts(logits[0]):
+        other = [[layouts(x)[layout] for x in argument] for argument in (logits, deltas)]
+        got = fnp.retinanet_detections(*other, anchors, sizes, 0.5, 50, 0.5, 30)
+        assert all(np.array_equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
 # ---- box_iou and its kin ------------------------------------------------------------------------
 
 
@@ -412,3 +515,38 @@ def test_bad_input_is_named():
         fnp.decode_boxes(boxes, boxes[None])
     with pytest.raises(ValueError, match=r"decode_boxes: sizes: expected \(B, 2\) with the B"):
         fnp.decode_boxes(boxes[None], boxes, sizes=np.ones((3, 2), "i8"))
+    with pytest.raises(ValueError, match=r"multiclass_nms: scores: expected \(N, C\) with the N"):
+        fnp.multiclass_nms(boxes, boxes[:4], 0.1, 0.5)
+    with pytest.raises(
+        ValueError, match=r"multiclass_nms: scores: .*, here transposed, got .*4, 3"
+    ):
+        fnp.multiclass_nms(boxes, np.zeros((4, 3), "f4").T, 0.1, 0.5)
+    with pytest.raises(ValueError, match=r"multiclass_nms: scores: expected \(N, C\)"):
+        fnp.multiclass_nms(boxes, scores, 0.1, 0.5)
+    with pytest.raises(ValueError, match="score_threshold: expected a number, got nan"):
+        fnp.multiclass_nms(boxes, boxes, NAN, 0.5)
+    with pytest.raises(ValueError, match="max_candidates: expected a number >= 0, got -1"):
+        fnp.multiclass_nms(boxes, boxes, 0.1, 0.5, max_candidates=-1)
+
+
+def test_bad_heads_are_named():
+    logits, deltas, anchors, sizes = heads()
+    numbers = (0.5, 50, 0.5, 30)
+
+    def refused(match, logits=logits, deltas=deltas, anchors=anchors, sizes=sizes, numbers=numbers):
+        with pytest.raises(ValueError, match=match):
+            fnp.retinanet_detections(logits, deltas, anchors, sizes, *numbers)
+
+    refused("logits: expected at least one level, got none", logits=[], deltas=[])
+    refused("deltas: expected one array a level, 3, got 2", deltas=deltas[:2])
+    refused(r"logits: expected \(B, A, C\) .* got float32 \(300, 5\)", [logits[0][0], *logits[1:]])
+    refused(
+        r"logits: expected .* got float32 \(2, 70, 4\)", [logits[0], logits[1][..., :4], logits[2]]
+    )
+    refused(r"deltas: expected \(B, A, 4\) with the B", deltas=[deltas[1], deltas[0], deltas[2]])
+    refused(r"anchors: expected \(A, 4\), A counting all levels", anchors=anchors[1:])
+    refused(r"sizes: expected \(B, 2\) with the B", sizes=sizes[:1])
+    refused(r"nms_thresh: expected a number in \[0, 1\], got 2", numbers=(0.5, 50, 2, 30))
+    refused("topk_candidates: expected a number >= 0, got -1", numbers=(0.5, -1, 0.5, 30))
+    with pytest.raises(TypeError, match=r"deltas: expected float16, .* got int64"):
+        fnp.retinanet_detections(logits, [x.astype("i8") for x in deltas], anchors, sizes, *numbers)

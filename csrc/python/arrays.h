@@ -66,5 +66,7 @@ void bind_box_iou(py::module_& m);
 void bind_box_coding(py::module_& m);
 void bind_match_anchors(py::module_& m);
 void bind_nms(py::module_& m);
+void bind_multiclass_nms(py::module_& m);
+void bind_retinanet_detections(py::module_& m);
 
 }  // namespace fastdet::python

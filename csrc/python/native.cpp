@@ -22,4 +22,6 @@ PYBIND11_MODULE(_native, m) {
   fastdet::python::bind_box_coding(m);
   fastdet::python::bind_match_anchors(m);
   fastdet::python::bind_nms(m);
+  fastdet::python::bind_multiclass_nms(m);
+  fastdet::python::bind_retinanet_detections(m);
 }
