@@ -318,6 +318,38 @@ inline void expect_not_negative(const char* op, const char* argument, int64_t nu
   if (number < 0) refuse(op, argument, "a number >= 0", std::to_string(number));
 }
 
+// ---- roi_detections -----------------------------------------------------------------------------
+
+inline void check_roi_detections(const Tensor& logits, const Tensor& deltas,
+                                 const Tensor& proposals, const std::optional<Tensor>& counts,
+                                 const Tensor& sizes, int64_t detections_per_img) {
+  const char* op = "roi_detections";
+  expect(is_floating(logits) && logits.dim() == 3 && logits.size(2) > 0, op, "logits",
+         "floating (B, K, C) with C above 0", logits);
+  const auto per_roi = [&](const Tensor& t, int64_t dim) {
+    return t.dim() == dim && t.size(0) == logits.size(0) && t.size(1) == logits.size(1) &&
+           t.size(dim - 1) == 4;
+  };
+  expect(deltas.scalar_type() == logits.scalar_type() && per_roi(deltas, 4) &&
+             deltas.size(2) == logits.size(2),
+         op, "deltas", "(B, K, C, 4) with the dtype, B, K and C of logits", deltas);
+  expect(is_floating(proposals) && per_roi(proposals, 3), op, "proposals",
+         "floating (B, K, 4) with the B and K of logits", proposals);
+  expect(sizes.scalar_type() == kInt64 && sizes.dim() == 2 && sizes.size(0) == logits.size(0) &&
+             sizes.size(1) == 2,
+         op, "sizes", "int64 (B, 2) with the B of logits", sizes);
+  expect_same_device(op, "deltas", deltas, logits);
+  expect_same_device(op, "proposals", proposals, logits);
+  expect_same_device(op, "sizes", sizes, logits);
+  if (counts) {
+    expect(
+        counts->scalar_type() == kInt64 && counts->dim() == 1 && counts->size(0) == logits.size(0),
+        op, "counts", "int64 (B,) with the B of logits", *counts);
+    expect_same_device(op, "counts", *counts, logits);
+  }
+  expect_not_negative(op, "detections_per_img", detections_per_img);
+}
+
 // ---- box_iou_loss -------------------------------------------------------------------------------
 
 inline void check_box_iou_loss(const char* op, const Tensor& boxes1, const Tensor& boxes2) {

@@ -33,6 +33,7 @@ STABLE_TORCH_LIBRARY(fastdet, m) {
 
   m.def("rpn_proposals(Tensor[] objectness, Tensor[] deltas, Tensor anchors, Tensor sizes, int pre_nms_top_n, int post_nms_top_n, float nms_thresh, float score_thresh, float min_size) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("retinanet_detections(Tensor[] logits, Tensor[] deltas, Tensor anchors, Tensor sizes, float score_thresh, int topk_candidates, float nms_thresh, int detections_per_img) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("roi_detections(Tensor logits, Tensor deltas, Tensor proposals, Tensor? counts, Tensor sizes, float wx, float wy, float ww, float wh, float score_thresh, float nms_thresh, int detections_per_img, float min_size) -> (Tensor, Tensor, Tensor, Tensor)");
 
   m.def("sigmoid_focal_loss(Tensor inputs, Tensor targets, float alpha, float gamma) -> Tensor");
   m.def("sigmoid_focal_loss_backward(Tensor grad, Tensor inputs, Tensor targets, float alpha, float gamma) -> Tensor");

@@ -358,6 +358,37 @@ def retinanet_detections(
     return _keep_best(rows, nms_thresh, detections_per_img, dtype)
 
 
+def roi_detections(
+    logits: Tensor,
+    deltas: Tensor,
+    proposals: Tensor,
+    size: Tensor,
+    weights: tuple[float, ...],
+    score_thresh: float,
+    nms_thresh: float,
+    detections_per_img: int,
+    min_size: float = 1e-2,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """boxes, scores and labels of one image: logits (K, C), deltas (K, C, 4), proposals (K, 4)."""
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    limits = torch.tensor([score_thresh, min_size], dtype=torch.float64).to(dtype).tolist()
+    scores = logits.double().softmax(1).to(dtype)
+    boxes, ranks, labels = [], [], []
+    for k in range(len(logits)):
+        for c in range(1, logits.size(1)):
+            box = decode_boxes(deltas[None, k, c], proposals[None, k], weights, size[None])[0]
+            sides = box[2:] - box[:2]
+            if scores[k, c] > limits[0] and (sides >= limits[1]).all():
+                boxes.append(box.to(dtype))
+                ranks.append(scores[k, c])
+                labels.append(c)
+    if not boxes:
+        return torch.zeros(0, 4, dtype=dtype), torch.zeros(0, dtype=dtype), torch.zeros(0).long()
+    boxes, ranks, labels = torch.stack(boxes), torch.stack(ranks), torch.tensor(labels)
+    keep = nms(boxes, ranks, nms_thresh, labels)[:detections_per_img]
+    return boxes[keep], ranks[keep], labels[keep]
+
+
 def sigmoid_focal_loss(inputs: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
     """Losses of all logits; autograd differentiates it while s^gamma is smooth."""
     x, t, ignored = inputs.double(), targets.double(), torch.zeros(inputs.shape, dtype=torch.bool)

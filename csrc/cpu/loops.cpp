@@ -23,6 +23,7 @@ namespace fastdet::cpu::FASTDET_ISA {
 #include "roi_align.loops.h"
 #include "sigmoid_focal_loss.loops.h"
 #include "soft_nms.loops.h"
+#include "softmax.loops.h"
 #include "top_logits.loops.h"
 
 template <typename T>
@@ -53,6 +54,7 @@ const FeatureLoops<T>& feature_loops() {
       .sigmoid_focal_loss = sigmoid_focal_loss<T>,
       .sigmoid_focal_loss_backward = sigmoid_focal_loss_backward<T>,
       .find_above = find_above<T>,
+      .softmax = softmax<T>,
   };
   return table;
 }

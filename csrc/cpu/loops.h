@@ -205,6 +205,9 @@ struct FeatureLoops {
   // many. Both outputs have room for n.
   int64_t (*find_above)(const T* logits, int64_t n, Sum<T> bound, int64_t first, Sum<T>* values,
                         int64_t* index);
+
+  // out = softmax(logits), n of them.
+  void (*softmax)(const T* logits, int64_t n, Sum<T>* out);
 };
 
 #define FASTDET_DECLARE_ISA(name)         \

@@ -14,7 +14,7 @@
 
 #include "../box_coding.h"
 #include "../threshold.h"
-#include "greedy_nms.h"
+#include "candidates.h"
 #include "loops.h"
 #include "top_logits.h"
 
@@ -45,14 +45,6 @@ struct DetectionRule {
   int64_t max_boxes;  // kept of an image: D
 };
 
-// (B, D, ...) each, zero beyond the counts.
-template <typename S>
-struct DetectionRows {
-  Box<S>* boxes;
-  S* scores;
-  int64_t *labels, *counts;
-};
-
 // `label(level, class)`: what a box is called; boxes of different labels never meet.
 template <typename T, typename Label, typename Parallel>
 class PyramidDetections {
@@ -73,28 +65,11 @@ class PyramidDetections {
     parallel_(static_cast<int64_t>(slots_.size()), 1, [this](int64_t begin, int64_t end) {
       for (int64_t s = begin; s < end; ++s) decode(s);
     });
-    const auto images = [&](int64_t begin, int64_t end) {
-      for (int64_t b = begin; b < end; ++b) suppress(b, out);
-    };
-    // Threads do not nest: a single image is left to the threads of its suppression.
-    head_.num_images == 1 ? images(0, 1) : parallel_(head_.num_images, 1, images);
+    for_each_image(head_.num_images, [&](int64_t b) { suppress(b, out); }, parallel_);
   }
 
  private:
   static constexpr int64_t kPiece = 1 << 15;  // logits a thread takes at least
-
-  // Boxes of an image, or of one of its levels.
-  struct Boxes {
-    std::vector<Box<S>> boxes;
-    std::vector<S> logits;
-    std::vector<int64_t> labels;
-
-    void append(const Boxes& other) {
-      boxes.insert(boxes.end(), other.boxes.begin(), other.boxes.end());
-      logits.insert(logits.end(), other.logits.begin(), other.logits.end());
-      labels.insert(labels.end(), other.labels.begin(), other.labels.end());
-    }
-  };
 
   // A run of a level's logits that one thread has read, from `begin` on.
   struct Run {
@@ -105,7 +80,7 @@ class PyramidDetections {
   // One level of one image.
   struct Slot {
     std::vector<Run> runs;
-    Boxes boxes;
+    Candidates<S> candidates;
   };
 
   int64_t num_logits(int64_t level) const {
@@ -150,17 +125,14 @@ class PyramidDetections {
     const Box<S>* anchors = head_.anchors;
     for (int64_t i = 0; i < l; ++i) anchors += head_.levels[i].num_anchors;
     const S height = S(head_.sizes[2 * b]), width = S(head_.sizes[2 * b + 1]);
-    Boxes& out = slots_[s].boxes;
     for (int64_t i = 0; i < top.size(); ++i) {
       const int64_t anchor = top.index(i) / head_.num_classes;
       const T* d = level.deltas + b * level.deltas_stride + 4 * anchor;
       const Deltas<S> deltas = {S(d[0]), S(d[1]), S(d[2]), S(d[3])};
       const Box<S> box =
           clip(fastdet::decode(deltas, anchors[anchor], {S(1), S(1), S(1), S(1)}), width, height);
-      if (!(box.x2 - box.x1 >= rule_.min_size && box.y2 - box.y1 >= rule_.min_size)) continue;
-      out.boxes.push_back(box);
-      out.logits.push_back(top.logit(i));
-      out.labels.push_back(label_(l, top.index(i) % head_.num_classes));
+      if (has_sides(box, rule_.min_size))
+        slots_[s].candidates.append(box, top.logit(i), label_(l, top.index(i) % head_.num_classes));
     }
   }
 
@@ -175,20 +147,9 @@ class PyramidDetections {
   }
 
   void suppress(int64_t b, const DetectionRows<S>& out) {
-    Boxes all;
-    for (int64_t l = 0; l < num_levels_; ++l) all.append(slots_[b * num_levels_ + l].boxes);
-    const int64_t n = static_cast<int64_t>(all.boxes.size()), rows = rule_.max_boxes;
-    std::vector<int64_t> keep(std::min(n, rows));
-    const NmsInput<S> in = {all.boxes.data(), all.logits.data(), all.labels.data(), n};
-    const int64_t kept =
-        greedy_nms(in, rule_.nms_thresh, static_cast<int64_t>(keep.size()), keep.data(), parallel_);
-    for (int64_t i = 0; i < rows; ++i) {
-      const bool real = i < kept;
-      out.boxes[b * rows + i] = real ? all.boxes[keep[i]] : Box<S>{};
-      out.scores[b * rows + i] = real ? sigmoid(all.logits[keep[i]]) : S(0);
-      out.labels[b * rows + i] = real ? all.labels[keep[i]] : 0;
-    }
-    out.counts[b] = kept;
+    Candidates<S> all;
+    for (int64_t l = 0; l < num_levels_; ++l) all.append(slots_[b * num_levels_ + l].candidates);
+    write_kept(b, all, rule_.nms_thresh, rule_.max_boxes, sigmoid<S>, out, parallel_);
   }
 
   const PyramidHead<T>& head_;

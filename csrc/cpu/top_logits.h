@@ -64,7 +64,7 @@ class TopLogits {
       make_room(n);
       size_ += feature_loops<T>().find_above(logits + begin, n, bound_, begin,
                                              logits_.data() + size_, index_.data() + size_);
-      if (size_ > kSlack * k_) trim();
+      if (size_ / kSlack > k_) trim();
     }
   }
 

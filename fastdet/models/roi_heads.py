@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from fastdet.models.batch import Batch, Detections, rows_in_use
 from fastdet.models.losses import box_regression_loss
 from fastdet.ops import (
-    decode_boxes,
     encode_boxes,
     match_anchors,
     multiscale_roi_align,
+    roi_detections,
     sample_matches,
 )
 from fastdet.ops.padded_rows import row_mask, take_rows
-from fastdet.ops.suppression import has_sides, suppress
 
 
 class TwoMLPHead(nn.Module):
@@ -180,25 +179,19 @@ class RoIHeads(nn.Module):
     def detect(
         self, features: Sequence[Tensor], proposals: Tensor, counts: Tensor, sizes: Tensor
     ) -> Detections:
-        """Detections of each image, clipped to its size (B, 2), the best classes of all proposals.
-
-        Follows torchvision's postprocess_detections.
-        """
+        """The best classes of all proposals of each image, clipped to its size (B, 2)."""
         proposals = proposals[:, : rows_in_use(counts, proposals.shape[1])]
         logits, deltas = self(features, proposals, counts)
-        scores = logits.float().softmax(dim=-1)[:, :, 1:]  # (B, K, C - 1)
-        boxes = decode_boxes(
-            deltas[:, :, 1:].float(), proposals[:, :, None], self.bbox_reg_weights, sizes=sizes
-        )
-        valid = (scores > self.score_thresh) & has_sides(boxes, self.min_size)
-        valid &= row_mask(counts, proposals.shape[1])[..., None]
-        labels = torch.arange(1, logits.shape[2], device=logits.device).expand_as(scores)
-        found = suppress(
-            boxes.flatten(1, 2),
-            scores.flatten(1),
-            labels.flatten(1),
-            valid.flatten(1),
+        found = roi_detections(
+            logits,
+            deltas,
+            proposals,
+            counts,
+            sizes,
+            self.bbox_reg_weights,
+            self.score_thresh,
             self.nms_thresh,
             self.detections_per_img,
+            self.min_size,
         )
         return Detections(*found)

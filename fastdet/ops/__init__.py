@@ -17,6 +17,7 @@ from fastdet.ops.match_anchors import match_anchors
 from fastdet.ops.nms import batched_nms, nms, nms_padded
 from fastdet.ops.retinanet_detections import retinanet_detections
 from fastdet.ops.roi_align import MultiScaleRoIAlign, RoIAlign, multiscale_roi_align, roi_align
+from fastdet.ops.roi_detections import roi_detections
 from fastdet.ops.rpn_proposals import rpn_proposals
 from fastdet.ops.sample_matches import sample_matches
 from fastdet.ops.sigmoid_focal_loss import sigmoid_focal_loss
@@ -40,6 +41,7 @@ __all__ = [
     "nms_padded",
     "retinanet_detections",
     "roi_align",
+    "roi_detections",
     "rpn_proposals",
     "sample_matches",
     "sigmoid_focal_loss",

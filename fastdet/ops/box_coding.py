@@ -10,7 +10,8 @@ from . import library  # noqa: F401
 Weights = tuple[float, float, float, float]
 
 
-def _check_weights(weights: Weights) -> None:
+def check_weights(weights: Weights) -> None:
+    """Raises ValueError unless there are four, all positive."""
     if len(weights) != 4 or not all(weight > 0 for weight in weights):
         raise ValueError(f"weights: expected four numbers > 0, got {weights}")
 
@@ -48,7 +49,7 @@ def encode_boxes(boxes: Tensor, anchors: Tensor, weights: Weights = (1.0, 1.0, 1
         ValueError: shapes that do not broadcast; a weight that is not positive.
         RuntimeError: wrong dtype or device.
     """
-    _check_weights(weights)
+    check_weights(weights)
     boxes, anchors = _rows("encode_boxes", "boxes", boxes.detach(), anchors)
     return torch.ops.fastdet.encode_boxes(boxes, anchors, *weights)
 
@@ -79,7 +80,7 @@ def decode_boxes(
         ValueError: anchors that do not broadcast to deltas; a weight that is not positive.
         RuntimeError: wrong dtype or device; wrong shape of sizes.
     """
-    _check_weights(weights)
+    check_weights(weights)
     shape = deltas.shape
     deltas, anchors = _rows("decode_boxes", "deltas", deltas, anchors)
     if deltas.shape != shape:

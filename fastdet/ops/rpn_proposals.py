@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from fastdet.ops.box_coding import decode_boxes
-from fastdet.ops.padded_rows import take_rows
-from fastdet.ops.pyramid_head import (
+from fastdet.ops.detection_heads import (
     check_nms_thresh,
     fake_kept_boxes,
     head_levels,
     in_box_dtype,
 )
+from fastdet.ops.padded_rows import take_rows
 from fastdet.ops.suppression import KeptBoxes, has_sides, suppress_logits
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the ops on a dense head's levels share: their arguments and the shape of their results."""
+"""What the ops that end a detector share: their arguments and the shape of their results."""
 
 from collections.abc import Sequence
 

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Included by loops.cpp inside the namespace of an ISA.
+
+// The sum is of as many partial sums on every ISA, so that every one rounds alike.
+constexpr int64_t kSoftmaxLanes = 16;
+
+template <typename T>
+void softmax(const T* logits, int64_t n, Sum<T>* __restrict__ out) {
+  using S = Sum<T>;
+  S largest = -__builtin_huge_val();
+  for (int64_t i = 0; i < n; ++i) {
+    out[i] = static_cast<S>(logits[i]);
+    largest = out[i] > largest ? out[i] : largest;
+  }
+  S sums[kSoftmaxLanes] = {};
+  int64_t i = 0;
+  for (; i + kSoftmaxLanes <= n; i += kSoftmaxLanes)
+    for (int64_t lane = 0; lane < kSoftmaxLanes; ++lane) {
+      out[i + lane] = exp_of(out[i + lane] - largest);
+      sums[lane] += out[i + lane];
+    }
+  for (int64_t lane = 0; i < n; ++i, ++lane) {
+    out[i] = exp_of(out[i] - largest);
+    sums[lane] += out[i];
+  }
+  S total = 0;
+  for (int64_t lane = 0; lane < kSoftmaxLanes; ++lane) total += sums[lane];
+  for (i = 0; i < n; ++i) out[i] /= total;
+}
