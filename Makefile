@@ -23,7 +23,8 @@ test: install
 	  FASTDET_CPU_ISA=$$isa $(BIN)/python -m pytest tests/ops -m "not slow and not emulation" || exit 1; done
 
 bench: install
-	$(BIN)/python -m benchmarks.op_table --out benchmarks/results/cpu_ops.json
+	$(BIN)/fastdet bench --out benchmarks/results/cpu_ops.json
+	$(BIN)/python -m benchmarks.plots
 	$(BIN)/python -m benchmarks.readme_tables
 
 lint: install

@@ -1,18 +1,25 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Writes the tables of README.md from the committed result files; `make bench` ends with it.
+"""Writes the tables of the two READMEs from the committed result files; `make bench` ends with it.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`; NAME is a file under results/. A
-test compares README.md with what this script would write.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; NAME is a function of TABLES. A
+test compares the READMEs with what this script would write.
 """
 
+import functools
+import itertools
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import results
+from benchmarks.results import CPU_OPS, Result, Row
+from benchmarks.tables import ABSENT, errors, others, times
+from fastdet.figures import three_digits
+
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
-RESULTS = ROOT / "benchmarks" / "results"
+READMES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -22,32 +29,88 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in [header, rule, *rows])
 
 
-def milliseconds(value: float) -> str:
-    """Three digits, none of them after the point from 100 on."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def made_by(result: dict[str, Any]) -> str:
+def made_by(machine: dict[str, str]) -> str:
     """Where and with what a result was measured."""
-    m = result["machine"]
+    m = machine
     return (
         f"\n{m['date']}, {m['processor']}, GPU: {m['gpu']}, torch {m['torch']}, "
         f"torchvision {m['torchvision']}.\n"
     )
 
 
-def ops_table(result: dict[str, Any]) -> str:
-    """One row for each operator and workload."""
+def ratio(row: Row | None) -> str:
+    """torchvision's time over ours."""
+    return times(row.torchvision.ratio[1]) if row and row.torchvision else ABSENT
+
+
+def ops_table(result: Result) -> str:
+    """On all threads, without the series that only show growth."""
+    by_key = {row.key: row for row in result.rows}
     rows = [
         [
-            f"`{row['op']}`, {row['workload']}",
-            milliseconds(row["fastdet_ms"]),
-            milliseconds(row["torchvision_ms"]),
-            f"{row['ratio']:.1f}x",
+            f"`{row.op}`, {row.workload}",
+            three_digits(row.sides["fastdet"].ms),
+            three_digits(row.torchvision.ms),
+            ratio(row),
+            ratio(by_key.get((row.op, row.workload, 1))),
         ]
-        for row in result["rows"]
+        for row in result.rows
+        if row.torchvision and not row.growth and row.threads == result.threads
     ]
-    return markdown(["", "fastdet ms", "torchvision ms", "ratio"], rows) + made_by(result)
+    header = ["", "fastdet ms", "torchvision ms", "ratio", "on one thread"]
+    return markdown(header, rows) + made_by(result.machine)
+
+
+def every_row(result: Result) -> str:
+    """A table for each operator."""
+    header = ["", "threads", "fastdet ms", "torchvision ms", "ratio", "quartiles", "target"]
+    header += ["error, ours / theirs", "other peers"]
+    tables = []
+    for op, rows in itertools.groupby(result.rows, key=lambda row: row.op):
+        cells = []
+        for row in rows:
+            theirs = row.torchvision
+            cells.append(
+                [
+                    row.workload,
+                    str(row.threads),
+                    three_digits(row.sides["fastdet"].ms),
+                    three_digits(theirs.ms) if theirs else ABSENT,
+                    ratio(row),
+                    " to ".join(three_digits(theirs.ratio[i]) for i in (0, 2)) if theirs else "",
+                    times(row.target) if row.target and row.threads == result.threads else "",
+                    errors(row),
+                    others(row),
+                ]
+            )
+        tables.append(f"\n#### `{op}`\n\n" + markdown(header, cells))
+    return "".join(tables) + made_by(result.machine)
+
+
+def floors(result: Result) -> str:
+    """How far each row is from its floor, on all threads, the farthest first."""
+    rows = [row for row in result.rows if row.floor_ms and row.threads == result.threads]
+    cells = [
+        [
+            f"`{row.op}`, {row.workload}",
+            three_digits(row.sides["fastdet"].ms),
+            three_digits(row.floor_ms or 0),
+            three_digits(row.times_floor or 0),
+            row.floor_kind,
+        ]
+        for row in sorted(rows, key=lambda row: -(row.times_floor or 0))
+    ]
+    return markdown(["", "fastdet ms", "floor ms", "times the floor", "set by"], cells)
+
+
+def ceilings(result: Result) -> str:
+    """What the machine can do."""
+    rows = [
+        [threads, *(three_digits(c[k]) for k in ("read", "write", "write_new", "fma"))]
+        for threads, c in result.ceilings.items()
+    ]
+    header = ["threads", "read GB/s", "write GB/s", "write new memory GB/s", "10^9 FMA/s"]
+    return markdown(header, rows)
 
 
 def training_table(result: dict[str, Any]) -> str:
@@ -73,19 +136,35 @@ def training_table(result: dict[str, Any]) -> str:
         f"\n{s['model']}, {s['backbone']} from scratch, {s['size']} px, FPN {s['fpn_channels']}, "
         f"batch {s['batch_size']}, {s['steps']} steps.\n"
     )
-    return markdown(header, rows) + settings + made_by(result)
+    return markdown(header, rows) + settings + made_by(result["machine"])
 
 
-def tables(text: str) -> str:
+def training(name: str) -> Callable[[], str]:
+    """The table of a training beside torchvision."""
+    return lambda: training_table(json.loads(CPU_OPS.with_name(f"{name}.json").read_text()))
+
+
+@functools.cache
+def cpu_ops() -> Result:
+    """The committed result."""
+    return results.read(CPU_OPS)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "cpu_ops": lambda: ops_table(cpu_ops()),
+    "cpu_ops_every_row": lambda: every_row(cpu_ops()),
+    "cpu_ops_floors": lambda: floors(cpu_ops()),
+    "cpu_ceilings": lambda: ceilings(cpu_ops()),
+    "bccd_faster_rcnn_cpu": training("bccd_faster_rcnn_cpu"),
+    "bccd_retinanet_cpu": training("bccd_retinanet_cpu"),
+}
+
+
+def filled(text: str) -> str:
     """The text with every table made anew."""
-
-    def fill(block: re.Match[str]) -> str:
-        result = json.loads((RESULTS / f"{block[2]}.json").read_text())
-        table = ops_table(result) if "rows" in result else training_table(result)
-        return f"{block[1]}{table}{block[3]}"
-
-    return BLOCK.sub(fill, text)
+    return BLOCK.sub(lambda block: f"{block[1]}{TABLES[block[2]]()}{block[3]}", text)
 
 
 if __name__ == "__main__":
-    README.write_text(tables(README.read_text()))
+    for readme in READMES:
+        readme.write_text(filled(readme.read_text()))

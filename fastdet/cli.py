@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The command `fastdet`: each subcommand is a function here, its options are the arguments.
 
-`fastdet info` needs torch and numpy alone; the others need the extra `train`. Heavy imports wait
-until a command runs, so that `--help` answers at once.
+`fastdet info` needs torch and numpy alone, `bench` and `compare` the extra `bench`, the others the
+extra `train`. Heavy imports wait until a command runs, so that `--help` answers at once.
 """
 
 import logging
+import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
@@ -16,8 +17,6 @@ from fastdet.training.options import TrainOptions
 
 if TYPE_CHECKING:
     from fastdet.evaluation import CocoMetrics
-
-EXTRA = 'pip install "fastdet[train]"'
 
 
 def train(training: TrainOptions) -> None:
@@ -77,6 +76,36 @@ def demo(out: Path = Path("demo")) -> None:
     run(out)
 
 
+def bench(
+    out: Path | None = None, only: str = "", brief: bool = False, quick: bool = False
+) -> None:
+    """Measure every operator beside torchvision; needs a checkout of the source.
+
+    Args:
+        out: File for the result.
+        only: Measure what matches, in pytest's -k form: "nms and not batched".
+        brief: On all threads only, fewer rounds, and no series of sizes: two minutes.
+        quick: Each workload once and tiny, to see that everything runs.
+    """
+    from fastdet.bench import run_suites
+
+    arguments = ["-k", only] if only else []
+    arguments += [f"--{name}" for name, wanted in (("brief", brief), ("quick", quick)) if wanted]
+    run_suites(*arguments, *(["--out", str(out.resolve())] if out else []))
+
+
+def compare(first: Path, second: Path) -> None:
+    """Print two result files of `fastdet bench` side by side.
+
+    Args:
+        first: The earlier one.
+        second: The later one.
+    """
+    from fastdet.bench import run_module
+
+    run_module("benchmarks.compare", str(first.resolve()), str(second.resolve()))
+
+
 def info() -> None:
     """Print versions, the CPU instruction set in use, and the state of the CUDA ops."""
     from fastdet.ops.library import info as rows
@@ -94,7 +123,16 @@ def info() -> None:
     Console().print(table)
 
 
-COMMANDS = {"train": train, "eval": evaluate, "predict": predict, "demo": demo, "info": info}
+COMMANDS = {
+    "train": train,
+    "eval": evaluate,
+    "predict": predict,
+    "bench": bench,
+    "compare": compare,
+    "demo": demo,
+    "info": info,
+}
+EXTRAS = {"bench": "bench", "compare": "bench"}  # of the others: train
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -117,9 +155,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "fastdet":
             raise
-        sys.exit(f"fastdet: {error}. This command needs more packages: {EXTRA}")
+        extra = EXTRAS.get(arguments[0], "train")
+        sys.exit(
+            f'fastdet: {error}. This command needs more packages: pip install "fastdet[{extra}]"'
+        )
     except (FileNotFoundError, FileExistsError, FloatingPointError) as error:
         sys.exit(f"fastdet: {error}")
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.returncode)
 
 
 def _print_metrics(metrics: "CocoMetrics", title: str) -> None:

@@ -7,7 +7,6 @@ that everything works together, not how good a detector can get.
 
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from fastdet import __version__
+from fastdet.bench import run_suites
 from fastdet.charts import Line
 from fastdet.data import CocoDetection, open_dataset, write_shapes
 from fastdet.evaluation import CocoMetrics, class_table, stats_table
@@ -95,20 +95,18 @@ def recipe(model: str, data: Path, out: Path) -> TrainOptions:
 
 
 def measure_ops(out: Path) -> Sequence[OpRow] | None:
-    """The op table beside torchvision, printed too; None where there is no source tree.
-
-    In a process of its own: what the trainings left in this one's memory must not count.
-    """
-    tree = Path(__file__).resolve().parent.parent
-    if not (tree / "benchmarks" / "op_table.py").exists():
+    """The op table beside torchvision, printed too; None where it cannot be measured."""
+    result = out.resolve() / "benchmarks.json"
+    try:
+        run_suites("--brief", "--out", str(result))
+    except (FileNotFoundError, ModuleNotFoundError, subprocess.CalledProcessError):
         return None
-    result = out.resolve() / "op_table.json"
-    command = [sys.executable, "-m", "benchmarks.op_table", "--out", str(result)]
-    if subprocess.run(command, cwd=tree, check=False).returncode:
-        return None
-    keys = ("op", "workload", "fastdet_ms", "torchvision_ms", "ratio")
-    rows = json.loads(result.read_text(encoding="utf-8"))["rows"]
-    return [tuple(row[key] for key in keys) for row in rows]
+    rows = []
+    for row in json.loads(result.read_text(encoding="utf-8"))["rows"]:
+        ours, theirs = (row["sides"].get(name) for name in ("fastdet", "torchvision"))
+        if theirs:
+            rows.append((row["op"], row["workload"], ours["ms"], theirs["ms"], theirs["ratio"][1]))
+    return rows
 
 
 def _train_and_show(name: str, data: Path, out: Path) -> TrainedModel:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from fastdet.charts import Line, line_chart
 from fastdet.evaluation import CocoMetrics
+from fastdet.figures import three_digits
 from fastdet.files import replacing
 
 ABSENT = "\N{EN DASH}"
@@ -200,10 +201,8 @@ def _number(value: float | None) -> str:
 
 
 def _measure(value: float | None, unit: str = "") -> str:
-    """Three significant digits, thousands in full; a dash for what is absent."""
-    if value is None:
-        return ABSENT
-    return f"{value:,.0f}{unit}" if value >= 100 else f"{value:.3g}{unit}"
+    """A dash for what is absent."""
+    return ABSENT if value is None else f"{three_digits(value)}{unit}"
 
 
 def _bar(value: float) -> str:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdet.cli import main
+from fastdet.cli import COMMANDS, main
 from fastdet.data import write_shapes
 
 
@@ -105,7 +105,7 @@ def test_missing_data_is_one_line(tmp_path: Path) -> None:
         main(f"train --data {tmp_path} --out {tmp_path / 'o'}".split())
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "predict", "demo", "info"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

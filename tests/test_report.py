@@ -67,7 +67,7 @@ def test_report_holds_what_it_was_given(page: str) -> None:
     assert "<b>\n" not in page
     assert page.count("<svg") == 6
     assert "0.875" in page
-    assert "20 x" in page
+    assert "20.0 x" in page
     assert "1,275" in page
     assert "prefers-color-scheme: dark" in page
 

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""How far a result is from the same operator's in float64."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def error(result: Any, exact: Any) -> float:
+    """The largest over the tensors of a result, which may be nested.
+
+    Of numbers: the largest difference, as a share of the largest exact number. Of indices: the
+    share that differs.
+    """
+    pairs = zip(_tensors(result), _tensors(exact), strict=True)
+    return max(_error(a.detach(), b.detach()) for a, b in pairs)
+
+
+def _tensors(result: Any) -> Iterator[Tensor]:
+    if isinstance(result, (tuple, list)):
+        for part in result:
+            yield from _tensors(part)
+    else:
+        yield torch.as_tensor(result)
+
+
+def _error(result: Tensor, exact: Tensor) -> float:
+    if exact.numel() == 0:
+        return float(result.numel() > 0)
+    if not exact.is_floating_point():
+        if result.shape == exact.shape:
+            return (result != exact).double().mean().item()
+        differing = set(result.tolist()) ^ set(exact.tolist())
+        return len(differing) / exact.numel()
+    return ((result.double() - exact).abs().max() / exact.abs().max()).item()

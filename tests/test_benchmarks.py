@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The suites run, every operator has one, and what they report is what they measured."""
+
+import itertools
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import compare, plots, readme_tables, results
+from benchmarks.alternate import Rounds, alternate
+from benchmarks.case import Case, measure, ratio
+from benchmarks.ceilings import stream
+from benchmarks.errors import error
+from benchmarks.results import Point, Result, Row, SideResult
+from benchmarks.tables import missed
+from fastdet import ops
+from fastdet.bench import TREE
+from fastdet.figures import three_digits
+
+
+def row(threads: int = 2, theirs: float = 30.0, **fields) -> Row:
+    sides = {
+        "fastdet": SideResult(2.0, (1.0, 1.0, 1.0), 0.0),
+        "torchvision": SideResult(2 * theirs, (theirs - 1, theirs, theirs + 1), 1e-7),
+    }
+    return Row("nms", "9 boxes", threads, sides, 0.5, "memory", **fields)
+
+
+def result(*rows: Row) -> Result:
+    machine = dict.fromkeys(("date", "processor", "gpu", "torch", "torchvision"), "x")
+    ceilings = dict.fromkeys(("read", "write", "write_new", "fma"), 10.0)
+    return Result(machine, {"2": ceilings}, list(rows))
+
+
+def test_every_suite_runs_and_every_op_has_one(tmp_path: Path) -> None:
+    out = tmp_path / "quick.json"
+    command = [sys.executable, "-m", "pytest", "benchmarks", "--quick", "--out", str(out)]
+    run = subprocess.run(command, cwd=TREE, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
+    measured = results.read(out)
+    functions = {name for name in ops.__all__ if name.islower()}
+    assert {row.op for row in measured.rows} >= functions
+    for one in measured.rows:
+        assert list(one.sides)[:2] == ["fastdet", "torchvision"]
+        assert all(side.ms > 0 for side in one.sides.values())
+
+
+def test_sides_take_turns() -> None:
+    calls: list[str] = []
+    sides = {name: lambda n=name: calls.append(n) for name in "ab"}
+    turns = alternate(sides, Rounds(seconds=0.0, least=3, most=5))
+    assert [len(turn.seconds) for turn in turns.values()] == [3, 3]
+    assert turns["a"].calls > 1, "a side this quick must run many times a turn"
+    order = [calls[0]] + [b for a, b in itertools.pairwise(calls) if a != b]
+    assert order == ["a", "b"] * 4  # the first pair finds out how quick they are
+
+
+def test_ratio_is_taken_round_by_round() -> None:
+    # A slow moment that hits both sides of a round is not seen.
+    assert ratio([20.0, 200.0, 20.0], [1.0, 10.0, 1.0]) == (20.0, 20.0, 20.0)
+
+
+def test_floor_is_the_larger_of_memory_and_arithmetic() -> None:
+    case = Case(
+        op="x",
+        workload="y",
+        sides={"fastdet": lambda: None},
+        floor=stream(writes=2**20),
+        operations=4e9,
+    )
+    rounds, unknown = Rounds(seconds=0.0, least=1, most=1), {"fastdet": None}
+    measured, _ = measure(case, 1, rounds, 100.0, unknown)
+    assert (measured.floor_kind, measured.floor_ms) == ("arithmetic", 40.0)
+    measured, _ = measure(replace(case, operations=0), 1, rounds, 100.0, unknown)
+    assert measured.floor_kind == "memory"
+    assert 0 < (measured.floor_ms or 0) < 40
+
+
+@pytest.mark.parametrize(
+    ("got", "exact", "expected"),
+    [
+        (torch.tensor([1.0, 3.0]), torch.tensor([1.0, 4.0]).double(), 0.25),
+        ((torch.tensor([2.0]), [torch.tensor([3])]), (torch.tensor([2.0]), [torch.tensor([3])]), 0),
+        (torch.tensor([1, 2, 3, 4]), torch.tensor([1, 2, 4, 3]), 0.5),
+        (torch.tensor([1, 2, 3]), torch.tensor([1, 2, 3, 4]), 0.25),
+        (torch.tensor([7]), torch.empty(0, dtype=torch.int64), 1.0),
+    ],
+)
+def test_error(got, exact, expected: float) -> None:
+    assert error(got, exact) == expected
+
+
+def test_result_file_keeps_what_is_written(tmp_path: Path) -> None:
+    rows = [row(target=25.0, growth=True, point=Point("nms", "boxes", 9)), row(threads=1)]
+    written = result(*rows)
+    results.write(tmp_path / "r.json", written)
+    assert results.read(tmp_path / "r.json") == written
+
+
+def test_target_is_for_all_threads() -> None:
+    slow, single = row(theirs=24.0, target=25.0), row(threads=1, theirs=24.0, target=25.0)
+    whole = result(slow, single)
+    assert missed(slow, whole)
+    assert not missed(single, whole)
+    assert not missed(row(theirs=26.0, target=25.0), whole)
+
+
+def test_compare_shows_the_ratios_of_both() -> None:
+    table = compare.table(result(row(theirs=20.0)), result(row(theirs=30.0), row(threads=1)))
+    assert table.row_count == 1
+    assert [next(iter(column.cells)) for column in table.columns][-3:] == ["20.0x", "30.0x", "+50%"]
+
+
+def test_plots_show_each_side_and_figure(tmp_path: Path) -> None:
+    points = [row(theirs=x, point=Point("nms, random", "boxes", x)) for x in (10, 1000)]
+    plots.draw(result(*points, row(threads=1)), tmp_path / "p.svg")
+    svg = (tmp_path / "p.svg").read_text()
+    for text in ("nms, random", "torchvision 2,000", "fastdet 2.00", "boxes", ">1k<"):
+        assert text in svg
+
+
+def test_readme_rows() -> None:
+    rows = [row(), row(threads=1, theirs=15.0), row(growth=True)]
+    table = readme_tables.ops_table(result(*rows))
+    assert "| `nms`, 9 boxes | 2.00 | 60.0 | 30.0x | 15.0x |" in table
+    assert table.count("`nms`") == 1
+    assert "| 2.00 | 0.500 | 4.00 | memory |" in readme_tables.floors(result(*rows))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.000123, "0.000123"), (0.94, "0.940"), (1.0, "1.00"), (99.96, "100"), (1170.4, "1,170")],
+)
+def test_three_digits(value: float, text: str) -> None:
+    assert three_digits(value) == text
