@@ -43,9 +43,10 @@ def test_every_suite_runs_and_every_op_has_one(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stdout
     measured = results.read(out)
     functions = {name for name in ops.__all__ if name.islower()}
-    assert {row.op for row in measured.rows} >= functions
+    assert {row.op for row in measured.rows if row.torchvision} >= functions
     for one in measured.rows:
-        assert list(one.sides)[:2] == ["fastdet", "torchvision"]
+        assert next(iter(one.sides)) == "fastdet"
+        assert len(one.sides) > 1
         assert all(side.ms > 0 for side in one.sides.values())
 
 
