@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// exp, log, log1p and atan on the ranges that the losses need, shared by host and device: plain
+// exp, log, log1p and atan on the ranges that losses and box coding need, shared by host and device: plain
 // C++, no torch. In float they are polynomials without a branch, a table or a call, so that a loop
 // over them vectorises and every ISA and device gets the same bits; at most 2 ulp off. In double
 // they are the standard library's.
@@ -24,7 +24,7 @@ FASTDET_HOST_DEVICE int32_t bits_of(float value) {
   return bits;
 }
 
-// e^x for x <= 1; 0 where that is below the smallest normal float. NaN stays NaN.
+// e^x for x <= 88; 0 where that is below the smallest normal float. NaN stays NaN.
 FASTDET_HOST_DEVICE float exp_of(float x) {
   constexpr float kShift = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
   const float clamped = x < -88.f ? -88.f : x;

@@ -39,6 +39,24 @@ struct Rows {
     return {static_cast<M>(p[0]), static_cast<M>(p[element_stride]),
             static_cast<M>(p[2 * element_stride]), static_cast<M>(p[3 * element_stride])};
   }
+
+  // Where rows [row, row + n) stand in memory as they are computed with, one after another; or
+  // null.
+  const RowMaths<T>* in_place(int64_t row, int64_t n) const {
+    if constexpr (std::is_same_v<T, RowMaths<T>>) {
+      if (element_stride != 1 || (dims > 0 && strides[0] != 4)) return nullptr;
+      const int64_t first = dims > 0 ? row % sizes[0] : 0;
+      if (first + n > (dims > 0 ? sizes[0] : 1)) return nullptr;
+      int64_t offset = first * 4;
+      if (dims > 0) row /= sizes[0];
+      for (int d = 1; d < dims; ++d) {
+        offset += row % sizes[d] * strides[d];
+        row /= sizes[d];
+      }
+      return data + offset;
+    }
+    return nullptr;
+  }
 };
 
 // `tensor` has at most kMaxRowDims + 1 dimensions, the last of size 4; checks.h has seen to it.

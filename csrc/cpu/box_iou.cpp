@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "../checks.h"
+#include "huge_pages.h"
 #include "loops.h"
 #include "parallel.h"
 
@@ -94,11 +95,13 @@ template <typename T>
 void backward_columns(const Pairs<T>& in, const T* grad, Box<T>* grad2) {
   constexpr int64_t kColumns = 256;
   const auto& loops = box_loops<T>();
-  const int64_t num_tiles = (in.m + kColumns - 1) / kColumns;
+  // Few columns in narrow tiles, so that there is work for all threads; no sum changes with them.
+  const int64_t width = in.num_batches * in.m < 8 * kColumns ? 32 : kColumns;
+  const int64_t num_tiles = (in.m + width - 1) / width;
   parallel_for(in.num_batches * num_tiles, 1, [&](int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; ++tile) {
-      const int64_t batch = tile / num_tiles, first = tile % num_tiles * kColumns;
-      const int64_t count = std::min(kColumns, in.m - first);
+      const int64_t batch = tile / num_tiles, first = tile % num_tiles * width;
+      const int64_t count = std::min(width, in.m - first);
       T sums[4][kColumns] = {};
       for (int64_t i = 0; i < in.n; ++i) {
         const int64_t row = batch * in.n + i;
@@ -118,8 +121,9 @@ Tensor box_iou_of(const char* op, IouKind kind, const Tensor& boxes1, const Tens
   const auto dtype = box_dtype(boxes1, boxes2);
   return dispatch_box(dtype, [&]<typename T>() {
     const Pairs<T> in(kind, eps, boxes1, boxes2, dtype);
-    const Tensor out = boxes1.dim() == 2 ? empty(boxes1, {in.n, in.m}, dtype)
-                                         : empty(boxes1, {in.num_batches, in.n, in.m}, dtype);
+    const Tensor out =
+        in_huge_pages(boxes1.dim() == 2 ? empty(boxes1, {in.n, in.m}, dtype)
+                                        : empty(boxes1, {in.num_batches, in.n, in.m}, dtype));
     forward(in, mutable_data<T>(out));
     return out;
   });

@@ -15,6 +15,7 @@
 
 namespace fastdet::cpu::FASTDET_ISA {
 
+#include "box_coding.loops.h"
 #include "box_iou.loops.h"
 #include "box_iou_loss.loops.h"
 #include "lanes.loops.h"
@@ -35,6 +36,9 @@ const BoxLoops<T>& box_loops() {
       .box_iou_backward_columns = box_iou_backward_columns<T>,
       .box_iou_loss = box_iou_loss<T>,
       .box_iou_loss_backward = box_iou_loss_backward<T>,
+      .encode_boxes = encode_boxes<T>,
+      .decode_boxes = decode_boxes<T>,
+      .decode_boxes_backward = decode_boxes_backward<T>,
       .load_anchors = load_anchors<T>,
       .best_matches = best_matches<T>,
       .find_rescuers = find_rescuers<T>,

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "../box_coding.h"
 #include "../box_iou.h"
 #include "../match_rule.h"
 #include "../sigmoid_focal_loss.h"
@@ -90,6 +91,11 @@ struct NmsThreshold {
   T iou, filter;
 };
 
+template <typename T>
+struct ImageSize {
+  T width, height;
+};
+
 // Loops over boxes; T is float or double.
 template <typename T>
 struct BoxLoops {
@@ -118,6 +124,15 @@ struct BoxLoops {
   // grad[i] times its derivative by boxes1[i] and boxes2[i].
   void (*box_iou_loss_backward)(IouKind kind, const Box<T>* boxes1, const Box<T>* boxes2, int64_t n,
                                 const IouEps<T>& eps, const T* grad, Box<T>* grad1, Box<T>* grad2);
+
+  // Row by row; decoded boxes are clipped to the size unless that is null.
+  void (*encode_boxes)(const Box<T>* boxes, const Box<T>* anchors, int64_t n,
+                       const Deltas<T>& weights, Deltas<T>* out);
+  void (*decode_boxes)(const Deltas<T>* deltas, const Box<T>* anchors, int64_t n,
+                       const Deltas<T>& weights, const ImageSize<T>* size, Box<T>* out);
+  void (*decode_boxes_backward)(const Box<T>* grad, const Deltas<T>* deltas, const Box<T>* anchors,
+                                int64_t n, const Deltas<T>& weights, const ImageSize<T>* size,
+                                Deltas<T>* out);
 
   // n <= kMatchBlock boxes.
   void (*load_anchors)(const Box<T>* boxes, int64_t n, AnchorBlock<T>& block);

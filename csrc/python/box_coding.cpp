@@ -5,6 +5,7 @@
 
 #include <array>
 
+#include "../cpu/loops.h"
 #include "arrays.h"
 
 namespace fastdet::python {
@@ -48,8 +49,8 @@ Array<T> encode_boxes(const Array<T>& boxes, const Array<T>& anchors, const Weig
   const int64_t n = boxes.size() / 4, num_anchors = anchors.size() / 4;
   const Deltas<T> w = rounded<T>(weights);
   for (int64_t begin = 0; begin < n; begin += num_anchors)
-    for (int64_t i = 0; i < num_anchors; ++i)
-      out[begin + i] = encode(boxes_of(boxes)[begin + i], boxes_of(anchors)[i], w);
+    cpu::box_loops<T>().encode_boxes(boxes_of(boxes) + begin, boxes_of(anchors), num_anchors, w,
+                                     out + begin);
   return deltas;
 }
 
@@ -69,8 +70,8 @@ Array<T> decode_boxes(const Array<T>& deltas, const Array<T>& anchors, const Wei
   const int64_t n = deltas.size() / 4, num_anchors = anchors.size() / 4;
   const Deltas<T> w = rounded<T>(weights);
   for (int64_t begin = 0; begin < n; begin += num_anchors)
-    for (int64_t i = 0; i < num_anchors; ++i)
-      out[begin + i] = decode(deltas_of(deltas)[begin + i], boxes_of(anchors)[i], w);
+    cpu::box_loops<T>().decode_boxes(deltas_of(deltas) + begin, boxes_of(anchors), num_anchors, w,
+                                     nullptr, out + begin);
   if (!size || n == 0) return boxes;
   const int64_t num_images = deltas.shape(0), rows = n / num_images;
   for (int64_t b = 0; b < num_images; ++b)

@@ -8,25 +8,43 @@ from torch import Tensor
 
 from . import library
 
+FORMATS = ("xyxy", "xywh", "cxcywh")
 
-def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+
+def _corners(boxes: Tensor, fmt: str) -> Tensor:
+    """xyxy in a floating type; corners are computed as the IoU is, in float32 at least."""
+    if not boxes.is_floating_point() or (fmt != "xyxy" and boxes.dtype != torch.float64):
+        boxes = boxes.float()
+    if fmt == "xyxy":
+        return boxes
+    point, sides = boxes[..., :2], boxes[..., 2:]
+    if fmt == "cxcywh":
+        point = point - sides / 2
+    return torch.cat([point, point + sides], -1)
+
+
+def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
     """Intersection over union of every pair of boxes.
 
     Definition: `torchvision.ops.box_iou`, but a pair whose union is not positive has 0, never NaN.
-    Differentiable once, in both arguments. Half types are computed, and returned, in float32.
-    O(N + M) memory beside the result.
+    Differentiable once, in both arguments. Half types and integers are computed, and returned, in
+    float32. O(N + M) memory beside the result.
 
     Args:
-        boxes1: (N, 4) or (B, N, 4) xyxy in pixels.
+        boxes1: (N, 4) or (B, N, 4) in pixels.
         boxes2: (M, 4) or (B, M, 4), on the same device.
+        fmt: "xyxy", "xywh" (corner and sides) or "cxcywh" (centre and sides), of both.
 
     Returns:
         (N, M) or (B, N, M), in [0, 1]; float64 if either argument is, else float32.
 
     Raises:
-        RuntimeError: wrong shape, dtype or device.
+        ValueError: unknown fmt.
+        RuntimeError: wrong shape or device.
     """
-    return torch.ops.fastdet.box_iou(boxes1, boxes2)
+    if fmt not in FORMATS:
+        raise ValueError(f"fmt: expected one of {FORMATS}, got {fmt!r}")
+    return torch.ops.fastdet.box_iou(_corners(boxes1, fmt), _corners(boxes2, fmt))
 
 
 def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:

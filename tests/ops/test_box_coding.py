@@ -45,6 +45,7 @@ def samples(device: str) -> dict[str, tuple[Tensor, Tensor, Weights]]:
         "inverted": (torch.tensor([[9.0, 9, 3, 3]]), unit, ONES),
         "not finite": (torch.tensor([[NAN, 0, 1, 1], [0, 0, INF, 1], [-INF, 0, 1, 1]]), unit, ONES),
         "anchors shared by a batch": (random_boxes(3, 17), random_boxes(17, seed=1), ONES),
+        "images of more than a block": (random_boxes(3, 300), random_boxes(300, seed=1), RCNN),
         "a box per class": (random_boxes(2, 9, 5), random_boxes(2, 9, 1, seed=1), RCNN),
         "all pairs": (random_boxes(7, 1), random_boxes(1, 9, seed=1), RCNN),
         "strided": (random_boxes(9, 6).transpose(0, 1)[:, ::2], random_boxes(5, seed=1), ONES),

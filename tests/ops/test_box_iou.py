@@ -235,6 +235,44 @@ def test_cuda_equals_cpu(kind, name):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.int64])
+@pytest.mark.parametrize("fmt", ["xyxy", "xywh", "cxcywh"])
+def test_formats_and_integers_equal_torchvision(fmt, dtype, device):
+    torchvision = pytest.importorskip("torchvision", exc_type=ImportError)
+    pair = [(random_boxes(n, seed=n) * 4).round() / 4 for n in (5, 9)]
+    rows = [torchvision.ops.box_convert(boxes, "xyxy", fmt).to(dtype) for boxes in pair]
+    wide = rows if dtype == torch.int64 else [boxes.double() for boxes in rows]
+    corners = [torchvision.ops.box_convert(boxes.double(), fmt, "xyxy") for boxes in wide]
+    expected = reference.box_iou(*corners, "iou")
+    got = box_iou(*(boxes.to(device) for boxes in rows), fmt=fmt).cpu()
+    assert got.dtype == (dtype if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=1e-7)
+    if dtype != torch.float16 and "fmt" in torchvision.ops.box_iou.__code__.co_varnames:
+        theirs = torchvision.ops.box_iou(*rows, fmt=fmt)
+        torch.testing.assert_close(got, theirs.to(got.dtype), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("fmt", ["xywh", "cxcywh"])
+def test_gradient_through_formats(fmt):
+    sides = torch.tensor([[8.0, 9, 7, 6], [3, 4, 9, 9]], dtype=torch.float64)
+    pair = [sides.clone().requires_grad_(), (sides + 1.3).requires_grad_()]
+    assert torch.autograd.gradcheck(lambda a, b: box_iou(a, b, fmt), pair)
+
+
+@pytest.mark.parametrize("m", [3, 31, 33, 256, 300])
+def test_gradient_of_few_columns_does_not_depend_on_the_thread_count(m):
+    pair = [random_boxes(40).requires_grad_(), random_boxes(m, seed=1).requires_grad_()]
+    before, results = torch.get_num_threads(), []
+    try:
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            results.append(torch.autograd.grad(box_iou(*pair).square().sum(), pair))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(a.equal(b) for a, b in zip(results[0], other, strict=True))
+
+
 @kinds
 def test_opcheck(kind, device):
     op = getattr(torch.ops.fastdet, OPS[kind].__name__)
@@ -264,9 +302,11 @@ def test_bad_input_is_named(device):
     boxes = random_boxes(2, 5).to(device)
     with pytest.raises(
         RuntimeError,
-        match=r"fastdet::box_iou: boxes1: expected floating \(N, 4\) or \(B, N, 4\), got Long",
+        match=r"::distance_box_iou: boxes1: expected floating \(N, 4\) or \(B, N, 4\), got Long",
     ):
-        box_iou(boxes.long(), boxes)
+        distance_box_iou(boxes.long(), boxes)
+    with pytest.raises(ValueError, match=r"fmt: expected one of .*, got 'cxcywhr'"):
+        box_iou(boxes, boxes, fmt="cxcywhr")
     with pytest.raises(
         RuntimeError,
         match=r"generalized_box_iou: boxes2: expected floating \(M, 4\), or \(B, M, 4\) with the B "
