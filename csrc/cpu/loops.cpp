@@ -5,6 +5,7 @@
 #include "loops.h"
 
 #include <limits>
+#include <type_traits>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif

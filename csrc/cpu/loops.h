@@ -174,6 +174,8 @@ using Sum = typename SumOf<T>::type;
 constexpr int64_t kMergedRows = 8;
 // Columns merged at a time, in registers.
 constexpr int64_t kColumnBlock = 16;
+// From one merged row to the next.
+constexpr int64_t merged_stride(int64_t span) { return (span + 31) / 32 * 32; }
 
 // The channels of one image or of one pooled RoI; (c, y, x) lies at
 // c * channel_stride + y * row_stride + x * pixel_stride.
@@ -197,8 +199,8 @@ struct Taps {
 template <typename T>
 struct FeatureLoops {
   // RoIAlign of one RoI. `pixels`: channel_stride is 1 in the map; `planes`: pixel_stride is 1, and
-  // merged has room for kMergedRows * columns.span finite values. The pooled side may have any
-  // strides.
+  // merged has room for kMergedRows * merged_stride(columns.span) finite values. The pooled side
+  // may have any strides.
   void (*pool_pixels)(const FeatureMap<const T>& map, const Taps<Sum<T>>& rows,
                       const Taps<Sum<T>>& columns, const FeatureMap<T>& pooled);
   void (*pool_planes)(const FeatureMap<const T>& map, const Taps<Sum<T>>& rows,

@@ -89,36 +89,58 @@ inline __attribute__((always_inline)) void merge_rows(const T* __restrict plane,
   for (int64_t x = 0; x < n; ++x) merged[x] = sums[x];
 }
 
+// The same of a whole span.
+template <typename T>
+void merge_span(const T* plane, int64_t row_stride, const Taps<Sum<T>>& rows, int64_t ph,
+                int64_t span, Sum<T>* merged) {
+  constexpr int64_t kWide = 4 * kColumnBlock;
+  int64_t x = 0;
+  for (; x + kWide <= span; x += kWide)
+    merge_rows<kWide>(plane + x, row_stride, rows, ph, kWide, merged + x);
+  for (; x + kColumnBlock <= span; x += kColumnBlock)
+    merge_rows<kColumnBlock>(plane + x, row_stride, rows, ph, kColumnBlock, merged + x);
+  if (x < span) merge_rows<kColumnBlock>(plane + x, row_stride, rows, ph, span - x, merged + x);
+}
+
+// out(b, pw) = the sum of the taps of bin pw in merged row b.
+template <typename T>
+void merge_columns(const Sum<T>* merged, int64_t stride, int64_t bins, const Taps<Sum<T>>& columns,
+                   T* out, int64_t row_stride, int64_t pixel_stride) {
+  for (int64_t pw = 0; pw < columns.bins; ++pw) {
+    Sum<T> sums[kMergedRows] = {};
+    for (int64_t j = columns.begin[pw]; j < columns.begin[pw + 1]; ++j) {
+      const Sum<T>* column = merged + columns.index[j] - columns.low;
+      const Sum<T> weight = columns.weight[j];
+      // All rows, with those beyond `bins` for nothing: a constant count unrolls.
+      for (int64_t b = 0; b < kMergedRows; ++b) sums[b] += weight * column[b * stride];
+    }
+    for (int64_t b = 0; b < bins; ++b)
+      out[b * row_stride + pw * pixel_stride] = static_cast<T>(sums[b]);
+  }
+}
+
+#ifdef __AVX512F__
+#include "roi_align.avx512.h"
+#endif
+
 template <typename T>
 void pool_planes(const FeatureMap<const T>& map, const Taps<Sum<T>>& rows,
                  const Taps<Sum<T>>& columns, const FeatureMap<T>& pooled,
                  Sum<T>* __restrict merged) {
-  const int64_t span = columns.span;
+#ifdef __AVX512F__
+  if constexpr (std::is_same_v<Sum<T>, float>)
+    if (pool_planes_by_permutation(map, rows, columns, pooled)) return;
+#endif
+  const int64_t span = columns.span, stride = merged_stride(span);
   for (int64_t c = 0; c < map.channels; ++c) {
     const T* plane = map.data + c * map.channel_stride + columns.low;
     for (int64_t first = 0; first < rows.bins; first += kMergedRows) {
       const int64_t bins = min_of(rows.bins - first, kMergedRows);
-      for (int64_t b = 0; b < bins; ++b) {
-        int64_t x = 0;
-        for (; x + kColumnBlock <= span; x += kColumnBlock)
-          merge_rows<kColumnBlock>(plane + x, map.row_stride, rows, first + b, kColumnBlock,
-                                   merged + b * span + x);
-        if (x < span)
-          merge_rows<kColumnBlock>(plane + x, map.row_stride, rows, first + b, span - x,
-                                   merged + b * span + x);
-      }
-      T* out = pooled.data + c * pooled.channel_stride + first * pooled.row_stride;
-      for (int64_t pw = 0; pw < columns.bins; ++pw) {
-        Sum<T> sums[kMergedRows] = {};
-        for (int64_t j = columns.begin[pw]; j < columns.begin[pw + 1]; ++j) {
-          const Sum<T>* column = merged + columns.index[j] - columns.low;
-          const Sum<T> weight = columns.weight[j];
-          // All rows, with those beyond `bins` for nothing: a constant count unrolls.
-          for (int64_t b = 0; b < kMergedRows; ++b) sums[b] += weight * column[b * span];
-        }
-        for (int64_t b = 0; b < bins; ++b)
-          out[b * pooled.row_stride + pw * pooled.pixel_stride] = static_cast<T>(sums[b]);
-      }
+      for (int64_t b = 0; b < bins; ++b)
+        merge_span(plane, map.row_stride, rows, first + b, span, merged + b * stride);
+      merge_columns(merged, stride, bins, columns,
+                    pooled.data + c * pooled.channel_stride + first * pooled.row_stride,
+                    pooled.row_stride, pooled.pixel_stride);
     }
   }
 }
@@ -127,12 +149,16 @@ template <typename T>
 void spread_planes(const FeatureMap<const T>& grad, const Taps<Sum<T>>& rows,
                    const Taps<Sum<T>>& columns, const FeatureMap<Sum<T>>& map,
                    Sum<T>* __restrict merged) {
-  const int64_t span = columns.span;
+#ifdef __AVX512F__
+  if constexpr (std::is_same_v<Sum<T>, float>)
+    if (spread_planes_by_permutation(grad, rows, columns, map)) return;
+#endif
+  const int64_t span = columns.span, stride = merged_stride(span);
   for (int64_t c = 0; c < map.channels; ++c) {
     Sum<T>* plane = map.data + c * map.channel_stride + columns.low;
     for (int64_t first = 0; first < rows.bins; first += kMergedRows) {
       const int64_t bins = min_of(rows.bins - first, kMergedRows);
-      for (int64_t i = 0; i < kMergedRows * span; ++i) merged[i] = 0;
+      for (int64_t i = 0; i < kMergedRows * stride; ++i) merged[i] = 0;
       const T* in = grad.data + c * grad.channel_stride + first * grad.row_stride;
       for (int64_t pw = 0; pw < columns.bins; ++pw) {
         Sum<T> values[kMergedRows] = {};
@@ -141,13 +167,13 @@ void spread_planes(const FeatureMap<const T>& grad, const Taps<Sum<T>>& rows,
         for (int64_t j = columns.begin[pw]; j < columns.begin[pw + 1]; ++j) {
           Sum<T>* column = merged + columns.index[j] - columns.low;
           const Sum<T> weight = columns.weight[j];
-          for (int64_t b = 0; b < kMergedRows; ++b) column[b * span] += weight * values[b];
+          for (int64_t b = 0; b < kMergedRows; ++b) column[b * stride] += weight * values[b];
         }
       }
       for (int64_t b = 0; b < bins; ++b) {
         for (int64_t i = rows.begin[first + b]; i < rows.begin[first + b + 1]; ++i) {
           Sum<T>* __restrict row = plane + rows.index[i] * map.row_stride;
-          const Sum<T>* from = merged + b * span;
+          const Sum<T>* from = merged + b * stride;
           const Sum<T> weight = rows.weight[i];
           for (int64_t x = 0; x < span; ++x) row[x] += weight * from[x];
         }

@@ -81,6 +81,24 @@ def samples(device: str) -> dict[str, Sample]:
             random_rois(5, 2, 80, seed=channels).float(),
             spatial_scale=0.125,
         )
+    # Around the widths of a row, a RoI and a row of bins that the loops treat in vectors.
+    for width, bins in [
+        (15, 1),
+        (16, 7),
+        (17, 8),
+        (33, 9),
+        (64, 16),
+        (100, 17),
+        (130, 7),
+        (150, 3),
+    ]:
+        x = width / 2
+        table[f"{width} wide, {bins} bins"] = Sample(
+            random_features(1, 9, 5, width, seed=width).float(),
+            rois([0, 0, 0, width, 5], [0, 1, 1, x, 4], [0, x, 2, width + 3, 3], [0, x, 1, x, 2]),
+            (2, bins),
+            sampling_ratio=0 if bins == 7 else 2,
+        )
     for ratio in (-1, 1, 2, 3):
         for aligned in (False, True):
             table[f"random, ratio {ratio}, aligned {aligned}"] = Sample(
@@ -159,6 +177,22 @@ def test_roi_align_equals_torchvision(name, layout, device):
     assert ours.grad is not None
     assert ours.grad.stride() == ours.stride()
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_only_what_is_sampled_is_read(layout, device):
+    # Whole vectors are loaded; what is not finite beside the samples must not come in with them.
+    input = torch.full((1, 3, 20, 40), INF, device=device)
+    input[:, :, 4:9, 6:16] = random_features(3, 5, 10).float().to(device)
+    input = input.contiguous(memory_format=LAYOUTS[layout]).requires_grad_()
+    rois = torch.tensor([[0.0, 6, 4, 15, 8]], device=device)
+    pooled = roi_align(input, rois, 7)
+    assert pooled.isfinite().all()
+    weight = torch.full_like(pooled, INF)
+    (grad,) = torch.autograd.grad(pooled, input, weight)
+    assert grad.isposinf().any()
+    assert not grad.isnan().any()
+    assert not grad[:, :, :, 17:].any()
 
 
 def test_list_of_boxes_and_module(device):
