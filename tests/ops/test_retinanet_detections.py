@@ -212,6 +212,29 @@ def test_fewer_rows_are_the_first_of_more(seed, n, k, score_thresh):
     assert int(fewer[3]) == min(3, int(counts))
 
 
+@pytest.mark.parametrize("num_threads", [1, 2, 3, 7])
+def test_every_piece_is_read_to_its_ends(num_threads):
+    """Good logits alone where threads, spans and blocks may begin and end."""
+    n, steps = 7 * 2**15 + 5, (2**15, 2**12, 2**6)
+    edges = {0, n - 1} | {i * s + j for s in steps for i in (1, 2, 3, 5, 7) for j in (-1, 0, 1)}
+    good = torch.tensor(sorted(edges))
+    logits = torch.full((n,), -9.0)
+    logits[good] = 1.0
+    place = torch.arange(n, dtype=torch.float32)
+    anchors = torch.stack([place, place * 0, place + 1, place * 0 + 5], 1)
+    levels = [logits.reshape(1, n, 1)], [torch.zeros(1, n, 4)]
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        boxes, *_, counts = retinanet_detections(
+            *levels, anchors, torch.tensor([[10, n + 1]]), 0.5, 100, 0.5, 100
+        )
+    finally:
+        torch.set_num_threads(before)
+    assert counts.tolist() == [len(good)]
+    assert boxes[0, : len(good)].equal(anchors[good])
+
+
 @pytest.mark.parametrize("images", [1, 3])
 @pytest.mark.parametrize("num_threads", [2, 3, 7])
 def test_result_does_not_depend_on_the_thread_count(images, num_threads):
