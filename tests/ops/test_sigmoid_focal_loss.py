@@ -189,7 +189,10 @@ def test_no_gradient_for_targets_and_no_second_derivative(device):
 @pytest.mark.parametrize("kind", ["dense", "labels"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_types_are_computed_in_float32(kind, dtype, device):
-    inputs = random_logits(30, 17, dtype=dtype).to(device).requires_grad_()
+    # Logits and gradients beyond the normal numbers of float16 too; blocks that do not fill up.
+    inputs = random_logits(30, 17, dtype=dtype).to(device)
+    inputs[3], inputs[4, :4] = inputs[3] * 2e-7, torch.tensor([60000.0, -60000, 14, -14])
+    inputs.requires_grad_()
     targets = random_targets(30, 17) if kind == "dense" else random_labels(30, num_classes=17)
     targets = targets.to(device)
     wide = inputs.detach().float().requires_grad_()
