@@ -100,6 +100,11 @@ class Beside:
         """n, or a small number in quick mode."""
         return min(n, QUICK_SIZE) if self.run.quick else n
 
+    def skip_if_short(self) -> None:
+        """For a case of many seconds: not in a brief run, and on all threads only."""
+        if self.run.brief or self.threads != ALL_THREADS:
+            pytest.skip("takes many seconds")
+
     def __call__(self, case: Case) -> None:
         if self.run.brief and (case.growth or self.threads != ALL_THREADS):
             pytest.skip("--brief")
