@@ -30,7 +30,7 @@ GT_BOXES = 10
 def model(name: str, beside: Beside) -> tuple[Any, list[Tensor], list[dict[str, Tensor]]]:
     """A model, and two images of coarse noise with boxes on them."""
     torch.manual_seed(0)
-    height, width = (128, 160) if beside.run.quick else (800, 1216)
+    height, width = (64, 96) if beside.run.quick else (800, 1216)
     network = MODELS[name](weights=None, weights_backbone=None, min_size=height, max_size=width)
     coarse = torch.rand(2, 3, height // 32, width // 32, generator=seeded(15))
     images = list(nn.functional.interpolate(coarse, (height, width), mode="bilinear"))

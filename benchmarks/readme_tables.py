@@ -61,6 +61,19 @@ def ops_table(result: Result) -> str:
     return markdown(header, rows) + made_by(result.machine)
 
 
+def numpy_table(result: Result) -> str:
+    """`fastdet.numpy` beside what people use without torch, on all threads."""
+    rows = []
+    for row in result.rows:
+        # Where torchvision has the op, "fastdet" is the one for torch.
+        ours = row.sides.get("fastdet.numpy" if row.torchvision else "fastdet")
+        peers = [row.sides.get(name) for name in ("OpenCV", "NumPy")]
+        if ours and any(peers) and not row.growth and row.threads == result.threads:
+            others = [three_digits(peer.ms) if peer else ABSENT for peer in peers]
+            rows.append([f"`{row.op}`, {row.workload}", three_digits(ours.ms), *others])
+    return markdown(["", "fastdet.numpy ms", "OpenCV ms", "NumPy ms"], rows)
+
+
 def every_row(result: Result) -> str:
     """A table for each operator."""
     header = ["", "threads", "fastdet ms", "torchvision ms", "ratio", "quartiles", "target"]
@@ -152,6 +165,7 @@ def cpu_ops() -> Result:
 
 TABLES: dict[str, Callable[[], str]] = {
     "cpu_ops": lambda: ops_table(cpu_ops()),
+    "cpu_numpy": lambda: numpy_table(cpu_ops()),
     "cpu_ops_every_row": lambda: every_row(cpu_ops()),
     "cpu_ops_floors": lambda: floors(cpu_ops()),
     "cpu_ceilings": lambda: ceilings(cpu_ops()),

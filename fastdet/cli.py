@@ -94,16 +94,16 @@ def bench(
     run_suites(*arguments, *(["--out", str(out.resolve())] if out else []))
 
 
-def compare(first: Path, second: Path) -> None:
+def compare(before: Path, after: Path) -> None:
     """Print two result files of `fastdet bench` side by side.
 
     Args:
-        first: The earlier one.
-        second: The later one.
+        before: The earlier one.
+        after: The later one.
     """
     from fastdet.bench import run_module
 
-    run_module("benchmarks.compare", str(first.resolve()), str(second.resolve()))
+    run_module("benchmarks.compare", str(before.resolve()), str(after.resolve()))
 
 
 def info() -> None:

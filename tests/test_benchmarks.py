@@ -129,6 +129,13 @@ def test_readme_rows() -> None:
     table = readme_tables.ops_table(result(*rows))
     assert "| `nms`, 9 boxes | 2.00 | 60.0 | 30.0x | 15.0x |" in table
     assert table.count("`nms`") == 1
+    numpy = SideResult(3.0, (1.5, 1.5, 1.5), 0.0)
+    peers = {"fastdet.numpy": numpy, "OpenCV": SideResult(12.0, (6.0, 6.0, 6.0), 0.0)}
+    with_peers = replace(row(), sides=row().sides | peers)
+    torch_alone = replace(row(), sides=row().sides | {"OpenCV": numpy})
+    table = readme_tables.numpy_table(result(row(), with_peers, torch_alone))
+    assert "| `nms`, 9 boxes | 3.00 | 12.0 | \N{EN DASH} |" in table
+    assert table.count("`nms`") == 1
     assert "| 2.00 | 0.500 | 4.00 | memory |" in readme_tables.floors(result(*rows))
 
 
