@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "greedy_nms.h"
@@ -39,6 +40,12 @@ struct LabelledBoxes {
   std::vector<T> scores;
   std::vector<int64_t> labels;
 
+  void reserve(size_t n) {
+    boxes.reserve(n);
+    scores.reserve(n);
+    labels.reserve(n);
+  }
+
   void append(const Box<T>& box, T score, int64_t label) {
     boxes.push_back(box);
     scores.push_back(score);
@@ -53,16 +60,14 @@ LabelledBoxes<T> candidates_of_all_classes(const ScoredBoxes<T>& in,
   TopLogits<T> top(rule.max_candidates, rule.score_threshold);
   top.read(in.scores, 0, in.num_boxes * in.num_classes);
   top.trim();
-  std::vector<int64_t> order(top.size());
-  for (int64_t j = 0; j < top.size(); ++j) order[j] = j;
-  // Stable: those of a box come by class already.
-  if (in.by_class)
-    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-      return in.box(top.index(a)) < in.box(top.index(b));
-    });
+  std::vector<std::pair<int64_t, T>> pairs(top.size());
+  for (int64_t j = 0; j < top.size(); ++j)
+    pairs[j] = {in.box(top.index(j)) * in.num_classes + in.label(top.index(j)), top.logit(j)};
+  if (in.by_class) std::sort(pairs.begin(), pairs.end());
   LabelledBoxes<T> out;
-  for (const int64_t j : order)
-    out.append(in.boxes[in.box(top.index(j))], top.logit(j), in.label(top.index(j)));
+  out.reserve(pairs.size());
+  for (const auto& [pair, score] : pairs)
+    out.append(in.boxes[pair / in.num_classes], score, pair % in.num_classes);
   return out;
 }
 
@@ -89,6 +94,7 @@ LabelledBoxes<T> candidates_of_best_class(const ScoredBoxes<T>& in, const Multic
   top.read(best.data(), 0, in.num_boxes);
   top.trim();
   LabelledBoxes<T> out;
+  out.reserve(top.size());
   for (int64_t j = 0; j < top.size(); ++j)
     out.append(in.boxes[top.index(j)], top.logit(j), label[top.index(j)]);
   return out;
@@ -106,6 +112,7 @@ LabelledBoxes<T> multiclass_nms(const ScoredBoxes<T>& in, const MulticlassRule<T
                          rule.iou_threshold, static_cast<int64_t>(keep.size()), keep.data(),
                          parallel));
   LabelledBoxes<T> out;
+  out.reserve(keep.size());
   for (const int64_t j : keep) out.append(all.boxes[j], all.scores[j], all.labels[j]);
   return out;
 }
