@@ -23,6 +23,7 @@ Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 Weights = tuple[float, float, float, float]
 
+_FORMATS = ("xyxy", "xywh", "cxcywh")
 _LOW_QUALITY = {
     "anchor_best": _native.LowQuality.anchor_best,
     "gt_best": _native.LowQuality.gt_best,
@@ -138,29 +139,35 @@ def soft_nms(
     return _native.soft_nms(boxes, scores, iou_threshold, sigma, min_score, rule)
 
 
-def box_iou(boxes1: Floats, boxes2: Floats) -> Floats:
+def box_iou(boxes1: NDArray[Any], boxes2: NDArray[Any], fmt: str = "xyxy") -> Floats:
     """Intersection over union of every pair of boxes.
 
-    Definition: `fastdet.ops.box_iou`; a pair whose union is not positive has 0, never NaN.
+    Definition: `fastdet.ops.box_iou`; a pair whose union is not positive has 0, never NaN. Integers
+    are computed in float32.
 
     Args:
-        boxes1: (N, 4) or (B, N, 4) xyxy in pixels.
+        boxes1: (N, 4) or (B, N, 4) in pixels.
         boxes2: (M, 4) or (B, M, 4).
+        fmt: "xyxy", "xywh" (corner and sides) or "cxcywh" (centre and sides), of both.
 
     Returns:
         (N, M) or (B, N, M), in [0, 1]; float64 if either argument is, else float32.
 
     Raises:
-        ValueError: wrong shape.
+        ValueError: wrong shape; unknown fmt.
         TypeError: not an array, or of a wrong type.
     """
-    return _native.box_iou(*_pair(boxes1, boxes2), 0.0)
+    if fmt not in _FORMATS:
+        raise ValueError(f"fmt: expected one of {_FORMATS}, got {fmt!r}")
+    corners = _corners("boxes1", boxes1, fmt), _corners("boxes2", boxes2, fmt)
+    return _native.box_iou(*_pair(*corners), 0.0)
 
 
 def generalized_box_iou(boxes1: Floats, boxes2: Floats) -> Floats:
     """IoU less the share of the enclosing box that neither box covers, of every pair.
 
-    Definition: `fastdet.ops.generalized_box_iou`. Arguments and errors as in `box_iou`.
+    Definition: `fastdet.ops.generalized_box_iou`. Arguments and errors as in `box_iou`, for
+    floating xyxy.
 
     Returns:
         (N, M) or (B, N, M), in [-1, 1]; float64 if either argument is, else float32.
@@ -171,8 +178,8 @@ def generalized_box_iou(boxes1: Floats, boxes2: Floats) -> Floats:
 def distance_box_iou(boxes1: Floats, boxes2: Floats, eps: float = 1e-7) -> Floats:
     """IoU less the squared distance of the centers over the enclosing box's squared diagonal.
 
-    Definition: `fastdet.ops.distance_box_iou`. Arguments and errors as in `box_iou`; eps is added
-    to the squared diagonal.
+    Definition: `fastdet.ops.distance_box_iou`. Arguments and errors as in `box_iou`, for floating
+    xyxy; eps is added to the squared diagonal.
 
     Returns:
         (N, M) or (B, N, M), in [-1, 1]; float64 if either argument is, else float32.
@@ -183,8 +190,8 @@ def distance_box_iou(boxes1: Floats, boxes2: Floats, eps: float = 1e-7) -> Float
 def complete_box_iou(boxes1: Floats, boxes2: Floats, eps: float = 1e-7) -> Floats:
     """`distance_box_iou` less a term for the difference of the aspect ratios.
 
-    Definition: `fastdet.ops.complete_box_iou`. Arguments and errors as in `box_iou`; eps is added
-    to the squared diagonal and to the denominator of the aspect term's weight.
+    Definition: `fastdet.ops.complete_box_iou`. Arguments and errors as in `box_iou`, for floating
+    xyxy; eps is added to the squared diagonal and to the denominator of the aspect term's weight.
 
     Returns:
         (N, M) or (B, N, M); float64 if either argument is, else float32.
@@ -477,6 +484,19 @@ def _integers(name: str, array: Any) -> Ints:
 def _pair(boxes1: Floats, boxes2: Floats) -> tuple[Floats, Floats]:
     maths = _type_of(boxes1=boxes1, boxes2=boxes2).maths
     return _dense(boxes1, maths), _dense(boxes2, maths)
+
+
+def _corners(name: str, boxes: NDArray[Any], fmt: str) -> Floats:
+    """xyxy in a floating type, of float32 at least where they are computed."""
+    _check_array(name, boxes, "fiu", "floating or integer boxes")
+    if boxes.dtype.kind != "f" or (fmt != "xyxy" and boxes.dtype.itemsize < 4):
+        boxes = boxes.astype(np.float32)
+    if fmt == "xyxy" or boxes.shape[-1:] != (4,):  # a wrong shape is refused with the rest
+        return boxes
+    point, sides = boxes[..., :2], boxes[..., 2:]
+    if fmt == "cxcywh":
+        point = point - sides / 2
+    return np.concatenate([point, point + sides], -1)
 
 
 def _broadcast(op: str, name: str, rows: Floats, anchors: Floats) -> tuple[int, ...]:

@@ -319,6 +319,15 @@ def test_ious_are_those_of_torch(op, shape1, shape2, dtypes):
         expect_same(getattr(fnp, op)(boxes1, boxes2, eps=0.5), theirs)
 
 
+@pytest.mark.parametrize("fmt", ["xyxy", "xywh", "cxcywh"])
+@pytest.mark.parametrize("dtypes", [("f4", "f4"), ("f2", "f8"), ("i8", "f2"), ("i4", "u1")])
+def test_box_iou_of_other_formats_is_that_of_torch(fmt, dtypes):
+    boxes1, boxes2 = (random_boxes(30, i).astype(dtype) for i, dtype in enumerate(dtypes))
+    expect_same(
+        fnp.box_iou(boxes1, boxes2, fmt), fastdet.box_iou(*tensors(boxes1, boxes2), fmt=fmt)
+    )
+
+
 # ---- match_anchors ------------------------------------------------------------------------------
 
 
@@ -488,6 +497,14 @@ def test_bad_input_is_named():
         fnp.box_iou(boxes, boxes[None])
     with pytest.raises(ValueError, match=r"box_iou: boxes2: expected \(B, M, 4\) with the B"):
         fnp.box_iou(boxes[None], np.stack([boxes, boxes]))
+    with pytest.raises(
+        ValueError, match=r"box_iou: boxes1: expected \(N, 4\) .*got float32 \(5, 3"
+    ):
+        fnp.box_iou(boxes[:, :3], boxes, fmt="xywh")
+    with pytest.raises(ValueError, match=r"fmt: expected one of .*got 'yxyx'"):
+        fnp.box_iou(boxes, boxes, fmt="yxyx")
+    with pytest.raises(TypeError, match="boxes1: expected floating or integer boxes, got bool"):
+        fnp.box_iou(boxes > 0, boxes)
     with pytest.raises(ValueError, match=r"method: expected one of .*'linear', 'gaussian'"):
         fnp.soft_nms(boxes, scores, method="hard")
     with pytest.raises(ValueError, match="sigma: expected a number > 0, got 0"):
