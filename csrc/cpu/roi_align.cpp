@@ -3,10 +3,15 @@
 // rows and columns with weights, in which the samples of a bin that share a row or a column are
 // merged; the loops then touch each feature once a bin, in either memory layout.
 //
-// A plane of NCHW is taken through all RoIs of its image while it is in the cache; in channels_last
-// forward goes RoI by RoI. Backward adds, so there a thread owns a block of channels of an image
-// and takes the RoIs of that image in order: the same bits for any number of threads. O(taps)
-// memory.
+// RoIs are taken image by image in the order of their places, so that one finds in the caches what
+// its neighbour has read. In channels_last forward a thread takes RoIs; elsewhere it owns a block
+// of channels of an image and takes all its RoIs, which in backward, where they are added up in
+// that order, gives the same bits for any number of threads. Workspace: O(taps), 12 to 16 bytes
+// each.
+//
+// The floor of the benchmark (1,024 RoIs, 256 x 7 x 7, ratio 2, features of 105 MB): features read
+// once and 51 MB written once; 205 million multiply-adds by 16 taps a bin in channels_last, and the
+// rows of each RoI's window in NCHW. Backward: 51 MB read, 105 MB written.
 #include <algorithm>
 #include <numeric>
 #include <span>
@@ -252,7 +257,7 @@ void pool(const std::vector<FeatureLevel<const T, Sum<T>>>& levels,
 // Wide enough to fill vectors and cache lines, narrow enough to give each thread a few blocks.
 int64_t channel_block(int64_t images, int64_t channels) {
   const int64_t wanted = 2 * static_cast<int64_t>(torch::stable::get_num_threads());
-  int64_t block = 64;
+  int64_t block = 128;
   while (block > 16 && images * ((channels + block - 1) / block) < wanted) block /= 2;
   return block;
 }

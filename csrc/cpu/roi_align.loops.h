@@ -9,6 +9,19 @@
 // Channels summed at a time: four cache lines of floats, and the sums stay in registers.
 constexpr int64_t kChannelBlock = 64;
 
+// values[c] = from[c], c in [0, n). GCC converts float16 one by one where it is left to.
+template <typename T>
+inline __attribute__((always_inline)) void widen(const T* from, int64_t n, Sum<T>* values) {
+  int64_t c = 0;
+#ifdef __F16C__
+  if constexpr (std::is_same_v<T, Half>)
+    for (; c + 8 <= n; c += 8)
+      _mm256_storeu_ps(
+          values + c, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + c))));
+#endif
+  for (; c < n; ++c) values[c] = static_cast<Sum<T>>(from[c]);
+}
+
 // sums[c] = the bin (ph, pw) of channels [0, n), n <= N.
 template <int64_t N, typename T>
 inline __attribute__((always_inline)) void pool_bin(const T* __restrict image, int64_t row_stride,
@@ -22,7 +35,13 @@ inline __attribute__((always_inline)) void pool_bin(const T* __restrict image, i
     for (int64_t j = columns.begin[pw]; j < columns.begin[pw + 1]; ++j) {
       const T* pixel = row + columns.index[j] * pixel_stride;
       const Sum<T> weight = rows.weight[i] * columns.weight[j];
-      for (int64_t c = 0; c < n; ++c) sums[c] += weight * static_cast<Sum<T>>(pixel[c]);
+      if constexpr (std::is_same_v<T, Half>) {
+        Sum<T> values[N];
+        widen(pixel, n, values);
+        for (int64_t c = 0; c < n; ++c) sums[c] += weight * values[c];
+      } else {
+        for (int64_t c = 0; c < n; ++c) sums[c] += weight * static_cast<Sum<T>>(pixel[c]);
+      }
     }
   }
 }
@@ -84,7 +103,13 @@ inline __attribute__((always_inline)) void merge_rows(const T* __restrict plane,
   Sum<T> sums[N] = {};
   for (int64_t i = rows.begin[ph]; i < rows.begin[ph + 1]; ++i) {
     const T* row = plane + rows.index[i] * row_stride;
-    for (int64_t x = 0; x < n; ++x) sums[x] += rows.weight[i] * static_cast<Sum<T>>(row[x]);
+    if constexpr (std::is_same_v<T, Half>) {
+      Sum<T> values[N];
+      widen(row, n, values);
+      for (int64_t x = 0; x < n; ++x) sums[x] += rows.weight[i] * values[x];
+    } else {
+      for (int64_t x = 0; x < n; ++x) sums[x] += rows.weight[i] * static_cast<Sum<T>>(row[x]);
+    }
   }
   for (int64_t x = 0; x < n; ++x) merged[x] = sums[x];
 }
