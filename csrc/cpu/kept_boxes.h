@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The boxes that greedy NMS has kept, and whether a new one overlaps one of them.
 //
-// Up to kGridFrom kept boxes are looked through one by one. Beyond, they lie in cells by size and
-// centre, and a query reads only the cells that can hold a partner: if IoU(a, b) > t, then the
-// overlap is wider than t * max(width a, width b), because the intersection is at most that width
-// times the height of either box. So neither box is wider than the other's width / t, and the
-// centres are less than (width a + width b) / 2 - t * max(width a, width b) apart. The same in y.
-// Kept boxes overlap each other by t at most, so that few of them share a cell whose side is
-// in proportion to them: a query costs about the same for any number of kept boxes.
+// At first all kept boxes are looked through, a vector at a time. Where that takes longer than the
+// cells would, they move into cells by size and centre, and a query reads only those that can hold
+// a partner: if IoU(a, b) > t, then the overlap is wider than t * max(width a, width b), because
+// the intersection is at most that width times the height of either box. So neither box is wider
+// than the other's width / t, and the centres are less than (width a + width b) / 2 - t * max(width
+// a, width b) apart. The same in y. Kept boxes overlap each other by t at most, so that few of them
+// share a cell whose side is in proportion to them: a query costs about the same for any number of
+// kept boxes.
 //
 // Whether a pair is looked at never changes the result: a pair that is not has an IoU of at most t
-// in floating point too: kSlack covers its roundings, and where boxes are so small that their areas
-// lose digits (kTiny), all that touch are looked at.
+// in floating point too: kSlack covers its roundings, and there are no cells where boxes are so
+// small that their areas lose digits (kTiny).
 #pragma once
 
 #include <algorithm>
@@ -30,7 +31,10 @@
 
 namespace fastdet::cpu {
 
-constexpr int64_t kGridFrom = 192;
+// In vectors of kept boxes, as measured: a query of the cells, one cell of it, and a box's part in
+// filling them.
+constexpr int64_t kQueryCost = 56, kCellCost = 3, kFillCost = 24;
+constexpr int64_t kReview = 128;  // offers between two looks at the costs
 constexpr int64_t kMaxRuns = 64;  // cells; a query that would read more looks through all boxes
 constexpr double kSlack = 1e-6;
 
@@ -55,6 +59,12 @@ template <typename T>
 NmsThreshold<T> nms_threshold(T iou, bool any_tiny) {
   const bool proportional = !any_tiny && iou > T(1e-6);
   return {iou, proportional ? iou * (T(1) - 4 * std::numeric_limits<T>::epsilon()) : T(0)};
+}
+
+// Whether the cells may be used: not where a tiny box took the filter away.
+template <typename T>
+bool prunes(const NmsThreshold<T>& threshold) {
+  return threshold.filter > 0 || threshold.iou <= T(1e-6);
 }
 
 // Room for boxes, one array a coordinate.
@@ -128,8 +138,8 @@ class SizeGrid {
           num_runs += bucket.count > 0;
         }
     }
-    return box_loops<T>().overlaps_any(store_.planes(), runs.data(), num_runs, box, box_area,
-                                       threshold);
+    return box_loops<T>().find_overlap(store_.planes(), runs.data(), num_runs, box, box_area,
+                                       threshold) >= 0;
   }
 
  private:
@@ -233,27 +243,32 @@ class KeptBoxes {
   // Keeps the box unless it overlaps a kept one.
   bool offer(const Box<T>& box) {
     const T box_area = area(box);
+    if (++num_offers_ % kReview == 0 && !grid_) review();
     if (!can_overlap(box, box_area)) return true;
     if (overlaps_any(box, box_area)) return false;
     put(kept_, n_++, box, box_area);
-    if (grid_) {
-      grid_->insert(box, box_area);
-    } else if (n_ == kGridFrom) {
-      build_grid();
-    }
+    if (grid_) grid_->insert(box, box_area);
     return true;
   }
 
  private:
-  bool overlaps_any(const Box<T>& box, T box_area) const {
-    if (grid_)
-      if (const auto answer = grid_->overlaps_any(box, box_area, threshold_, n_ / 8))
-        return *answer;
+  bool overlaps_any(const Box<T>& box, T box_area) {
+    if (grid_) {
+      const int64_t max_cells = n_ / (kCellCost * loops_.lanes);
+      const auto answer = grid_->overlaps_any(box, box_area, threshold_, max_cells);
+      if (answer) return *answer;
+    }
     const KeptRun all = {0, static_cast<uint32_t>(n_)};
-    return box_loops<T>().overlaps_any(kept_, &all, 1, box, box_area, threshold_);
+    const int64_t place = loops_.find_overlap(kept_, &all, 1, box, box_area, threshold_);
+    looked_at_ += place < 0 ? n_ : place;
+    return place >= 0;
   }
 
-  void build_grid() {
+  // Builds the grid where the boxes to come would repay it at the cost of the last ones.
+  void review() {
+    const int64_t vectors = std::exchange(looked_at_, 0) / (kReview * loops_.lanes);
+    const int64_t saved = (size_ - num_offers_) * (vectors - kQueryCost);
+    if (saved < kFillCost * size_ || !prunes(threshold_)) return;
     grid_ = std::make_unique<SizeGrid<T>>(boxes_, members_, size_, threshold_.filter);
     for (int64_t i = 0; i < n_; ++i)
       grid_->insert({kept_.x1[i], kept_.y1[i], kept_.x2[i], kept_.y2[i]}, kept_.area[i]);
@@ -264,7 +279,8 @@ class KeptBoxes {
   int64_t size_;
   NmsThreshold<T> threshold_;
   BoxPlanes<T> kept_;
-  int64_t n_ = 0;
+  const BoxLoops<T>& loops_ = box_loops<T>();
+  int64_t n_ = 0, num_offers_ = 0, looked_at_ = 0;
   std::unique_ptr<SizeGrid<T>> grid_;
 };
 

@@ -31,7 +31,8 @@ namespace fastdet::cpu::FASTDET_ISA {
 template <typename T>
 const BoxLoops<T>& box_loops() {
   static constexpr BoxLoops<T> table = {
-      .overlaps_any = overlaps_any<T>,
+      .lanes = kLanesOf<T>,
+      .find_overlap = find_overlap<T>,
       .box_iou_row = box_iou_row<T>,
       .box_iou_backward_row = box_iou_backward_row<T>,
       .box_iou_backward_columns = box_iou_backward_columns<T>,

@@ -99,10 +99,12 @@ struct ImageSize {
 // Loops over boxes; T is float or double.
 template <typename T>
 struct BoxLoops {
-  // Whether `box` overlaps one of the kept boxes in the runs by an IoU above the threshold. Reads,
-  // and ignores, up to kNmsOverread values beyond a run.
-  bool (*overlaps_any)(const BoxPlanes<T>& kept, const KeptRun* runs, int64_t num_runs,
-                       const Box<T>& box, T box_area, const NmsThreshold<T>& threshold);
+  int64_t lanes;  // boxes that are looked at together
+
+  // The place, less at most a vector, of a kept box in the runs that `box` overlaps by an IoU above
+  // the threshold, or -1. Reads, and ignores, up to kNmsOverread values beyond a run.
+  int64_t (*find_overlap)(const BoxPlanes<T>& kept, const KeptRun* runs, int64_t num_runs,
+                          const Box<T>& box, T box_area, const NmsThreshold<T>& threshold);
 
   // out[j] = the IoU of `box` and others[j], j in [0, n).
   void (*box_iou_row)(IouKind kind, const IouBox<T>& box, const IouPlanes<T>& others, int64_t n,

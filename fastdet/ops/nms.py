@@ -17,6 +17,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
     Definition: `torchvision.ops.nms`. A box with a NaN score or a coordinate that is not finite is
     dropped. Half types are compared in float32.
+    On the CPU, O(N) memory beyond the inputs: the order of the scores and the kept boxes by place.
 
     Args:
         boxes: (N, 4) xyxy in pixels.
