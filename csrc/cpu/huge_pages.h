@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Large outputs in huge pages. The C library takes a large block fresh from the system at each
-// call, so the first write to each page is a fault: with pages of 4 KiB that is several times the
-// cost of writing the block itself, with pages of 2 MiB next to nothing. No byte beyond the block
-// becomes resident, and where the system has no huge pages nothing happens.
+// call, so the first write to each page is a fault: with pages of 4 KiB that costs several times
+// what writing the block itself does, with pages of 2 MiB about as much again. No byte beyond the
+// block becomes resident, and where the system has no huge pages nothing happens.
 #pragma once
 
 #if defined(__linux__)

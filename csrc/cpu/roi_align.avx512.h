@@ -2,8 +2,7 @@
 // Included by roi_align.loops.h where there is AVX-512. Planes (NCHW) without leaving the
 // registers. Forward merges a bin's rows into at most 8 vectors, and a permutation picks the
 // columns of 8 bins by 2 taps out of them at a time; backward deals 8 bins out to the columns and
-// adds these to the rows. A load or a store per tap, which plain loops need, costs several times as
-// much.
+// adds these to the rows, so that no tap needs a load or a store of its own.
 
 inline __m512 load_lanes(const float* from, __mmask16 mask) {
   return _mm512_maskz_loadu_ps(mask, from);

@@ -15,7 +15,7 @@ def _corners(boxes: Tensor, fmt: str) -> Tensor:
     """xyxy in a floating type; corners are computed as the IoU is, in float32 at least."""
     if not boxes.is_floating_point() or (fmt != "xyxy" and boxes.dtype != torch.float64):
         boxes = boxes.float()
-    if fmt == "xyxy":
+    if fmt == "xyxy" or boxes.shape[-1:] != (4,):  # the op refuses other shapes by their name
         return boxes
     point, sides = boxes[..., :2], boxes[..., 2:]
     if fmt == "cxcywh":

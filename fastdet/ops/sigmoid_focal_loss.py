@@ -20,7 +20,8 @@ def sigmoid_focal_loss(
     """Focal loss of independent sigmoids (https://arxiv.org/abs/1708.02002).
 
     Definition: `torchvision.ops.sigmoid_focal_loss`. Finite for every finite logit. Differentiable
-    once, in inputs. Half types are computed, and the loss is returned, in float32.
+    once, in inputs. Half types are computed, and the loss is returned, in float32. No memory beyond
+    the loss and its gradient.
 
     Args:
         inputs: logits of any shape, (..., C) where targets are labels.

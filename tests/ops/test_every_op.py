@@ -74,11 +74,37 @@ def calls(n: int, extent: float = 100) -> dict[str, Call]:
     def match(low_quality: str) -> Callable[..., tuple[Tensor, ...]]:
         return lambda a, g, c: fastdet.match_anchors(a, g, c, 0.5, 0.3, low_quality)
 
+    def propose(x: Tensor, d: Tensor, a: Tensor, s: Tensor) -> tuple[Tensor, ...]:
+        return fastdet.rpn_proposals([x], [d], a, s, 500, 20, 0.5)
+
+    def detect(x: Tensor, d: Tensor, a: Tensor, s: Tensor) -> tuple[Tensor, ...]:
+        return fastdet.retinanet_detections([x], [d], a, s, 0.3, 500, 0.5, 20)
+
+    def detect_in_rois(x: Tensor, d: Tensor, p: Tensor, s: Tensor) -> tuple[Tensor, ...]:
+        return fastdet.roi_detections(x, d, p, None, s, (1, 1, 1, 1), 0.3, 0.5, 20)
+
     def sample(index: Tensor) -> tuple[Tensor, ...]:
         return fastdet.sample_matches(index, 16, 0.5, torch.Generator().manual_seed(6))
 
     channels_last = features.to(memory_format=torch.channels_last)
+    image_sizes = torch.tensor([[60, 80], [50, 90]])
+    two_images = torch.stack([deltas, -deltas])
     table = {
+        "rpn_proposals": Call(
+            propose, (torch.stack([scores, -scores]), two_images, rows, image_sizes)
+        ),
+        "retinanet_detections": Call(
+            detect, (torch.stack([logits, -logits]), two_images, rows, image_sizes)
+        ),
+        "roi_detections": Call(
+            detect_in_rois,
+            (
+                torch.stack([logits, -logits]),
+                two_images[:, :, None].repeat(1, 1, 6, 1),
+                torch.stack([rows, others]),
+                image_sizes,
+            ),
+        ),
         "nms": Call(lambda b, s: fastdet.nms(b, s, 0.4), (rows, scores)),
         "batched_nms": Call(lambda b, s, i: fastdet.batched_nms(b, s, i, 0.4), (rows, scores, ids)),
         "nms_padded": Call(
@@ -204,7 +230,8 @@ def test_layout_does_not_matter(name, lay_out):
 def test_expanded_inputs(name):
     call = calls(1)[name]
     rows = {"roi_align": (1,), "roi_align, channels_last": (1,), "roi_align, adaptive": (1,)}
-    if name in ("nms_padded", "multiscale_roi_align", "sample_matches"):
+    heads = ("rpn_proposals", "retinanet_detections", "roi_detections")
+    if name in ("nms_padded", "multiscale_roi_align", "sample_matches", *heads):
         pytest.skip("its rows are not the first dimension")
     repeated = rows.get(name, range(len(call.tensors)))
     if "match" in name:

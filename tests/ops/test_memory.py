@@ -108,6 +108,27 @@ def sigmoid_focal_loss() -> Case:
     return Case(both_ways(fastdet.sigmoid_focal_loss, logits, labels), 2 * 4 * 40 * N)
 
 
+def retinanet_detections() -> Case:
+    logits, deltas, anchors = noise(1, N // 4, 80) - 4, noise(1, N // 4, 4), boxes(N // 4)
+    sizes = torch.tensor([[600, 800]])
+    # 1,000 candidates for each thread.
+    return Case(
+        lambda: fastdet.retinanet_detections(
+            [logits], [deltas], anchors, sizes, 0.05, 1000, 0.5, 300
+        ),
+        300 * 28,
+    )
+
+
+def rpn_proposals() -> Case:
+    logits, deltas, anchors = noise(2, N), noise(2, N, 4), boxes(N)
+    sizes = torch.tensor([[600, 800]]).repeat(2, 1)
+    return Case(
+        lambda: fastdet.rpn_proposals([logits], [deltas], anchors, sizes, 2000, 1000, 0.7),
+        2 * 1000 * 28,
+    )
+
+
 def roi_align(channels_last: bool = False) -> Case:
     features, rois = noise(2, 64, 200, 256), rois_of(boxes(1024, extent=700))
     if channels_last:
@@ -130,6 +151,8 @@ CASES = [
     encode_boxes,
     generalized_box_iou_loss,
     sigmoid_focal_loss,
+    retinanet_detections,
+    rpn_proposals,
     roi_align,
     roi_align_channels_last,
 ]
