@@ -16,8 +16,8 @@ def sample_matches(
     """Draws positives and negatives, uniformly and without replacement, as the loss wants them.
 
     Definition: torchvision's `BalancedPositiveNegativeSampler`, with outputs of a fixed shape and
-    no host sync. Each anchor draws a key from the generator, and the smallest keys are taken. Beyond
-    the results, the keys.
+    no host sync. Each anchor draws a key from the generator, and the smallest keys are taken.
+    Beyond the results, memory for the keys.
 
     Args:
         index: (B, A) int64 as from `match_anchors`: >= 0 positive, -1 negative, less: never drawn.
