@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// exp, log, log1p and atan on the ranges that losses and box coding need, shared by host and device:
-// plain C++, no torch. In float they are polynomials without a branch, a table or a call, so that a loop
-// over them vectorises and every ISA and device gets the same bits; at most 2 ulp off. In double
-// they are the standard library's.
+// exp, log, log1p and atan on the ranges that losses and box coding need, shared by host and
+// device: plain C++, no torch. In float they are polynomials without a branch, a table or a call,
+// so that a loop over them vectorises and every ISA and device gets the same bits; at most 2 ulp
+// off. In double they are the standard library's.
 #pragma once
 
 #include <cmath>
