@@ -52,8 +52,8 @@ def calls(n: int, extent: float = 100) -> dict[str, Call]:
     """Every public operator on n boxes (anchors, RoIs, rows of logits)."""
     rows, others = boxes(n, extent=extent), boxes(n, seed=3, extent=extent)
     scores, ids = noise(n), integers(-(2**62), 2**62, 3)[integers(0, 3, n)]
-    gts = boxes(280, seed=4, extent=extent).reshape(2, 140, 4)
-    gt_counts = torch.tensor([140, 4])
+    gts = boxes(560, seed=4, extent=extent).reshape(2, 280, 4)
+    gt_counts = torch.tensor([280, 4])
     few = boxes(7, seed=5, extent=extent)
     deltas = noise(n, 4) * 0.3
     sizes = torch.tensor([[60, 80]]).repeat(n, 1)

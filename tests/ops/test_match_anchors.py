@@ -105,6 +105,17 @@ def samples(device: str) -> dict[str, Sample]:
             torch.tensor([5, 7, 5, 7, 3])[::2],
         ),
     }
+    # Memory that begins between two vectors, and more gts than a block of threads holds.
+    table["between vectors"] = Sample(
+        random_boxes(34).flatten()[3:-1].view(33, 4),
+        random_boxes(1, 8, seed=1).flatten()[1:-3].view(1, 7, 4),
+        torch.tensor([7]),
+    )
+    for num_gts in (31, 32, 33, 255, 257, 600):
+        table[f"{num_gts} gts"] = Sample(
+            random_boxes(100), random_boxes(1, num_gts, seed=1), torch.tensor([num_gts])
+        )
+        table[f"{num_gts} gts"].gt_boxes[0, : num_gts // 2] = NAN
     overlapping = [0, 2, 3, 5, 7]
     order = torch.randperm(2400, generator=torch.Generator().manual_seed(0))
     table["grid"] = Sample(grid(), grid_gts()[:, overlapping], torch.tensor([5]), 0.7, 0.3)

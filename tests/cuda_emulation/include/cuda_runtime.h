@@ -3,6 +3,7 @@
 // plain operations: only one lane runs at a time, and it stops at barriers alone.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -60,8 +61,7 @@ inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream
   return cudaSuccess;
 }
 
-// ---- barriers and what the lanes of a warp tell each other
-// ---------------------------------------
+// ---- barriers and what the lanes of a warp tell each other -------------------------------------
 
 using cuda_emulation::Where;
 
@@ -107,6 +107,14 @@ template <typename T>
 T __shfl_up_sync(unsigned mask, T value, int distance, Where where = Where::current()) {
   const int source = cuda_emulation::lane() - distance;
   return __shfl_sync(mask, value, source >= 0 ? source : cuda_emulation::lane(), where);
+}
+
+inline int __reduce_max_sync(unsigned mask, int value, Where where = Where::current()) {
+  const auto& told = cuda_emulation::exchange(mask, static_cast<unsigned>(value), where);
+  int most = value;
+  for (unsigned lane = 0; lane < 32; ++lane)
+    if (mask >> lane & 1) most = std::max(most, static_cast<int>(told[lane]));
+  return most;
 }
 
 // ---- single operations --------------------------------------------------------------------------
