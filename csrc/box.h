@@ -41,6 +41,12 @@ FASTDET_HOST_DEVICE bool is_finite(const Box<T>& b) {
   return is_finite(b.x1) && is_finite(b.y1) && is_finite(b.x2) && is_finite(b.y2);
 }
 
+// False where a coordinate is NaN, too.
+template <typename T>
+FASTDET_HOST_DEVICE bool has_sides(const Box<T>& b, T min_size) {
+  return b.x2 - b.x1 >= min_size && b.y2 - b.y1 >= min_size;
+}
+
 template <typename T>
 FASTDET_HOST_DEVICE T area(const Box<T>& b) {
   return (b.x2 - b.x1) * (b.y2 - b.y1);

@@ -284,7 +284,9 @@ inline void check_pyramid_head(const char* op, const char* argument,
                                const std::vector<Tensor>& logits, int64_t dim,
                                const std::vector<Tensor>& deltas, const Tensor& anchors,
                                const Tensor& sizes) {
-  if (logits.empty()) refuse(op, argument, "at least one level", "none");
+  if (logits.empty() || logits.size() > kMaxLevels)
+    refuse(op, argument, "1 to " + std::to_string(kMaxLevels) + " levels",
+           std::to_string(logits.size()));
   if (deltas.size() != logits.size())
     refuse(op, "deltas", "one a level, " + std::to_string(logits.size()),
            std::to_string(deltas.size()));

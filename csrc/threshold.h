@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // A threshold given as a double, in the type of the values it is compared with; and one on
-// probabilities, as a bound on logits. Host only.
+// probabilities, as a bound on logits. Host only, but for sigmoid.
 #pragma once
 
 #include <cmath>
 #include <limits>
+
+#include "box.h"
 
 namespace fastdet {
 
@@ -18,8 +20,8 @@ T round_down(double threshold) {
 
 // The probability that a logit stands for: computed in double, rounded once.
 template <typename T>
-T sigmoid(T logit) {
-  return static_cast<T>(1. / (1. + std::exp(-static_cast<double>(logit))));
+FASTDET_HOST_DEVICE T sigmoid(T logit) {
+  return static_cast<T>(1. / (1. + ::exp(-static_cast<double>(logit))));
 }
 
 // For a T x above -inf, `x > logit_bound(t)` means `sigmoid(x) > t`, the rounding included: found

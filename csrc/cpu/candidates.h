@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "../detection_rows.h"
 #include "greedy_nms.h"
 
 namespace fastdet::cpu {
@@ -30,20 +31,6 @@ struct Candidates {
     ranks.insert(ranks.end(), other.ranks.begin(), other.ranks.end());
     labels.insert(labels.end(), other.labels.begin(), other.labels.end());
   }
-};
-
-// False where a coordinate is NaN, too.
-template <typename S>
-bool has_sides(const Box<S>& box, S min_size) {
-  return box.x2 - box.x1 >= min_size && box.y2 - box.y1 >= min_size;
-}
-
-// (B, D, ...) each, zero beyond the counts.
-template <typename S>
-struct DetectionRows {
-  Box<S>* boxes;
-  S* scores;
-  int64_t *labels, *counts;
 };
 
 // Fills image b's D rows with the best of its candidates that survive, of equal rank the first

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "../box_coding.h"
-#include "../threshold.h"
+#include "../detection_rule.h"
 #include "candidates.h"
 #include "loops.h"
 #include "top_logits.h"
@@ -36,26 +36,15 @@ struct PyramidHead {
   int64_t num_images, num_classes;
 };
 
-template <typename S>
-struct DetectionRule {
-  S logit_bound;      // logits are above it; see threshold.h
-  int64_t topk;       // candidates of a level
-  S min_size;         // of a box's sides, in pixels
-  S nms_thresh;       // rounded down
-  int64_t max_boxes;  // kept of an image: D
-};
-
-// `label(level, class)`: what a box is called; boxes of different labels never meet.
-template <typename T, typename Label, typename Parallel>
+template <typename T, typename Parallel>
 class PyramidDetections {
  public:
   using S = Sum<T>;
 
-  PyramidDetections(const PyramidHead<T>& head, const DetectionRule<S>& rule, const Label& label,
+  PyramidDetections(const PyramidHead<T>& head, const DetectionRule<S>& rule,
                     const Parallel& parallel)
       : head_(head),
         rule_(rule),
-        label_(label),
         parallel_(parallel),
         num_levels_(static_cast<int64_t>(head.levels.size())),
         slots_(head.num_images * num_levels_) {}
@@ -132,7 +121,8 @@ class PyramidDetections {
       const Box<S> box =
           clip(fastdet::decode(deltas, anchors[anchor], {S(1), S(1), S(1), S(1)}), width, height);
       if (has_sides(box, rule_.min_size))
-        slots_[s].candidates.append(box, top.logit(i), label_(l, top.index(i) % head_.num_classes));
+        slots_[s].candidates.append(box, top.logit(i),
+                                    rule_.label(l, top.index(i) % head_.num_classes));
     }
   }
 
@@ -154,7 +144,6 @@ class PyramidDetections {
 
   const PyramidHead<T>& head_;
   const DetectionRule<S>& rule_;
-  const Label& label_;
   const Parallel& parallel_;
   int64_t num_levels_;
   std::vector<Slot> slots_;

@@ -3,8 +3,9 @@
 #include "retinanet_detections.h"
 
 #include "../checks.h"
+#include "../detection_tensors.h"
 #include "parallel.h"
-#include "pyramid_tensors.h"
+#include "pyramid_head.h"
 
 namespace fastdet::cpu {
 
@@ -20,7 +21,7 @@ DetectionTensors retinanet_detections(const std::vector<Tensor>& logits,
   const PyramidTensors in(logits, deltas, anchors, sizes);
   const DetectionTensors out = empty_detections(logits[0], detections_per_img);
   dispatch_floating(in.dtype, [&]<typename T>() {
-    write_retinanet_detections(in.head<T>(), score_thresh, topk_candidates, nms_thresh,
+    write_retinanet_detections(pyramid_head<T>(in), score_thresh, topk_candidates, nms_thresh,
                                detections_per_img, detection_rows<Sum<T>>(out), kTorchPool);
   });
   return out;

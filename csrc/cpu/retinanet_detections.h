@@ -13,12 +13,9 @@ void write_retinanet_detections(const PyramidHead<T>& head, double score_thresh,
                                 int64_t topk_candidates, double nms_thresh,
                                 int64_t detections_per_img, const DetectionRows<Sum<T>>& out,
                                 const Parallel& parallel) {
-  using S = Sum<T>;
-  const auto label = [](int64_t, int64_t of_class) { return of_class; };
-  const DetectionRule<S> rule = {logit_bound(static_cast<S>(score_thresh)), topk_candidates,
-                                 -std::numeric_limits<S>::infinity(), round_down<S>(nms_thresh),
-                                 detections_per_img};
-  PyramidDetections(head, rule, label, parallel).write(out);
+  const auto rule =
+      retinanet_rule<Sum<T>>(score_thresh, topk_candidates, nms_thresh, detections_per_img);
+  PyramidDetections(head, rule, parallel).write(out);
 }
 
 }  // namespace fastdet::cpu

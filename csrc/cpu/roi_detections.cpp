@@ -3,7 +3,7 @@
 #include "roi_detections.h"
 
 #include "../checks.h"
-#include "detection_tensors.h"
+#include "../detection_tensors.h"
 #include "parallel.h"
 
 namespace fastdet::cpu {

@@ -3,8 +3,9 @@
 #include "rpn_proposals.h"
 
 #include "../checks.h"
+#include "../detection_tensors.h"
 #include "parallel.h"
-#include "pyramid_tensors.h"
+#include "pyramid_head.h"
 
 namespace fastdet::cpu {
 
@@ -19,8 +20,8 @@ DetectionTensors rpn_proposals(const std::vector<Tensor>& objectness,
   const PyramidTensors in(objectness, deltas, anchors, sizes);
   const DetectionTensors out = empty_detections(objectness[0], post_nms_top_n);
   dispatch_floating(in.dtype, [&]<typename T>() {
-    write_rpn_proposals(in.head<T>(), pre_nms_top_n, post_nms_top_n, nms_thresh, score_thresh,
-                        min_size, detection_rows<Sum<T>>(out), kTorchPool);
+    write_rpn_proposals(pyramid_head<T>(in), pre_nms_top_n, post_nms_top_n, nms_thresh,
+                        score_thresh, min_size, detection_rows<Sum<T>>(out), kTorchPool);
   });
   return out;
 }

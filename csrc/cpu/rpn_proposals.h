@@ -13,12 +13,9 @@ template <typename T, typename Parallel>
 void write_rpn_proposals(const PyramidHead<T>& head, int64_t pre_nms_top_n, int64_t post_nms_top_n,
                          double nms_thresh, double score_thresh, double min_size,
                          const DetectionRows<Sum<T>>& out, const Parallel& parallel) {
-  using S = Sum<T>;
-  const auto label = [](int64_t level, int64_t) { return level; };
-  const S below = std::nextafter(static_cast<S>(score_thresh), -std::numeric_limits<S>::infinity());
-  const DetectionRule<S> rule = {logit_bound(below), pre_nms_top_n, static_cast<S>(min_size),
-                                 round_down<S>(nms_thresh), post_nms_top_n};
-  PyramidDetections(head, rule, label, parallel).write(out);
+  const auto rule =
+      rpn_rule<Sum<T>>(pre_nms_top_n, post_nms_top_n, nms_thresh, score_thresh, min_size);
+  PyramidDetections(head, rule, parallel).write(out);
 }
 
 }  // namespace fastdet::cpu

@@ -55,7 +55,7 @@ std::tuple<Array<T>, Array<T>, Array<int64_t>, Array<int64_t>> retinanet_detecti
   }
   Array<T> boxes({num_images, rows, int64_t(4)}), scores({num_images, rows});
   Array<int64_t> labels({num_images, rows}), counts(num_images);
-  const cpu::DetectionRows<T> out = {reinterpret_cast<Box<T>*>(boxes.mutable_data()),
+  const DetectionRows<T> out = {reinterpret_cast<Box<T>*>(boxes.mutable_data()),
                                      scores.mutable_data(), labels.mutable_data(),
                                      counts.mutable_data()};
   {

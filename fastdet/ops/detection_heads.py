@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastdet.ops.suppression import KeptBoxes
+# boxes (B, D, 4), scores (B, D), labels (B, D) and counts (B,): the fields of models.Detections.
+KeptBoxes = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def head_levels(
@@ -41,8 +42,3 @@ def fake_kept_boxes(logits: Tensor, rows: int) -> KeptBoxes:
         logits.new_empty((images, rows), dtype=torch.int64),
         logits.new_empty((images,), dtype=torch.int64),
     )
-
-
-def in_box_dtype(tensor: Tensor) -> Tensor:
-    """float64 as it is, everything else as float32."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()

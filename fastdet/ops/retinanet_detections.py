@@ -6,15 +6,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastdet.ops.box_coding import decode_boxes
 from fastdet.ops.detection_heads import (
+    KeptBoxes,
     check_nms_thresh,
     fake_kept_boxes,
     head_levels,
-    in_box_dtype,
 )
-from fastdet.ops.padded_rows import take_rows
-from fastdet.ops.suppression import KeptBoxes, suppress_logits
 
 
 def retinanet_detections(
@@ -84,51 +81,3 @@ def _(
     detections_per_img: int,
 ) -> KeptBoxes:
     return fake_kept_boxes(logits[0], detections_per_img)
-
-
-def compose_retinanet_detections(
-    logits: list[Tensor],
-    deltas: list[Tensor],
-    anchors: Tensor,
-    sizes: Tensor,
-    score_thresh: float,
-    topk_candidates: int,
-    nms_thresh: float,
-    detections_per_img: int,
-) -> KeptBoxes:
-    """The op of devices without a kernel of their own: fixed shapes and no sync."""
-    tops, labels, chosen, places = [], [], [], []
-    own = anchors.split([x.shape[1] for x in logits])
-    for level, level_deltas, level_anchors in zip(logits, deltas, own, strict=True):
-        top, anchor, label = _best_pairs(level, topk_candidates)
-        tops.append(top)
-        labels.append(label)
-        chosen.append(take_rows(level_deltas, anchor))
-        places.append(level_anchors[anchor])
-    best = torch.cat(tops, dim=1)  # (B, N)
-    boxes = decode_boxes(
-        in_box_dtype(torch.cat(chosen, dim=1)),
-        torch.cat(places, dim=1).to(best.dtype),
-        sizes=sizes,
-    )
-    valid = (best.sigmoid() > score_thresh) & (best > -torch.inf)
-    return suppress_logits(
-        boxes, best, torch.cat(labels, dim=1), valid, nms_thresh, detections_per_img
-    )
-
-
-def _best_pairs(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The k best pairs of anchor and class of a level (B, A, C): logits, anchors, classes (B, k).
-
-    Such a pair lies on an anchor whose best class is among the best of k anchors, so the classes of
-    all other anchors need not be looked at.
-    """
-    num_classes = logits.shape[2]
-    best = logits.amax(dim=2)
-    anchor = best.topk(min(k, best.shape[1]), dim=1).indices
-    pairs = in_box_dtype(take_rows(logits, anchor)).flatten(1)  # (B, k * C)
-    top, pair = pairs.topk(min(k, pairs.shape[1]), dim=1)
-    return top, anchor.gather(1, pair // num_classes), pair % num_classes
-
-
-torch.library.impl("fastdet::retinanet_detections", "default", compose_retinanet_detections)

@@ -4,10 +4,8 @@
 import torch
 from torch import Tensor
 
-from fastdet.ops.box_coding import Weights, check_weights, decode_boxes
-from fastdet.ops.detection_heads import check_nms_thresh, fake_kept_boxes, in_box_dtype
-from fastdet.ops.padded_rows import row_mask
-from fastdet.ops.suppression import KeptBoxes, has_sides, suppress
+from fastdet.ops.box_coding import Weights, check_weights
+from fastdet.ops.detection_heads import KeptBoxes, check_nms_thresh, fake_kept_boxes
 
 
 def roi_detections(
@@ -84,43 +82,3 @@ def _(
     min_size: float,
 ) -> KeptBoxes:
     return fake_kept_boxes(logits, detections_per_img)
-
-
-def compose_roi_detections(
-    logits: Tensor,
-    deltas: Tensor,
-    proposals: Tensor,
-    counts: Tensor | None,
-    sizes: Tensor,
-    wx: float,
-    wy: float,
-    ww: float,
-    wh: float,
-    score_thresh: float,
-    nms_thresh: float,
-    detections_per_img: int,
-    min_size: float,
-) -> KeptBoxes:
-    """The op of devices without a kernel of their own: fixed shapes and no sync."""
-    scores = in_box_dtype(logits).softmax(dim=-1)[:, :, 1:]  # (B, K, C - 1)
-    boxes = decode_boxes(
-        in_box_dtype(deltas[:, :, 1:]),
-        proposals[:, :, None].to(scores.dtype),
-        (wx, wy, ww, wh),
-        sizes=sizes,
-    )
-    valid = (scores > score_thresh) & has_sides(boxes, min_size)
-    if counts is not None:
-        valid &= row_mask(counts, proposals.shape[1])[..., None]
-    labels = torch.arange(1, logits.shape[2], device=logits.device).expand_as(scores)
-    return suppress(
-        boxes.flatten(1, 2),
-        scores.flatten(1),
-        labels.flatten(1),
-        valid.flatten(1),
-        nms_thresh,
-        detections_per_img,
-    )
-
-
-torch.library.impl("fastdet::roi_detections", "default", compose_roi_detections)

@@ -6,15 +6,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastdet.ops.box_coding import decode_boxes
 from fastdet.ops.detection_heads import (
+    KeptBoxes,
     check_nms_thresh,
     fake_kept_boxes,
     head_levels,
-    in_box_dtype,
 )
-from fastdet.ops.padded_rows import take_rows
-from fastdet.ops.suppression import KeptBoxes, has_sides, suppress_logits
 
 
 def rpn_proposals(
@@ -85,36 +82,3 @@ def _(
     min_size: float,
 ) -> KeptBoxes:
     return fake_kept_boxes(objectness[0], post_nms_top_n)
-
-
-def compose_rpn_proposals(
-    objectness: list[Tensor],
-    deltas: list[Tensor],
-    anchors: Tensor,
-    sizes: Tensor,
-    pre_nms_top_n: int,
-    post_nms_top_n: int,
-    nms_thresh: float,
-    score_thresh: float,
-    min_size: float,
-) -> KeptBoxes:
-    """The op of devices without a kernel of their own: fixed shapes and no sync."""
-    tops = [in_box_dtype(x).topk(min(pre_nms_top_n, x.shape[1]), dim=1) for x in objectness]
-    chosen = [take_rows(x, top.indices) for x, top in zip(deltas, tops, strict=True)]
-    own = anchors.split([x.shape[1] for x in objectness])
-    places = [x[top.indices] for x, top in zip(own, tops, strict=True)]
-    logits = torch.cat([top.values for top in tops], dim=1)  # (B, N)
-    levels = [torch.full_like(top.indices, level) for level, top in enumerate(tops)]
-    boxes = decode_boxes(
-        in_box_dtype(torch.cat(chosen, dim=1)),
-        torch.cat(places, dim=1).to(logits.dtype),
-        sizes=sizes,
-    )
-    valid = has_sides(boxes, min_size) & (logits.sigmoid() >= score_thresh)
-    valid &= logits > -torch.inf
-    return suppress_logits(
-        boxes, logits, torch.cat(levels, dim=1), valid, nms_thresh, post_nms_top_n
-    )
-
-
-torch.library.impl("fastdet::rpn_proposals", "default", compose_rpn_proposals)

@@ -41,6 +41,7 @@ def _flags() -> list[str]:
         "-ffp-contract=off",
         "-Wall",
         "-Wextra",
+        "-Wno-unknown-pragmas",  # unroll
         "-DTORCH_TARGET_VERSION=0x020b000000000000",
         f"-I{HERE / 'include'}",
         f"-isystem{Path(torch.__file__).parent / 'include'}",

@@ -16,12 +16,8 @@ from tests.ops.test_every_op import NAMES, bits, calls
 
 pytestmark = pytest.mark.emulation
 
-# CUDA has no kernels of these: they are composed of torch's operators and of ours.
-COMPOSED = ("rpn_proposals", "retinanet_detections", "roi_detections")
-WITH_KERNELS = [name for name in NAMES if name not in COMPOSED]
 
-
-@pytest.mark.parametrize("name", WITH_KERNELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_cpu_and_cuda_kernels_agree_in_every_lane_order(name):
     call = calls(65)[name]
     expected = bits(call)
@@ -38,7 +34,7 @@ def test_cpu_and_cuda_kernels_agree_in_every_lane_order(name):
                 assert a.equal(b)
 
 
-@pytest.mark.parametrize("name", WITH_KERNELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_lane_order_changes_no_bit(name):
     call = calls(65)[name]
     torch.use_deterministic_algorithms(True)

@@ -9,9 +9,8 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from fastdet.models import MODELS, FasterRCNN, faster_rcnn
 from fastdet.models.anchors import pyramid_anchors
-from fastdet.models.batch import Batch, Detections
+from fastdet.models.batch import Batch
 from fastdet.models.losses import box_regression_loss
-from fastdet.ops.suppression import suppress
 
 from .scenes import scene, small_model, spread_scores
 
@@ -177,18 +176,6 @@ def test_deltas_learn_from_positive_rows_alone() -> None:
     assert deltas.grad is not None
     assert deltas.grad[0, 1].tolist() == [-1] * 4
     assert float(deltas.grad.abs().sum()) == 4
-
-
-def test_suppression_is_among_equal_labels_and_valid_rows() -> None:
-    boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 8], [0, 0, 9, 9]]])
-    scores = torch.tensor([[0.9, 0.8, 0.7, 0.6]])
-    labels = torch.tensor([[1, 1, 2, 2]])
-    valid = torch.tensor([[True, True, False, True]])
-    kept = Detections(*suppress(boxes, scores, labels, valid, 0.5, 3))
-    assert kept.counts.tolist() == [2]
-    assert kept.labels.tolist() == [[1, 2, 0]]
-    torch.testing.assert_close(kept.scores, torch.tensor([[0.9, 0.6, 0.0]]))
-    assert torch.equal(kept.boxes[0], torch.stack((boxes[0, 0], boxes[0, 3], torch.zeros(4))))
 
 
 def test_padded_samples_of_the_rpn_are_no_positives() -> None:

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastdet.ops import retinanet_detections
-from fastdet.ops.retinanet_detections import compose_retinanet_detections
 from tests import reference
 from tests.ops.heads import (
     NAN,
@@ -79,17 +78,6 @@ def test_equals_reference(name, device):
         assert_kept(got, b, reference.retinanet_detections(*h.image(b), *numbers))
 
 
-@pytest.mark.parametrize("name", list(samples()))
-def test_composition_equals_the_kernel(name):
-    """Where logits tie at the cut, topk takes any of them; so all that pass are candidates here."""
-    h, numbers = samples()[name]
-    numbers = (numbers[0], 10_000 if numbers[1] else 0, *numbers[2:])
-    if name in ("all logits equal", "expanded", "not finite"):
-        pytest.skip("topk ranks NaN first and equal logits in any order")
-    ordered = h._replace(logits=[distinct(x) for x in h.logits])
-    assert_same(compose_retinanet_detections(*ordered, *numbers), run(ordered, numbers))
-
-
 def distinct(logits: Tensor) -> Tensor:
     """Logits near the given ones of which no two are equal."""
     return logits + torch.arange(logits.numel()).reshape(logits.shape) * 2.0**-16
@@ -124,9 +112,35 @@ def test_threshold_is_exact_in_the_type_of_the_scores(score_thresh, dtype):
     assert 0 < int(counts) < n
 
 
+def side_by_side(n: int) -> Tensor:
+    """(n, 4) boxes of which none touches another by more than an edge."""
+    place = torch.arange(n, dtype=torch.float32)
+    return torch.stack([place, place * 0, place + 1, place * 0 + 5], 1)
+
+
+def assert_best_are_kept(levels: list[Tensor], k: int, device: str) -> None:
+    """Of levels (B, A_l) of one class, as a stable sort picks them, where nothing overlaps."""
+    own = side_by_side(sum(x.shape[1] for x in levels))
+    sizes = torch.tensor([[10, len(own) + 1]]).repeat(len(levels[0]), 1)
+    h = Head([x[..., None] for x in levels], [x.new_zeros(*x.shape, 4) for x in levels], own, sizes)
+    rows = sum(min(k, x.shape[1]) for x in levels)
+    boxes, scores, _, counts = (x.cpu() for x in run(h, (0.0, k, 1.0, rows), device))
+    assert counts.tolist() == [rows] * len(sizes)
+    for b in range(len(sizes)):
+        tops = [torch.sort(x[b], stable=True, descending=True) for x in levels]
+        logits = torch.cat([top.values[:k] for top in tops])
+        places = [top.indices[:k] for top in tops]
+        split = own.split([x.shape[1] for x in levels])
+        anchors = [x[i] for x, i in zip(split, places, strict=True)]
+        order = torch.sort(logits, stable=True, descending=True).indices
+        assert boxes[b].equal(torch.cat(anchors)[order].to(boxes.dtype))
+        expected = logits[order].to(scores.dtype).sigmoid()
+        torch.testing.assert_close(scores[b], expected)
+
+
 @pytest.mark.parametrize("order", ["rising", "falling", "equal", "shuffled"])
 @pytest.mark.parametrize("k", [1, 7, 1000])
-def test_selection_among_many(order, k):
+def test_selection_among_many(order, k, device):
     """More logits than are looked at in one go, in orders that are good and bad for the bound."""
     n = 50_001
     logits = {
@@ -135,22 +149,22 @@ def test_selection_among_many(order, k):
         "equal": torch.zeros(n),
         "shuffled": torch.randperm(n, generator=torch.Generator().manual_seed(0)) // 3,
     }[order].float() / 10_000
-    place = torch.arange(n, dtype=torch.float32)
-    anchors = torch.stack([place, place * 0, place + 1, place * 0 + 5], 1)
-    boxes, scores, _, counts = retinanet_detections(
-        [logits.reshape(1, n, 1)],
-        [torch.zeros(1, n, 4)],
-        anchors,
-        torch.tensor([[10, n + 1]]),
-        0.0,
-        k,
-        1.0,
-        k,
-    )
-    best = torch.sort(logits, stable=True, descending=True).indices[:k]
-    assert counts.tolist() == [k]
-    assert boxes[0].equal(anchors[best])
-    torch.testing.assert_close(scores[0], logits[best].sigmoid())
+    assert_best_are_kept([logits[None]], k, device)
+
+
+@pytest.mark.parametrize("n", [1, 7, 511, 512, 513, 4093, 4094, 4095, 4096, 4097, 8193])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_selection_at_the_borders_of_tiles_and_chunks(n, dtype, device):
+    """Equal logits through which the cut goes, then such as differ in their last bits alone.
+
+    Of three images, the later ones lie where no vector begins.
+    """
+    generator = torch.Generator().manual_seed(n)
+    few = torch.randint(-3, 4, (3, n), generator=generator).to(dtype)
+    close = torch.randint(0, 100, (3, n), generator=generator).to(dtype) * torch.finfo(dtype).eps
+    k = n // 20 + 1
+    assert_best_are_kept([few, 1 + close], k, device)
+    assert_best_are_kept([-1 - close, few[:, :5], few], k, device)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -220,8 +234,7 @@ def test_every_piece_is_read_to_its_ends(num_threads):
     good = torch.tensor(sorted(edges))
     logits = torch.full((n,), -9.0)
     logits[good] = 1.0
-    place = torch.arange(n, dtype=torch.float32)
-    anchors = torch.stack([place, place * 0, place + 1, place * 0 + 5], 1)
+    anchors = side_by_side(n)
     levels = [logits.reshape(1, n, 1)], [torch.zeros(1, n, 4)]
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
@@ -282,10 +295,11 @@ def test_bad_input_is_named(device):
         with pytest.raises(error, match=message):
             retinanet_detections(*h._replace(**changes), *numbers)
 
-    if device == "cuda":
-        pytest.skip("the composition's messages are torch's")
     refused(r"nms_thresh: expected a number in \[0, 1\], got 2", ValueError, (0.1, 10, 2, 8))
     refused("expected at least one level, got none", ValueError, logits=[])
+    refused(
+        "logits: expected 1 to 8 levels, got 9", logits=h.logits[:1] * 9, deltas=h.deltas[:1] * 9
+    )
     refused("deltas: expected one a level, 2, got 1", deltas=h.deltas[:1])
     refused(
         r"logits: expected floating \(B, A, C\) for each level, got Float \(2, 20\)",

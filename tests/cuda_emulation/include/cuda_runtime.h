@@ -67,6 +67,19 @@ using cuda_emulation::Where;
 
 inline void __syncthreads(Where where = Where::current()) { cuda_emulation::sync_block(where); }
 
+// Nothing is reordered on one thread.
+inline void __threadfence() {}
+
+inline int __syncthreads_or(int predicate, Where where = Where::current()) {
+  static int any;
+  cuda_emulation::sync_block(where);
+  any = 0;
+  cuda_emulation::sync_block(where);
+  any |= predicate;
+  cuda_emulation::sync_block(where);
+  return any != 0;
+}
+
 inline void __syncwarp(unsigned mask = ~0u, Where where = Where::current()) {
   cuda_emulation::exchange(mask, 0, where);
 }
@@ -135,6 +148,13 @@ template <typename T>
 T atomicOr(T* at, T value) {
   const T before = *at;
   *at = before | value;
+  return before;
+}
+
+template <typename T>
+T atomicExch(T* at, T value) {
+  const T before = *at;
+  *at = value;
   return before;
 }
 

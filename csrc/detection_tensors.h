@@ -2,10 +2,10 @@
 // The results of the detection ops as tensors, and as their drivers write them.
 #pragma once
 
-#include "../torch.h"
-#include "candidates.h"
+#include "detection_rows.h"
+#include "torch.h"
 
-namespace fastdet::cpu {
+namespace fastdet {
 
 // boxes (B, D, 4), scores (B, D), labels (B, D), counts (B,).
 using DetectionTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
@@ -24,4 +24,4 @@ DetectionRows<S> detection_rows(const DetectionTensors& out) {
           mutable_data<int64_t>(counts)};
 }
 
-}  // namespace fastdet::cpu
+}  // namespace fastdet

@@ -1,16 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The tensors of rpn_proposals and retinanet_detections as their drivers read and write them.
-// A level's rows must be dense, as those of a channels_last map are; another layout is copied.
+// The tensors of rpn_proposals and retinanet_detections as both backends read them. A level's rows
+// must be dense, as those of a channels_last map are; another layout is copied.
 #pragma once
 
-#include <utility>
 #include <vector>
 
-#include "../torch.h"
-#include "detection_tensors.h"
-#include "pyramid_detections.h"
+#include "torch.h"
 
-namespace fastdet::cpu {
+namespace fastdet {
 
 // (B, A, ...) with dense rows; the images may lie apart.
 inline Tensor dense_rows(const Tensor& level) {
@@ -23,7 +20,7 @@ inline Tensor dense_rows(const Tensor& level) {
   return dense ? level : torch::stable::contiguous(level);
 }
 
-// What a PyramidHead points into.
+// checks.h has seen the arguments.
 struct PyramidTensors {
   PyramidTensors(const std::vector<Tensor>& logits_in, const std::vector<Tensor>& deltas_in,
                  const Tensor& anchors_in, const Tensor& sizes_in)
@@ -36,23 +33,12 @@ struct PyramidTensors {
     }
   }
 
-  template <typename T>
-  PyramidHead<T> head() const {
-    const Tensor& first = logits[0];
-    PyramidHead<T> head = {{},
-                           data<Box<Sum<T>>>(anchors),
-                           data<int64_t>(sizes),
-                           first.size(0),
-                           first.dim() == 3 ? first.size(2) : 1};
-    for (size_t l = 0; l < logits.size(); ++l)
-      head.levels.push_back({data<T>(logits[l]), data<T>(deltas[l]), logits[l].size(1),
-                             logits[l].stride(0), deltas[l].stride(0)});
-    return head;
-  }
+  int64_t num_images() const { return logits[0].size(0); }
+  int64_t num_classes() const { return logits[0].dim() == 3 ? logits[0].size(2) : 1; }
 
   ScalarType dtype;
   std::vector<Tensor> logits, deltas;
   Tensor anchors, sizes;
 };
 
-}  // namespace fastdet::cpu
+}  // namespace fastdet
