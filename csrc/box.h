@@ -30,6 +30,25 @@ FASTDET_HOST_DEVICE T max_of(T a, T b) {
   return a > b ? a : b;
 }
 
+// The same for what is no NaN; on the device one instruction instead of two.
+template <typename T>
+FASTDET_HOST_DEVICE T min_of_numbers(T a, T b) {
+#ifdef __CUDA_ARCH__
+  return fmin(a, b);
+#else
+  return min_of(a, b);
+#endif
+}
+
+template <typename T>
+FASTDET_HOST_DEVICE T max_of_numbers(T a, T b) {
+#ifdef __CUDA_ARCH__
+  return fmax(a, b);
+#else
+  return max_of(a, b);
+#endif
+}
+
 // False for infinities and NaN.
 template <typename T>
 FASTDET_HOST_DEVICE bool is_finite(T x) {
@@ -52,11 +71,12 @@ FASTDET_HOST_DEVICE T area(const Box<T>& b) {
   return (b.x2 - b.x1) * (b.y2 - b.y1);
 }
 
+// Of boxes with a NaN it may be any number; their areas are NaN.
 template <typename T>
 FASTDET_HOST_DEVICE T intersection(const Box<T>& a, const Box<T>& b) {
-  const T w = min_of(a.x2, b.x2) - max_of(a.x1, b.x1);
-  const T h = min_of(a.y2, b.y2) - max_of(a.y1, b.y1);
-  return max_of(w, T(0)) * max_of(h, T(0));
+  const T w = min_of_numbers(a.x2, b.x2) - max_of_numbers(a.x1, b.x1);
+  const T h = min_of_numbers(a.y2, b.y2) - max_of_numbers(a.y1, b.y1);
+  return max_of_numbers(w, T(0)) * max_of_numbers(h, T(0));
 }
 
 // 0 where the union is not positive, never NaN for finite boxes.

@@ -63,8 +63,8 @@ struct Hull {
 
 template <typename T>
 FASTDET_HOST_DEVICE Hull<T> hull_of(const Box<T>& a, const Box<T>& b) {
-  const T width = max_of(a.x2, b.x2) - min_of(a.x1, b.x1);
-  const T height = max_of(a.y2, b.y2) - min_of(a.y1, b.y1);
+  const T width = max_of_numbers(a.x2, b.x2) - min_of_numbers(a.x1, b.x1);
+  const T height = max_of_numbers(a.y2, b.y2) - min_of_numbers(a.y1, b.y1);
   return {max_of(width, T(0)), max_of(height, T(0))};
 }
 

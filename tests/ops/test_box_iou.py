@@ -59,6 +59,15 @@ def samples(device: str) -> dict[str, tuple[Tensor, Tensor]]:
         "many columns": (random_boxes(3).to(device), random_boxes(2100, seed=1).to(device)),
         "many rows": (random_boxes(2100).to(device), random_boxes(3, seed=1).to(device)),
     }
+    for m in range(1, 7):  # rows that begin at every place between two vectors
+        table[f"batched, {m} columns"] = (
+            random_boxes(3, 37).to(device),
+            random_boxes(3, m, seed=1).to(device),
+        )
+    table["between vectors"] = (
+        random_boxes(6).to(device).flatten()[1:-3].view(5, 4),
+        random_boxes(34, seed=1).to(device).flatten()[3:-1].view(33, 4),
+    )
     for n in (15, 16, 17, 63, 64, 65, 257):
         table[f"random {n}"] = (random_boxes(5).to(device), random_boxes(n, seed=n).to(device))
     return table
