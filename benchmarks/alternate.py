@@ -56,10 +56,12 @@ def timed(side: Side, calls: int) -> float:
     return time.perf_counter() - start
 
 
-def alternate(sides: Mapping[str, Side], rounds: Rounds) -> dict[str, Turns]:
-    """Every side's turns; each side must have run before."""
+def alternate(
+    sides: Mapping[str, Side], rounds: Rounds, clock: Callable[[Side, int], float] = timed
+) -> dict[str, Turns]:
+    """Every side's turns; each side must have run before. The clock gives the seconds of calls."""
     turns = {
-        name: Turns(max(1, round(SHORTEST_TURN / timed(side, 1))), [])
+        name: Turns(max(1, round(SHORTEST_TURN / clock(side, 1))), [])
         for name, side in sides.items()
     }
     collecting = gc.isenabled()
@@ -71,7 +73,7 @@ def alternate(sides: Mapping[str, Side], rounds: Rounds) -> dict[str, Turns]:
             if done >= rounds.least and used >= rounds.seconds:
                 break
             for name, side in sides.items():
-                turns[name].seconds.append(timed(side, turns[name].calls))
+                turns[name].seconds.append(clock(side, turns[name].calls))
                 used += turns[name].seconds[-1]
     finally:
         if collecting:

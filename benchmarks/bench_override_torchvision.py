@@ -16,6 +16,7 @@ from torchvision.models import detection
 import fastdet
 from benchmarks.case import Case
 from benchmarks.conftest import Beside
+from benchmarks.torchvision_detectors import let_candidates_pass
 from benchmarks.workloads import random_boxes, seeded
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -23,7 +24,6 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "Faster R-CNN, ResNet-50 FPN": detection.fasterrcnn_resnet50_fpn,
     "RetinaNet, ResNet-50 FPN": detection.retinanet_resnet50_fpn,
 }
-CANDIDATES = 500  # pairs of box and class above the score threshold
 GT_BOXES = 10
 
 
@@ -38,20 +38,6 @@ def model(name: str, beside: Beside) -> tuple[Any, list[Tensor], list[dict[str, 
     boxes = random_boxes(2 * GT_BOXES, 0.6 * width, 0.6 * height, 0.3 * width)
     targets = [{"boxes": b, "labels": labels} for b in boxes.split(GT_BOXES)]
     return network, images, targets
-
-
-def let_candidates_pass(network: Any, image: Tensor) -> None:
-    """Sets the score threshold so that CANDIDATES pairs of box and class are above it."""
-    one_stage = isinstance(network, detection.RetinaNet)
-    owner = network if one_stage else network.roi_heads
-    head: Any = network.head if one_stage else owner.box_predictor
-    outputs: list[Any] = []
-    hook = head.register_forward_hook(lambda _, inputs, output: outputs.append(output))
-    network([image])
-    hook.remove()
-    (output,) = outputs
-    scores = output["cls_logits"].sigmoid() if one_stage else output[0].softmax(1)[:, 1:]
-    owner.score_thresh = scores.flatten().kthvalue(scores.numel() - CANDIDATES).values.item()
 
 
 def case(workload: str, run: Callable[[], Any]) -> Case:

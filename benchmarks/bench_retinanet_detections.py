@@ -4,15 +4,11 @@
 Both sides get the outputs as rows; torchvision's copy of them from maps into rows is not counted.
 """
 
-from types import SimpleNamespace
-from typing import Any
-
 import torch
 from torch import Tensor
-from torchvision.models.detection import RetinaNet
-from torchvision.models.detection._utils import BoxCoder
 
 import fastdet
+from benchmarks import torchvision_heads
 from benchmarks.case import Case
 from benchmarks.ceilings import stream
 from benchmarks.conftest import Beside
@@ -34,20 +30,8 @@ def bench_one_image(beside: Beside) -> None:
         )
         return tuple(x[0, : int(counts)] for x in found)
 
-    numbers: Any = SimpleNamespace(
-        score_thresh=0.05,
-        topk_candidates=1000,
-        nms_thresh=0.5,
-        detections_per_img=300,
-        box_coder=BoxCoder((1.0, 1.0, 1.0, 1.0)),
-    )
-
-    def theirs(h: Head) -> tuple[Tensor, ...]:
-        outputs = {"cls_logits": h.logits, "bbox_regression": h.deltas}
-        (found,) = RetinaNet.postprocess_detections(
-            numbers, outputs, [h.anchors], [(height, width)]
-        )
-        return found["boxes"], found["scores"], found["labels"]
+    def theirs(outputs: Head) -> tuple[Tensor, ...]:
+        return torchvision_heads.retinanet_detections(outputs, (height, width))[0]
 
     beside(
         Case(

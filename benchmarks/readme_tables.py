@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results
-from benchmarks.results import CPU_OPS, Result, Row
+from benchmarks.results import CPU_OPS, Result, Row, SideResult
 from benchmarks.tables import ABSENT, errors, others, times
 from fastdet.figures import three_digits
 
@@ -100,6 +100,48 @@ def every_row(result: Result) -> str:
     return "".join(tables) + made_by(result.machine)
 
 
+def gpu_table(result: Result) -> str:
+    """Both sides' times, launches and syncs on a GPU, the floor and the target."""
+    rows = []
+    for row in result.rows:
+        ours, theirs = row.sides["fastdet"], row.torchvision
+        rows.append(
+            [
+                f"`{row.op}`, {row.workload}",
+                three_digits(ours.ms),
+                three_digits(theirs.ms) if theirs else ABSENT,
+                ratio(row),
+                *(three_digits(x) if x else "" for x in (row.floor_ms, row.target_ms)),
+                *gpu_work(ours, theirs),
+                others(row),
+            ]
+        )
+    header = ["", "fastdet ms", "torchvision ms", "ratio", "floor ms", "target ms"]
+    header += ["launches", "syncs", "ms in kernels", "other peers"]
+    return markdown(header, rows) + made_by(result.machine)
+
+
+def gpu_work(*sides: SideResult | None) -> list[str]:
+    """Launches, syncs and milliseconds in kernels, ours / theirs."""
+    work = [side.gpu if side else None for side in sides]
+    return [
+        " / ".join(show(one) if one else ABSENT for one in work)
+        for show in (
+            lambda one: f"{one.launches:.3g}",
+            lambda one: f"{one.syncs:.3g}",
+            lambda one: three_digits(one.ms),
+        )
+    ]
+
+
+def gpus() -> str:
+    """A table for each GPU that was measured."""
+    files = results.of_gpus()
+    if not files:
+        return "Not yet run on a GPU: there are no figures for the CUDA kernels.\n"
+    return "\n".join(gpu_table(results.read(path)) for path in files)
+
+
 def floors(result: Result) -> str:
     """How far each row is from its floor, on all threads, the farthest first."""
     rows = [row for row in result.rows if row.floor_ms and row.threads == result.threads]
@@ -168,6 +210,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu_numpy": lambda: numpy_table(cpu_ops()),
     "cpu_ops_every_row": lambda: every_row(cpu_ops()),
     "cpu_ops_floors": lambda: floors(cpu_ops()),
+    "gpus": gpus,
     "cpu_ceilings": lambda: ceilings(cpu_ops()),
     "bccd_faster_rcnn_cpu": training("bccd_faster_rcnn_cpu"),
     "bccd_retinanet_cpu": training("bccd_retinanet_cpu"),

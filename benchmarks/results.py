@@ -8,7 +8,14 @@ from typing import Any
 
 from fastdet.files import replacing
 
-CPU_OPS = Path(__file__).resolve().parent / "results" / "cpu_ops.json"
+FOLDER = Path(__file__).resolve().parent / "results"
+CPU_OPS = FOLDER / "cpu_ops.json"
+CUDA = "cuda_{}.json"  # of a GPU's name
+
+
+def of_gpus() -> list[Path]:
+    """The result files of `python -m benchmarks.gpu`."""
+    return sorted(FOLDER.glob(CUDA.format("*")))
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,21 @@ class Point:
 
 
 @dataclass(frozen=True)
+class GpuWork:
+    """What a call makes a GPU do, as the profiler sees it.
+
+    Attributes:
+        launches: kernels, copies and fills.
+        syncs: waits of the host.
+        ms: the time of the launches, without the gaps between them.
+    """
+
+    launches: float
+    syncs: float
+    ms: float
+
+
+@dataclass(frozen=True)
 class SideResult:
     """One side of a row.
 
@@ -28,11 +50,13 @@ class SideResult:
         ms: median milliseconds of a call.
         ratio: this side's time over fastdet's, round by round: lower quartile, median, upper one.
         error: `errors.error`; None where there is no float64 result.
+        gpu: what a call makes a GPU do.
     """
 
     ms: float
     ratio: tuple[float, float, float]
     error: float | None
+    gpu: GpuWork | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +68,7 @@ class Row:
         floor_ms: what the work takes at least, measured in the same rounds.
         floor_kind: what decides the floor, "memory" or "arithmetic".
         target: the ratio to torchvision that is promised for all threads.
+        target_ms: our time that is promised on an H100.
         growth: the row only shows how time grows with size.
     """
 
@@ -56,6 +81,7 @@ class Row:
     target: float | None = None
     growth: bool = False
     point: Point | None = None
+    target_ms: float | None = None
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -79,7 +105,7 @@ class Result:
 
     Attributes:
         machine: `machine.describe`.
-        ceilings: `ceilings.Ceilings` as a dict, by number of threads.
+        ceilings: `ceilings.Ceilings` as a dict, by number of threads; of a GPU its bandwidths.
     """
 
     machine: dict[str, str]
@@ -104,7 +130,11 @@ def read(path: Path) -> Result:
     rows = []
     for row in content["rows"]:
         row["sides"] = {
-            name: SideResult(side["ms"], tuple(side["ratio"]), side["error"])
+            name: SideResult(
+                **side
+                | {"ratio": tuple(side["ratio"])}
+                | ({"gpu": GpuWork(**side["gpu"])} if side.get("gpu") else {})
+            )
             for name, side in row["sides"].items()
         }
         row["point"] = Point(**row["point"]) if row["point"] else None

@@ -15,6 +15,8 @@ from torchvision.ops.feature_pyramid_network import (
 
 from fastdet.models.backbones import timm_body
 
+CANDIDATES = 500  # pairs of box and class above the score threshold
+
 
 class Pyramid(nn.Module):
     """A timm body with torchvision's pyramid, in the form that torchvision's detectors take."""
@@ -56,3 +58,21 @@ def retinanet(
         anchor_generator=AnchorGenerator(sizes, ratios),
         **numbers,
     )
+
+
+def let_candidates_pass(network: Any, image: Tensor) -> float:
+    """Sets the score threshold so that CANDIDATES pairs of box and class are above it; returns it.
+
+    With random weights no score is above the usual one.
+    """
+    one_stage = isinstance(network, RetinaNet)
+    owner = network if one_stage else network.roi_heads
+    head: Any = network.head if one_stage else owner.box_predictor
+    outputs: list[Any] = []
+    hook = head.register_forward_hook(lambda _, inputs, output: outputs.append(output))
+    network([image])
+    hook.remove()
+    (output,) = outputs
+    scores = output["cls_logits"].sigmoid() if one_stage else output[0].softmax(1)[:, 1:]
+    owner.score_thresh = scores.flatten().kthvalue(scores.numel() - CANDIDATES).values.item()
+    return owner.score_thresh

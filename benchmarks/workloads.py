@@ -112,3 +112,17 @@ def head(
         [torch.randn(images, n, 4, generator=generator) * 0.2 for n in counts],
         anchors,
     )
+
+
+def box_head(n: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (n, classes), deltas (n, classes, 4) and proposals (n, 4) of a second stage.
+
+    A fifth of the proposals lies on something, and then on one of three classes.
+    """
+    proposals, _ = scene(n, objects=max(1, n // 50))
+    deltas = torch.randn(n, classes, 4, generator=seeded(12))
+    logits = torch.randn(n, classes, generator=seeded(13))
+    logits[:, 0] += 7
+    on_something = torch.arange(0, n, 5)
+    logits[on_something, 1 + on_something % 3] += 8
+    return logits, deltas, proposals

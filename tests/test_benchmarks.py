@@ -4,6 +4,7 @@
 import itertools
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,11 @@ from benchmarks.alternate import Rounds, alternate
 from benchmarks.case import Case, measure, ratio
 from benchmarks.ceilings import stream
 from benchmarks.errors import error
-from benchmarks.results import Point, Result, Row, SideResult
+from benchmarks.gpu import __main__ as gpu_main
+from benchmarks.gpu import ops as gpu_ops
+from benchmarks.gpu.case import GpuCase, copies, in_turn
+from benchmarks.gpu.device import Device
+from benchmarks.results import GpuWork, Point, Result, Row, SideResult
 from benchmarks.tables import missed
 from fastdet import ops
 from fastdet.bench import TREE
@@ -48,6 +53,41 @@ def test_every_suite_runs_and_every_op_has_one(tmp_path: Path) -> None:
         assert next(iter(one.sides)) == "fastdet"
         assert len(one.sides) > 1
         assert all(side.ms > 0 for side in one.sides.values())
+
+
+def test_every_suite_of_the_gpu_runs_and_every_op_has_one(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--out", str(tmp_path)]
+    run = subprocess.run(command, cwd=TREE, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    measured = results.read(tmp_path / "cuda_none.json")
+    without = {"distance_box_iou", "distance_box_iou_loss"}  # their siblings have rows
+    functions = {name for name in ops.__all__ if name.islower()} - without
+    assert {row.op for row in measured.rows} >= functions
+    for one in measured.rows:
+        assert list(one.sides)[:2] == ["fastdet", "torchvision"]
+        for side in one.sides.values():
+            assert side.error is None or side.error < 0.05
+
+
+def test_a_failing_suite_does_not_stop_the_others(monkeypatch, capsys, tmp_path: Path) -> None:
+    def broken(_: Device) -> Iterator[GpuCase]:
+        yield GpuCase(op="x", workload="y", inputs=(), sides={"fastdet": lambda: lambda: 1 / 0})
+
+    monkeypatch.setattr(gpu_main, "SUITES", (broken, gpu_ops.box_coding))
+    assert gpu_main.run(Device("cpu", small=True), "", tmp_path) == 1
+    assert "broken failed" in capsys.readouterr().out
+    written = results.read(tmp_path / "cuda_none.json")
+    assert [row.op for row in written.rows] == ["decode_boxes", "encode_boxes"]
+
+
+def test_calls_go_round_the_copies_of_the_inputs() -> None:
+    numbers = torch.arange(6).reshape(2, 3).t()
+    rotated = copies((numbers,), Device("cpu", small=True))
+    assert len({copy[0].data_ptr() for copy in rotated}) == len(rotated) == 2
+    assert all(copy[0].equal(numbers) for copy in rotated)
+    assert all(copy[0].stride() == numbers.stride() for copy in rotated)
+    turn = in_turn([lambda: "a", lambda: "b"])
+    assert [turn() for _ in range(3)] == ["a", "b", "a"]
 
 
 def test_sides_take_turns() -> None:
@@ -97,7 +137,9 @@ def test_error(got, exact, expected: float) -> None:
 
 def test_result_file_keeps_what_is_written(tmp_path: Path) -> None:
     rows = [row(target=25.0, growth=True, point=Point("nms", "boxes", 9)), row(threads=1)]
-    written = result(*rows)
+    work = GpuWork(launches=3.0, syncs=1.0, ms=0.02)
+    sides = {"fastdet": replace(row().sides["fastdet"], gpu=work)}
+    written = result(*rows, replace(row(target_ms=0.5), sides=sides))
     results.write(tmp_path / "r.json", written)
     assert results.read(tmp_path / "r.json") == written
 
@@ -137,6 +179,16 @@ def test_readme_rows() -> None:
     assert "| `nms`, 9 boxes | 3.00 | 12.0 | \N{EN DASH} |" in table
     assert table.count("`nms`") == 1
     assert "| 2.00 | 0.500 | 4.00 | memory |" in readme_tables.floors(result(*rows))
+
+
+def test_readme_rows_of_a_gpu() -> None:
+    work = GpuWork(launches=3.0, syncs=0.0, ms=0.02)
+    ours = replace(row().sides["fastdet"], gpu=work)
+    measured = replace(row(target_ms=2.5), sides=row().sides | {"fastdet": ours})
+    table = readme_tables.gpu_table(result(measured))
+    dash = "\N{EN DASH}"
+    cells = f"2.00 | 60.0 | 30.0x | 0.500 | 2.50 | 3 / {dash} | 0 / {dash} | 0.0200 / {dash} |"
+    assert f"| `nms`, 9 boxes | {cells}" in table
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 """Registers, shared memory and occupancy of every CUDA kernel: `make cuda-resources`.
 
 Reads the compiled library, with the cuobjdump of the CUDA toolkit or of the triton package. Fails
-where a kernel of ours spills or uses local memory; CUB's kernels are listed and not judged.
+where a kernel of ours spills or uses local memory; CUB's kernels are not judged. Says so where the
+committed table is not that of this build, which is no failure.
 
     python tools/cuda_resources.py [--out FILE]
 """
@@ -19,6 +20,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "fastdet" / "libfastdet_cuda.so"
+COMMITTED = ROOT / "benchmarks" / "results" / "cuda_resources.md"
 THREADS = 256  # of a block, for the occupancy, where the kernel does not say
 
 # Of one multiprocessor: registers, shared memory in bytes, warps, blocks.
@@ -113,18 +115,28 @@ def kernels(library: Path) -> Iterator[Kernel]:
     yield from sorted(found)
 
 
-def table(rows: list[Kernel]) -> str:
-    """A Markdown table."""
-    lines = [
-        "| arch | kernel | registers | shared bytes | occupancy |",
-        "|---|---|---|---|---|",
-    ]
-    for row in rows:
-        occupancy = "" if row.occupancy is None else f"{row.occupancy:.0%}"
-        lines.append(
-            f"| {row.arch} | `{row.name}` | {row.registers} | {row.shared} | {occupancy} |"
-        )
-    return "\n".join(lines) + "\n"
+HEADER = f"""# What each CUDA kernel takes
+
+By `python tools/cuda_resources.py --out benchmarks/results/cuda_resources.md`, from the library as
+compiled. Shared memory is what a kernel has without asking at launch; occupancy is the share of a
+multiprocessor's warps that run at once, in blocks of {THREADS} threads. None spills.
+
+| arch | kernel | registers | shared bytes | occupancy |
+| --- | --- | ---: | ---: | ---: |
+"""
+
+
+def line(row: Kernel) -> str:
+    """A row of the table."""
+    occupancy = "" if row.occupancy is None else f"{row.occupancy:.0%}"
+    return f"| {row.arch} | `{row.name}` | {row.registers} | {row.shared} | {occupancy} |"
+
+
+def outdated(rows: list[Kernel], committed: str) -> int:
+    """How many kernels the table lacks or has otherwise, on the architectures of this build."""
+    archs = {row.arch for row in rows}
+    lines = {text for text in committed.splitlines() if text[2:].partition(" ")[0] in archs}
+    return len(lines ^ {line(row) for row in rows})
 
 
 def main() -> None:
@@ -140,13 +152,16 @@ def main() -> None:
         sys.exit(f"{LIBRARY.name}: expected kernels, found none")
     ours = [row for row in rows if row.ours]
     if options.out:
-        options.out.write_text(table(ours))
+        options.out.write_text(HEADER + "".join(f"{line(row)}\n" for row in ours))
     bad = [row for row in ours if row.stack or row.local]
     for row in bad:
         print(f"{row.arch} {row.name}: {row.stack} bytes of stack, {row.local} of local memory")
     if bad:
         sys.exit(f"{len(bad)} of {len(ours)} kernels spill or use local memory")
     print(f"{len(ours)} kernels: no spills, no local memory")
+    if changed := outdated(ours, COMMITTED.read_text()):
+        path = COMMITTED.relative_to(ROOT)
+        print(f"{path} is not of this build, {changed} lines differ: --out {path} renews it")
 
 
 if __name__ == "__main__":

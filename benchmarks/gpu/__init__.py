@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The operators and detectors on a GPU, beside torchvision: `python -m benchmarks.gpu`."""
