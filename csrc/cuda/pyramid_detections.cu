@@ -36,23 +36,22 @@ __global__ void __launch_bounds__(kThreads)
     decode_kernel(PyramidHead<T> in, DetectionRule<RowMaths<T>> rule,
                   CandidateRows<RowMaths<T>> out) {
   using S = RowMaths<T>;
-  const Chunk<T> chunk = in.logits.chunk();
-  if (chunk.number == 0 && chunk.level == 0 && threadIdx.x == 0)
-    out.counts[chunk.image] = in.logits.num_selected(chunk.image, in.logits.num_levels);
-  const LevelDeltas<T>& level = in.levels[chunk.level];
-  const S height = S(in.sizes[2 * chunk.image]), width = S(in.sizes[2 * chunk.image + 1]);
-  for_each_selected(in.logits, chunk, [&](int64_t row, int64_t index) {
+  const Run<T> run = in.logits.run();
+  if (blockIdx.x % in.logits.num_chunks == 0 && threadIdx.x == 0)
+    out.counts[run.image] = in.logits.num_selected(run.image, in.logits.num_levels);
+  const LevelDeltas<T>& level = in.levels[run.level];
+  const S height = S(in.sizes[2 * run.image]), width = S(in.sizes[2 * run.image + 1]);
+  for_each_selected(in.logits, run, [&](int64_t row, int64_t index, S logit) {
     const int64_t anchor = index / in.num_classes;
-    const T* d = level.deltas + chunk.image * level.image_stride + 4 * anchor;
+    const T* d = level.deltas + run.image * level.image_stride + 4 * anchor;
     const Deltas<S> deltas = {S(d[0]), S(d[1]), S(d[2]), S(d[3])};
     const Box<S> box =
         clip(decode(deltas, in.anchors[level.first_anchor + anchor], {S(1), S(1), S(1), S(1)}),
              width, height);
-    const S logit = S(chunk.logits[chunk.begin + index]);
-    const int64_t at = chunk.image * out.rows + row;
+    const int64_t at = run.image * out.rows + row;
     out.boxes[at] = box;
     out.ranks[at] = has_sides(box, rule.min_size) ? logit : std::numeric_limits<S>::quiet_NaN();
-    out.labels[at] = rule.label(chunk.level, index % in.num_classes);
+    out.labels[at] = rule.label(run.level, index % in.num_classes);
   });
 }
 

@@ -3,19 +3,19 @@
 // side; of equal logits the first ones. What is selected comes out in the order of memory, so that
 // later ties fall as the logits lie.
 //
-// A radix select over keys in the order of the logits, 11 bits a pass: each chunk counts its keys'
-// digits in shared memory and adds them to its segment's histogram, and the chunk that comes last
-// finds the digit in which the k-th key lies and leaves the histogram empty for the next pass. A
-// segment of which no more than k pass the bound, or whose cut falls between two digits, is done at
-// once. Then each chunk counts what it has above the cut and on it, and with the counts of the
-// chunks before it knows the places of its own.
+// A radix select over keys in the order of the logits, 11 bits a pass: each block counts the digits
+// of its chunk in shared memory and adds them to the segment's histogram; the block that arrives
+// last finds the digit in which the k-th key lies and leaves the histogram empty for the next pass.
+// A segment of which no more than k pass the bound, or whose cut falls between two digits, is done
+// early. Then each warp counts what it has above the cut and on it, and from the counts of the warps
+// before it a caller's kernel knows the row of each logit selected.
 //
-// The first pass reads every logit, 16 bytes a load, and notes the largest key of every 512; a
-// later pass reads only those that can hold what it looks for, 2 KB of float32 for each logit
-// selected at the most. Floor: the bytes of the logits, once. Launches: a memset, 3 histograms for
-// float32 (2 for the half types, 6 for float64) and the count; the pass that emits is the caller's
-// kernel. Memory: 16 KB a segment and 9 bits a float32 logit. Integer atomics alone: the result
-// depends on no order. No host sync, no size that depends on data.
+// The first pass reads every logit, 16 bytes a load, and notes the largest key of every 512; the
+// others read only the 512s that can hold what they look for: of float32 2 KB for each logit that is
+// in the cut's digit or above, at the most. Floor: the bytes of the logits, once. Launches: a
+// memset, 3 histograms for float32 (2 for the half types, 6 for float64) and the count. Memory:
+// 16 KB a segment and 1 byte for 85 float32 logits. The atomics add integers, so the result depends
+// on no order. No host sync; no size depends on data.
 #pragma once
 
 #include <algorithm>
@@ -66,9 +66,6 @@ struct Cut {
 
   // The least key that is selected or undecided.
   __device__ Key least() const { return ties > 0 ? max_of(kth, Key(1)) : kth + 1; }
-
-  // 1 << 16 for a key above the cut, 1 for one on it: they add up over a chunk.
-  __device__ unsigned count(Key key) const { return key > kth ? 1u << 16 : key == kth && ties > 0; }
 };
 
 // ---- digits -------------------------------------------------------------------------------------
@@ -79,6 +76,17 @@ constexpr int kDigitBits = 11, kBins = 1 << kDigitBits;
 struct Digit {
   int shift, end;
   bool first, last;
+
+  template <typename Key>
+  __device__ unsigned of(Key key) const {
+    return static_cast<unsigned>(key >> shift) & ((1u << (end - shift)) - 1);
+  }
+
+  // Whether the key begins with the digits of the passes before.
+  template <typename Key>
+  __device__ bool follows(Key key, Key digits) const {
+    return first || key >> end == digits >> end;
+  }
 };
 
 template <typename T>
@@ -98,37 +106,31 @@ struct Segment {
   unsigned arrived;
 };
 
-// ---- chunks, tiles, lanes -----------------------------------------------------------------------
+// ---- tiles, runs, chunks ------------------------------------------------------------------------
 
-// A block takes a chunk of a segment's logits, a warp a tile of it, a lane a pack here and there.
-constexpr int kPerLane = 16, kTile = kWarp * kPerLane, kTiles = kThreads / kWarp;
-constexpr int kChunk = kTile * kTiles;
+// A block takes a chunk of a segment, each of its warps a run of the chunk, which is `span` tiles.
+// A tile is what a warp reads at once.
+constexpr int kPerLane = 16, kTile = kWarp * kPerLane, kRuns = kThreads / kWarp;
+
+// About so many chunks where the logits suffice, for which runs grow up to as many tiles as a warp
+// has lanes: of most tiles a later pass reads no more than the largest key, and it is not to pay
+// for blocks that find nothing else.
+constexpr int64_t kManyChunks = 512;
 
 template <typename T>
 constexpr int kWidth = kPackBytes / sizeof(T);
 
 template <typename T>
-struct LogitLevel {
-  const T* logits;  // (B, num_logits)
-  int64_t image_stride, num_logits;
-  int64_t first_chunk, num_chunks;  // of an image's chunks
-};
+struct Tile {
+  const T* logits;  // from here on; packs begin here
+  int begin, end;   // which of these are the segment's
+  int64_t index;    // of the first, in the segment
 
-template <typename T>
-struct Chunk {
-  int64_t image, level, segment;
-  int64_t number, num_chunks;  // in the segment
-  const T* logits;             // the segment's, from the last address before them where packs begin
-  int64_t begin, end;          // where they begin and end, counted from there
-  int64_t first;               // of the chunk, counted from there
-
-  // Of the lane's pack p.
-  __device__ int64_t position(int p) const {
-    return first + threadIdx.x / kWarp * kTile + (p * kWarp + threadIdx.x % kWarp) * kWidth<T>;
-  }
+  // Where the lane's pack p begins.
+  __device__ int offset(int p) const { return (p * kWarp + threadIdx.x % kWarp) * kWidth<T>; }
 
   __device__ Pack<T, kWidth<T>> pack(int p) const {
-    const int64_t at = position(p);
+    const int at = offset(p);
     if (at >= begin && at + kWidth<T> <= end) return load_pack<kWidth<T>>(logits + at);
     constexpr float kNever = std::numeric_limits<float>::quiet_NaN();
     Pack<T, kWidth<T>> edge;
@@ -138,6 +140,36 @@ struct Chunk {
   }
 };
 
+template <typename T>
+struct LogitLevel {
+  const T* logits;  // (B, num_logits)
+  int64_t image_stride, num_logits;
+  unsigned first_chunk, num_chunks;  // of an image's chunks
+};
+
+// Of a warp.
+template <typename T>
+struct Run {
+  int64_t image, level, segment;
+  unsigned first_chunk, num_chunks;  // of the segment's blocks
+  const T* logits;     // the segment's, from the last address before them where packs begin
+  int64_t begin, end;  // where they begin and end, counted from there
+  int64_t first;       // of the run, counted from there
+
+  __device__ Tile<T> tile(int t) const {
+    const int64_t at = first + int64_t(t) * kTile;
+    const auto inside = [&](int64_t x) {
+      return static_cast<int>(max_of(min_of<int64_t>(x - at, kTile), int64_t(0)));
+    };
+    return {logits + at, inside(begin), inside(end), at - begin};
+  }
+};
+
+// How many keys are above the cut, and how many on it.
+struct RunCount {
+  unsigned above, equal;
+};
+
 // What the kernels take.
 template <typename T>
 struct LogitSegments {
@@ -145,24 +177,39 @@ struct LogitSegments {
   using Key = typename LogitKey<T>::type;
 
   LogitLevel<T> levels[kMaxLevels];
-  int64_t num_levels;
-  int64_t num_chunks;  // of an image
+  int num_levels;
+  unsigned num_chunks;  // of an image
+  int span;
   int64_t k;
   S bound;
   Segment<Key>* segments;  // (B, L)
-  Key* tile_max;           // (B, chunks, kTiles)
-  unsigned* chunk_counts;  // (B, chunks), as Cut::count adds up
+  Key* tile_max;           // (B, chunks, kRuns, span)
+  RunCount* run_counts;    // (B, chunks, kRuns)
 
-  __device__ Chunk<T> chunk() const {
-    const int64_t image = blockIdx.x / num_chunks, c = blockIdx.x % num_chunks;
-    int64_t l = 0;
+  // The warp's.
+  __device__ Run<T> run() const {
+    const unsigned image = blockIdx.x / num_chunks, c = blockIdx.x % num_chunks;
+    int l = 0;
     while (c >= levels[l].first_chunk + levels[l].num_chunks) ++l;
     const LogitLevel<T>& level = levels[l];
     const T* const logits = level.logits + image * level.image_stride;
     const int64_t begin = reinterpret_cast<uintptr_t>(logits) % kPackBytes / sizeof(T);
-    const int64_t number = c - level.first_chunk;
-    return {image,          l,     image * num_levels + l,   number,         level.num_chunks,
-            logits - begin, begin, begin + level.num_logits, number * kChunk};
+    const unsigned number = c - level.first_chunk;
+    const int64_t first = (int64_t(number) * kRuns + threadIdx.x / kWarp) * span * kTile;
+    return {image,
+            l,
+            int64_t(image) * num_levels + l,
+            blockIdx.x - number,
+            level.num_chunks,
+            logits - begin,
+            begin,
+            begin + level.num_logits,
+            first};
+  }
+
+  // Which the warp's is, of all runs.
+  __device__ int64_t run_number() const {
+    return int64_t(blockIdx.x) * kRuns + threadIdx.x / kWarp;
   }
 
   // Of levels [0, num) of an image.
@@ -172,17 +219,13 @@ struct LogitSegments {
     return sum;
   }
 
-  __device__ Key& own_tile_max() const {
-    return tile_max[int64_t(blockIdx.x) * kTiles + threadIdx.x / kWarp];
-  }
-
-  // The lane's keys; false, and nothing, where the warp has no logit above the bound.
-  __device__ bool read(const Chunk<T>& chunk, Key (&keys)[kPerLane]) const {
+  // The lane's keys; false, and nothing, where the tile has no logit above the bound.
+  __device__ bool read(const Tile<T>& tile, Key (&keys)[kPerLane]) const {
     constexpr int kPacks = kPerLane / kWidth<T>;
     Pack<T, kWidth<T>> packs[kPacks];
     bool any = false;
 #pragma unroll
-    for (int p = 0; p < kPacks; ++p) packs[p] = chunk.pack(p);
+    for (int p = 0; p < kPacks; ++p) packs[p] = tile.pack(p);
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i)
       any |= static_cast<S>(packs[i / kWidth<T>][i % kWidth<T>]) > bound;
@@ -193,23 +236,34 @@ struct LogitSegments {
     return true;
   }
 
-  // The same, and notes the warp's largest key.
-  __device__ bool read_first(const Chunk<T>& chunk, Key (&keys)[kPerLane]) const {
-    Key most = 0;
-    const bool any = read(chunk, keys);
-    if (any) {
+  // body(tile, keys) for each tile of the run that has a logit above the bound; notes the largest
+  // keys.
+  template <typename Body>
+  __device__ void for_each_tile(const Run<T>& run, Body body) const {
+    for (int t = 0; t < span; ++t) {
+      const Tile<T> tile = run.tile(t);
+      Key keys[kPerLane], most = 0;
+      if (read(tile, keys)) {
+        body(tile, keys);
 #pragma unroll
-      for (int i = 0; i < kPerLane; ++i) most = max_of(most, keys[i]);
-      for (int distance = kWarp / 2; distance > 0; distance /= 2)
-        most = max_of(most, __shfl_xor_sync(kAllLanes, most, distance));
+        for (int i = 0; i < kPerLane; ++i) most = max_of(most, keys[i]);
+        for (int distance = kWarp / 2; distance > 0; distance /= 2)
+          most = max_of(most, __shfl_xor_sync(kAllLanes, most, distance));
+      }
+      if (threadIdx.x % kWarp == 0) tile_max[run_number() * span + t] = most;
     }
-    if (threadIdx.x % kWarp == 0) own_tile_max() = most;
-    return any;
   }
 
-  // The same of a tile that was read before, if a key of it is at least `least`.
-  __device__ bool read_again(const Chunk<T>& chunk, Key least, Key (&keys)[kPerLane]) const {
-    return own_tile_max() >= least && read(chunk, keys);
+  // The same for each tile with a key of at least `least`, which is above 0.
+  template <typename Body>
+  __device__ void for_each_tile_with(Key least, const Run<T>& run, Body body) const {
+    const int own = threadIdx.x % kWarp;
+    const bool has = own < span && tile_max[run_number() * span + own] >= least;
+    for (unsigned left = __ballot_sync(kAllLanes, has); left; left &= left - 1) {
+      const Tile<T> tile = run.tile(__ffs(left) - 1);
+      Key keys[kPerLane];
+      if (read(tile, keys)) body(tile, keys);
+    }
   }
 };
 
@@ -262,28 +316,27 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads) histogram_kernel(LogitSegments<T> in, Digit digit) {
   using Key = typename LogitKey<T>::type;
   __shared__ unsigned histogram[kBins];
-  const Chunk<T> chunk = in.chunk();
-  Segment<Key>& segment = in.segments[chunk.segment];
+  const Run<T> run = in.run();
+  Segment<Key>& segment = in.segments[run.segment];
   const Cut<Key> cut = segment.cut;
   if (cut.found) return;
-  Key keys[kPerLane];
-  const bool any =
-      digit.first ? in.read_first(chunk, keys) : in.read_again(chunk, cut.least(), keys);
-  if (__syncthreads_or(any)) {
-    for (int bin = threadIdx.x; bin < kBins; bin += kThreads) histogram[bin] = 0;
-    __syncthreads();
+  for (int bin = threadIdx.x; bin < kBins; bin += kThreads) histogram[bin] = 0;
+  __syncthreads();
+  const auto add = [&](const Tile<T>&, const Key(&keys)[kPerLane]) {
 #pragma unroll
-    for (int i = 0; any && i < kPerLane; ++i) {
-      const bool begins_alike = digit.first || keys[i] >> digit.end == cut.kth >> digit.end;
-      if (keys[i] > 0 && begins_alike)
-        atomicAdd(&histogram[keys[i] >> digit.shift & ((1u << (digit.end - digit.shift)) - 1)], 1u);
-    }
-    __syncthreads();
-    for (int bin = threadIdx.x; bin < kBins; bin += kThreads)
-      if (histogram[bin] > 0)
-        atomicAdd(&segment.histogram[bin], static_cast<unsigned long long>(histogram[bin]));
-  }
-  if (last_to_arrive(&segment.arrived, chunk.num_chunks)) choose_digit(segment, in.k, digit);
+    for (int i = 0; i < kPerLane; ++i)
+      if (keys[i] > 0 && digit.follows(keys[i], cut.kth))
+        atomicAdd(&histogram[digit.of(keys[i])], 1u);
+  };
+  if (digit.first)
+    in.for_each_tile(run, add);
+  else
+    in.for_each_tile_with(cut.least(), run, add);
+  __syncthreads();
+  for (int bin = threadIdx.x; bin < kBins; bin += kThreads)
+    if (histogram[bin] > 0)
+      atomicAdd(&segment.histogram[bin], static_cast<unsigned long long>(histogram[bin]));
+  if (last_to_arrive(&segment.arrived, run.num_chunks)) choose_digit(segment, in.k, digit);
 }
 
 // ---- what is selected ---------------------------------------------------------------------------
@@ -291,67 +344,91 @@ __global__ void __launch_bounds__(kThreads) histogram_kernel(LogitSegments<T> in
 template <typename T>
 __global__ void __launch_bounds__(kThreads) count_kernel(LogitSegments<T> in) {
   using Key = typename LogitKey<T>::type;
-  const Chunk<T> chunk = in.chunk();
-  const Cut<Key> cut = in.segments[chunk.segment].cut;
-  Key keys[kPerLane];
-  unsigned count = 0;
-  if (in.read_again(chunk, cut.least(), keys)) {
+  const Run<T> run = in.run();
+  const Cut<Key> cut = in.segments[run.segment].cut;
+  RunCount count = {0, 0};
+  in.for_each_tile_with(cut.least(), run, [&](const Tile<T>&, const Key(&keys)[kPerLane]) {
 #pragma unroll
-    for (int i = 0; i < kPerLane; ++i) count += cut.count(keys[i]);
-  }
-  const unsigned total = block_sum(count).total;
-  if (threadIdx.x == 0) in.chunk_counts[blockIdx.x] = total;
+    for (int i = 0; i < kPerLane; ++i) {
+      count.above += keys[i] > cut.kth;
+      count.equal += cut.ties > 0 && keys[i] == cut.kth;
+    }
+  });
+  count = {warp_sum_up_to(count.above), warp_sum_up_to(count.equal)};
+  if (threadIdx.x % kWarp == kWarp - 1) in.run_counts[in.run_number()] = count;
 }
 
-// emit(row, index) for each logit of the chunk that is selected: its row among all that are
-// selected of the image, and its index in the segment. All threads of a block call it.
-template <typename T, typename Emit>
-__device__ void for_each_selected(const LogitSegments<T>& in, const Chunk<T>& chunk, Emit emit) {
-  using Key = typename LogitKey<T>::type;
-  __shared__ uint16_t offsets[kChunk];
-  const unsigned own = in.chunk_counts[blockIdx.x];
-  if (own == 0) return;
-  const Cut<Key> cut = in.segments[chunk.segment].cut;
-  int64_t above = 0, equal = 0;
-  for (int64_t c = blockIdx.x - chunk.number + threadIdx.x; c < blockIdx.x; c += kThreads) {
-    above += in.chunk_counts[c] >> 16;
-    equal += in.chunk_counts[c] & 0xffff;
+// The places in its tile of what is selected of it, the first `ties` of the keys on the cut with
+// it, and how many these are.
+template <typename T, typename Key>
+__device__ RunCount list_selected(const Tile<T>& tile, const Cut<Key>& cut, int64_t ties,
+                                  const Key (&keys)[kPerLane], uint16_t* offsets) {
+  // Both counts in one number, the keys on the cut in its lower half.
+  const auto counted = [&](Key key) {
+    return key > cut.kth ? 1u << 16 : unsigned(key == cut.kth && cut.ties > 0);
+  };
+  unsigned before_pack = 0;
+#pragma unroll
+  for (int p = 0; p < kPerLane / kWidth<T>; ++p) {
+    unsigned own = 0;
+#pragma unroll
+    for (int e = 0; e < kWidth<T>; ++e) own += counted(keys[p * kWidth<T> + e]);
+    const unsigned up_to = warp_sum_up_to(own);
+    unsigned before = before_pack + up_to - own;
+#pragma unroll
+    for (int e = 0; e < kWidth<T>; ++e) {
+      const unsigned one = counted(keys[p * kWidth<T> + e]), equal = before & 0xffff;
+      if (one > 1 || (one == 1 && equal < ties))
+        offsets[(before >> 16) + min_of<int64_t>(equal, ties)] = tile.offset(p) + e;
+      before += one;
+    }
+    before_pack += __shfl_sync(kAllLanes, up_to, kWarp - 1);
+  }
+  return {before_pack >> 16, static_cast<unsigned>(min_of<int64_t>(before_pack & 0xffff, ties))};
+}
+
+// What the runs of the segment before the warp's have.
+template <typename T>
+__device__ void add_runs_before(const LogitSegments<T>& in, const Run<T>& run, int64_t& above,
+                                int64_t& equal) {
+  const int64_t first = int64_t(run.first_chunk) * kRuns, block = int64_t(blockIdx.x) * kRuns;
+  for (int64_t r = first + threadIdx.x; r < block; r += kThreads) {
+    above += in.run_counts[r].above;
+    equal += in.run_counts[r].equal;
   }
   above = block_sum(above).total;
   equal = block_sum(equal).total;
-  const int64_t ties_left = max_of(cut.ties - equal, int64_t(0));
-
-  Key keys[kPerLane];
-  const bool any = in.read_again(chunk, cut.least(), keys);
-  unsigned count = 0;
-#pragma unroll
-  for (int i = 0; any && i < kPerLane; ++i) count += cut.count(keys[i]);
-  // The warp's base; then pack by pack, since lanes take turns within the tile.
-  unsigned base = __shfl_sync(kAllLanes, block_sum(count).before, 0);
-#pragma unroll
-  for (int p = 0; any && p < kPerLane / kWidth<T>; ++p) {
-    unsigned of_pack = 0;
-#pragma unroll
-    for (int e = 0; e < kWidth<T>; ++e) of_pack += cut.count(keys[p * kWidth<T> + e]);
-    const unsigned up_to = warp_sum_up_to(of_pack);
-    unsigned before = base + up_to - of_pack;
-#pragma unroll
-    for (int e = 0; e < kWidth<T>; ++e) {
-      const unsigned one = cut.count(keys[p * kWidth<T> + e]);
-      const int64_t ties_before = min_of<int64_t>(before & 0xffff, ties_left);
-      if (one > 1 || (one == 1 && ties_before < ties_left))
-        offsets[(before >> 16) + ties_before] =
-            static_cast<uint16_t>(chunk.position(p) + e - chunk.first);
-      before += one;
-    }
-    base += __shfl_sync(kAllLanes, up_to, kWarp - 1);
+  for (int64_t r = block; r < in.run_number(); ++r) {
+    above += in.run_counts[r].above;
+    equal += in.run_counts[r].equal;
   }
-  __syncthreads();
+}
 
-  const int64_t num_selected = (own >> 16) + min_of<int64_t>(own & 0xffff, ties_left);
-  const int64_t row = in.num_selected(chunk.image, chunk.level) + above + (cut.ties - ties_left);
-  for (int64_t i = threadIdx.x; i < num_selected; i += kThreads)
-    emit(row + i, chunk.first + offsets[i] - chunk.begin);
+// emit(row, index, logit) for each logit of the block's chunk that is selected: its row among all
+// that are selected of the image, in the order of memory, and its index in the segment. All threads
+// of a block call it.
+template <typename T, typename Emit>
+__device__ void for_each_selected(const LogitSegments<T>& in, const Run<T>& run, Emit emit) {
+  using Key = typename LogitKey<T>::type;
+  __shared__ uint16_t offsets_of_runs[kRuns][kTile];
+  uint16_t* const offsets = offsets_of_runs[threadIdx.x / kWarp];
+  const RunCount own = in.run_counts[in.run_number()];
+  if (!__syncthreads_or(own.above + own.equal > 0)) return;
+  const Cut<Key> cut = in.segments[run.segment].cut;
+  int64_t above = 0, equal = 0;
+  add_runs_before(in, run, above, equal);
+  int64_t ties = max_of(cut.ties - equal, int64_t(0));
+  int64_t row = in.num_selected(run.image, run.level) + above + cut.ties - ties;
+  in.for_each_tile_with(cut.least(), run, [&](const Tile<T>& tile, const Key(&keys)[kPerLane]) {
+    const RunCount listed = list_selected(tile, cut, ties, keys, offsets);
+    __syncwarp();
+    const int num = listed.above + listed.equal;
+    for (int i = threadIdx.x % kWarp; i < num; i += kWarp)
+      emit(row + i, tile.index + offsets[i], static_cast<RowMaths<T>>(tile.logits[offsets[i]]));
+    __syncwarp();  // the next tile overwrites the list
+    row += num;
+    ties -= listed.equal;
+  });
 }
 
 // ---- the host's side ----------------------------------------------------------------------------
@@ -362,19 +439,19 @@ class TopLogits {
   // Of levels (B, ...) with dense rows.
   TopLogits(const std::vector<Tensor>& levels, int64_t k, RowMaths<T> bound)
       : num_images_(levels[0].size(0)) {
-    in_.num_levels = static_cast<int64_t>(levels.size());
+    in_.num_levels = static_cast<int>(levels.size());
     in_.k = k;
     in_.bound = k > 0 ? bound : std::numeric_limits<RowMaths<T>>::infinity();
+    int64_t num_tiles = 0;
     for (size_t l = 0; l < levels.size(); ++l) {
       int64_t num_logits = 1;
       for (int64_t d = 1; d < levels[l].dim(); ++d) num_logits *= levels[l].size(d);
-      // Packs may begin before the logits. An empty level has a chunk, too, which finds its cut.
-      const int64_t end = num_logits + kWidth<T> - 1;
-      in_.levels[l] = {data<T>(levels[l]), levels[l].stride(0), num_logits, in_.num_chunks,
-                       (end + kChunk - 1) / kChunk};
-      in_.num_chunks += in_.levels[l].num_chunks;
+      in_.levels[l] = {data<T>(levels[l]), levels[l].stride(0), num_logits, 0, 0};
+      num_tiles += num_images_ * num_logits / kTile;
       most_selected_ += std::min(k, num_logits);
     }
+    in_.span = static_cast<int>(std::min<int64_t>(num_tiles / (kManyChunks * kRuns) + 1, kWarp));
+    number_chunks();
     allocate(levels[0]);
   }
 
@@ -386,7 +463,7 @@ class TopLogits {
 
   // What such kernels take.
   const LogitSegments<T>& select(cudaStream_t stream) {
-    STD_CUDA_CHECK(cudaMemsetAsync(in_.segments, 0, segments_.numel(), stream));
+    STD_CUDA_CHECK(cudaMemsetAsync(in_.segments, 0, segment_bytes_, stream));
     for (int pass = 0; pass < kNumPasses<T>; ++pass)
       launch(histogram_kernel<T>, grid(), dim3(kThreads), 0, stream, in_, digit_of_pass<T>(pass));
     launch(count_kernel<T>, grid(), dim3(kThreads), 0, stream, in_);
@@ -396,20 +473,33 @@ class TopLogits {
  private:
   using Key = typename LogitKey<T>::type;
 
+  void number_chunks() {
+    const int64_t chunk = int64_t(in_.span) * kRuns * kTile;
+    for (int l = 0; l < in_.num_levels; ++l) {
+      // Packs may begin before the logits. An empty level has a chunk, too, which finds its cut.
+      const int64_t end = in_.levels[l].num_logits + kWidth<T> - 1;
+      in_.levels[l].first_chunk = in_.num_chunks;
+      in_.levels[l].num_chunks = static_cast<unsigned>((end + chunk - 1) / chunk);
+      in_.num_chunks += in_.levels[l].num_chunks;
+    }
+  }
+
   void allocate(const Tensor& like) {
-    const auto bytes = [&](int64_t n) { return empty(like, {n}, ScalarType::Byte); };
-    const int64_t num_chunks = num_images_ * in_.num_chunks;
-    segments_ = bytes(num_images_ * in_.num_levels * sizeof(Segment<Key>));
-    tile_max_ = bytes(num_chunks * kTiles * sizeof(Key));
-    chunk_counts_ = bytes(num_chunks * sizeof(unsigned));
-    in_.segments = mutable_data<Segment<Key>>(segments_);
-    in_.tile_max = mutable_data<Key>(tile_max_);
-    in_.chunk_counts = mutable_data<unsigned>(chunk_counts_);
+    const int64_t num_segments = num_images_ * in_.num_levels;
+    const int64_t num_runs = num_images_ * in_.num_chunks * kRuns;
+    segment_bytes_ = num_segments * sizeof(Segment<Key>);
+    const int64_t max_bytes = num_runs * in_.span * sizeof(Key);
+    const int64_t count_bytes = num_runs * sizeof(RunCount);
+    workspace_ = empty(like, {segment_bytes_ + count_bytes + max_bytes}, ScalarType::Byte);
+    uint8_t* const bytes = mutable_data<uint8_t>(workspace_);
+    in_.segments = reinterpret_cast<Segment<Key>*>(bytes);
+    in_.run_counts = reinterpret_cast<RunCount*>(bytes + segment_bytes_);
+    in_.tile_max = reinterpret_cast<Key*>(bytes + segment_bytes_ + count_bytes);
   }
 
   LogitSegments<T> in_ = {};
-  int64_t num_images_, most_selected_ = 0;
-  Tensor segments_, tile_max_, chunk_counts_;
+  int64_t num_images_, most_selected_ = 0, segment_bytes_ = 0;
+  Tensor workspace_;
 };
 
 }  // namespace

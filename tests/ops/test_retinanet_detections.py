@@ -167,6 +167,19 @@ def test_selection_at_the_borders_of_tiles_and_chunks(n, dtype, device):
     assert_best_are_kept([-1 - close, few[:, :5], few], k, device)
 
 
+def test_selection_among_millions(device):
+    """So many that a warp of the CUDA kernels reads several tiles; few of them are large."""
+    n, run = 2**21 + 12_345, 2 * 512
+    logits = torch.full((1, n), -9.0)
+    borders = torch.arange(0, n, 16 * run)
+    generator = torch.Generator().manual_seed(0)
+    for place in (0, 1, 511, 512, run - 1, run, 8 * run - 1, 8 * run):
+        at = (borders + place).clamp(max=n - 1)
+        logits[0, at] = torch.randint(0, 4, at.shape, generator=generator).float()
+    assert int((logits > -9).sum()) > 1000
+    assert_best_are_kept([logits], 500, device)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_types(dtype, device):
     h = random_head((130, 33)).to(dtype)
