@@ -7,12 +7,12 @@
 // of its chunk in shared memory and adds them to the segment's histogram; the block that arrives
 // last finds the digit in which the k-th key lies and leaves the histogram empty for the next pass.
 // A segment of which no more than k pass the bound, or whose cut falls between two digits, is done
-// early. Then each warp counts what it has above the cut and on it, and from the counts of the warps
-// before it a caller's kernel knows the row of each logit selected.
+// early. Then each warp counts what it has above the cut and on it, and from the counts of the
+// warps before it a caller's kernel knows the row of each logit selected.
 //
 // The first pass reads every logit, 16 bytes a load, and notes the largest key of every 512; the
-// others read only the 512s that can hold what they look for: of float32 2 KB for each logit that is
-// in the cut's digit or above, at the most. Floor: the bytes of the logits, once. Launches: a
+// others read only the 512s that can hold what they look for: of float32 2 KB for each logit that
+// is in the cut's digit or above, at the most. Floor: the bytes of the logits, once. Launches: a
 // memset, 3 histograms for float32 (2 for the half types, 6 for float64) and the count. Memory:
 // 16 KB a segment and 1 byte for 85 float32 logits. The atomics add integers, so the result depends
 // on no order. No host sync; no size depends on data.
