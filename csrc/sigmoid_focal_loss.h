@@ -45,16 +45,16 @@ FASTDET_HOST_DEVICE S focal_power(S s, S gamma) {
   return s < S(1.17549435e-38) ? at_zero : power;
 }
 
+// What follows takes a logit with its sigmoid.
+
 // Of target 0, unweighted.
 template <bool kSquare, typename S>
-FASTDET_HOST_DEVICE S focal_loss(S x, S gamma) {
-  const Sigmoid<S> sigmoid = sigmoid_of(x);
+FASTDET_HOST_DEVICE S focal_loss(S x, const Sigmoid<S>& sigmoid, S gamma) {
   return focal_power<kSquare>(sigmoid.p, gamma) * (max_of(x, S(0)) + sigmoid.log_term);
 }
 
 template <bool kSquare, typename S>
-FASTDET_HOST_DEVICE S focal_loss_backward(S x, S gamma) {
-  const Sigmoid<S> sigmoid = sigmoid_of(x);
+FASTDET_HOST_DEVICE S focal_loss_backward(S x, const Sigmoid<S>& sigmoid, S gamma) {
   const S ce = max_of(x, S(0)) + sigmoid.log_term;
   return focal_power<kSquare>(sigmoid.p, gamma) * (gamma * sigmoid.q * ce + sigmoid.p);
 }
@@ -67,8 +67,8 @@ FASTDET_HOST_DEVICE S dense_cross_entropy(S x, S t, const Sigmoid<S>& sigmoid) {
 
 // Of any target t, weighted.
 template <bool kSquare, typename S>
-FASTDET_HOST_DEVICE S dense_focal_loss(S x, S t, const FocalWeights<S>& w) {
-  const Sigmoid<S> sigmoid = sigmoid_of(x);
+FASTDET_HOST_DEVICE S dense_focal_loss(S x, S t, const Sigmoid<S>& sigmoid,
+                                       const FocalWeights<S>& w) {
   const S ce = dense_cross_entropy(x, t, sigmoid);
   const S s = sigmoid.p * (S(1) - t) + sigmoid.q * t;
   const S weight = w.positive * t + w.negative * (S(1) - t);
@@ -76,14 +76,16 @@ FASTDET_HOST_DEVICE S dense_focal_loss(S x, S t, const FocalWeights<S>& w) {
 }
 
 template <bool kSquare, typename S>
-FASTDET_HOST_DEVICE S dense_focal_loss_backward(S x, S t, const FocalWeights<S>& w) {
-  const Sigmoid<S> sigmoid = sigmoid_of(x);
+FASTDET_HOST_DEVICE S dense_focal_loss_backward(S x, S t, const Sigmoid<S>& sigmoid,
+                                                const FocalWeights<S>& w) {
   const S ce = dense_cross_entropy(x, t, sigmoid);
   const S s = sigmoid.p * (S(1) - t) + sigmoid.q * t;
   const S weight = w.positive * t + w.negative * (S(1) - t);
   const S by_ce = sigmoid.p * (S(1) - t) - sigmoid.q * t;
-  // The derivative of log s, which is finite where s^(gamma - 1) is not.
-  const S by_log = sigmoid.p * sigmoid.q * (S(1) - 2 * t) / (s > S(0) ? s : S(1));
+  const S by_s = sigmoid.p * sigmoid.q * (S(1) - 2 * t);
+  if constexpr (kSquare) return weight * s * (w.gamma * by_s * ce + s * by_ce);
+  // The derivative of log s is finite where s^(gamma - 1) is not.
+  const S by_log = by_s / (s > S(0) ? s : S(1));
   return weight * focal_power<kSquare>(s, w.gamma) * (w.gamma * by_log * ce + by_ce);
 }
 

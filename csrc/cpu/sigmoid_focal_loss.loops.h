@@ -30,12 +30,14 @@ void focal_loss_of(const T* inputs, const Sum<T>* __restrict__ targets, int64_t 
                    const FocalWeights<Sum<T>>& weights, Sum<T>* __restrict__ out) {
   using S = Sum<T>;
   const FocalWeights<S> w = weights;
-  if (targets)
-    for (int64_t i = 0; i < n; ++i)
-      out[i] = dense_focal_loss<kSquare>(static_cast<S>(inputs[i]), targets[i], w);
-  else
-    for (int64_t i = 0; i < n; ++i)
-      out[i] = w.negative * focal_loss<kSquare>(static_cast<S>(inputs[i]), w.gamma);
+  for (int64_t i = 0; targets && i < n; ++i) {
+    const S x = static_cast<S>(inputs[i]);
+    out[i] = dense_focal_loss<kSquare>(x, targets[i], sigmoid_of(x), w);
+  }
+  for (int64_t i = 0; !targets && i < n; ++i) {
+    const S x = static_cast<S>(inputs[i]);
+    out[i] = w.negative * focal_loss<kSquare>(x, sigmoid_of(x), w.gamma);
+  }
 }
 
 template <typename T>
@@ -61,14 +63,16 @@ void focal_loss_backward_of(const T* inputs, const Sum<T>* __restrict__ targets,
                             T* __restrict__ out) {
   using S = Sum<T>;
   const FocalWeights<S> w = weights;
-  if (targets)
-    for (int64_t i = 0; i < n; ++i)
-      out[i] = static_cast<T>(
-          grad[i] * dense_focal_loss_backward<kSquare>(static_cast<S>(inputs[i]), targets[i], w));
-  else
-    for (int64_t i = 0; i < n; ++i)
-      out[i] = static_cast<T>(grad[i] * (w.negative * focal_loss_backward<kSquare>(
-                                                          static_cast<S>(inputs[i]), w.gamma)));
+  for (int64_t i = 0; targets && i < n; ++i) {
+    const S x = static_cast<S>(inputs[i]);
+    out[i] = static_cast<T>(grad[i] *
+                            dense_focal_loss_backward<kSquare>(x, targets[i], sigmoid_of(x), w));
+  }
+  for (int64_t i = 0; !targets && i < n; ++i) {
+    const S x = static_cast<S>(inputs[i]);
+    out[i] = static_cast<T>(grad[i] *
+                            (w.negative * focal_loss_backward<kSquare>(x, sigmoid_of(x), w.gamma)));
+  }
 }
 
 template <typename T>

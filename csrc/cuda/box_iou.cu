@@ -46,7 +46,7 @@ __device__ T similarity_of(const IouBox<T>& a, const IouBox<T>& b, const IouEps<
 // How the matrix is cut. All rows of one phase begin at the same place between two packs.
 template <typename T>
 struct RowPhases {
-  static constexpr int kWidth = kPackBytes / sizeof(T);
+  static constexpr int kWidth = kPackWidth<T>;
   int num_phases;
   int64_t packs;            // that the columns of a row touch, at most
   dim3 block;               // columns by rows

@@ -9,6 +9,10 @@ namespace fastdet::cuda {
 
 constexpr int kPackBytes = 16;
 
+// How many values one instruction moves.
+template <typename T>
+constexpr int kPackWidth = kPackBytes / sizeof(T);
+
 template <typename T, int n>
 struct alignas(sizeof(T) * n < kPackBytes ? sizeof(T) * n : kPackBytes) Pack {
   T values[n];
@@ -25,6 +29,22 @@ __device__ Pack<T, n> load_pack(const T* p) {
 template <typename T, int n>
 __device__ void store_pack(T* p, const Pack<T, n>& pack) {
   *reinterpret_cast<Pack<T, n>*>(p) = pack;
+}
+
+// The first `count` of them; the rest is 0 and is not stored.
+template <int n, typename T>
+__device__ Pack<T, n> load_pack(const T* p, int64_t count) {
+  if (count >= n) return load_pack<n>(p);
+  Pack<T, n> pack;
+  for (int k = 0; k < n; ++k) pack[k] = k < count ? p[k] : T(0);
+  return pack;
+}
+
+template <typename T, int n>
+__device__ void store_pack(T* p, const Pack<T, n>& pack, int64_t count) {
+  if (count >= n) return store_pack(p, pack);
+  for (int k = 0; k < n; ++k)
+    if (k < count) p[k] = pack[k];
 }
 
 template <typename T>

@@ -1,77 +1,201 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Sigmoid focal loss of logits (see ../sigmoid_focal_loss.h) and its derivative by the logits. One
-// thread a logit, which finds its target in its row's label, or reads it.
+// Sigmoid focal loss of logits (see ../sigmoid_focal_loss.h) and its derivative by the logits: one
+// pass each, a thread to as many logits as one load of 16 bytes brings. Labels are looked up, never
+// spread out: a row's logits know by their columns which of them it names.
+//
+// For 200k x 80 floats either pass moves 128 MB, 38 us at 3.35 TB/s. About 50 instructions a logit
+// for the loss and 60 for its derivative, half of them for the label and the addresses, take 27 and
+// 32 us beside that. It would be twice as many without the GPU's own 2^x and 1 / x; with them
+// results differ from the CPU's in the sixth digit. Exponents other than 2 take some 60 more.
 #include <limits>
 
 #include "../checks.h"
 #include "../repeated_grad.h"
 #include "../sigmoid_focal_loss.h"
-#include "launch.cuh"
+#include "packs.cuh"
 
 namespace fastdet::cuda {
 
 namespace {
 
-// The target of each logit, from labels or dense.
-template <typename S>
-struct Targets {
-  const S* dense;  // or null
-  const int64_t* labels;
-  int64_t num_classes;
-
-  Targets(const Tensor& targets, const Tensor& inputs)
-      : dense(nullptr), labels(nullptr), num_classes(1) {
-    if (targets.scalar_type() == kInt64) {
-      labels = data<int64_t>(targets);
-      num_classes = inputs.size(inputs.dim() - 1);
-    } else {
-      dense = data<S>(targets);
-    }
-  }
-};
-
-// of_label(x or -x) is the loss of target 0, of_dense(x, t) that of any; either is the derivative
-// in the backward, where it changes its sign together with x.
-template <typename S, typename OfLabel, typename OfDense>
-__device__ S at_target(const Targets<S>& targets, int64_t i, S x, const FocalWeights<S>& w,
-                       S sign_of_positive, OfLabel of_label, OfDense of_dense) {
-  if (targets.dense) return of_dense(x, targets.dense[i]);
-  const int64_t label = targets.labels[i / targets.num_classes];
-  if (label == kIgnoredLabel) return S(0);
-  if (label < -1 || label >= targets.num_classes) return std::numeric_limits<S>::quiet_NaN();
-  return label == i % targets.num_classes ? sign_of_positive * w.positive * of_label(-x)
-                                          : w.negative * of_label(x);
+// One instruction each, 2 ulp off at most; subnormal numbers count as 0.
+__device__ inline float exp2_of(float x) {
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return std::exp2(x);
+#endif
 }
 
-template <bool kSquare, typename T, typename S>
-void forward(int64_t n, const T* inputs, const Targets<S>& targets, const FocalWeights<S>& w,
-             S* loss, cudaStream_t stream) {
-  for_each(n, stream, [=] __device__(int64_t i) {
-    loss[i] = at_target(
-        targets, i, static_cast<S>(inputs[i]), w, S(1),
-        [&](S x) { return focal_loss<kSquare>(x, w.gamma); },
-        [&](S x, S t) { return dense_focal_loss<kSquare>(x, t, w); });
-  });
+__device__ inline float reciprocal(float x) {
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return 1 / x;
+#endif
 }
 
-template <bool kSquare, typename T, typename S>
-void backward(int64_t n, const S* grad, int64_t repeat, const T* inputs, const Targets<S>& targets,
-              const FocalWeights<S>& w, T* out, cudaStream_t stream) {
-  for_each(n, stream, [=] __device__(int64_t i) {
-    const S derivative = at_target(
-        targets, i, static_cast<S>(inputs[i]), w, S(-1),
-        [&](S x) { return focal_loss_backward<kSquare>(x, w.gamma); },
-        [&](S x, S t) { return dense_focal_loss_backward<kSquare>(x, t, w); });
-    out[i] = static_cast<T>(grad[i / repeat] * derivative);
-  });
+__device__ inline Sigmoid<double> fast_sigmoid_of(double x) { return sigmoid_of(x); }
+
+__device__ inline Sigmoid<float> fast_sigmoid_of(float x) {
+  const float e = exp2_of(-fabsf(x) * 1.44269504f);
+  const float larger = reciprocal(1 + e), smaller = e * larger;
+  // log(1 + e) = 2 artanh(e / (e + 2)), by the series of maths.h.
+  const float s = e * reciprocal(e + 2), z = s * s;
+  float p = fmaf(0.281783343f, z, 0.279606029f);
+  p = fmaf(p, z, 0.400249103f);
+  p = fmaf(p, z, 0.666663147f);
+  return {x < 0 ? smaller : larger, x < 0 ? larger : smaller, s * fmaf(p, z, 2.f)};
 }
 
 template <typename T>
 using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
+// The loss, or its derivative, unweighted.
+template <bool kBackward, bool kSquare, typename S>
+__device__ S of_target_zero(S x, S gamma) {
+  const Sigmoid<S> sigmoid = fast_sigmoid_of(x);
+  if constexpr (kBackward) return focal_loss_backward<kSquare>(x, sigmoid, gamma);
+  return focal_loss<kSquare>(x, sigmoid, gamma);
+}
+
+template <typename S>
+struct DenseTargets {
+  const S* values;
+
+  template <bool kBackward, bool kSquare, int n>
+  __device__ Pack<S, n> apply(const Pack<S, n>& logits, int64_t first, int64_t count,
+                              const FocalWeights<S>& w) const {
+    const Pack<S, n> targets = load_pack<n>(values + first, count);
+    Pack<S, n> out;
+    for (int k = 0; k < n; ++k) {
+      const Sigmoid<S> sigmoid = fast_sigmoid_of(logits[k]);
+      if constexpr (kBackward)
+        out[k] = dense_focal_loss_backward<kSquare>(logits[k], targets[k], sigmoid, w);
+      else
+        out[k] = dense_focal_loss<kSquare>(logits[k], targets[k], sigmoid, w);
+    }
+    return out;
+  }
+};
+
+// What the labels of its rows make of a pack's values, a bit each.
+struct LabelBits {
+  unsigned positive = 0, ignored = 0, wrong = 0;
+
+  // Values [first, first + count) of rows of `width`; a pack goes through few rows, mostly one.
+  __device__ LabelBits(const int64_t* labels, int64_t width, int64_t first, int count) {
+    int64_t row = first / width, column = first - row * width;
+    for (int begin = 0, end; begin < count; begin = end, column = 0, ++row) {
+      const int64_t label = labels[row];
+      end = static_cast<int>(min_of<int64_t>(count, begin + width - column));
+      const unsigned all = (1u << end) - (1u << begin);
+      // Negative numbers are large ones without a sign.
+      if (uint64_t(label - column) < uint64_t(end - begin))
+        positive |= 1u << (begin + static_cast<int>(label - column));
+      if (label == kIgnoredLabel) ignored |= all;
+      if (uint64_t(label + 2) >= uint64_t(width + 2)) wrong |= all;
+    }
+  }
+};
+
+template <typename S>
+struct LabelTargets {
+  const int64_t* labels;
+  int64_t width;
+
+  template <bool kBackward, bool kSquare, int n>
+  __device__ Pack<S, n> apply(const Pack<S, n>& logits, int64_t first, int64_t count,
+                              const FocalWeights<S>& w) const {
+    // Target 1 at x is target 0 at -x, where the derivative changes its sign.
+    const S weight_of_positive = kBackward ? -w.positive : w.positive;
+    const LabelBits bits(labels, width, first, static_cast<int>(min_of<int64_t>(n, count)));
+    Pack<S, n> out;
+    for (int k = 0; k < n; ++k) {
+      const bool positive = (bits.positive & 1u << k) != 0;
+      const S x = positive ? -logits[k] : logits[k];
+      out[k] = (positive ? weight_of_positive : w.negative) *
+               of_target_zero<kBackward, kSquare>(x, w.gamma);
+    }
+    if (bits.ignored | bits.wrong) {
+      for (int k = 0; k < n; ++k) {
+        if (bits.ignored & 1u << k) out[k] = S(0);
+        if (bits.wrong & 1u << k) out[k] = std::numeric_limits<S>::quiet_NaN();
+      }
+    }
+    return out;
+  }
+};
+
+template <typename S, typename T, int n>
+__device__ Pack<S, n> widened(const Pack<T, n>& pack) {
+  Pack<S, n> wide;
+  for (int k = 0; k < n; ++k) wide[k] = static_cast<S>(pack[k]);
+  return wide;
+}
+
+// The gradients of a pack, see RepeatedGrad.
+template <int n, typename S>
+__device__ Pack<S, n> load_grad(const S* grad, int64_t repeat, int64_t first, int64_t count) {
+  if (repeat == 1) return load_pack<n>(grad + first, count);
+  const int64_t last = first + min_of<int64_t>(n, count) - 1,
+                group = first < repeat ? 0 : first / repeat;
+  Pack<S, n> pack;
+  if (last < (group + 1) * repeat) {
+    const S value = grad[group];
+    for (int k = 0; k < n; ++k) pack[k] = value;
+  } else {
+    for (int k = 0; k < n; ++k) pack[k] = grad[min_of(first + k, last) / repeat];
+  }
+  return pack;
+}
+
+template <bool kSquare, typename T, typename Targets>
+void forward(int64_t n, const T* inputs, const Targets& targets, const FocalWeights<Sum<T>>& w,
+             Sum<T>* loss, cudaStream_t stream) {
+  constexpr int kWidth = kPackWidth<T>;
+  for_each((n + kWidth - 1) / kWidth, stream, [=] __device__(int64_t i) {
+    const int64_t first = i * kWidth, count = n - first;
+    const auto logits = widened<Sum<T>>(load_pack<kWidth>(inputs + first, count));
+    store_pack(loss + first, targets.template apply<false, kSquare>(logits, first, count, w),
+               count);
+  });
+}
+
+template <bool kSquare, typename T, typename Targets>
+void backward(int64_t n, const Sum<T>* grad, int64_t repeat, const T* inputs,
+              const Targets& targets, const FocalWeights<Sum<T>>& w, T* out, cudaStream_t stream) {
+  constexpr int kWidth = kPackWidth<T>;
+  for_each((n + kWidth - 1) / kWidth, stream, [=] __device__(int64_t i) {
+    const int64_t first = i * kWidth, count = n - first;
+    const auto logits = widened<Sum<T>>(load_pack<kWidth>(inputs + first, count));
+    const auto derivatives = targets.template apply<true, kSquare>(logits, first, count, w);
+    const auto upstream = load_grad<kWidth>(grad, repeat, first, count);
+    Pack<T, kWidth> result;
+    for (int k = 0; k < kWidth; ++k) result[k] = static_cast<T>(upstream[k] * derivatives[k]);
+    store_pack(out + first, result, count);
+  });
+}
+
+// Calls body<kSquare>(targets).
+template <typename S, typename Body>
+void dispatch(const Tensor& targets, const Tensor& inputs, double gamma, const Body& body) {
+  const auto with = [&](const auto& t) {
+    gamma == 2 ? body.template operator()<true>(t) : body.template operator()<false>(t);
+  };
+  if (targets.scalar_type() == kInt64)
+    with(LabelTargets<S>{data<int64_t>(targets), inputs.size(inputs.dim() - 1)});
+  else
+    with(DenseTargets<S>{data<S>(targets)});
+}
+
 Tensor targets_input(const Tensor& targets, ScalarType dtype) {
-  return torch::stable::contiguous(targets.scalar_type() == kInt64 ? targets
-                                                                   : cast(targets, dtype));
+  if (targets.scalar_type() == kInt64) return torch::stable::contiguous(targets);
+  return aligned(box_input(targets, dtype));
 }
 
 }  // namespace
@@ -80,14 +204,15 @@ Tensor sigmoid_focal_loss(const Tensor& inputs, const Tensor& targets, double al
   check_sigmoid_focal_loss("sigmoid_focal_loss", inputs, targets);
   const DeviceGuard guard(inputs.get_device_index());
   const auto dtype = box_dtype(inputs);
-  const Tensor inputs_in = torch::stable::contiguous(inputs);
+  const Tensor inputs_in = aligned(torch::stable::contiguous(inputs));
   const Tensor targets_in = targets_input(targets, dtype);
   const Tensor out = empty_like(inputs, dtype);
   dispatch_floating(inputs.scalar_type(), [&]<typename T>() {
     using S = Sum<T>;
-    const auto run = gamma == 2 ? forward<true, T, S> : forward<false, T, S>;
-    run(inputs.numel(), data<T>(inputs_in), Targets<S>(targets_in, inputs),
-        focal_weights<S>(alpha, gamma), mutable_data<S>(out), current_stream(inputs));
+    dispatch<S>(targets_in, inputs, gamma, [&]<bool kSquare>(const auto& t) {
+      forward<kSquare>(inputs.numel(), data<T>(inputs_in), t, focal_weights<S>(alpha, gamma),
+                       mutable_data<S>(out), current_stream(inputs));
+    });
   });
   return out;
 }
@@ -96,16 +221,18 @@ Tensor sigmoid_focal_loss_backward(const Tensor& grad, const Tensor& inputs, con
                                    double alpha, double gamma) {
   check_sigmoid_focal_loss_backward("sigmoid_focal_loss_backward", grad, inputs, targets);
   const DeviceGuard guard(inputs.get_device_index());
-  const Tensor inputs_in = torch::stable::contiguous(inputs);
+  const Tensor inputs_in = aligned(torch::stable::contiguous(inputs));
   const Tensor targets_in = targets_input(targets, box_dtype(inputs));
   const RepeatedGrad repeated = repeated_grad(grad);
+  const Tensor grad_in = aligned(repeated.compact);
   const Tensor out = empty_like(inputs, inputs.scalar_type());
   dispatch_floating(inputs.scalar_type(), [&]<typename T>() {
     using S = Sum<T>;
-    const auto run = gamma == 2 ? backward<true, T, S> : backward<false, T, S>;
-    run(inputs.numel(), data<S>(repeated.compact), repeated.repeat, data<T>(inputs_in),
-        Targets<S>(targets_in, inputs), focal_weights<S>(alpha, gamma), mutable_data<T>(out),
-        current_stream(inputs));
+    dispatch<S>(targets_in, inputs, gamma, [&]<bool kSquare>(const auto& t) {
+      backward<kSquare>(inputs.numel(), data<S>(grad_in), repeated.repeat, data<T>(inputs_in), t,
+                        focal_weights<S>(alpha, gamma), mutable_data<T>(out),
+                        current_stream(inputs));
+    });
   });
   return out;
 }
