@@ -2,12 +2,9 @@
 // Sums over the threads of a block, in the order of the threads.
 #pragma once
 
-#include "launch.cuh"
+#include "warp.cuh"
 
 namespace fastdet::cuda {
-
-constexpr int kWarp = 32;
-constexpr unsigned kAllLanes = ~0u;
 
 // Over the lanes up to this one. All lanes of a warp call it.
 template <typename T>
