@@ -24,20 +24,29 @@ struct Rows {
   int dims;
   int64_t sizes[kMaxRowDims], strides[kMaxRowDims];  // innermost first
 
-  // Row `row` in the order of the leading dimensions, as a Row of four.
-  template <typename Row>
-  FASTDET_HOST_DEVICE Row read(int64_t row) const {
-    using M = RowMaths<T>;
+  // Where row `row` begins, in the order of the leading dimensions.
+  FASTDET_HOST_DEVICE int64_t offset(int64_t row) const {
     int64_t offset = 0;
     for (int d = 0; d + 1 < dims; ++d) {
       const int64_t outer = row / sizes[d];
       offset += (row - outer * sizes[d]) * strides[d];
       row = outer;
     }
-    if (dims > 0) offset += row * strides[dims - 1];
+    return dims > 0 ? offset + row * strides[dims - 1] : offset;
+  }
+
+  // The Row of four that begins there.
+  template <typename Row>
+  FASTDET_HOST_DEVICE Row read_at(int64_t offset) const {
+    using M = RowMaths<T>;
     const T* p = data + offset;
     return {static_cast<M>(p[0]), static_cast<M>(p[element_stride]),
             static_cast<M>(p[2 * element_stride]), static_cast<M>(p[3 * element_stride])};
+  }
+
+  template <typename Row>
+  FASTDET_HOST_DEVICE Row read(int64_t row) const {
+    return read_at<Row>(offset(row));
   }
 
   // Where rows [row, row + n) stand in memory as they are computed with, one after another; or

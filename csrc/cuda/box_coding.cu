@@ -1,20 +1,42 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Boxes to deltas and back, one thread a row. Half types are computed in float32 and rounded once.
+// Boxes to deltas and back, one pass, one thread a row, which it moves as one vector wherever the
+// rows of a tensor allow it. 267k rows of float32 are 12.8 MB, 3.8 us at 3.35 TB/s; the 100 to 150
+// instructions of a row take half as long. Half types are computed in float32 and rounded once.
 #include "../box_coding.h"
 #include "../checks.h"
 #include "../rows.h"
-#include "launch.cuh"
+#include "packs.cuh"
 
 namespace fastdet::cuda {
 
 namespace {
 
+// Rows by any strides; as packs where each row is one and begins where a pack may.
+template <typename T>
+struct PackedRows {
+  Rows<T> rows;
+  bool packed;
+
+  explicit PackedRows(const Tensor& tensor)
+      : rows(fastdet::rows<T>(tensor)), packed(rows.element_stride == 1 && is_aligned(rows.data)) {
+    for (int d = 0; d < rows.dims; ++d) packed &= rows.strides[d] % 4 == 0;
+  }
+
+  template <typename Row>
+  __device__ Row read(int64_t row) const {
+    const int64_t offset = rows.offset(row);
+    if (!packed) return rows.template read_at<Row>(offset);
+    using M = RowMaths<T>;
+    const Pack<T, 4> pack = load_pack<4>(rows.data + offset);
+    return {static_cast<M>(pack[0]), static_cast<M>(pack[1]), static_cast<M>(pack[2]),
+            static_cast<M>(pack[3])};
+  }
+};
+
 template <typename T, typename M>
 __device__ void write(T* p, M a, M b, M c, M d) {
-  p[0] = static_cast<T>(a);
-  p[1] = static_cast<T>(b);
-  p[2] = static_cast<T>(c);
-  p[3] = static_cast<T>(d);
+  store_pack(
+      p, Pack<T, 4>{static_cast<T>(a), static_cast<T>(b), static_cast<T>(c), static_cast<T>(d)});
 }
 
 // The image sizes, if the boxes are clipped to them.
@@ -40,7 +62,7 @@ template <typename T>
 void encode_rows(const Tensor& boxes, const Tensor& anchors, const Deltas<double>& weights,
                  const Tensor& deltas) {
   using M = RowMaths<T>;
-  const Rows<T> box_rows = rows<T>(boxes), anchor_rows = rows<T>(anchors);
+  const PackedRows<T> box_rows(boxes), anchor_rows(anchors);
   const Deltas<M> w = {M(weights.dx), M(weights.dy), M(weights.dw), M(weights.dh)};
   T* const out = mutable_data<T>(deltas);
   for_each(boxes.numel() / 4, current_stream(boxes), [=] __device__(int64_t i) {
@@ -54,7 +76,7 @@ template <typename T>
 void decode_rows(const Tensor& deltas, const Tensor& anchors, const Deltas<double>& weights,
                  const Limits& limits, const Tensor& boxes) {
   using M = RowMaths<T>;
-  const Rows<T> delta_rows = rows<T>(deltas), anchor_rows = rows<T>(anchors);
+  const PackedRows<T> delta_rows(deltas), anchor_rows(anchors);
   const Deltas<M> w = {M(weights.dx), M(weights.dy), M(weights.dw), M(weights.dh)};
   T* const out = mutable_data<T>(boxes);
   for_each(deltas.numel() / 4, current_stream(deltas), [=] __device__(int64_t i) {
@@ -70,8 +92,7 @@ void decode_rows_backward(const Tensor& grad, const Tensor& deltas, const Tensor
                           const Deltas<double>& weights, const Limits& limits,
                           const Tensor& grad_deltas) {
   using M = RowMaths<T>;
-  const Rows<T> grad_rows = rows<T>(grad), delta_rows = rows<T>(deltas);
-  const Rows<T> anchor_rows = rows<T>(anchors);
+  const PackedRows<T> grad_rows(grad), delta_rows(deltas), anchor_rows(anchors);
   const Deltas<M> w = {M(weights.dx), M(weights.dy), M(weights.dw), M(weights.dh)};
   T* const out = mutable_data<T>(grad_deltas);
   for_each(deltas.numel() / 4, current_stream(deltas), [=] __device__(int64_t i) {

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The IoU losses of boxes row by row, 1 - similarity (see ../box_iou.h), and their derivative by
-// both arguments. One thread a row.
+// both arguments. One pass each, one thread a row, its boxes and their gradients as vectors: 36
+// bytes a row forward, 68 backward, under 200 instructions. For 100k rows that is 1 and 2 us, so
+// what counts is that there is one launch.
 #include "../checks.h"
 #include "../repeated_grad.h"
-#include "launch.cuh"
+#include "packs.cuh"
 
 namespace fastdet::cuda {
 
@@ -13,7 +15,8 @@ template <IouKind kind, typename T>
 void forward(int64_t n, const Box<T>* boxes1, const Box<T>* boxes2, const IouEps<T>& eps, T* loss,
              cudaStream_t stream) {
   for_each(n, stream, [=] __device__(int64_t i) {
-    loss[i] = 1 - similarity<kind>(iou_box<kind>(boxes1[i]), iou_box<kind>(boxes2[i]), eps);
+    loss[i] = 1 - similarity<kind>(iou_box<kind>(load_box(boxes1 + i)),
+                                   iou_box<kind>(load_box(boxes2 + i)), eps);
   });
 }
 
@@ -21,8 +24,12 @@ template <IouKind kind, typename T>
 void backward(int64_t n, const T* grad, int64_t repeat, const Box<T>* boxes1, const Box<T>* boxes2,
               const IouEps<T>& eps, Box<T>* grad1, Box<T>* grad2, cudaStream_t stream) {
   for_each(n, stream, [=] __device__(int64_t i) {
-    similarity_backward<kind>(iou_box<kind>(boxes1[i]), iou_box<kind>(boxes2[i]), eps,
-                              -grad[i / repeat], grad1[i], grad2[i]);
+    Box<T> d1, d2;
+    similarity_backward<kind>(iou_box<kind>(load_box(boxes1 + i)),
+                              iou_box<kind>(load_box(boxes2 + i)), eps,
+                              -grad[repeat == 1 ? i : i / repeat], d1, d2);
+    store_box(grad1 + i, d1);
+    store_box(grad2 + i, d2);
   });
 }
 
@@ -35,7 +42,7 @@ Tensor box_iou_loss(const Tensor& boxes1, const Tensor& boxes2, double eps,
   const IouKind kind = iou_kind(op, kind_name);
   const DeviceGuard guard(boxes1.get_device_index());
   const auto dtype = box_dtype(boxes1, boxes2);
-  const Tensor in1 = box_input(boxes1, dtype), in2 = box_input(boxes2, dtype);
+  const Tensor in1 = aligned(box_input(boxes1, dtype)), in2 = aligned(box_input(boxes2, dtype));
   const Tensor out = empty_rows(boxes1, dtype);
   dispatch_box(dtype, [&]<typename T>() {
     dispatch_kind(kind, [&]<IouKind k>() {
@@ -54,7 +61,7 @@ std::tuple<Tensor, Tensor> box_iou_loss_backward(const Tensor& grad, const Tenso
   const IouKind kind = iou_kind(op, kind_name);
   const DeviceGuard guard(boxes1.get_device_index());
   const auto dtype = box_dtype(boxes1, boxes2);
-  const Tensor in1 = box_input(boxes1, dtype), in2 = box_input(boxes2, dtype);
+  const Tensor in1 = aligned(box_input(boxes1, dtype)), in2 = aligned(box_input(boxes2, dtype));
   const RepeatedGrad repeated = repeated_grad(grad);
   const Tensor grad1 = empty_like(boxes1, dtype), grad2 = empty_like(boxes2, dtype);
   dispatch_box(dtype, [&]<typename T>() {

@@ -49,6 +49,12 @@ def samples(device: str) -> dict[str, tuple[Tensor, Tensor, Weights]]:
         "a box per class": (random_boxes(2, 9, 5), random_boxes(2, 9, 1, seed=1), RCNN),
         "all pairs": (random_boxes(7, 1), random_boxes(1, 9, seed=1), RCNN),
         "strided": (random_boxes(9, 6).transpose(0, 1)[:, ::2], random_boxes(5, seed=1), ONES),
+        "between vectors": (
+            random_boxes(10).flatten()[1:-3].view(3, 3, 4),
+            random_boxes(4, seed=1).flatten()[3:-1].view(3, 4),
+            RCNN,
+        ),
+        "rows of five": (random_boxes(10).flatten().unfold(0, 4, 5), random_boxes(8), RCNN),
         "coordinate planes": (random_boxes(9).t().contiguous().t(), unit, ONES),
     }
     for n in (15, 16, 17, 63, 64, 65, 9000):

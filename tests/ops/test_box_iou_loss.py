@@ -60,6 +60,10 @@ def samples(device: str) -> dict[str, tuple[Tensor, Tensor]]:
             random_boxes(20, 2).to(device)[:, 1],
             random_boxes(20, seed=1).to(device).t().contiguous().t(),
         ),
+        "between vectors": (
+            random_boxes(10).to(device).flatten()[1:-3].view(9, 4),
+            random_boxes(10, seed=1).to(device).flatten()[3:-1].view(9, 4),
+        ),
         "expanded": (random_boxes(1).to(device).expand(9, 4), random_boxes(9).to(device) + 3),
         "three dimensions": (
             random_boxes(3, 5).to(device),
