@@ -38,6 +38,17 @@ FASTDET_HOST_DEVICE RoiAxis<T> roi_axis(T low, T high, T scale, bool aligned, in
   return {start, bin, static_cast<T>(whole) < samples ? whole + 1 : whole};
 }
 
+// The same in float64, with the samples that rounding in T gives: an adaptive grid is
+// torchvision's, and its positions are free of the rounding of T, which far from the map's origin
+// is the largest error of RoIAlign in float32.
+template <typename T>
+FASTDET_HOST_DEVICE RoiAxis<double> roi_axis_in_float64(T low, T high, T scale, bool aligned,
+                                                        int64_t bins, int64_t sampling_ratio) {
+  const RoiAxis<T> rounded = roi_axis(low, high, scale, aligned, bins, sampling_ratio);
+  const RoiAxis<double> exact = roi_axis<double>(low, high, scale, aligned, bins, sampling_ratio);
+  return {exact.start, exact.bin, rounded.samples};
+}
+
 template <typename T>
 FASTDET_HOST_DEVICE T sample_position(const RoiAxis<T>& axis, int64_t p, int64_t i) {
   return axis.start + static_cast<T>(p) * axis.bin +

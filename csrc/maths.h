@@ -36,7 +36,7 @@ FASTDET_HOST_DEVICE float exp_of(float x) {
   p = p * r + 0.0416682256f;
   p = p * r + 0.166664202f;
   p = p * r + 0.499999921f;
-  p = (p * r + 1.f) * r + 1.f;
+  p = (p * (r * r) + r) + 1.f;
   // n is in the low bits of `shifted`; into the exponent of 1 it goes.
   const float power = float_of_bits((bits_of(shifted) << 23) + 0x3f800000);
   return x < -87.3f ? 0.f : p * power;

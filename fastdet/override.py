@@ -57,7 +57,8 @@ def override_torchvision() -> Override:
     On the CPU, and on CUDA where both packages have their CUDA kernels. Everything that ends in
     these operators gets them: `torchvision.ops.nms`, `batched_nms`, `roi_align` and
     `MultiScaleRoIAlign`, torchvision's detectors, and other packages that call them. Indices are
-    the same as before and values the same to 1e-5, with these differences:
+    the same as before and values the same to 1e-5 or to what torchvision's rounding of the places
+    of samples costs where that is more, with these differences:
 
     - NMS drops a box with a NaN score or a coordinate that is not finite, and takes the IoU of two
       boxes without area as 0, where torchvision has NaN.

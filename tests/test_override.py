@@ -248,13 +248,13 @@ def test_compiled_code_whatever_was_in_force_when_it_was_compiled():
 
     x, rois = features_and_rois()
     x = x.contiguous(memory_format=torch.channels_last)
-    expected = run(x, rois)
+    pooled, kept = run(x.double(), rois.double())
     compiled = torch.compile(run, fullgraph=True)
     with fastdet.override_torchvision():
         first = compiled(x, rois)
     for got in (first, compiled(x, rois)):
-        torch.testing.assert_close(got[0], expected[0], rtol=1e-5, atol=1e-5)
-        assert got[1].equal(expected[1])
+        torch.testing.assert_close(got[0].double(), pooled, rtol=1e-5, atol=3e-5)  # theirs needs it
+        assert got[1].equal(kept)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,9 @@ inline __m512 load_lanes(const BFloat16* from, __mmask16 mask) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
 }
 
-// Calls body<the vectors of a span>(); false where they are more than 8.
+constexpr int64_t kWidestSpan = 8 * 16;
+
+// Calls body<the vectors of a span>(); false where the span is wider than 8 of them.
 template <typename Body>
 bool with_vectors(int64_t span, const Body& body) {
   const auto matches = [&]<int kVectors>() {
@@ -31,11 +33,12 @@ bool with_vectors(int64_t span, const Body& body) {
 
 // Which lanes of a merged row go into which of 8 bins.
 struct ColumnPicks {
-  static constexpr int64_t kBins = 8, kGroups = 8,
-                           kPairs = 4;  // a group: 2 taps; a pair: 32 columns
+  // A group is 2 taps of each bin, a pair 32 columns.
+  static constexpr int64_t kBins = 8, kGroups = 8, kPairs = kWidestSpan / 32;
 
-  // Of the bins [first, first + 8); false where a bin has too many taps.
+  // Of the bins [first, first + 8); false where the span is too wide or a bin has too many taps.
   bool build(const Taps<float>& columns, int64_t first) {
+    if (columns.span > kWidestSpan) return false;
     bins = static_cast<int>(min_of(columns.bins - first, kBins));
     groups = 0;
     for (int64_t pw = 0; pw < bins; ++pw) {
@@ -137,12 +140,12 @@ bool pool_planes_by_permutation(const FeatureMap<const T>& map, const Taps<float
 
 // Which of 8 bins go into which lanes of a row: the transpose of ColumnPicks.
 struct ColumnDeals {
-  static constexpr int64_t kLayers = 4, kVectors = 8;  // a layer: one bin a column
+  static constexpr int64_t kLayers = 4, kVectors = kWidestSpan / 16;  // a layer: one bin a column
 
   // False where the RoI has more than 8 bins, too wide a span, or a column in too many bins.
   bool build(const Taps<float>& columns) {
-    if (columns.bins > ColumnPicks::kBins || columns.span > 16 * kVectors) return false;
-    uint8_t used[16 * kVectors] = {};
+    if (columns.bins > ColumnPicks::kBins || columns.span > kWidestSpan) return false;
+    uint8_t used[kWidestSpan] = {};
     layers = 0;
     for (int64_t pw = 0; pw < columns.bins; ++pw) {
       for (int64_t j = columns.begin[pw]; j < columns.begin[pw + 1]; ++j) {
@@ -176,8 +179,8 @@ struct ColumnDeals {
     return sum;
   }
 
-  alignas(64) int32_t index[kLayers][16 * kVectors];
-  alignas(64) float weight[kLayers][16 * kVectors];
+  alignas(64) int32_t index[kLayers][kWidestSpan];
+  alignas(64) float weight[kLayers][kWidestSpan];
   __mmask16 mask[kLayers][kVectors];
   int layers;
 };

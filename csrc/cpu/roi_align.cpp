@@ -33,14 +33,13 @@ namespace {
 template <typename S>
 class TapList {
  public:
-  void build(const RoiAxis<S>& axis, int64_t bins, int64_t size) {
+  void build(const RoiAxis<double>& axis, int64_t bins, int64_t size) {
     begin_.push_back(0);
     for (int64_t p = 0; p < bins; ++p) {
-      const SampleRange range = samples_within(axis, p, S(-1), static_cast<S>(size));
+      const SampleRange range = samples_within(axis, p, -1.0, static_cast<double>(size));
       for (int64_t i = range.begin; i < range.end; ++i) {
-        const BilinearTap<S> tap = bilinear_tap(sample_position(axis, p, i), size);
-        add(tap.index[0], tap.weight[0]);
-        add(tap.index[1], tap.weight[1]);
+        const BilinearTap<double> tap = bilinear_tap(sample_position(axis, p, i), size);
+        for (int k = 0; k < 2; ++k) add(tap.index[k], static_cast<S>(tap.weight[k]));
       }
       begin_.push_back(static_cast<int64_t>(index_.size()));
     }
@@ -97,10 +96,10 @@ class RoiPlan {
   template <typename T>
   void build(const PlacedRoi<S>& roi, const FeatureLevel<T, S>& level, Sampling sampling,
              int64_t pooled_height, int64_t pooled_width) {
-    RoiAxis<S> y = roi_axis(roi.box.y1, roi.box.y2, level.scale, sampling.aligned, pooled_height,
-                            sampling.ratio);
-    RoiAxis<S> x = roi_axis(roi.box.x1, roi.box.x2, level.scale, sampling.aligned, pooled_width,
-                            sampling.ratio);
+    RoiAxis<double> y = roi_axis_in_float64(roi.box.y1, roi.box.y2, level.scale, sampling.aligned,
+                                            pooled_height, sampling.ratio);
+    RoiAxis<double> x = roi_axis_in_float64(roi.box.x1, roi.box.x2, level.scale, sampling.aligned,
+                                            pooled_width, sampling.ratio);
     if (roi.image < 0) y.samples = x.samples = 0;
     row_list_.build(y, pooled_height, level.height);
     column_list_.build(x, pooled_width, level.width);

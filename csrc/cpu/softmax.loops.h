@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Included by loops.cpp inside the namespace of an ISA.
 
-// The sum is of as many partial sums on every ISA, so that every one rounds alike.
+// The sum is of as many partial sums on every ISA, so that every one rounds alike; they are added
+// in pairs, which rounds least.
 constexpr int64_t kSoftmaxLanes = 16;
 
 template <typename T>
@@ -23,7 +24,7 @@ void softmax(const T* logits, int64_t n, Sum<T>* __restrict__ out) {
     out[i] = exp_of(out[i] - largest);
     sums[lane] += out[i];
   }
-  S total = 0;
-  for (int64_t lane = 0; lane < kSoftmaxLanes; ++lane) total += sums[lane];
-  for (i = 0; i < n; ++i) out[i] /= total;
+  for (int64_t half = kSoftmaxLanes / 2; half > 0; half /= 2)
+    for (int64_t lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
+  for (i = 0; i < n; ++i) out[i] /= sums[0];
 }

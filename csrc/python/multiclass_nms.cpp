@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <tuple>
 
+#include "../cpu/serial.h"
 #include "../threshold.h"
 #include "arrays.h"
 
@@ -36,7 +37,7 @@ std::tuple<Array<T>, Array<T>, Array<int64_t>> multiclass_nms(
   cpu::LabelledBoxes<T> out;
   {
     const py::gil_scoped_release no_gil;
-    out = cpu::multiclass_nms(in, rule, kSerial);
+    out = cpu::multiclass_nms(in, rule, cpu::kSerial);
   }
   return {array_of_boxes(out.boxes), array_of(out.scores), array_of(out.labels)};
 }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <tuple>
 
+#include "../cpu/serial.h"
 #include "arrays.h"
 
 namespace fastdet::python {
@@ -56,12 +57,12 @@ std::tuple<Array<T>, Array<T>, Array<int64_t>, Array<int64_t>> retinanet_detecti
   Array<T> boxes({num_images, rows, int64_t(4)}), scores({num_images, rows});
   Array<int64_t> labels({num_images, rows}), counts(num_images);
   const DetectionRows<T> out = {reinterpret_cast<Box<T>*>(boxes.mutable_data()),
-                                     scores.mutable_data(), labels.mutable_data(),
-                                     counts.mutable_data()};
+                                scores.mutable_data(), labels.mutable_data(),
+                                counts.mutable_data()};
   {
     const py::gil_scoped_release no_gil;
     cpu::write_retinanet_detections(head, score_thresh, std::min(topk_candidates, most_logits),
-                                    nms_thresh, rows, out, kSerial);
+                                    nms_thresh, rows, out, cpu::kSerial);
   }
   return {boxes, scores, labels, counts};
 }

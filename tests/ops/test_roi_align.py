@@ -180,6 +180,19 @@ def test_roi_align_equals_torchvision(name, layout, device):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_digits_are_lost_far_from_the_origin(layout):
+    torchvision = pytest.importorskip("torchvision", exc_type=ImportError)
+    input = random_features(1, 8, 3, 1500).float().contiguous(memory_format=LAYOUTS[layout])
+    rois = random_rois(50, 1, 8).float()
+    rois[:, [1, 3]] += 5900
+    arguments = (7, 0.25, 2, True)
+    exact = torchvision.ops.roi_align(input.double(), rois.double(), *arguments)
+    theirs = (torchvision.ops.roi_align(input, rois, *arguments) - exact).abs().max()
+    ours = (roi_align(input, rois, *arguments) - exact).abs().max()
+    assert ours < 1e-6 < 1e-4 < theirs
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_only_what_is_sampled_is_read(layout, device):
     # Whole vectors are loaded; what is not finite beside the samples must not come in with them.
     input = torch.full((1, 3, 20, 40), INF, device=device)
