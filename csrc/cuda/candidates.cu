@@ -3,6 +3,7 @@
 #include "../threshold.h"
 #include "candidates.cuh"
 #include "greedy_nms.cuh"
+#include "packs.cuh"
 
 namespace fastdet::cuda {
 
@@ -19,7 +20,7 @@ void write_kept(const CandidateRows<S>& all, Rank rank, const Tensor& keep,
     const int64_t from = kept ? i / rows * all.rows + index[i] : 0;
     S score = 0;
     if (kept) score = rank == Rank::kLogit ? sigmoid(all.ranks[from]) : all.ranks[from];
-    out.boxes[i] = kept ? all.boxes[from] : Box<S>{};
+    store_box(out.boxes + i, kept ? load_box(all.boxes + from) : Box<S>{});
     out.scores[i] = score;
     out.labels[i] = kept ? all.labels[from] : 0;
   });

@@ -3,8 +3,9 @@
 // selection of the best logits of each level (top_logits.cuh), decoding of those alone, suppression
 // of each image by falling logit, ties by level and index.
 //
-// Floor: the bytes of the logits. Launches for float32: 5 and a memset for the selection, 1 that
-// decodes, those of greedy_nms.cuh, 1 that writes. Deltas and anchors are read of what is selected.
+// Floor: the bytes of the logits, once. Launches for float32: a memset and 4 for the selection, 1
+// that decodes, those of greedy_nms.cuh, 1 that writes; none of it waits for the host. Deltas and
+// anchors are read of what is selected alone. Memory: the candidates, O(levels x k) an image.
 #include "../box_coding.h"
 #include "candidates.cuh"
 #include "pyramid_detections.cuh"
@@ -49,7 +50,7 @@ __global__ void __launch_bounds__(kThreads)
         clip(decode(deltas, in.anchors[level.first_anchor + anchor], {S(1), S(1), S(1), S(1)}),
              width, height);
     const int64_t at = run.image * out.rows + row;
-    out.boxes[at] = box;
+    store_box(out.boxes + at, box);
     out.ranks[at] = has_sides(box, rule.min_size) ? logit : std::numeric_limits<S>::quiet_NaN();
     out.labels[at] = rule.label(run.level, index % in.num_classes);
   });

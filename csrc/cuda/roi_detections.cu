@@ -13,6 +13,7 @@
 #include "../rows.h"
 #include "block_sum.cuh"
 #include "candidates.cuh"
+#include "packs.cuh"
 
 namespace fastdet::cuda {
 
@@ -109,7 +110,7 @@ __device__ void write_candidate(const RoiHead<T>& in, const RoiSoftmax<T>& roi, 
   const S height = S(in.sizes[2 * roi.image]), width = S(in.sizes[2 * roi.image + 1]);
   const Box<S> box = clip(decode(deltas, in.proposals[roi.roi], in.weights), width, height);
   const int64_t at = roi.image * out.rows + row;
-  out.boxes[at] = box;
+  store_box(out.boxes + at, box);
   out.ranks[at] = has_sides(box, in.min_size) ? score : std::numeric_limits<S>::quiet_NaN();
   out.labels[at] = label;
 }

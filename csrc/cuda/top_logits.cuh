@@ -122,20 +122,22 @@ constexpr int kWidth = kPackBytes / sizeof(T);
 
 template <typename T>
 struct Tile {
-  const T* logits;  // from here on; packs begin here
-  int begin, end;   // which of these are the segment's
-  int64_t index;    // of the first, in the segment
+  const T* logits;  // the segment's
+  int64_t first;    // which of them the tile begins with; below 0 for one that begins before them
+  int begin, end;   // the places of the tile that are the segment's
+
+  __device__ T logit(int place) const { return logits[first + place]; }
 
   // Where the lane's pack p begins.
-  __device__ int offset(int p) const { return (p * kWarp + threadIdx.x % kWarp) * kWidth<T>; }
+  __device__ int place(int p) const { return (p * kWarp + threadIdx.x % kWarp) * kWidth<T>; }
 
   __device__ Pack<T, kWidth<T>> pack(int p) const {
-    const int at = offset(p);
-    if (at >= begin && at + kWidth<T> <= end) return load_pack<kWidth<T>>(logits + at);
+    const int at = place(p);
+    if (at >= begin && at + kWidth<T> <= end) return load_pack<kWidth<T>>(logits + first + at);
     constexpr float kNever = std::numeric_limits<float>::quiet_NaN();
     Pack<T, kWidth<T>> edge;
     for (int e = 0; e < kWidth<T>; ++e)
-      edge[e] = at + e >= begin && at + e < end ? logits[at + e] : static_cast<T>(kNever);
+      edge[e] = at + e >= begin && at + e < end ? logit(at + e) : static_cast<T>(kNever);
     return edge;
   }
 };
@@ -152,16 +154,15 @@ template <typename T>
 struct Run {
   int64_t image, level, segment;
   unsigned first_chunk, num_chunks;  // of the segment's blocks
-  const T* logits;     // the segment's, from the last address before them where packs begin
-  int64_t begin, end;  // where they begin and end, counted from there
-  int64_t first;       // of the run, counted from there
+  const T* logits;                   // the segment's
+  int64_t num_logits, first;         // which of them the run begins with
 
   __device__ Tile<T> tile(int t) const {
     const int64_t at = first + int64_t(t) * kTile;
-    const auto inside = [&](int64_t x) {
-      return static_cast<int>(max_of(min_of<int64_t>(x - at, kTile), int64_t(0)));
+    const auto inside = [](int64_t place) {
+      return static_cast<int>(max_of(min_of<int64_t>(place, kTile), int64_t(0)));
     };
-    return {logits + at, inside(begin), inside(end), at - begin};
+    return {logits, at, inside(-at), inside(num_logits - at)};
   }
 };
 
@@ -193,17 +194,17 @@ struct LogitSegments {
     while (c >= levels[l].first_chunk + levels[l].num_chunks) ++l;
     const LogitLevel<T>& level = levels[l];
     const T* const logits = level.logits + image * level.image_stride;
-    const int64_t begin = reinterpret_cast<uintptr_t>(logits) % kPackBytes / sizeof(T);
+    // A tile begins where packs do.
+    const int64_t early = reinterpret_cast<uintptr_t>(logits) % kPackBytes / sizeof(T);
     const unsigned number = c - level.first_chunk;
-    const int64_t first = (int64_t(number) * kRuns + threadIdx.x / kWarp) * span * kTile;
+    const int64_t first = (int64_t(number) * kRuns + threadIdx.x / kWarp) * span * kTile - early;
     return {image,
             l,
             int64_t(image) * num_levels + l,
             blockIdx.x - number,
             level.num_chunks,
-            logits - begin,
-            begin,
-            begin + level.num_logits,
+            logits,
+            level.num_logits,
             first};
   }
 
@@ -362,7 +363,7 @@ __global__ void __launch_bounds__(kThreads) count_kernel(LogitSegments<T> in) {
 // it, and how many these are.
 template <typename T, typename Key>
 __device__ RunCount list_selected(const Tile<T>& tile, const Cut<Key>& cut, int64_t ties,
-                                  const Key (&keys)[kPerLane], uint16_t* offsets) {
+                                  const Key (&keys)[kPerLane], uint16_t* places) {
   // Both counts in one number, the keys on the cut in its lower half.
   const auto counted = [&](Key key) {
     return key > cut.kth ? 1u << 16 : unsigned(key == cut.kth && cut.ties > 0);
@@ -379,7 +380,7 @@ __device__ RunCount list_selected(const Tile<T>& tile, const Cut<Key>& cut, int6
     for (int e = 0; e < kWidth<T>; ++e) {
       const unsigned one = counted(keys[p * kWidth<T> + e]), equal = before & 0xffff;
       if (one > 1 || (one == 1 && equal < ties))
-        offsets[(before >> 16) + min_of<int64_t>(equal, ties)] = tile.offset(p) + e;
+        places[(before >> 16) + min_of<int64_t>(equal, ties)] = tile.place(p) + e;
       before += one;
     }
     before_pack += __shfl_sync(kAllLanes, up_to, kWarp - 1);
@@ -410,8 +411,8 @@ __device__ void add_runs_before(const LogitSegments<T>& in, const Run<T>& run, i
 template <typename T, typename Emit>
 __device__ void for_each_selected(const LogitSegments<T>& in, const Run<T>& run, Emit emit) {
   using Key = typename LogitKey<T>::type;
-  __shared__ uint16_t offsets_of_runs[kRuns][kTile];
-  uint16_t* const offsets = offsets_of_runs[threadIdx.x / kWarp];
+  __shared__ uint16_t places_of_runs[kRuns][kTile];
+  uint16_t* const places = places_of_runs[threadIdx.x / kWarp];
   const RunCount own = in.run_counts[in.run_number()];
   if (!__syncthreads_or(own.above + own.equal > 0)) return;
   const Cut<Key> cut = in.segments[run.segment].cut;
@@ -420,11 +421,11 @@ __device__ void for_each_selected(const LogitSegments<T>& in, const Run<T>& run,
   int64_t ties = max_of(cut.ties - equal, int64_t(0));
   int64_t row = in.num_selected(run.image, run.level) + above + cut.ties - ties;
   in.for_each_tile_with(cut.least(), run, [&](const Tile<T>& tile, const Key(&keys)[kPerLane]) {
-    const RunCount listed = list_selected(tile, cut, ties, keys, offsets);
+    const RunCount listed = list_selected(tile, cut, ties, keys, places);
     __syncwarp();
     const int num = listed.above + listed.equal;
     for (int i = threadIdx.x % kWarp; i < num; i += kWarp)
-      emit(row + i, tile.index + offsets[i], static_cast<RowMaths<T>>(tile.logits[offsets[i]]));
+      emit(row + i, tile.first + places[i], static_cast<RowMaths<T>>(tile.logit(places[i])));
     __syncwarp();  // the next tile overwrites the list
     row += num;
     ties -= listed.equal;
@@ -463,7 +464,8 @@ class TopLogits {
 
   // What such kernels take.
   const LogitSegments<T>& select(cudaStream_t stream) {
-    STD_CUDA_CHECK(cudaMemsetAsync(in_.segments, 0, segment_bytes_, stream));
+    if (segment_bytes_ > 0)
+      STD_CUDA_CHECK(cudaMemsetAsync(in_.segments, 0, segment_bytes_, stream));
     for (int pass = 0; pass < kNumPasses<T>; ++pass)
       launch(histogram_kernel<T>, grid(), dim3(kThreads), 0, stream, in_, digit_of_pass<T>(pass));
     launch(count_kernel<T>, grid(), dim3(kThreads), 0, stream, in_);
