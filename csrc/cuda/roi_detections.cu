@@ -44,7 +44,7 @@ struct RoiSoftmax {
   using S = RowMaths<T>;
 
   int64_t image, roi;  // the RoI among those of all images
-  int lane;
+  int first_class;     // the lane takes every kRoiLanes-th from there on
   bool exists;
   S largest, total;
 
@@ -53,7 +53,7 @@ struct RoiSoftmax {
     const int64_t of_image = first + threadIdx.x / kRoiLanes;
     const int64_t count = in.counts ? min_of(in.counts[image], in.num_rois) : in.num_rois;
     roi = image * in.num_rois + of_image;
-    lane = threadIdx.x % kRoiLanes;
+    first_class = threadIdx.x % kRoiLanes;
     exists = of_image < count;
     find_largest(in);
     add_up(in);
@@ -73,7 +73,7 @@ struct RoiSoftmax {
  private:
   __device__ void find_largest(const RoiHead<T>& in) {
     largest = -std::numeric_limits<S>::infinity();
-    for (int64_t c = lane; exists && c < in.num_classes; c += kRoiLanes)
+    for (int64_t c = first_class; exists && c < in.num_classes; c += kRoiLanes)
       largest = max_of(logit(in, c), largest);  // NaN is not larger
     for (int distance = kRoiLanes / 2; distance > 0; distance /= 2)
       largest = max_of(__shfl_xor_sync(kAllLanes, largest, distance), largest);
@@ -81,7 +81,7 @@ struct RoiSoftmax {
 
   __device__ void add_up(const RoiHead<T>& in) {
     S sum = 0;
-    for (int64_t c = lane; exists && c < in.num_classes; c += kRoiLanes)
+    for (int64_t c = first_class; exists && c < in.num_classes; c += kRoiLanes)
       sum += exp_of(logit(in, c) - largest);
     total = 0;
     for (int l = 0; l < kRoiLanes; ++l)
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kThreads) count_kernel(RoiHead<T> in) {
   const RoiSoftmax<T> roi(in);
   RowMaths<T> score;
   int passing = 0;
-  for (int64_t c = roi.lane; c < in.num_classes; c += kRoiLanes)
+  for (int64_t c = roi.first_class; c < in.num_classes; c += kRoiLanes)
     passing += roi.passes(in, c, score);
   const int total = block_sum(passing).total;
   if (threadIdx.x == 0) in.block_counts[blockIdx.x] = total;
@@ -129,15 +129,15 @@ __global__ void __launch_bounds__(kThreads)
 
   RowMaths<T> score;
   int passing = 0;
-  for (int64_t c = roi.lane; c < in.num_classes; c += kRoiLanes)
+  for (int64_t c = roi.first_class; c < in.num_classes; c += kRoiLanes)
     passing += roi.passes(in, c, score);
   // The half-warp's first row; then class by class, of which each lane has one.
   const int half = threadIdx.x % kWarp / kRoiLanes * kRoiLanes;
   int64_t row = before + __shfl_sync(kAllLanes, block_sum(passing).before, half);
-  for (int64_t c = roi.lane; c - roi.lane < in.num_classes; c += kRoiLanes) {
+  for (int64_t c = roi.first_class; c - roi.first_class < in.num_classes; c += kRoiLanes) {
     const bool passes = roi.passes(in, c, score);
     const unsigned lanes = __ballot_sync(kAllLanes, passes) >> half & ((1u << kRoiLanes) - 1);
-    const int64_t own = row + __popc(lanes & ((1u << roi.lane) - 1));
+    const int64_t own = row + __popc(lanes & ((1u << roi.first_class) - 1));
     if (passes) write_candidate(in, roi, c, score, out, own);
     row += __popc(lanes);
   }
