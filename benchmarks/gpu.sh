@@ -89,10 +89,9 @@ if wanted build; then
   FASTDET_CUDA=on FASTDET_CUDA_ARCHS=$arch \
     step build 160 "$python" setup.py build_ext --inplace || exit 1
 fi
-loaded=$("$python" -c "from fastdet.ops.library import info; print(info()['CUDA ops'])" 2>&1)
-if [ "$loaded" != loaded ]; then
-  record load 1 0 "CUDA ops are not loaded"
-  echo "$loaded" >&2
+state=$("$python" -c "from fastdet.ops.library import info; print(info()['CUDA ops'])")
+if [ "$state" != loaded ]; then
+  record load 1 0 "the CUDA ops are not in use: ${state//\"/}"
   exit 1
 fi
 
@@ -130,7 +129,9 @@ finish() {
 checks_begin=$SECONDS
 checks_limit=150
 if wanted test; then
-  limited test $checks_limit "$python" -m pytest -m cuda "${workers[@]}" "${tests[@]}" &
+  # A line for each test (-vv, since pyproject.toml has -q): a run that is ended says how far it came.
+  limited test $checks_limit \
+    "$python" -m pytest -m cuda -vv --tb=short "${workers[@]}" "${tests[@]}" &
   test_pid=$!
 fi
 if wanted sanitize && [ -n "$sanitizer" ]; then

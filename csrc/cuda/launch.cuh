@@ -12,6 +12,10 @@
 
 #include "../torch.h"
 
+#ifndef STD_CUDA_CHECK  // in torch 2.11 no other header of its stable ABI includes this one
+#include <torch/csrc/stable/macros.h>
+#endif
+
 namespace fastdet::cuda {
 
 using torch::stable::accelerator::DeviceGuard;
@@ -20,8 +24,7 @@ constexpr int kThreads = 256;
 
 inline cudaStream_t current_stream(const Tensor& tensor) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
   return static_cast<cudaStream_t>(stream);
 }
 

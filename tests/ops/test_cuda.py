@@ -8,22 +8,23 @@ deterministic where torch is told to be, and no offset is short of 64 bits.
 
 import pytest
 import torch
-import torchvision
 from torch import Tensor
 
 import fastdet
+from benchmarks.gpu.device import Device
 from tests.on_gpu import captured, cuda_kernels, gpu_only, no_sync, on_cuda_kernels
 
-from .test_every_op import NAMES, Call, assert_same_bits, bits, boxes, calls, noise, rois_of
+from .test_every_op import BIG, NAMES, Call, assert_same_bits, bits, boxes, calls, noise, rois_of
 
 ROWS = 65
+MOST_LAUNCHES = 10
 FIXED = [name for name in NAMES if name not in ("nms", "batched_nms")]  # fixed shapes
 ATOMIC = [name for name in NAMES if "roi_align" in name]  # gradients summed in any order
 
 
-def a_call(name: str, n: int) -> Call:
+def a_call(name: str, n: int, extent: float = 100) -> Call:
     """The call, with the random keys of sampling among its tensors: they differ between devices."""
-    call = calls(n)[name]
+    call = calls(n, extent)[name]
     if name != "sample_matches":
         return call
     (index,) = call.tensors
@@ -87,6 +88,18 @@ def test_nothing_waits_for_the_host(name):
     bits(call)
     with no_sync():
         bits(call)
+
+
+@gpu_only
+@pytest.mark.parametrize("name", FIXED)
+def test_few_launches_and_no_wait(name):
+    """As the profiler sees it: waits of our own kernels' host code, too."""
+    call = on("cuda", a_call(name, ROWS))._replace(differentiable=False)
+    bits(call)
+    work = Device("cuda", small=True).work(lambda: bits(call), calls=3)
+    assert work is not None
+    assert work.syncs == 0
+    assert work.launches <= MOST_LAUNCHES
 
 
 @gpu_only
@@ -171,9 +184,14 @@ def test_sampling_draws_anew_in_each_replay():
 # ---- beside torchvision's CUDA kernels ----------------------------------------------------------
 
 
+@pytest.fixture
+def torchvision():
+    return pytest.importorskip("torchvision", exc_type=ImportError)
+
+
 @gpu_only
 @pytest.mark.parametrize("n", [1, 64, 1000, 5000])
-def test_nms_equals_torchvisions(n):
+def test_nms_equals_torchvisions(torchvision, n):
     # Halves of pixels: products and sums are exact, with fused multiply-adds and without.
     rows, scores = (2 * boxes(n, extent=300)).round().cuda() / 2, noise(n).cuda()
     ids = (torch.arange(n) % 7).cuda()
@@ -187,7 +205,7 @@ def test_nms_equals_torchvisions(n):
 @gpu_only
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("ratio", [0, 2])
-def test_roi_align_equals_torchvisions(layout, ratio):
+def test_roi_align_equals_torchvisions(torchvision, layout, ratio):
     results = []
     for roi_align in (fastdet.roi_align, torchvision.ops.roi_align):
         x = noise(2, 20, 24, 40).cuda().to(memory_format=layout).requires_grad_()
@@ -197,7 +215,7 @@ def test_roi_align_equals_torchvisions(layout, ratio):
 
 
 @gpu_only
-def test_focal_loss_and_box_iou_equal_torchvisions():
+def test_focal_loss_and_box_iou_equal_torchvisions(torchvision):
     logits, targets = noise(3000, 20).cuda(), noise(3000, 20, seed=2).cuda().sigmoid()
     expected = torchvision.ops.sigmoid_focal_loss(logits, targets)
     got = fastdet.sigmoid_focal_loss(logits, targets)
@@ -209,7 +227,15 @@ def test_focal_loss_and_box_iou_equal_torchvisions():
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
-# ---- beyond 2^31 elements -----------------------------------------------------------------------
+# ---- 2^20 rows, and beyond 2^31 elements ---------------------------------------------------------
+
+
+@gpu_only
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ATOMIC])
+def test_a_million_rows_equal_the_cpus(name):
+    call = a_call(name, BIG, extent=20_000)
+    got = [t.cpu() for t in bits(on("cuda", call))]
+    assert_agrees(name, got, bits(call))
 
 
 def skip_without_memory(gigabytes: int) -> None:
