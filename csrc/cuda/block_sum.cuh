@@ -9,9 +9,9 @@ namespace fastdet::cuda {
 // Over the lanes up to this one. All lanes of a warp call it.
 template <typename T>
 __device__ T warp_sum_up_to(T value) {
-  for (unsigned distance = 1; distance < kWarp; distance *= 2) {
+  for (int distance = 1; distance < kWarp; distance *= 2) {
     const T below = __shfl_up_sync(kAllLanes, value, distance);
-    if (threadIdx.x % kWarp >= distance) value += below;
+    if (lane() >= distance) value += below;
   }
   return value;
 }
@@ -26,13 +26,12 @@ template <typename T>
 __device__ BlockSum<T> block_sum(T value) {
   constexpr int kWarps = kThreads / kWarp;
   __shared__ T warp_sums[kWarps];
-  const int warp = threadIdx.x / kWarp;
   const T up_to = warp_sum_up_to(value);
-  if (threadIdx.x % kWarp == kWarp - 1) warp_sums[warp] = up_to;
+  if (lane() == kWarp - 1) warp_sums[warp()] = up_to;
   __syncthreads();
   BlockSum<T> sum = {up_to - value, 0};
   for (int w = 0; w < kWarps; ++w) {
-    if (w < warp) sum.before += warp_sums[w];
+    if (w < warp()) sum.before += warp_sums[w];
     sum.total += warp_sums[w];
   }
   __syncthreads();  // the next sum overwrites this one

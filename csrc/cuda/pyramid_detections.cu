@@ -3,7 +3,7 @@
 // selection of the best logits of each level (top_logits.cuh), decoding of those alone, suppression
 // of each image by falling logit, ties by level and index.
 //
-// Floor: the bytes of the logits, once. Launches for float32: a memset and 4 for the selection, 1
+// Floor: the bytes of the logits, once. Launches for float32: a memset and 3 for the selection, 1
 // that decodes, those of greedy_nms.cuh, 1 that writes; none of it waits for the host. Deltas and
 // anchors are read of what is selected alone. Memory: the candidates, O(levels x k) an image.
 #include "../box_coding.h"
@@ -37,8 +37,8 @@ __global__ void __launch_bounds__(kThreads)
     decode_kernel(PyramidHead<T> in, DetectionRule<RowMaths<T>> rule,
                   CandidateRows<RowMaths<T>> out) {
   using S = RowMaths<T>;
-  const Run<T> run = in.logits.run();
-  if (blockIdx.x % in.logits.num_chunks == 0 && threadIdx.x == 0)
+  const Run<T> run = in.logits.run(take_chunk(in.logits));
+  if (run.chunk % in.logits.num_chunks == 0 && threadIdx.x == 0)
     out.counts[run.image] = in.logits.num_selected(run.image, in.logits.num_levels);
   const LevelDeltas<T>& level = in.levels[run.level];
   const S height = S(in.sizes[2 * run.image]), width = S(in.sizes[2 * run.image + 1]);

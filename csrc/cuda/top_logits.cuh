@@ -7,13 +7,14 @@
 // of its chunk in shared memory and adds them to the segment's histogram; the block that arrives
 // last finds the digit in which the k-th key lies and leaves the histogram empty for the next pass.
 // A segment of which no more than k pass the bound, or whose cut falls between two digits, is done
-// early. Then each warp counts what it has above the cut and on it, and from the counts of the
-// warps before it a caller's kernel knows the row of each logit selected.
+// early. Then a caller's kernel takes what is selected: its blocks count what they have above the
+// cut and on it, publish the counts, and wait for those of the chunks before, which wait for
+// nothing: blocks take chunks in the order in which they start.
 //
 // The first pass reads every logit, 16 bytes a load, and notes the largest key of every 512; the
 // others read only the 512s that can hold what they look for: of float32 2 KB for each logit that
 // is in the cut's digit or above, at the most. Floor: the bytes of the logits, once. Launches: a
-// memset, 3 histograms for float32 (2 for the half types, 6 for float64) and the count. Memory:
+// memset and 3 histograms for float32, 2 for the half types, 6 for float64. Memory:
 // 16 KB a segment and 1 byte for 85 float32 logits. The atomics add integers, so the result depends
 // on no order. No host sync; no size depends on data.
 #pragma once
@@ -129,7 +130,7 @@ struct Tile {
   __device__ T logit(int place) const { return logits[first + place]; }
 
   // Where the lane's pack p begins.
-  __device__ int place(int p) const { return (p * kWarp + threadIdx.x % kWarp) * kWidth<T>; }
+  __device__ int place(int p) const { return (p * kWarp + lane()) * kWidth<T>; }
 
   __device__ Pack<T, kWidth<T>> pack(int p) const {
     const int at = place(p);
@@ -152,10 +153,11 @@ struct LogitLevel {
 // Of a warp.
 template <typename T>
 struct Run {
+  int64_t number;  // among all runs
   int64_t image, level, segment;
-  unsigned first_chunk, num_chunks;  // of the segment's blocks
-  const T* logits;                   // the segment's
-  int64_t num_logits, first;         // which of them the run begins with
+  unsigned first_chunk, chunk, num_chunks;  // of the segment; the run's own, among those of all
+  const T* logits;                          // the segment's
+  int64_t num_logits, first;                // which of them the run begins with
 
   __device__ Tile<T> tile(int t) const {
     const int64_t at = first + int64_t(t) * kTile;
@@ -166,9 +168,25 @@ struct Run {
   }
 };
 
-// How many keys are above the cut, and how many on it.
-struct RunCount {
-  unsigned above, equal;
+// How many keys of a chunk are above the cut, and how many on it, in one word; 0 as long as nobody
+// knows.
+struct Published {
+  unsigned long long word;
+
+  static constexpr unsigned long long kKnown = 1ull << 63;
+  static constexpr int kHalf = 31;
+
+  __device__ void set(unsigned above, unsigned equal) {
+    atomicExch(&word, kKnown | static_cast<unsigned long long>(above) << kHalf | equal);
+  }
+
+  // Waits until they are known.
+  __device__ void add_to(int64_t& above, int64_t& equal) const {
+    unsigned long long known = 0;
+    while (!(known & kKnown)) known = *static_cast<const volatile unsigned long long*>(&word);
+    above += static_cast<int64_t>((known & ~kKnown) >> kHalf);
+    equal += static_cast<int64_t>(known & ((1ull << kHalf) - 1));
+  }
 };
 
 // What the kernels take.
@@ -185,11 +203,12 @@ struct LogitSegments {
   S bound;
   Segment<Key>* segments;  // (B, L)
   Key* tile_max;           // (B, chunks, kRuns, span)
-  RunCount* run_counts;    // (B, chunks, kRuns)
+  Published* published;    // (B, chunks)
+  unsigned* num_taken;     // chunks that blocks have taken in for_each_selected
 
-  // The warp's.
-  __device__ Run<T> run() const {
-    const unsigned image = blockIdx.x / num_chunks, c = blockIdx.x % num_chunks;
+  // The warp's of a chunk among those of all images.
+  __device__ Run<T> run(unsigned chunk) const {
+    const unsigned image = chunk / num_chunks, c = chunk % num_chunks;
     int l = 0;
     while (c >= levels[l].first_chunk + levels[l].num_chunks) ++l;
     const LogitLevel<T>& level = levels[l];
@@ -197,20 +216,17 @@ struct LogitSegments {
     // A tile begins where packs do.
     const int64_t early = reinterpret_cast<uintptr_t>(logits) % kPackBytes / sizeof(T);
     const unsigned number = c - level.first_chunk;
-    const int64_t first = (int64_t(number) * kRuns + threadIdx.x / kWarp) * span * kTile - early;
-    return {image,
+    const int64_t first = (int64_t(number) * kRuns + warp()) * span * kTile - early;
+    return {int64_t(chunk) * kRuns + warp(),
+            image,
             l,
             int64_t(image) * num_levels + l,
-            blockIdx.x - number,
+            chunk - number,
+            chunk,
             level.num_chunks,
             logits,
             level.num_logits,
             first};
-  }
-
-  // Which the warp's is, of all runs.
-  __device__ int64_t run_number() const {
-    return int64_t(blockIdx.x) * kRuns + threadIdx.x / kWarp;
   }
 
   // Of levels [0, num) of an image.
@@ -251,15 +267,15 @@ struct LogitSegments {
         for (int distance = kWarp / 2; distance > 0; distance /= 2)
           most = max_of(most, __shfl_xor_sync(kAllLanes, most, distance));
       }
-      if (threadIdx.x % kWarp == 0) tile_max[run_number() * span + t] = most;
+      if (lane() == 0) tile_max[run.number * span + t] = most;
     }
   }
 
   // The same for each tile with a key of at least `least`, which is above 0.
   template <typename Body>
   __device__ void for_each_tile_with(Key least, const Run<T>& run, Body body) const {
-    const int own = threadIdx.x % kWarp;
-    const bool has = own < span && tile_max[run_number() * span + own] >= least;
+    const int own = lane();
+    const bool has = own < span && tile_max[run.number * span + own] >= least;
     for (unsigned left = __ballot_sync(kAllLanes, has); left; left &= left - 1) {
       const Tile<T> tile = run.tile(__ffs(left) - 1);
       Key keys[kPerLane];
@@ -317,7 +333,7 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads) histogram_kernel(LogitSegments<T> in, Digit digit) {
   using Key = typename LogitKey<T>::type;
   __shared__ unsigned histogram[kBins];
-  const Run<T> run = in.run();
+  const Run<T> run = in.run(blockIdx.x);
   Segment<Key>& segment = in.segments[run.segment];
   const Cut<Key> cut = segment.cut;
   if (cut.found) return;
@@ -342,28 +358,16 @@ __global__ void __launch_bounds__(kThreads) histogram_kernel(LogitSegments<T> in
 
 // ---- what is selected ---------------------------------------------------------------------------
 
-template <typename T>
-__global__ void __launch_bounds__(kThreads) count_kernel(LogitSegments<T> in) {
-  using Key = typename LogitKey<T>::type;
-  const Run<T> run = in.run();
-  const Cut<Key> cut = in.segments[run.segment].cut;
-  RunCount count = {0, 0};
-  in.for_each_tile_with(cut.least(), run, [&](const Tile<T>&, const Key(&keys)[kPerLane]) {
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) {
-      count.above += keys[i] > cut.kth;
-      count.equal += cut.ties > 0 && keys[i] == cut.kth;
-    }
-  });
-  count = {warp_sum_up_to(count.above), warp_sum_up_to(count.equal)};
-  if (threadIdx.x % kWarp == kWarp - 1) in.run_counts[in.run_number()] = count;
-}
+// Keys above the cut, and keys on it.
+struct Counts {
+  int64_t above, equal;
+};
 
 // The places in its tile of what is selected of it, the first `ties` of the keys on the cut with
 // it, and how many these are.
 template <typename T, typename Key>
-__device__ RunCount list_selected(const Tile<T>& tile, const Cut<Key>& cut, int64_t ties,
-                                  const Key (&keys)[kPerLane], uint16_t* places) {
+__device__ Counts list_selected(const Tile<T>& tile, const Cut<Key>& cut, int64_t ties,
+                                const Key (&keys)[kPerLane], uint16_t* places) {
   // Both counts in one number, the keys on the cut in its lower half.
   const auto counted = [&](Key key) {
     return key > cut.kth ? 1u << 16 : unsigned(key == cut.kth && cut.ties > 0);
@@ -385,46 +389,60 @@ __device__ RunCount list_selected(const Tile<T>& tile, const Cut<Key>& cut, int6
     }
     before_pack += __shfl_sync(kAllLanes, up_to, kWarp - 1);
   }
-  return {before_pack >> 16, static_cast<unsigned>(min_of<int64_t>(before_pack & 0xffff, ties))};
+  return {before_pack >> 16, min_of<int64_t>(before_pack & 0xffff, ties)};
 }
 
-// What the runs of the segment before the warp's have.
+// What the segment has before the warp's run; false where the whole chunk has nothing to add.
 template <typename T>
-__device__ void add_runs_before(const LogitSegments<T>& in, const Run<T>& run, int64_t& above,
-                                int64_t& equal) {
-  const int64_t first = int64_t(run.first_chunk) * kRuns, block = int64_t(blockIdx.x) * kRuns;
-  for (int64_t r = first + threadIdx.x; r < block; r += kThreads) {
-    above += in.run_counts[r].above;
-    equal += in.run_counts[r].equal;
-  }
-  above = block_sum(above).total;
-  equal = block_sum(equal).total;
-  for (int64_t r = block; r < in.run_number(); ++r) {
-    above += in.run_counts[r].above;
-    equal += in.run_counts[r].equal;
-  }
+__device__ bool count_before(const LogitSegments<T>& in, const Run<T>& run,
+                             const Cut<typename LogitKey<T>::type>& cut, Counts& before) {
+  using Key = typename LogitKey<T>::type;
+  unsigned above = 0, equal = 0;
+  in.for_each_tile_with(cut.least(), run, [&](const Tile<T>&, const Key(&keys)[kPerLane]) {
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      above += keys[i] > cut.kth;
+      equal += cut.ties > 0 && keys[i] == cut.kth;
+    }
+  });
+  const BlockSum<unsigned> all_above = block_sum(above), all_equal = block_sum(equal);
+  if (threadIdx.x == 0) in.published[run.chunk].set(all_above.total, all_equal.total);
+  if (all_above.total + all_equal.total == 0) return false;
+  before = {0, 0};
+  for (unsigned c = run.first_chunk + threadIdx.x; c < run.chunk; c += kThreads)
+    in.published[c].add_to(before.above, before.equal);
+  before = {block_sum(before.above).total + __shfl_sync(kAllLanes, all_above.before, 0),
+            block_sum(before.equal).total + __shfl_sync(kAllLanes, all_equal.before, 0)};
+  return true;
 }
 
-// emit(row, index, logit) for each logit of the block's chunk that is selected: its row among all
-// that are selected of the image, in the order of memory, and its index in the segment. All threads
-// of a block call it.
+// A chunk for the block, in the order in which blocks start: those of lower chunks run already.
+template <typename T>
+__device__ unsigned take_chunk(const LogitSegments<T>& in) {
+  __shared__ unsigned chunk;
+  if (threadIdx.x == 0) chunk = atomicAdd(in.num_taken, 1u);
+  __syncthreads();
+  return chunk;
+}
+
+// emit(row, index, logit) for each logit of the run that is selected: its row among all that are
+// selected of the image, in the order of memory, and its index in the segment. All threads of a
+// block call it, with the runs of a chunk that the block has taken.
 template <typename T, typename Emit>
 __device__ void for_each_selected(const LogitSegments<T>& in, const Run<T>& run, Emit emit) {
   using Key = typename LogitKey<T>::type;
   __shared__ uint16_t places_of_runs[kRuns][kTile];
-  uint16_t* const places = places_of_runs[threadIdx.x / kWarp];
-  const RunCount own = in.run_counts[in.run_number()];
-  if (!__syncthreads_or(own.above + own.equal > 0)) return;
+  uint16_t* const places = places_of_runs[warp()];
   const Cut<Key> cut = in.segments[run.segment].cut;
-  int64_t above = 0, equal = 0;
-  add_runs_before(in, run, above, equal);
-  int64_t ties = max_of(cut.ties - equal, int64_t(0));
-  int64_t row = in.num_selected(run.image, run.level) + above + cut.ties - ties;
+  Counts before;
+  if (!count_before(in, run, cut, before)) return;
+  int64_t ties = max_of(cut.ties - before.equal, int64_t(0));
+  int64_t row = in.num_selected(run.image, run.level) + before.above + cut.ties - ties;
   in.for_each_tile_with(cut.least(), run, [&](const Tile<T>& tile, const Key(&keys)[kPerLane]) {
-    const RunCount listed = list_selected(tile, cut, ties, keys, places);
+    const Counts listed = list_selected(tile, cut, ties, keys, places);
     __syncwarp();
-    const int num = listed.above + listed.equal;
-    for (int i = threadIdx.x % kWarp; i < num; i += kWarp)
+    const int num = static_cast<int>(listed.above + listed.equal);
+    for (int i = lane(); i < num; i += kWarp)
       emit(row + i, tile.first + places[i], static_cast<RowMaths<T>>(tile.logit(places[i])));
     __syncwarp();  // the next tile overwrites the list
     row += num;
@@ -459,16 +477,14 @@ class TopLogits {
   // Of an image.
   int64_t most_selected() const { return most_selected_; }
 
-  // Of kernels that call for_each_selected.
+  // Of a kernel whose blocks take_chunk, once, and call for_each_selected.
   dim3 grid() const { return dim3(static_cast<unsigned>(num_images_ * in_.num_chunks)); }
 
-  // What such kernels take.
+  // What that kernel takes.
   const LogitSegments<T>& select(cudaStream_t stream) {
-    if (segment_bytes_ > 0)
-      STD_CUDA_CHECK(cudaMemsetAsync(in_.segments, 0, segment_bytes_, stream));
+    STD_CUDA_CHECK(cudaMemsetAsync(in_.num_taken, 0, zeroed_bytes_, stream));
     for (int pass = 0; pass < kNumPasses<T>; ++pass)
       launch(histogram_kernel<T>, grid(), dim3(kThreads), 0, stream, in_, digit_of_pass<T>(pass));
-    launch(count_kernel<T>, grid(), dim3(kThreads), 0, stream, in_);
     return in_;
   }
 
@@ -488,19 +504,22 @@ class TopLogits {
 
   void allocate(const Tensor& like) {
     const int64_t num_segments = num_images_ * in_.num_levels;
-    const int64_t num_runs = num_images_ * in_.num_chunks * kRuns;
-    segment_bytes_ = num_segments * sizeof(Segment<Key>);
-    const int64_t max_bytes = num_runs * in_.span * sizeof(Key);
-    const int64_t count_bytes = num_runs * sizeof(RunCount);
-    workspace_ = empty(like, {segment_bytes_ + count_bytes + max_bytes}, ScalarType::Byte);
-    uint8_t* const bytes = mutable_data<uint8_t>(workspace_);
-    in_.segments = reinterpret_cast<Segment<Key>*>(bytes);
-    in_.run_counts = reinterpret_cast<RunCount*>(bytes + segment_bytes_);
-    in_.tile_max = reinterpret_cast<Key*>(bytes + segment_bytes_ + count_bytes);
+    const int64_t num_chunks = num_images_ * in_.num_chunks;
+    // Each size is a multiple of 8; what must be zero at first comes first.
+    const int64_t taken_bytes = sizeof(Published), published_bytes = num_chunks * sizeof(Published);
+    const int64_t segment_bytes = num_segments * sizeof(Segment<Key>);
+    const int64_t max_bytes = num_chunks * kRuns * in_.span * sizeof(Key);
+    zeroed_bytes_ = taken_bytes + published_bytes + segment_bytes;
+    workspace_ = empty(like, {zeroed_bytes_ + max_bytes}, ScalarType::Byte);
+    uint8_t* at = mutable_data<uint8_t>(workspace_);
+    in_.num_taken = reinterpret_cast<unsigned*>(at);
+    in_.published = reinterpret_cast<Published*>(at += taken_bytes);
+    in_.segments = reinterpret_cast<Segment<Key>*>(at += published_bytes);
+    in_.tile_max = reinterpret_cast<Key*>(at += segment_bytes);
   }
 
   LogitSegments<T> in_ = {};
-  int64_t num_images_, most_selected_ = 0, segment_bytes_ = 0;
+  int64_t num_images_, most_selected_ = 0, zeroed_bytes_ = 0;
   Tensor workspace_;
 };
 
