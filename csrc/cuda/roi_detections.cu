@@ -5,9 +5,9 @@
 // Two launches, one half-warp a RoI: the first counts what passes, block by block, the second
 // computes the softmax again, which costs less than to keep it, and writes the candidates densely,
 // by RoI, then by class; so suppression sorts what passed, and ties fall as the RoIs lie. The
-// partial sums are those of the CPU (softmax.loops.h), so that both round alike. Floor: the bytes
-// of the logits, 1 MB for 2000 RoIs of 91 classes, which the second launch finds in the L2. Memory:
-// no more candidates than can be above the threshold at once, 1 / threshold a RoI.
+// partial sums and their order are the CPU's (softmax.loops.h), so that both round alike. Floor:
+// the bytes of the logits, 1 MB for 2000 RoIs of 91 classes, which the second launch finds in the
+// L2. Memory: no more candidates than can be above the threshold at once, 1 / threshold a RoI.
 #include "../box_coding.h"
 #include "../checks.h"
 #include "../rows.h"
@@ -19,7 +19,7 @@ namespace fastdet::cuda {
 
 namespace {
 
-// As many as the CPU's softmax has partial sums.
+// Of a RoI: as many as the CPU's softmax has partial sums.
 constexpr int kRoiLanes = 16, kRoisPerBlock = kThreads / kRoiLanes;
 
 // K RoIs an image: logits (B, K, C), deltas (B, K, C, 4), boxes (B, K, 4); class 0 is background.
@@ -80,12 +80,11 @@ struct RoiSoftmax {
   }
 
   __device__ void add_up(const RoiHead<T>& in) {
-    S sum = 0;
-    for (int64_t c = first_class; exists && c < in.num_classes; c += kRoiLanes)
-      sum += exp_of(logit(in, c) - largest);
     total = 0;
-    for (int l = 0; l < kRoiLanes; ++l)
-      total += __shfl_sync(kAllLanes, sum, threadIdx.x % kWarp / kRoiLanes * kRoiLanes + l);
+    for (int64_t c = first_class; exists && c < in.num_classes; c += kRoiLanes)
+      total += exp_of(logit(in, c) - largest);
+    for (int half = kRoiLanes / 2; half > 0; half /= 2)
+      total += __shfl_xor_sync(kAllLanes, total, half);
   }
 };
 
