@@ -36,6 +36,7 @@ STABLE_TORCH_LIBRARY(fastdet, m) {
   m.def("roi_detections(Tensor logits, Tensor deltas, Tensor proposals, Tensor? counts, Tensor sizes, float wx, float wy, float ww, float wh, float score_thresh, float nms_thresh, int detections_per_img, float min_size) -> (Tensor, Tensor, Tensor, Tensor)");
 
   m.def("sigmoid_focal_loss(Tensor inputs, Tensor targets, float alpha, float gamma) -> Tensor");
+  m.def("sigmoid_focal_loss_sum(Tensor inputs, Tensor targets, float alpha, float gamma) -> Tensor");
   m.def("sigmoid_focal_loss_backward(Tensor grad, Tensor inputs, Tensor targets, float alpha, float gamma) -> Tensor");
 }
 // clang-format on

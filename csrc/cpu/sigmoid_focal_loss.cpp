@@ -6,7 +6,9 @@
 #include "../sigmoid_focal_loss.h"
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
+#include <vector>
 
 #include "../checks.h"
 #include "grad_blocks.h"
@@ -41,20 +43,25 @@ struct Targets {
     }
   }
 
+  int64_t block_rows() const {
+    return std::clamp<int64_t>(kBlockLogits / std::max<int64_t>(1, width), 1, kBlockRows);
+  }
+  int64_t grain_rows() const {
+    return std::max<int64_t>(1, kGrainLogits / std::max<int64_t>(1, width));
+  }
+
   // body(begin, end) over rows: all that a thread takes, or blocks of them where there are labels.
   template <typename Body>
   void for_each_block(const Body& body) const {
-    const int64_t one = std::max<int64_t>(1, width);
-    const int64_t rows = dense ? num_rows : std::clamp<int64_t>(kBlockLogits / one, 1, kBlockRows);
-    parallel_for(num_rows, std::max<int64_t>(1, kGrainLogits / one),
-                 [&](int64_t first, int64_t last) {
-                   for (int64_t row = first; row < last; row += rows)
-                     body(row, std::min(row + rows, last));
-                 });
+    const int64_t rows = dense ? num_rows : block_rows();
+    parallel_for(num_rows, grain_rows(), [&](int64_t first, int64_t last) {
+      for (int64_t row = first; row < last; row += rows) body(row, std::min(row + rows, last));
+    });
   }
 };
 
-// The logits of a block of rows that their labels name, negated.
+// The logits of a block of rows that their labels name, negated; places count from the block's
+// first logit, where `inputs` begins.
 template <typename T>
 struct Positives {
   int64_t count = 0;
@@ -65,21 +72,21 @@ struct Positives {
     for (int64_t row = begin; row < end; ++row) {
       const int64_t label = targets.labels[row];
       if (label < 0 || label >= targets.width) continue;
-      place[count] = row * targets.width + label;
+      place[count] = (row - begin) * targets.width + label;
       logits[count] = static_cast<T>(-static_cast<Sum<T>>(inputs[place[count]]));
       ++count;
     }
   }
 };
 
-// Rows that are ignored become 0, rows whose label is no class NaN.
+// Rows that are ignored become 0, rows whose label is no class NaN; `out` begins with row `begin`.
 template <typename S, typename Out>
 void put_odd_rows_right(const Targets<S>& targets, int64_t begin, int64_t end, Out* out) {
   for (int64_t row = begin; row < end; ++row) {
     const int64_t label = targets.labels[row];
     if (label >= -1 && label < targets.width) continue;
     const float value = label == kIgnoredLabel ? 0.f : std::numeric_limits<float>::quiet_NaN();
-    std::fill_n(out + row * targets.width, targets.width, static_cast<Out>(value));
+    std::fill_n(out + (row - begin) * targets.width, targets.width, static_cast<Out>(value));
   }
 }
 
@@ -87,6 +94,36 @@ void put_odd_rows_right(const Targets<S>& targets, int64_t begin, int64_t end, O
 template <typename S>
 FocalWeights<S> mirrored(const FocalWeights<S>& w) {
   return {w.negative, w.positive, w.gamma};
+}
+
+// The losses of rows [begin, end).
+template <typename T>
+void losses_of(const Targets<Sum<T>>& targets, const T* inputs, const FocalWeights<Sum<T>>& weights,
+               int64_t begin, int64_t end, Sum<T>* loss) {
+  const auto run = feature_loops<T>().sigmoid_focal_loss;
+  const int64_t first = begin * targets.width;
+  run(inputs + first, targets.dense ? targets.dense + first : nullptr,
+      (end - begin) * targets.width, weights, loss);
+  if (targets.dense) return;
+  const Positives<T> positives(targets, inputs + first, begin, end);
+  Sum<T> results[kBlockRows];
+  run(positives.logits, nullptr, positives.count, mirrored(weights), results);
+  for (int64_t k = 0; k < positives.count; ++k) loss[positives.place[k]] = results[k];
+  put_odd_rows_right(targets, begin, end, loss);
+}
+
+// In an order that vectors can keep.
+template <typename S>
+S sum_of(const S* values, int64_t n) {
+  constexpr int64_t kLanes = 16;
+  S lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (int64_t l = 0; l < kLanes; ++l) lanes[l] += values[i + l];
+  for (; i < n; ++i) lanes[i % kLanes] += values[i];
+  S sum = S(0);
+  for (const S lane : lanes) sum += lane;
+  return sum;
 }
 
 Tensor targets_input(const Tensor& targets, ScalarType dtype) {
@@ -108,18 +145,36 @@ Tensor sigmoid_focal_loss(const Tensor& inputs, const Tensor& targets, double al
     const FocalWeights<S> weights = focal_weights<S>(alpha, gamma);
     const T* logits = data<T>(inputs_in);
     S* loss = mutable_data<S>(out);
-    const auto run = feature_loops<T>().sigmoid_focal_loss;
     t.for_each_block([&](int64_t begin, int64_t end) {
-      const int64_t first = begin * t.width;
-      run(logits + first, t.dense ? t.dense + first : nullptr, (end - begin) * t.width, weights,
-          loss + first);
-      if (t.dense) return;
-      const Positives<T> positives(t, logits, begin, end);
-      S results[kBlockRows];
-      run(positives.logits, nullptr, positives.count, mirrored(weights), results);
-      for (int64_t k = 0; k < positives.count; ++k) loss[positives.place[k]] = results[k];
-      put_odd_rows_right(t, begin, end, loss);
+      losses_of<T>(t, logits, weights, begin, end, loss + begin * t.width);
     });
+  });
+  return out;
+}
+
+Tensor sigmoid_focal_loss_sum(const Tensor& inputs, const Tensor& targets, double alpha,
+                              double gamma) {
+  check_sigmoid_focal_loss("sigmoid_focal_loss_sum", inputs, targets);
+  const auto dtype = box_dtype(inputs);
+  const Tensor inputs_in = torch::stable::contiguous(inputs);
+  const Tensor targets_in = targets_input(targets, dtype);
+  const Tensor out = empty(inputs, {}, dtype);
+  dispatch_floating(inputs.scalar_type(), [&]<typename T>() {
+    using S = Sum<T>;
+    const Targets<S> t(targets_in, inputs);
+    const FocalWeights<S> weights = focal_weights<S>(alpha, gamma);
+    const int64_t rows = t.dense ? kBlockLogits : t.block_rows();
+    std::vector<S> sums((t.num_rows + rows - 1) / rows);
+    const int64_t grain = std::max<int64_t>(1, t.grain_rows() / rows);
+    parallel_for(std::ssize(sums), grain, [&](int64_t first, int64_t last) {
+      std::vector<S> losses(rows * t.width);
+      for (int64_t i = first; i < last; ++i) {
+        const int64_t begin = i * rows, end = std::min(begin + rows, t.num_rows);
+        losses_of<T>(t, data<T>(inputs_in), weights, begin, end, losses.data());
+        sums[i] = sum_of(losses.data(), (end - begin) * t.width);
+      }
+    });
+    *mutable_data<S>(out) = sum_of(sums.data(), std::ssize(sums));
   });
   return out;
 }
@@ -146,14 +201,16 @@ Tensor sigmoid_focal_loss_backward(const Tensor& grad, const Tensor& inputs, con
             run(logits + i, t.dense ? t.dense + i : nullptr, count, weights, g, result + i);
           });
       if (t.dense) return;
-      const Positives<T> positives(t, logits, begin, end);
+      const int64_t first_logit = begin * t.width;
+      const Positives<T> positives(t, logits + first_logit, begin, end);
       S grads[kBlockRows];
       T results[kBlockRows];
       for (int64_t k = 0; k < positives.count; ++k)
-        grads[k] = -upstream[positives.place[k] / repeated.repeat];
+        grads[k] = -upstream[(first_logit + positives.place[k]) / repeated.repeat];
       run(positives.logits, nullptr, positives.count, mirrored(weights), grads, results);
-      for (int64_t k = 0; k < positives.count; ++k) result[positives.place[k]] = results[k];
-      put_odd_rows_right(t, begin, end, result);
+      for (int64_t k = 0; k < positives.count; ++k)
+        result[first_logit + positives.place[k]] = results[k];
+      put_odd_rows_right(t, begin, end, result + first_logit);
     });
   });
   return out;
@@ -161,6 +218,7 @@ Tensor sigmoid_focal_loss_backward(const Tensor& grad, const Tensor& inputs, con
 
 STABLE_TORCH_LIBRARY_IMPL(fastdet, CPU, m) {
   m.impl("sigmoid_focal_loss", TORCH_BOX(&sigmoid_focal_loss));
+  m.impl("sigmoid_focal_loss_sum", TORCH_BOX(&sigmoid_focal_loss_sum));
   m.impl("sigmoid_focal_loss_backward", TORCH_BOX(&sigmoid_focal_loss_backward));
 }
 

@@ -9,11 +9,14 @@ from torch import Tensor
 
 def reduce(loss: Tensor, reduction: str) -> Tensor:
     """The losses themselves ("none"), their "mean" (0 for no losses) or their "sum"."""
-    if reduction == "none":
-        return loss
+    return loss if reduction == "none" else reduce_sum(loss.sum(), loss.numel(), reduction)
+
+
+def reduce_sum(total: Tensor, count: int, reduction: str) -> Tensor:
+    """The same from the sum of `count` losses."""
     if reduction == "sum":
-        return loss.sum()
+        return total
     if reduction == "mean":
-        count: Any = torch.sym_max(loss.numel(), 1)  # traces with sizes that are symbols
-        return loss.sum() / count
+        divisor: Any = torch.sym_max(count, 1)  # traces with sizes that are symbols
+        return total / divisor
     raise ValueError(f"reduction: expected 'none', 'mean' or 'sum', got {reduction!r}")

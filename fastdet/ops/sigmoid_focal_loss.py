@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import library
-from .reduction import reduce
+from .reduction import reduce_sum
 
 
 def sigmoid_focal_loss(
@@ -21,7 +21,7 @@ def sigmoid_focal_loss(
 
     Definition: `torchvision.ops.sigmoid_focal_loss`. Finite for every finite logit. Differentiable
     once, in inputs. Half types are computed, and the loss is returned, in float32. No memory beyond
-    the loss and its gradient.
+    what is returned and the gradient: a sum or mean never spreads the losses out.
 
     Args:
         inputs: logits of any shape, (..., C) where targets are labels.
@@ -43,13 +43,24 @@ def sigmoid_focal_loss(
         raise ValueError(f"alpha: expected a number in [0, 1], or -1, got {alpha}")
     if not gamma >= 0:
         raise ValueError(f"gamma: expected a number >= 0, got {gamma}")
-    return reduce(torch.ops.fastdet.sigmoid_focal_loss(inputs, targets, alpha, gamma), reduction)
+    if reduction == "none":
+        return torch.ops.fastdet.sigmoid_focal_loss(inputs, targets, alpha, gamma)
+    total = torch.ops.fastdet.sigmoid_focal_loss_sum(inputs, targets, alpha, gamma)
+    return reduce_sum(total, inputs.numel(), reduction)
+
+
+def _result_dtype(inputs: Tensor) -> torch.dtype:
+    return torch.float64 if inputs.dtype == torch.float64 else torch.float32
 
 
 @torch.library.register_fake("fastdet::sigmoid_focal_loss")
 def _(inputs: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
-    dtype = torch.float64 if inputs.dtype == torch.float64 else torch.float32
-    return inputs.new_empty(inputs.shape, dtype=dtype)
+    return inputs.new_empty(inputs.shape, dtype=_result_dtype(inputs))
+
+
+@torch.library.register_fake("fastdet::sigmoid_focal_loss_sum")
+def _(inputs: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
+    return inputs.new_empty((), dtype=_result_dtype(inputs))
 
 
 @torch.library.register_fake("fastdet::sigmoid_focal_loss_backward")
@@ -65,12 +76,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     inputs, targets = ctx.saved_tensors
     grad_inputs = torch.ops.fastdet.sigmoid_focal_loss_backward(
-        grad, inputs, targets, ctx.alpha, ctx.gamma
+        grad.expand_as(inputs), inputs, targets, ctx.alpha, ctx.gamma
     )
     return grad_inputs, None, None, None
 
 
-torch.library.register_autograd(
-    "fastdet::sigmoid_focal_loss", _backward, setup_context=_setup_context
-)
+for _op in ("fastdet::sigmoid_focal_loss", "fastdet::sigmoid_focal_loss_sum"):
+    torch.library.register_autograd(_op, _backward, setup_context=_setup_context)
 library.forbid_second_derivative("fastdet::sigmoid_focal_loss_backward")

@@ -124,6 +124,9 @@ def calls(n: int, extent: float = 100) -> dict[str, Call]:
             (logits, logits.sigmoid()),
             True,
         ),
+        "focal loss, summed": Call(
+            lambda x, t: fastdet.sigmoid_focal_loss(x, t, reduction="sum"), (logits, labels), True
+        ),
         "roi_align": Call(pool, (features, rois_of(rows)), True),
         "roi_align, channels_last": Call(pool, (channels_last, rois_of(rows)), True),
         "roi_align, adaptive": Call(pool_adaptively, (features, rois_of(rows)), True),

@@ -94,6 +94,18 @@ def test_equals_reference(name, alpha, gamma, device):
     torch.testing.assert_close(got.cpu().double(), expected, rtol=4e-6, atol=1e-8, equal_nan=True)
 
 
+@pytest.mark.parametrize("kind", ["dense", "labels"])
+def test_sum_of_many(kind, device):
+    # More than one block of the GPU, and rows wider than one of the CPU.
+    for shape in ((700, 90), (3, 9001)):
+        inputs = random_logits(*shape).to(device)
+        dense, labels = random_targets(*shape), random_labels(shape[0], num_classes=shape[1])
+        targets = (dense if kind == "dense" else labels).to(device)
+        got = sigmoid_focal_loss(inputs, targets, reduction="sum")
+        expected = sigmoid_focal_loss(inputs, targets).double().sum()
+        torch.testing.assert_close(got.double(), expected, rtol=2e-6, atol=0)
+
+
 def test_hand_worked(device):
     inputs, targets = samples(device)["hand-worked"]
     got = sigmoid_focal_loss(inputs, targets).cpu()
@@ -258,7 +270,8 @@ def test_result_does_not_depend_on_the_thread_count(kind):
         for num_threads in (1, 2, 3):
             torch.set_num_threads(num_threads)
             out = sigmoid_focal_loss(inputs, targets)
-            results.append((out, *torch.autograd.grad(out.sum(), inputs)))
+            total = sigmoid_focal_loss(inputs, targets, reduction="sum")
+            results.append((out, total, *torch.autograd.grad(out.sum(), inputs)))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -289,6 +302,7 @@ def test_opcheck(kind, device):
     ops = torch.ops.fastdet
     leaf = inputs.clone().requires_grad_()
     torch.library.opcheck(ops.sigmoid_focal_loss, (leaf, targets, 0.25, 2.0))
+    torch.library.opcheck(ops.sigmoid_focal_loss_sum, (leaf, targets, 0.25, 2.0))
     torch.library.opcheck(ops.sigmoid_focal_loss_backward, (grad, inputs, targets, 0.25, 2.0))
 
 
