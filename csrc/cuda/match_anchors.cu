@@ -7,10 +7,10 @@
 //
 // Anchors that follow one another lie together, so a warp looks at the gts that touch the hull of
 // its anchors: its lanes test 32 gts at a time, and only those that touch cost an IoU, some 30
-// instructions a lane. On a pyramid of 267k anchors that is a few of 100 gts, the rest of a warp is
-// about 200 instructions: 2 us of arithmetic in all. (Anchors in random order touch everything: 27M
-// IoUs, 25 us.) Pass 1 reads 16 bytes an anchor and writes 12, for 2.2 us; pass 2 reads a hull for
-// 32 anchors and stops there unless it touches a gt that lacks a match. O(anchors / 32 + gts)
+// instructions a lane. On a pyramid of 267k anchors that is 4 of 100 gts, counted for random ones;
+// a warp takes about 400 instructions, all of them 4 us. (Anchors in random order touch everything:
+// 27M IoUs, 25 us.) Pass 1 reads 16 bytes an anchor and writes 12, for 2.2 us; pass 2 reads a hull
+// for 32 anchors and stops there unless it touches a gt that lacks a match. O(anchors / 32 + gts)
 // memory, 3 launches, no host sync.
 #include <limits>
 #include <string>
