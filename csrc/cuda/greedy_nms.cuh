@@ -28,7 +28,9 @@
 
 namespace fastdet::cuda {
 
-constexpr int kRounds = 3;   // of settling
+// Rounds of settling. Where there are many boxes, chains of boxes that wait are longer.
+inline int num_rounds(int64_t n) { return n > kTile ? 5 : 3; }
+
 constexpr int kEntries = 8;  // words that a box may wait for
 constexpr int kSettleThreads = 256;
 constexpr int64_t kSettleBlocks = 1024;  // of the batch: about what a large GPU runs at once
@@ -36,6 +38,8 @@ constexpr int kResolveThreads = 1024;
 constexpr int kResolveWarps = kResolveThreads / kWarp;
 
 enum State : uint8_t { kWaits, kStays, kGoes };
+
+enum class Round { kFirst, kMiddle, kLast };
 
 // Boxes that a box waits for: ranks of a word that are set in a mask.
 struct Entry {
@@ -103,14 +107,15 @@ __device__ bool look_through(const Suppression<T>& in, int64_t image, uint32_t t
     const bool near = own < end && seeker.may_overlap(load_box(all.hulls + first_bundle + own),
                                                       all.areas[first_bundle + own]);
     for (unsigned todo = __ballot_sync(kAllLanes, near); todo; todo &= todo - 1) {
-      const uint32_t place = (first + __ffs(todo) - 1) * kWarp + lane();
-      int64_t overlapping = -1;
-      if (place < n) {
-        const uint32_t rank = all.ranks[begin + place];
-        if (rank < seeker.rank && (!in.groups || all.groups[begin + place] == seeker.group) &&
-            seeker.overlaps(load_box(all.boxes + begin + place), in.iou_threshold))
-          overlapping = rank;
-      }
+      const uint32_t own_place = (first + __ffs(todo) - 1) * kWarp + lane();
+      // All loads at once, of the last box too where the bundle is not full.
+      const int64_t place = begin + min_of(own_place, n - 1);
+      const uint32_t rank = all.ranks[place];
+      const Box<T> box = load_box(all.boxes + place);
+      const bool same_group = !in.groups || all.groups[place] == seeker.group;
+      const bool overlaps = own_place < n && rank < seeker.rank && same_group &&
+                            seeker.overlaps(box, in.iou_threshold);
+      const int64_t overlapping = overlaps ? int64_t(rank) : -1;
       if (!on_overlap(overlapping)) return false;
     }
   }
@@ -134,10 +139,10 @@ __device__ int append_entries(const Suppression<T>& in, int64_t image, uint32_t 
 
 // By a whole warp: what is known of a box. `words` has room for a tile's bits.
 template <typename T>
-__device__ State settle(const Suppression<T>& in, int64_t image, const Seeker<T>& seeker, int round,
-                        uint32_t* words) {
+__device__ State settle(const Suppression<T>& in, int64_t image, const Seeker<T>& seeker,
+                        Round round, uint32_t* words) {
   const int64_t begin = image * in.order.n;
-  const bool last = round == kRounds - 1;
+  const bool last = round == Round::kLast;
   bool goes = false, waits = false;
   int num_entries = 0;
   for (uint32_t tile = 0; tile <= seeker.rank / kTile; ++tile) {
@@ -152,7 +157,7 @@ __device__ State settle(const Suppression<T>& in, int64_t image, const Seeker<T>
       if (last && state == kWaits)
         atomicOr(&words[rank % kTile / kWarp], uint32_t(1) << rank % kWarp);
       waits = __any_sync(kAllLanes, state == kWaits) || waits;
-      return !(waits && round == 0);
+      return !(waits && round == Round::kFirst);
     });
     if (!through) return goes ? kGoes : kWaits;
     __syncwarp();
@@ -165,7 +170,7 @@ __device__ State settle(const Suppression<T>& in, int64_t image, const Seeker<T>
 // A warp a box, striding over the image.
 template <typename T>
 __global__ void __launch_bounds__(kSettleThreads, 4)
-    settle_kernel(Suppression<T> in, int64_t blocks_per_image, int round) {
+    settle_kernel(Suppression<T> in, int64_t blocks_per_image, Round round) {
   __shared__ uint32_t words[kSettleThreads / kWarp][kTile / kWarp];
   const int64_t image = blockIdx.x / blocks_per_image, begin = image * in.order.n;
   const uint32_t n = in.order.usable[image];
@@ -257,11 +262,17 @@ __global__ void __launch_bounds__(kResolveThreads) resolve_kernel(Suppression<T>
   __shared__ Front front;
   const int64_t image = blockIdx.x, begin = image * in.order.n;
   const uint32_t n = in.order.usable[image];
+  const auto state_of = [&](uint32_t rank) { return rank < n ? in.states[begin + rank] : kGoes; };
+  const auto row_of = [&](uint32_t rank) { return rank < n ? in.order.order[begin + rank] : 0; };
+  State next_state = state_of(threadIdx.x);
+  uint32_t next_row = row_of(threadIdx.x);
   int64_t num_kept = 0;
   for (uint32_t first = 0; first < n && num_kept < in.max_keep; first += kResolveThreads) {
-    const uint32_t rank = first + threadIdx.x;
-    State state = rank < n ? in.states[begin + rank] : kGoes;
-    const uint32_t row = rank < n ? in.order.order[begin + rank] : 0;
+    State state = next_state;
+    const uint32_t row = next_row, next_rank = first + kResolveThreads + threadIdx.x;
+    // Loaded while this front is resolved.
+    next_state = state_of(next_rank);
+    next_row = row_of(next_rank);
     state = resolve_front(in, image, first, num_kept, state, front);
     // How many stay in the warps before this one, and above those bits in all.
     const int of_warp = __popc(front.stays[lane()]);
@@ -364,9 +375,13 @@ void greedy_nms(const Tensor& boxes, const Tensor& scores, double iou_threshold,
   launch(bundle_kernel<T>, blocks(in.order.num_tiles), sort_threads(n), 0, stream, in);
   const int64_t share = std::max<int64_t>(kSettleBlocks / std::max<int64_t>(num_images, 1), 32);
   const int64_t of_image = std::min(divided(kSettleThreads / kWarp), share);
-  for (int round = 0; round < kRounds; ++round)
+  for (int left = num_rounds(n); left > 0; --left) {
+    const Round round = left == 1               ? Round::kLast
+                        : left == num_rounds(n) ? Round::kFirst
+                                                : Round::kMiddle;
     launch(settle_kernel<T>, blocks(of_image), dim3(kSettleThreads), 0, stream, in, of_image,
            round);
+  }
   launch(resolve_kernel<T>, blocks(1), dim3(kResolveThreads), 0, stream, in);
 }
 

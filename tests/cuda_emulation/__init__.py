@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "tests" / "cuda_emulation"
 COMPILER = os.environ.get("CXX", "g++")
 
-# The order in which the lanes of a block run between two barriers; see block.cpp.
+# The order in which blocks run, and the lanes of a block between two barriers; see block.cpp.
 LANE_ORDERS = {"ascending": 0, "descending": 1, "shuffled": 2, "shuffled again": 3}
 
 

@@ -26,7 +26,8 @@ namespace {
 constexpr size_t kStackBytes = 256 << 10;
 constexpr unsigned kWarp = 32;
 
-// 0: ascending, 1: descending, else: shuffled anew at each barrier by this seed.
+// Of a grid's blocks and a block's lanes. 0: ascending, 1: descending, else: shuffled by this seed,
+// the lanes anew at each barrier.
 unsigned lane_order = 0;
 std::mt19937 shuffler;
 
@@ -44,6 +45,15 @@ void arrived([[maybe_unused]] void* fake, [[maybe_unused]] const void** from = n
 #ifdef __SANITIZE_ADDRESS__
   __sanitizer_finish_switch_fiber(fake, from, bytes);
 #endif
+}
+
+// 0 .. n - 1 as the setting has it.
+std::vector<size_t> order_of(size_t n) {
+  std::vector<size_t> order(n);
+  std::iota(order.begin(), order.end(), 0);
+  if (lane_order == 1) std::reverse(order.begin(), order.end());
+  if (lane_order > 1) std::shuffle(order.begin(), order.end(), shuffler);
+  return order;
 }
 
 enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kEnded };
@@ -69,7 +79,7 @@ class Block {
     std::fill_n(reinterpret_cast<unsigned char*>(shared_.data()), shared_bytes, 0xA5);
     start_lanes(size);
     while (true) {
-      for (size_t i : order()) {
+      for (size_t i : order_of(num_lanes_)) {
         if (lanes_[i].state == State::kReady) resume(i);
       }
       if (all_ended()) return;
@@ -127,14 +137,6 @@ class Block {
     leaving(&fake, lanes_[i].stack.get(), kStackBytes);
     swapcontext(&scheduler_, &lanes_[i].context);
     arrived(fake);
-  }
-
-  std::vector<size_t> order() {
-    std::vector<size_t> order(num_lanes_);
-    std::iota(order.begin(), order.end(), 0);
-    if (lane_order == 1) std::reverse(order.begin(), order.end());
-    if (lane_order > 1) std::shuffle(order.begin(), order.end(), shuffler);
-    return order;
   }
 
   bool all_ended() const {
@@ -228,12 +230,10 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<vo
   ++num_grids;
   gridDim = grid;
   blockDim = block;
-  for (unsigned z = 0; z < grid.z; ++z)
-    for (unsigned y = 0; y < grid.y; ++y)
-      for (unsigned x = 0; x < grid.x; ++x) {
-        blockIdx = dim3(x, y, z);
-        the_block().run(block, shared_bytes, kernel);
-      }
+  for (size_t i : order_of(size_t(grid.x) * grid.y * grid.z)) {
+    blockIdx = dim3(i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y);
+    the_block().run(block, shared_bytes, kernel);
+  }
 }
 
 void* dynamic_shared() { return the_block().shared(); }

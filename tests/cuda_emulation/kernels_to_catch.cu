@@ -42,12 +42,18 @@ __global__ void warp_kernel(unsigned* out) {
   out[3 * threadIdx.x + 2] = sum;
 }
 
-// Runs a kernel on one block; the message of what went wrong, or nothing.
+// Notes the blocks as they come.
+__global__ void arrival_kernel(int* out, int* arrived) {
+  out[atomicAdd(arrived, 1)] = static_cast<int>(blockIdx.x);
+}
+
+// Runs a kernel; the message of what went wrong, or nothing.
 template <typename... Parameters, typename... Arguments>
-const char* run(void (*kernel)(Parameters...), int lanes, Arguments... arguments) {
+const char* run(void (*kernel)(Parameters...), dim3 blocks, int lanes, Arguments... arguments) {
   static std::string message;
   message.clear();
   cudaLaunchConfig_t config;
+  config.gridDim = blocks;
   config.blockDim = dim3(lanes);
   try {
     cudaLaunchKernelEx(&config, kernel, arguments...);
@@ -61,7 +67,10 @@ const char* run(void (*kernel)(Parameters...), int lanes, Arguments... arguments
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 EXPORT const char* mirror(int* out, bool barrier) {
-  return run(mirror_kernel, kLanes, out, barrier);
+  return run(mirror_kernel, 1, kLanes, out, barrier);
 }
-EXPORT const char* part(int* out) { return run(part_kernel, kLanes, out); }
-EXPORT const char* warp(unsigned* out) { return run(warp_kernel, 40, out); }
+EXPORT const char* part(int* out) { return run(part_kernel, 1, kLanes, out); }
+EXPORT const char* warp(unsigned* out) { return run(warp_kernel, 1, 40, out); }
+EXPORT const char* arrival(int* out, int* arrived) {
+  return run(arrival_kernel, 8, 1, out, arrived);
+}

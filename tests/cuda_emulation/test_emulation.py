@@ -4,6 +4,7 @@ import ctypes
 import pytest
 import torch
 
+from fastdet.ops import batched_nms
 from tests.cuda_emulation import (
     HERE,
     LANE_ORDERS,
@@ -13,6 +14,7 @@ from tests.cuda_emulation import (
     set_lane_order,
 )
 from tests.ops.test_every_op import NAMES, bits, calls
+from tests.ops.test_nms import brute_force, hostile
 
 pytestmark = pytest.mark.emulation
 
@@ -52,7 +54,7 @@ def test_lane_order_changes_no_bit(name):
 def kernels() -> ctypes.CDLL:
     sources = [HERE / "kernels_to_catch.cu", HERE / "block.cpp"]
     library = ctypes.CDLL(str(compile_library(sources, "kernels_to_catch")))
-    for name in ("mirror", "part", "warp"):
+    for name in ("mirror", "part", "warp", "arrival"):
         getattr(library, name).restype = ctypes.c_char_p
     return library
 
@@ -92,3 +94,26 @@ def test_lanes_of_a_warp_hear_each_other(kernels, order):
     assert ballots == [0xAAAAAAAA] * 32 + [0xAA] * 8
     assert below == [*range(1, 32), 31, *range(33, 40), 0xA5A5A5A5]  # undefined on a GPU
     assert sums == [sum(range(32))] * 32 + [sum(range(32, 40))] * 8
+
+
+def test_blocks_run_in_several_orders(kernels):
+    seen = set()
+    for order in LANE_ORDERS:
+        out, arrived = (ctypes.c_int * 8)(), ctypes.c_int(0)
+        set_lane_order(kernels, order)
+        assert kernels.arrival(out, ctypes.byref(arrived)) == b""
+        assert sorted(out) == list(range(8))
+        seen.add(tuple(out))
+    assert {(0, 1, 2, 3, 4, 5, 6, 7), (7, 6, 5, 4, 3, 2, 1, 0)} < seen
+    assert len(seen) == len(LANE_ORDERS)
+
+
+@pytest.mark.parametrize("name", ["spread", "one spot", "giants", "all sizes"])
+def test_suppression_by_several_blocks_is_the_same_in_every_order(name):
+    boxes, n = hostile(1200)[name], 1200
+    scores = torch.randint(0, 500, (n,), generator=torch.Generator().manual_seed(1)).float()
+    ids = torch.arange(n) % 7
+    expected = brute_force(boxes, scores, 0.4, ids)
+    for order in LANE_ORDERS:
+        with emulated_kernels(order):
+            assert batched_nms(boxes, scores, ids, 0.4).tolist() == expected

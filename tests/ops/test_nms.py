@@ -191,6 +191,57 @@ def test_many_boxes(n):
         assert keep[0, : counts[0]].tolist() == expected[:max_keep]
 
 
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 0.95])
+@pytest.mark.parametrize("name", list(hostile(2)))
+def test_hostile_boxes_on_every_device(name, threshold, device):
+    boxes = hostile(1030)[name]
+    scores = torch.randint(0, 500, (1030,), generator=torch.Generator().manual_seed(3)).float()
+    expected = brute_force(boxes, scores, threshold)
+    assert nms(boxes.to(device), scores.to(device), threshold).tolist() == expected
+    expected = brute_force(boxes.double(), scores.double(), threshold)
+    wide = boxes.double().to(device), scores.double().to(device)
+    assert nms(*wide, threshold).tolist() == expected
+
+
+@pytest.mark.parametrize("n", [31, 32, 33, 1023, 1024, 1025, 4095, 4096, 4097, 8200])
+def test_sizes_around_warps_and_tiles(n, device):
+    boxes = torch.cat([hostile(n)["spread"], hostile(n)["one spot"]])[::2]
+    scores = torch.randint(0, n, (n,), generator=torch.Generator().manual_seed(n)).float()
+    expected = brute_force(boxes, scores, 0.5)
+    assert nms(boxes.to(device), scores.to(device), 0.5).tolist() == expected
+
+
+def test_counts_around_tiles(device):
+    n, counts = 4200, [0, 1, 1024, 4096, 4097, 4200, 10**6]
+    boxes, scores = random_boxes(n)
+    boxes = boxes + torch.arange(n)[:, None] % 60 * 150
+    scores[::9] = NAN
+    images = boxes.expand(len(counts), n, 4).to(device), scores.expand(len(counts), n).to(device)
+    keep, kept = nms_padded(*images, 0.3, 700, None, torch.tensor(counts, device=device))
+    for b, count in enumerate(counts):
+        usable = scores[:count].nan_to_num(-1)
+        expected = [i for i in brute_force(boxes[:count], usable, 0.3) if not scores[i].isnan()]
+        assert keep[b, : kept[b]].tolist() == expected[:700]
+        assert (keep[b, kept[b] :] == -1).all()
+
+
+@pytest.mark.parametrize("toward", [1, -1])
+def test_boxes_that_wait_for_many_that_wait_long(toward, device):
+    # Each link overlaps the next, so that every other one stays, and each is decided after the
+    # last. The last one suppresses 400 boxes, which then no longer suppress the two after them.
+    links = 4 * torch.arange(-40, 1)
+    left = torch.cat([links, torch.full((400,), 3), torch.tensor([6, 6])]) * float(toward)
+    boxes = torch.stack([left, 0 * left, left + 10, 0 * left + 10], 1)
+    scores = torch.arange(len(boxes)).flip(0).float()
+    expected = [*range(0, 41, 2), 441]
+    assert brute_force(boxes, scores, 0.4) == expected
+    assert nms(boxes.to(device), scores.to(device), 0.4).tolist() == expected
+    others = torch.zeros(len(boxes), dtype=torch.int64)
+    others[442] = 1
+    kept = batched_nms(boxes.to(device), scores.to(device), others.to(device), 0.4)
+    assert kept.tolist() == [*expected, 442]
+
+
 def test_scores_of_every_kind_are_in_order():
     special = [0.0, -0.0, INF, -INF, 1e-45, -1e-45, 3e38, -3e38, 1.0, -1.0]
     for dtype in (torch.float32, torch.float64):
