@@ -93,11 +93,11 @@ __global__ void __launch_bounds__(kSortThreads) bundle_kernel(Suppression<T> in)
   }
 }
 
-// By a whole warp: on_overlap(rank or -1) for each box of the tile, 32 at a time, of those before
-// the seeker: the ranks that overlap it. Stops where that returns false.
-template <typename T, typename OnOverlap>
+// By a whole warp, on_box(overlaps, rank): each lane with a box of a tile, and whether that comes
+// before the seeker and overlaps it. All that do are among them. Stops where on_box returns false.
+template <typename T, typename OnBox>
 __device__ bool look_through(const Suppression<T>& in, int64_t image, uint32_t tile,
-                             const Seeker<T>& seeker, const OnOverlap& on_overlap) {
+                             const Seeker<T>& seeker, const OnBox& on_box) {
   const BoxBundles<T>& all = in.bundles;
   const int64_t begin = image * in.order.n, first_bundle = image * all.num_bundles;
   const uint32_t n = in.order.usable[image];
@@ -115,8 +115,7 @@ __device__ bool look_through(const Suppression<T>& in, int64_t image, uint32_t t
       const bool same_group = !in.groups || all.groups[place] == seeker.group;
       const bool overlaps = own_place < n && rank < seeker.rank && same_group &&
                             seeker.overlaps(box, in.iou_threshold);
-      const int64_t overlapping = overlaps ? int64_t(rank) : -1;
-      if (!on_overlap(overlapping)) return false;
+      if (!on_box(overlaps, rank)) return false;
     }
   }
   return true;
@@ -150,8 +149,8 @@ __device__ State settle(const Suppression<T>& in, int64_t image, const Seeker<T>
     if (last)
       for (int i = lane(); i < kTile / kWarp; i += kWarp) words[i] = 0;
     __syncwarp();
-    const bool through = look_through(in, image, tile, seeker, [&](int64_t rank) {
-      const State state = rank < 0 ? kGoes : in.states[begin + rank];
+    const bool through = look_through(in, image, tile, seeker, [&](bool overlaps, uint32_t rank) {
+      const State state = overlaps ? in.states[begin + rank] : kGoes;
       goes = __any_sync(kAllLanes, state == kStays);
       if (goes) return false;
       if (last && state == kWaits)
