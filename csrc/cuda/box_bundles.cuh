@@ -42,6 +42,13 @@ struct BoxBundles {
   Box<T>* hulls;    // (B, num_bundles)
   Areas<T>* areas;  // (B, num_bundles)
   int64_t num_bundles;
+
+  // Those of one image; n: of each image.
+  __device__ BoxBundles of(int64_t image, int64_t n) const {
+    return {
+        boxes + image * n,           ranks + image * n,           groups + (groups ? image * n : 0),
+        hulls + image * num_bundles, areas + image * num_bundles, num_bundles};
+  }
 };
 
 // Whether the box can have an IoU above 0 with any other.
@@ -107,15 +114,21 @@ struct Seeker {
     height = filter * h;
   }
 
+  // Both without branches, so that all loads are under way at once.
   __device__ bool may_overlap(const Box<T>& hull, const Areas<T>& areas) const {
-    return hull.x2 - box.x1 > width && box.x2 - hull.x1 > width && hull.y2 - box.y1 > height &&
-           box.y2 - hull.y1 > height && areas.most > filter * area && area > filter * areas.least;
+    return (hull.x2 - box.x1 > width) & (box.x2 - hull.x1 > width) & (hull.y2 - box.y1 > height) &
+           (box.y2 - hull.y1 > height) & (areas.most > filter * area) &
+           (area > filter * areas.least);
+  }
+
+  // False for most pairs that do not overlap, true for all that do: no division.
+  __device__ bool may_overlap(const Box<T>& other) const {
+    const T inter = intersection(box, other);
+    return inter > filter * (area + fastdet::area(other) - inter);
   }
 
   __device__ bool overlaps(const Box<T>& other, T iou_threshold) const {
-    const T other_area = fastdet::area(other), inter = intersection(box, other);
-    if (!(inter > filter * (area + other_area - inter))) return false;
-    return iou(box, area, other, other_area) > iou_threshold;
+    return may_overlap(other) && iou(box, area, other, fastdet::area(other)) > iou_threshold;
   }
 };
 

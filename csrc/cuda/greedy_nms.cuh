@@ -1,26 +1,29 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Greedy non-maximum suppression of a batch of images, in 6 launches (7 above kTile rows an image).
-// A box goes where a kept box before it overlaps it, so which boxes stay follows from the pairs
-// that overlap, in any order that respects that rule:
+// Greedy non-maximum suppression of a batch of images. A box goes where a kept box before it
+// overlaps it, so which boxes stay follows from the pairs that overlap, in any order that respects
+// that rule:
 //
-//   sort       the boxes by falling score (score_order.cuh): 1 launch, or 2
-//   bundle     them by place (box_bundles.cuh)
-//   settle     three times: a warp a box looks for overlapping boxes before it. The box goes if one
-//              of them is known to stay, and stays if all are known to go; else it waits. Each time
-//              more is known: first which boxes meet none before them, then what those suppress.
-//              The last time, a box that waits notes for which it waits, in words of 32 ranks.
-//   resolve    the few that still wait, one block an image, 1024 ranks at a time: those that wait
-//              for decided boxes alone are decided together, until none waits; writes the output.
+//   sort     the boxes by falling score (score_order.cuh): 1 launch, or 2 above kTile rows an image
+//   bundle   them by place (box_bundles.cuh): 1 launch
+//   settle   3 launches, or 5: a warp a box looks for overlapping boxes before it. The box goes if
+//            one of them is known to stay, and stays if all are known to go; else it waits. Each
+//            time more is known: first which boxes meet none before them, then what those suppress.
+//            The last time, a box that waits notes for which it waits, in words of 32 ranks.
+//   resolve  the few that still wait: 1 launch, one block an image, 1024 ranks at a time. Those
+//   that
+//            wait for decided boxes alone are decided together, until none waits. Writes the
+//            output.
 //
-// 100k boxes of random places and sides up to a tenth of the image: a settling warp looks at 3125 /
-// 2 bundles, 32 at once (50 steps of some 15 instructions), and at about 30 bundles' boxes (20
-// each): some 1400 instructions a box, 1.4e8 in all, 0.16 ms on 132 multiprocessors; resolving
-// takes 98 steps of about 1 us. 1000 boxes: 6 launches of a few us each.
+// By count of instructions (sm_90): 32 hulls of bundles cost a warp about 50, a bundle's boxes
+// about
+// 55. Of 10k boxes in random places, with sides up to a tenth of the image, a box takes some 650,
+// 7 us in all on 132 multiprocessors, so that launches and their latency dominate; of 100k some
+// 4500, 0.4 ms in all, and resolving another 98 steps of less than a microsecond.
 //
 // A box that waits for more than kEntries words and finds them all gone is compared with all kept
 // boxes, by the whole block: the worst input costs about a microsecond a box. No block waits for
-// another, no float is added, and what is read while it changes only saves work: the result does
-// not depend on timing. O(n) memory, about 110 bytes a box; no host sync.
+// another, and what is read while it changes only saves work: the result does not depend on timing.
+// One allocation of about 105 bytes a row (8 more with groups, 60 more in float64); no host sync.
 #pragma once
 
 #include "../threshold.h"
@@ -93,29 +96,26 @@ __global__ void __launch_bounds__(kSortThreads) bundle_kernel(Suppression<T> in)
   }
 }
 
-// By a whole warp, on_box(overlaps, rank): each lane with a box of a tile, and whether that comes
-// before the seeker and overlaps it. All that do are among them. Stops where on_box returns false.
-template <typename T, typename OnBox>
-__device__ bool look_through(const Suppression<T>& in, int64_t image, uint32_t tile,
-                             const Seeker<T>& seeker, const OnBox& on_box) {
-  const BoxBundles<T>& all = in.bundles;
-  const int64_t begin = image * in.order.n, first_bundle = image * all.num_bundles;
-  const uint32_t n = in.order.usable[image];
+// By a whole warp, on_overlap(overlaps, rank) where boxes of a tile, of the first n of an image,
+// come before the seeker and overlap it: each lane with one box. Stops where that returns false.
+template <typename T, typename OnOverlap>
+__device__ bool look_through(const BoxBundles<T>& all, uint32_t n, uint32_t tile,
+                             const Seeker<T>& seeker, T iou_threshold,
+                             const OnOverlap& on_overlap) {
   const uint32_t end = min_of((tile + 1) * kTileBundles, (n + kWarp - 1) / kWarp);
   for (uint32_t first = tile * kTileBundles; first < end; first += kWarp) {
-    const uint32_t own = first + lane();
-    const bool near = own < end && seeker.may_overlap(load_box(all.hulls + first_bundle + own),
-                                                      all.areas[first_bundle + own]);
-    for (unsigned todo = __ballot_sync(kAllLanes, near); todo; todo &= todo - 1) {
+    const uint32_t own = min_of(first + lane(), end - 1);
+    const bool near = seeker.may_overlap(load_box(all.hulls + own), all.areas[own]);
+    unsigned todo = __ballot_sync(kAllLanes, near & (first + lane() < end));
+    for (; todo; todo &= todo - 1) {
       const uint32_t own_place = (first + __ffs(todo) - 1) * kWarp + lane();
-      // All loads at once, of the last box too where the bundle is not full.
-      const int64_t place = begin + min_of(own_place, n - 1);
+      const uint32_t place = min_of(own_place, n - 1);
       const uint32_t rank = all.ranks[place];
       const Box<T> box = load_box(all.boxes + place);
-      const bool same_group = !in.groups || all.groups[place] == seeker.group;
-      const bool overlaps = own_place < n && rank < seeker.rank && same_group &&
-                            seeker.overlaps(box, in.iou_threshold);
-      if (!on_box(overlaps, rank)) return false;
+      bool overlaps = seeker.may_overlap(box) & (rank < seeker.rank) & (own_place < n);
+      if (all.groups) overlaps = overlaps & (all.groups[place] == seeker.group);
+      if (overlaps) overlaps = seeker.overlaps(box, iou_threshold);
+      if (__any_sync(kAllLanes, overlaps) && !on_overlap(overlaps, rank)) return false;
     }
   }
   return true;
@@ -136,11 +136,12 @@ __device__ int append_entries(const Suppression<T>& in, int64_t image, uint32_t 
   return min_of(num_entries, kEntries + 1);
 }
 
-// By a whole warp: what is known of a box. `words` has room for a tile's bits.
+// By a whole warp: what is known of a box, one of the first n. `words` has room for a tile's bits.
 template <typename T>
-__device__ State settle(const Suppression<T>& in, int64_t image, const Seeker<T>& seeker,
-                        Round round, uint32_t* words) {
+__device__ State settle(const Suppression<T>& in, int64_t image, const BoxBundles<T>& bundles,
+                        uint32_t n, const Seeker<T>& seeker, Round round, uint32_t* words) {
   const int64_t begin = image * in.order.n;
+  const volatile State* const states = in.states + begin;
   const bool last = round == Round::kLast;
   bool goes = false, waits = false;
   int num_entries = 0;
@@ -149,16 +150,17 @@ __device__ State settle(const Suppression<T>& in, int64_t image, const Seeker<T>
     if (last)
       for (int i = lane(); i < kTile / kWarp; i += kWarp) words[i] = 0;
     __syncwarp();
-    const bool through = look_through(in, image, tile, seeker, [&](bool overlaps, uint32_t rank) {
-      const State state = overlaps ? in.states[begin + rank] : kGoes;
+    const auto on_overlap = [&](bool overlaps, uint32_t rank) {
+      const State state = overlaps ? states[rank] : kGoes;
       goes = __any_sync(kAllLanes, state == kStays);
       if (goes) return false;
       if (last && state == kWaits)
         atomicOr(&words[rank % kTile / kWarp], uint32_t(1) << rank % kWarp);
       waits = __any_sync(kAllLanes, state == kWaits) || waits;
       return !(waits && round == Round::kFirst);
-    });
-    if (!through) return goes ? kGoes : kWaits;
+    };
+    if (!look_through(bundles, n, tile, seeker, in.iou_threshold, on_overlap))
+      return goes ? kGoes : kWaits;
     __syncwarp();
     if (last) num_entries = append_entries(in, image, tile, seeker.rank, words, num_entries);
   }
@@ -175,12 +177,13 @@ __global__ void __launch_bounds__(kSettleThreads, 4)
   const uint32_t n = in.order.usable[image];
   const uint32_t step = static_cast<uint32_t>(blocks_per_image) * (kSettleThreads / kWarp);
   uint32_t place = blockIdx.x % blocks_per_image * (kSettleThreads / kWarp) + warp();
+  const BoxBundles<T> bundles = in.bundles.of(image, in.order.n);
   for (; place < n; place += step) {
-    const uint32_t rank = in.bundles.ranks[begin + place];
+    const uint32_t rank = bundles.ranks[place];
     if (in.states[begin + rank] != kWaits) continue;
-    const int64_t group = in.groups ? in.bundles.groups[begin + place] : 0;
-    const Seeker<T> seeker(load_box(in.bundles.boxes + begin + place), rank, group, in.filter);
-    const State state = settle(in, image, seeker, round, words[warp()]);
+    const int64_t group = in.groups ? bundles.groups[place] : 0;
+    const Seeker<T> seeker(load_box(bundles.boxes + place), rank, group, in.filter);
+    const State state = settle(in, image, bundles, n, seeker, round, words[warp()]);
     if (lane() == 0) in.states[begin + rank] = state;
   }
 }
@@ -327,7 +330,7 @@ int64_t take_arrays(void* begin, int64_t num_images, Suppression<T>& in) {
   }
   pieces.take(bundles.boxes, total);
   pieces.take(bundles.ranks, total);
-  pieces.take(bundles.groups, in.groups ? total : 0);
+  if (in.groups) pieces.take(bundles.groups, total);
   pieces.take(bundles.hulls, num_images * bundles.num_bundles);
   pieces.take(bundles.areas, num_images * bundles.num_bundles);
   pieces.take(in.states, total);
