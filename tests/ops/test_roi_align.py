@@ -75,7 +75,7 @@ def samples(device: str) -> dict[str, Sample]:
         "cropped view": Sample(noise[:, 1:, 2:8, 3:9], random_rois(9, 2, 9).float()),
         "strided view": Sample(noise[:, :, ::2, ::2], random_rois(9, 2, 9).float()),
     }
-    for channels in (1, 15, 16, 17, 63, 64, 65, 130):
+    for channels in (1, 4, 7, 8, 9, 15, 16, 17, 63, 64, 65, 130):
         table[f"{channels} channels"] = Sample(
             random_features(2, channels, 9, 11, seed=channels).float(),
             random_rois(5, 2, 80, seed=channels).float(),
@@ -99,6 +99,14 @@ def samples(device: str) -> dict[str, Sample]:
             (2, bins),
             sampling_ratio=0 if bins == 7 else 2,
         )
+    # More taps a bin, and more bins, than a CUDA block holds at once.
+    long = random_features(1, 8, 3, 700).float()
+    table["long bins"] = Sample(long, rois([0, 2, -1, 690, 4], [0, 0, 0, 9, 3]), (2, 7), 1.0, 0)
+    table["tall bins"] = Sample(
+        long.mT.contiguous(), rois([0, -1, 2, 4, 690], [0, 0, 0, 3, 9]), (7, 2), 1.0, 0
+    )
+    table["very many rows"] = Sample(noise, rois([0, 1, 1, 9, 8]), (130, 2))
+    table["very many columns"] = Sample(noise, rois([1, -3, 2, 30, 5]), (2, 131))
     for ratio in (-1, 1, 2, 3):
         for aligned in (False, True):
             table[f"random, ratio {ratio}, aligned {aligned}"] = Sample(
@@ -232,6 +240,34 @@ def test_a_huge_roi_neither_hangs_nor_overflows(ratio, aligned, device):
     assert ((pooled >= 0) & (pooled <= 1)).all()
     assert input.grad is not None
     assert input.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("begin", [0, 1, 8])
+def test_channels_of_a_view_are_read_and_written_where_they_lie(begin, dtype, device):
+    # From 0 and 8 on the channels can be loaded 16 bytes at a time, from 1 on they cannot.
+    wide = random_features(2, 32, 9, 11).to(device, dtype)
+    rois = random_rois(7, 2, 9).to(device)
+    results = []
+    for layout in LAYOUTS.values():
+        leaf = wide.contiguous(memory_format=layout).requires_grad_()
+        pooled = roi_align(leaf[:, begin : begin + 16], rois, 3, 1.0, 2)
+        (grad,) = torch.autograd.grad(pooled, leaf, wide[:1, :16, :3, :3].expand_as(pooled))
+        results.append((pooled, grad))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_more_rois_than_a_cuda_block_looks_at_in_one_go(device):
+    rois = random_rois(1100, 2, 9).to(device)
+    input = random_features(2, 2, 9, 11).to(device).requires_grad_()
+    pooled = roi_align(input, rois, 2)
+    (grad,) = torch.autograd.grad(pooled, input, pooled.detach())
+    expected = torch.zeros_like(grad)
+    for part in rois.split(550):
+        pooled = roi_align(input, part, 2)
+        expected += torch.autograd.grad(pooled, input, pooled.detach())[0]
+    torch.testing.assert_close(grad, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
