@@ -55,6 +55,13 @@ def test_every_suite_runs_and_every_op_has_one(tmp_path: Path) -> None:
         assert all(side.ms > 0 for side in one.sides.values())
 
 
+def test_no_operator_is_less_exact_than_torchvisions() -> None:
+    for one in results.read(results.CPU_OPS).rows:
+        ours, theirs = one.sides["fastdet"].error, one.torchvision and one.torchvision.error
+        if ours is not None and theirs is not None:
+            assert ours <= theirs, one.key
+
+
 def test_every_suite_of_the_gpu_runs_and_every_op_has_one(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--out", str(tmp_path)]
     run = subprocess.run(command, cwd=TREE, capture_output=True, text=True)
