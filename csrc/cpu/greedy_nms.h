@@ -11,7 +11,6 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -31,33 +30,18 @@ struct NmsInput {
 };
 
 constexpr int64_t kRowsInParallel = 1024;
-constexpr int64_t kRowsAhead = 512;
 
-// One group: writes at most `max_keep` kept indices; returns how many. Once the kept boxes lie in
-// cells, threads compare the next rows with them ahead of their turn; in its turn a row that still
-// stands is compared with what was kept meanwhile.
-template <typename T, typename Parallel>
+// One group: writes at most `max_keep` kept indices; returns how many.
+template <typename T>
 int64_t nms_of_all(const NmsInput<T>& in, ScoreOrder<T>& order, const NmsThreshold<T>& threshold,
-                   int64_t max_keep, int64_t* keep, const Parallel& parallel) {
+                   int64_t max_keep, int64_t* keep) {
   const int64_t n = order.size();
   const BoxStore<T> room(std::min(n, max_keep));
   KeptBoxes<T> kept(in.boxes, order.rows(), n, threshold, room.planes());
   int64_t num_kept = 0;
-  for (int64_t r = 0; r < n && num_kept < max_keep;) {
-    if (parallel.threads() == 1 || !kept.has_cells()) {
-      const uint32_t i = order[r++];
-      if (kept.offer(in.boxes[i])) keep[num_kept++] = i;
-      continue;
-    }
-    std::array<uint32_t, kRowsAhead> ahead;
-    std::array<uint8_t, kRowsAhead> falls;
-    const int64_t rows = std::min(n - r, kRowsAhead), before = kept.size();
-    for (int64_t j = 0; j < rows; ++j) ahead[j] = order[r++];
-    parallel(rows, kRowsAhead / 8, [&](int64_t begin, int64_t end) {
-      for (int64_t j = begin; j < end; ++j) falls[j] = kept.strikes(in.boxes[ahead[j]]);
-    });
-    for (int64_t j = 0; j < rows && num_kept < max_keep; ++j)
-      if (!falls[j] && kept.offer_after(before, in.boxes[ahead[j]])) keep[num_kept++] = ahead[j];
+  for (int64_t r = 0; r < n && num_kept < max_keep; ++r) {
+    const uint32_t i = order[r];
+    if (kept.offer(in.boxes[i])) keep[num_kept++] = i;
   }
   return num_kept;
 }
@@ -113,8 +97,7 @@ int64_t nms_by_group(const NmsInput<T>& in, const ScoreOrder<T>& order,
 
 // Writes at most `max_keep` kept indices by falling score to `keep`; returns how many.
 // `iou_threshold` is rounded down to T (threshold.h). `parallel(n, grain, body)` calls
-// body(begin, end) over pieces of [0, n) on parallel.threads() threads; the result does not depend
-// on the pieces.
+// body(begin, end) over pieces of [0, n); the result does not depend on the pieces.
 template <typename T, typename Parallel>
 int64_t greedy_nms(const NmsInput<T>& in, T iou_threshold, int64_t max_keep, int64_t* keep,
                    const Parallel& parallel) {
@@ -122,7 +105,7 @@ int64_t greedy_nms(const NmsInput<T>& in, T iou_threshold, int64_t max_keep, int
   ScoreOrder<T> order(in.boxes, in.scores, in.n, wanted);
   const bool any_tiny = std::any_of(in.boxes, in.boxes + in.n, is_tiny<T>);
   const NmsThreshold<T> threshold = nms_threshold(iou_threshold, any_tiny);
-  if (!in.groups) return nms_of_all(in, order, threshold, max_keep, keep, parallel);
+  if (!in.groups) return nms_of_all(in, order, threshold, max_keep, keep);
   if (wanted < in.n) return nms_in_turns(in, order, threshold, max_keep, keep);
   return nms_by_group(in, order, threshold, max_keep, keep, parallel);
 }

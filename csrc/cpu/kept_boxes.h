@@ -245,51 +245,23 @@ class KeptBoxes {
     const T box_area = area(box);
     if (++num_offers_ % kReview == 0 && !grid_) review();
     if (!can_overlap(box, box_area)) return true;
-    if (grid_) {
-      if (overlaps_any(box, box_area)) return false;
-    } else {
-      const int64_t place = find_overlap(0, box, box_area);
-      looked_at_ += place < 0 ? n_ : place;
-      if (place >= 0) return false;
-    }
-    keep(box, box_area);
-    return true;
-  }
-
-  bool has_cells() const { return grid_ != nullptr; }
-  int64_t size() const { return n_; }
-
-  // Whether the box overlaps a kept one. With cells; threads may ask at the same time.
-  bool strikes(const Box<T>& box) const {
-    const T box_area = area(box);
-    return can_overlap(box, box_area) && overlaps_any(box, box_area);
-  }
-
-  // Keeps the box, which none of the first `begin` kept ones strikes, unless a later one does.
-  bool offer_after(int64_t begin, const Box<T>& box) {
-    const T box_area = area(box);
-    if (!can_overlap(box, box_area)) return true;
-    if (find_overlap(begin, box, box_area) >= 0) return false;
-    keep(box, box_area);
+    if (overlaps_any(box, box_area)) return false;
+    put(kept_, n_++, box, box_area);
+    if (grid_) grid_->insert(box, box_area);
     return true;
   }
 
  private:
-  void keep(const Box<T>& box, T box_area) {
-    put(kept_, n_++, box, box_area);
-    if (grid_) grid_->insert(box, box_area);
-  }
-
-  bool overlaps_any(const Box<T>& box, T box_area) const {
-    const int64_t max_cells = n_ / (kCellCost * loops_.lanes);
-    const auto answer = grid_->overlaps_any(box, box_area, threshold_, max_cells);
-    return answer ? *answer : find_overlap(0, box, box_area) >= 0;
-  }
-
-  // Among the kept boxes from `begin` on; -1 where there is none.
-  int64_t find_overlap(int64_t begin, const Box<T>& box, T box_area) const {
-    const KeptRun run = {static_cast<uint32_t>(begin), static_cast<uint32_t>(n_ - begin)};
-    return loops_.find_overlap(kept_, &run, 1, box, box_area, threshold_);
+  bool overlaps_any(const Box<T>& box, T box_area) {
+    if (grid_) {
+      const int64_t max_cells = n_ / (kCellCost * loops_.lanes);
+      const auto answer = grid_->overlaps_any(box, box_area, threshold_, max_cells);
+      if (answer) return *answer;
+    }
+    const KeptRun all = {0, static_cast<uint32_t>(n_)};
+    const int64_t place = loops_.find_overlap(kept_, &all, 1, box, box_area, threshold_);
+    looked_at_ += place < 0 ? n_ : place;
+    return place >= 0;
   }
 
   // Builds the grid where the boxes to come would repay it at the cost of the last ones.

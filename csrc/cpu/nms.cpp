@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The NMS ops over torch's tensors; greedy_nms.h does the work. Images run in parallel, a
-// single one's boxes do.
+// The NMS ops over torch's tensors; greedy_nms.h does the work. Images run in parallel.
 #include <algorithm>
 
 #include "../checks.h"
 #include "../threshold.h"
 #include "greedy_nms.h"
 #include "parallel.h"
-#include "serial.h"
 
 namespace fastdet::cpu {
 
@@ -55,20 +53,18 @@ std::tuple<Tensor, Tensor> nms_padded(const Tensor& boxes, const Tensor& scores,
   const Tensor keep = empty(boxes, {num_images, max_keep}, kInt64);
   const Tensor keep_counts = empty(boxes, {num_images}, kInt64);
   dispatch_box(dtype, [&]<typename T>() {
-    const auto suppress = [&](int64_t b, const auto& parallel) {
-      const int64_t count = counts_in ? std::clamp<int64_t>(data<int64_t>(*counts_in)[b], 0, n) : n;
-      const NmsInput<T> in = {data<Box<T>>(boxes_in) + b * n, data<T>(scores_in) + b * n,
-                              groups_in ? data<int64_t>(*groups_in) + b * n : nullptr, count};
-      int64_t* row = mutable_data<int64_t>(keep) + b * max_keep;
-      const int64_t num_kept =
-          greedy_nms(in, round_down<T>(iou_threshold), max_keep, row, parallel);
-      std::fill(row + num_kept, row + max_keep, int64_t(-1));
-      mutable_data<int64_t>(keep_counts)[b] = num_kept;
-    };
-    // Threads do not nest: a single image is left to those of its suppression.
-    if (num_images == 1) return suppress(0, kTorchPool);
     parallel_for(num_images, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t b = begin; b < end; ++b) suppress(b, kSerial);
+      for (int64_t b = begin; b < end; ++b) {
+        const int64_t count =
+            counts_in ? std::clamp<int64_t>(data<int64_t>(*counts_in)[b], 0, n) : n;
+        const NmsInput<T> in = {data<Box<T>>(boxes_in) + b * n, data<T>(scores_in) + b * n,
+                                groups_in ? data<int64_t>(*groups_in) + b * n : nullptr, count};
+        int64_t* row = mutable_data<int64_t>(keep) + b * max_keep;
+        const int64_t num_kept =
+            greedy_nms(in, round_down<T>(iou_threshold), max_keep, row, kTorchPool);
+        std::fill(row + num_kept, row + max_keep, int64_t(-1));
+        mutable_data<int64_t>(keep_counts)[b] = num_kept;
+      }
     });
   });
   return {keep, keep_counts};

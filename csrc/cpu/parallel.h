@@ -14,13 +14,8 @@ void parallel_for(int64_t n, int64_t grain, const Body& body) {
 }
 
 // The same as an object, for drivers that are told which pool to use.
-struct TorchPool {
-  template <typename Body>
-  void operator()(int64_t n, int64_t grain, const Body& body) const {
-    parallel_for(n, grain, body);
-  }
-  int64_t threads() const { return torch::stable::get_num_threads(); }
+constexpr auto kTorchPool = [](int64_t n, int64_t grain, const auto& body) {
+  parallel_for(n, grain, body);
 };
-constexpr TorchPool kTorchPool;
 
 }  // namespace fastdet::cpu

@@ -23,6 +23,11 @@ namespace py = pybind11;
 template <typename T>
 using Array = py::array_t<T, py::array::c_style>;
 
+// The `parallel` of the drivers in ../cpu: every piece in turn.
+constexpr auto kSerial = [](int64_t n, int64_t, const auto& body) {
+  if (n > 0) body(int64_t(0), n);
+};
+
 inline std::string describe(const py::array& array) {
   std::string text = py::str(array.dtype()).cast<std::string>() + " (";
   for (py::ssize_t d = 0; d < array.ndim(); ++d)

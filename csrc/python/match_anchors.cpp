@@ -3,7 +3,6 @@
 #include <utility>
 
 #include "../cpu/anchor_matcher.h"
-#include "../cpu/serial.h"
 #include "arrays.h"
 
 namespace fastdet::python {
@@ -33,7 +32,7 @@ std::pair<Array<int64_t>, Array<T>> match_anchors(const Array<T>& anchors, const
   T* iou_out = iou.mutable_data();
   {
     const py::gil_scoped_release no_gil;
-    cpu::match_batch(in, index_out, iou_out, cpu::kSerial);
+    cpu::match_batch(in, index_out, iou_out, kSerial);
   }
   return {std::move(index), std::move(iou)};
 }

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <tuple>
 
-#include "../cpu/serial.h"
 #include "../threshold.h"
 #include "arrays.h"
 
@@ -37,7 +36,7 @@ std::tuple<Array<T>, Array<T>, Array<int64_t>> multiclass_nms(
   cpu::LabelledBoxes<T> out;
   {
     const py::gil_scoped_release no_gil;
-    out = cpu::multiclass_nms(in, rule, cpu::kSerial);
+    out = cpu::multiclass_nms(in, rule, kSerial);
   }
   return {array_of_boxes(out.boxes), array_of(out.scores), array_of(out.labels)};
 }

@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "../cpu/greedy_nms.h"
-#include "../cpu/serial.h"
 #include "../cpu/soft_nms.h"
 #include "../threshold.h"
 #include "arrays.h"
@@ -32,7 +31,7 @@ Array<int64_t> nms(const Array<T>& boxes, const Array<T>& scores,
   std::vector<int64_t> keep(n);
   {
     const py::gil_scoped_release no_gil;
-    keep.resize(cpu::greedy_nms(in, round_down<T>(iou_threshold), n, keep.data(), cpu::kSerial));
+    keep.resize(cpu::greedy_nms(in, round_down<T>(iou_threshold), n, keep.data(), kSerial));
   }
   return array_of(keep);
 }

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <tuple>
 
-#include "../cpu/serial.h"
 #include "arrays.h"
 
 namespace fastdet::python {
@@ -62,7 +61,7 @@ std::tuple<Array<T>, Array<T>, Array<int64_t>, Array<int64_t>> retinanet_detecti
   {
     const py::gil_scoped_release no_gil;
     cpu::write_retinanet_detections(head, score_thresh, std::min(topk_candidates, most_logits),
-                                    nms_thresh, rows, out, cpu::kSerial);
+                                    nms_thresh, rows, out, kSerial);
   }
   return {boxes, scores, labels, counts};
 }
