@@ -58,3 +58,30 @@ __attribute__((always_inline)) inline bool any_lane(const Mask& mask) {
   return (halves[0] | halves[1]) != 0;
 #endif
 }
+
+// Two things that GCC 12 makes of AVX-512's masks in more instructions than they take.
+
+template <typename T>
+__attribute__((always_inline)) inline bool any_greater(const Lanes<T>& a, const Lanes<T>& b) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>)
+    return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0;
+  else
+    return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ) != 0;
+#else
+  return any_lane(a > b);
+#endif
+}
+
+// 0 in place of what is negative or NaN.
+template <typename T>
+__attribute__((always_inline)) inline Lanes<T> positive_part(const Lanes<T>& x) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>)
+    return _mm512_max_ps(x, _mm512_setzero_ps());
+  else
+    return _mm512_max_pd(x, _mm512_setzero_pd());
+#else
+  return x > Lanes<T>{} ? x : Lanes<T>{};
+#endif
+}

@@ -11,20 +11,20 @@ template <typename T>
 __attribute__((always_inline)) inline bool overlaps_lane(const BoxPlanes<T>& kept, int64_t begin,
                                                          int64_t end, const Box<T>& box, T box_area,
                                                          const NmsThreshold<T>& threshold) {
-  const Lanes<T> zero = {}, left = all_lanes(box.x1), top = all_lanes(box.y1);
+  const Lanes<T> left = all_lanes(box.x1), top = all_lanes(box.y1);
   const Lanes<T> right = all_lanes(box.x2), bottom = all_lanes(box.y2);
   const Lanes<T> x1 = load_lanes(kept.x1 + begin), y1 = load_lanes(kept.y1 + begin);
   const Lanes<T> x2 = load_lanes(kept.x2 + begin), y2 = load_lanes(kept.y2 + begin);
   const Lanes<T> width = (x2 < right ? x2 : right) - (x1 > left ? x1 : left);
   const Lanes<T> height = (y2 < bottom ? y2 : bottom) - (y1 > top ? y1 : top);
-  const Lanes<T> inter = (width > zero ? width : zero) * height;
+  const Lanes<T> inter = positive_part<T>(width) * height;
   const Lanes<T> united = load_lanes(kept.area + begin) + box_area - inter;
-  const LaneMask<T> passes = inter > united * threshold.filter;
-  if (!any_lane(passes)) return false;
+  const Lanes<T> bound = united * threshold.filter;
+  if (!any_greater<T>(inter, bound)) return false;
   LaneMask<T> lane = {};
   for (int i = 0; i < kLanesOf<T>; ++i) lane[i] = i;
   const LaneMask<T> overlaps = inter / united > all_lanes(threshold.iou);
-  return any_lane(passes & overlaps & (lane < static_cast<int>(end - begin)));
+  return any_lane((inter > bound) & overlaps & (lane < static_cast<int>(end - begin)));
 }
 
 template <typename T>
