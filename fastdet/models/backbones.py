@@ -6,6 +6,7 @@ do. From scratch everything trains, with ordinary BatchNorm; pretrained, the fir
 BatchNorms are frozen, as in torchvision.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
@@ -15,6 +16,13 @@ from torch import Tensor, nn
 from fastdet.models.necks import FeaturePyramidNetwork
 
 STRIDES = (4, 8, 16, 32)
+
+
+def feature_maps(output: Tensor | Mapping[str, Tensor] | Sequence[Tensor]) -> list[Tensor]:
+    """What a backbone returns, as a list: one map, maps by name as torchvision's, or a list."""
+    if isinstance(output, Tensor):
+        return [output]
+    return list(output.values() if isinstance(output, Mapping) else output)
 
 
 class BackboneWithFPN(nn.Module):

@@ -26,9 +26,9 @@ class Batch(NamedTuple):
     """Padded images and their ground truth, all of fixed shape.
 
     Attributes:
-        images: (B, 3, H, W) channels_last, normalised, zero right of and below each image.
+        images: (B, C, H, W) channels_last, normalised, zero right of and below each image.
         sizes: (B, 2) int64, height and width of each image before padding.
-        gt_boxes: (B, G, 4) xyxy in pixels of `images`.
+        gt_boxes: (B, G, 4) xyxy in pixels of `images`, float32, or float64 as these.
         gt_labels: (B, G) int64, 1 .. num_classes - 1.
         gt_counts: (B,) int64, the rows of gt_boxes and gt_labels that are real.
     """
@@ -83,20 +83,26 @@ def pad(
     targets: Sequence[dict[str, Tensor]] | None,
     *,
     num_classes: int,
-    min_size: int,
+    min_size: int | Sequence[int],
     max_size: int,
     size_divisor: int = 32,
+    fixed_size: tuple[int, int] | None = None,
+    image_mean: Sequence[float] = IMAGE_MEAN,
+    image_std: Sequence[float] = IMAGE_STD,
 ) -> Batch:
     """Resizes, normalises and pads images and targets into one batch.
 
     Args:
-        images: B tensors (3, h, w), floating point in [0, 1], RGB.
+        images: B tensors (C, h, w), floating point in [0, 1], RGB; of one channel, grey: it stands
+            for all of them.
         targets: B dicts of boxes (g, 4) xyxy in pixels of the image as given and labels (g,) int64,
             or None: no ground truth.
         num_classes: labels are 1 .. num_classes - 1.
-        min_size: length of the shorter side after resizing,
-        max_size: unless the longer side would exceed this one.
+        min_size: length of the shorter side after resizing; of several, each image draws one.
+        max_size: the shorter side is shorter where the longer one would exceed this.
         size_divisor: H and W are rounded up to a multiple of it.
+        fixed_size: height and width of every image after resizing, instead of min and max_size.
+        image_mean, image_std: of the pixels, one for each of the C channels.
 
     Returns:
         A Batch on the images' device; G is the power of two >= 8 that holds the largest count.
@@ -106,14 +112,17 @@ def pad(
 
     The arithmetic is that of torchvision's GeneralizedRCNNTransform.
     """
-    check_images(images)
+    check_images(images, len(image_mean))
     if targets is not None:
         check_targets(targets, len(images), num_classes)
-    resized = [_resize(_normalise(image), min_size, max_size) for image in images]
+    resized = [
+        _resize(_normalise(image, image_mean, image_std), min_size, max_size, fixed_size)
+        for image in images
+    ]
     height = _round_up(max(image.shape[1] for image in resized), size_divisor)
     width = _round_up(max(image.shape[2] for image in resized), size_divisor)
     padded = torch.empty(
-        (len(images), 3, height, width),
+        (len(images), len(resized[0]), height, width),
         dtype=resized[0].dtype,
         device=resized[0].device,
         memory_format=torch.channels_last,
@@ -121,7 +130,8 @@ def pad(
     for row, image in zip(padded, resized, strict=True):
         row[:, : image.shape[1], : image.shape[2]].copy_(image)
     sizes = image_sizes(resized)
-    gt = _pad_targets(targets, sizes, image_sizes(images))
+    dtype = torch.promote_types(padded.dtype, torch.float32)
+    gt = _pad_targets(targets, sizes, image_sizes(images), dtype)
     return Batch(padded, sizes, *gt)
 
 
@@ -140,24 +150,26 @@ def restore(detections: Detections, sizes: Tensor, original_sizes: Tensor) -> De
 
 
 def image_sizes(images: Sequence[Tensor]) -> Tensor:
-    """(B, 2) int64: height and width of each image (3, h, w), on the images' device."""
+    """(B, 2) int64: height and width of each image (C, h, w), on the images' device."""
     sizes = [tuple(image.shape[-2:]) for image in images]
     return torch.tensor(sizes, dtype=torch.int64, device=images[0].device)
 
 
-def check_images(images: Sequence[Tensor]) -> None:
-    """Raises TypeError or ValueError unless each image is a float tensor (3, h, w)."""
+def check_images(images: Sequence[Tensor], channels: int = 3) -> None:
+    """Raises TypeError or ValueError unless each is a float tensor (channels or 1, h, w)."""
+    shape = f"({channels}, H, W)"
     if isinstance(images, Tensor) or not isinstance(images, Sequence):
-        raise TypeError(
-            f"images: expected a list of tensors (3, H, W), got {type(images).__name__}"
-        )
+        raise TypeError(f"images: expected a list of tensors {shape}, got {type(images).__name__}")
     if not images:
         raise ValueError("images: expected at least one image, got an empty list")
     for i, image in enumerate(images):
         if not isinstance(image, Tensor):
-            raise TypeError(f"image {i}: expected a tensor (3, H, W), got {type(image).__name__}")
-        if image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape:
-            raise ValueError(f"image {i}: expected shape (3, H, W), got {tuple(image.shape)}")
+            raise TypeError(f"image {i}: expected a tensor {shape}, got {type(image).__name__}")
+        if image.dim() != 3 or image.shape[0] not in (1, channels) or 0 in image.shape:
+            raise ValueError(
+                f"image {i}: expected shape {shape}, or (1, H, W) for grey, got "
+                f"{tuple(image.shape)}"
+            )
         if not image.is_floating_point():
             raise TypeError(f"image {i}: expected a float tensor in [0, 1], got {image.dtype}")
 
@@ -208,15 +220,26 @@ def _check_values(targets: Sequence[dict[str, Tensor]], num_classes: int) -> Non
     )
 
 
-def _normalise(image: Tensor) -> Tensor:
+def _normalise(image: Tensor, image_mean: Sequence[float], image_std: Sequence[float]) -> Tensor:
+    """(1 or C, h, w) -> (C, h, w)."""
     image = _plain(image)
-    mean = torch.tensor(IMAGE_MEAN, dtype=image.dtype, device=image.device)[:, None, None]
-    std = torch.tensor(IMAGE_STD, dtype=image.dtype, device=image.device)[:, None, None]
+    mean = torch.tensor(image_mean, dtype=image.dtype, device=image.device)[:, None, None]
+    std = torch.tensor(image_std, dtype=image.dtype, device=image.device)[:, None, None]
     return (image - mean) / std
 
 
-def _resize(image: Tensor, min_size: int, max_size: int) -> Tensor:
+def _resize(
+    image: Tensor,
+    min_size: int | Sequence[int],
+    max_size: int,
+    fixed_size: tuple[int, int] | None,
+) -> Tensor:
+    if fixed_size is not None:
+        return F.interpolate(image[None], fixed_size, mode="bilinear", align_corners=False)[0]
     height, width = image.shape[-2:]
+    if not isinstance(min_size, int):
+        # torchvision's draw, so that the same seed gives the same sizes.
+        min_size = min_size[int(torch.empty(1).uniform_(0, len(min_size)))]
     scale = min(min_size / min(height, width), max_size / max(height, width))
     if scale == 1:
         return image
@@ -231,18 +254,21 @@ def _resize(image: Tensor, min_size: int, max_size: int) -> Tensor:
 
 
 def _pad_targets(
-    targets: Sequence[dict[str, Tensor]] | None, sizes: Tensor, original_sizes: Tensor
+    targets: Sequence[dict[str, Tensor]] | None,
+    sizes: Tensor,
+    original_sizes: Tensor,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Ground truth as (B, G, 4), (B, G) and (B,), in the pixels of the resized images."""
     device, batch = sizes.device, len(sizes)
     counts = [len(target["boxes"]) for target in targets] if targets else [0] * batch
     rows = max(8, 1 << (max(counts) - 1).bit_length())
-    boxes = torch.zeros((batch, rows, 4), dtype=torch.float32, device=device)
+    boxes = torch.zeros((batch, rows, 4), dtype=dtype, device=device)
     labels = torch.zeros((batch, rows), dtype=torch.int64, device=device)
     if targets:
         own_boxes = pad_sequence([_plain(t["boxes"]) for t in targets], batch_first=True)
         own_labels = pad_sequence([_plain(t["labels"]) for t in targets], batch_first=True)
-        boxes[:, : own_boxes.shape[1]] = own_boxes.to(device, torch.float32)
+        boxes[:, : own_boxes.shape[1]] = own_boxes.to(device, dtype)
         labels[:, : own_labels.shape[1]] = own_labels.to(device)
     boxes *= _xyxy_ratios(original_sizes, sizes)[:, None]
     return boxes, labels, torch.tensor(counts, dtype=torch.int64, device=device)

@@ -20,20 +20,24 @@ class Detector(nn.Module):
 
     Args:
         num_classes: with background, which is 0.
-        min_size, max_size, size_divisor: see `pad`.
+        min_size: see `pad`; of several, each image draws one in training, else the last one holds.
+        max_size, size_divisor, fixed_size, image_mean, image_std: see `pad`.
         loss_weights: the factor of each loss, by name.
 
     Raises:
-        ValueError: less than 2 classes, or a size_divisor that the strides do not divide.
+        ValueError: less than 2 classes, or a size_divisor below 1.
     """
 
     def __init__(
         self,
         num_classes: int,
         *,
-        min_size: int,
+        min_size: int | Sequence[int],
         max_size: int,
         size_divisor: int,
+        fixed_size: tuple[int, int] | None,
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
         loss_weights: Mapping[str, float],
     ) -> None:
         super().__init__()
@@ -41,12 +45,15 @@ class Detector(nn.Module):
             raise ValueError(
                 f"num_classes: expected background and at least one, got {num_classes}"
             )
-        if size_divisor < 32 or size_divisor % 32:
-            raise ValueError(f"size_divisor: expected a multiple of 32, got {size_divisor}")
+        if size_divisor < 1:
+            raise ValueError(f"size_divisor: expected a number above 0, got {size_divisor}")
         self.num_classes = num_classes
         self.min_size = min_size
         self.max_size = max_size
         self.size_divisor = size_divisor
+        self.fixed_size = fixed_size
+        self.image_mean = image_mean
+        self.image_std = image_std
         self.loss_weights = dict(loss_weights)
 
     @overload
@@ -63,7 +70,8 @@ class Detector(nn.Module):
         """Losses in training mode, detections otherwise.
 
         Args:
-            images: tensors (3, H, W), floating point in [0, 1], each of its own size.
+            images: tensors (3, H, W), or (1, H, W) for grey, floating point in [0, 1], each of its
+                own size.
             targets: for each image boxes (G, 4) xyxy in its pixels and labels (G,) int64 in
                 1 .. num_classes - 1. Needed in training, unused otherwise.
 
@@ -85,13 +93,17 @@ class Detector(nn.Module):
         self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
     ) -> Batch:
         """Images and targets as this model's core takes them; see `fastdet.models.batch.pad`."""
+        min_size = self.min_size
         return pad(
             images,
             targets,
             num_classes=self.num_classes,
-            min_size=self.min_size,
+            min_size=min_size if self.training or isinstance(min_size, int) else min_size[-1],
             max_size=self.max_size,
             size_divisor=self.size_divisor,
+            fixed_size=self.fixed_size,
+            image_mean=self.image_mean,
+            image_std=self.image_std,
         )
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

@@ -6,18 +6,18 @@ Definitions, defaults, loss names and parameter names are torchvision's
 https://arxiv.org/abs/1612.03144.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastdet.models.anchors import cell_anchors
-from fastdet.models.backbones import BackboneWithFPN, timm_body
-from fastdet.models.batch import Batch, Detections
+from fastdet.models.anchors import Cells, cell_anchors
+from fastdet.models.backbones import BackboneWithFPN, feature_maps, timm_body
+from fastdet.models.batch import IMAGE_MEAN, IMAGE_STD, Batch, Detections
 from fastdet.models.detector import Detector, channels_last
 from fastdet.models.necks import FeaturePyramidNetwork, LastLevelMaxPool
-from fastdet.models.roi_heads import RoIHeads
-from fastdet.models.rpn import RegionProposalNetwork
+from fastdet.models.roi_heads import FastRCNNPredictor, RoIHeads, TwoMLPHead
+from fastdet.models.rpn import RegionProposalNetwork, RPNHead
 
 
 class FirstStage(NamedTuple):
@@ -35,23 +35,35 @@ class FasterRCNN(Detector):
     """Faster R-CNN on a backbone that yields a feature pyramid.
 
     Args:
-        backbone: images -> pyramid, whose last level comes from LastLevelMaxPool.
+        backbone: images -> pyramid, as BackboneWithFPN with LastLevelMaxPool, or any module of
+            torchvision's kind; without `strides` it needs box_scales, without `out_channels` the
+            heads.
         num_classes: with background, which is 0.
         anchor_sizes: square root of the anchors' area in pixels, for each level.
-        representation_size: width of the box head.
+        cells: anchors of each level, instead of anchor_sizes.
+        rpn_head: instead of an RPNHead.
+        box_scales: feature pixels per image pixel of the levels that are pooled, by their indices;
+            None: those of the backbone's strides.
+        box_head, box_predictor: instead of a TwoMLPHead and a FastRCNNPredictor.
+        representation_size: width of the TwoMLPHead.
         loss_*_weight: the factor of each loss.
-        others: see `pad`, RegionProposalNetwork (rpn_*) and RoIHeads (box_*).
+        others: see Detector, RegionProposalNetwork (rpn_*) and RoIHeads (box_*).
     """
 
     def __init__(
         self,
-        backbone: BackboneWithFPN,
+        backbone: Any,
         num_classes: int,
         *,
-        min_size: int = 800,
+        min_size: int | Sequence[int] = 800,
         max_size: int = 1333,
         size_divisor: int = 32,
+        fixed_size: tuple[int, int] | None = None,
+        image_mean: Sequence[float] = IMAGE_MEAN,
+        image_std: Sequence[float] = IMAGE_STD,
         anchor_sizes: Sequence[float] = (32, 64, 128, 256, 512),
+        cells: Cells | None = None,
+        rpn_head: nn.Module | None = None,
         rpn_pre_nms_top_n_train: int = 2000,
         rpn_pre_nms_top_n_test: int = 1000,
         rpn_post_nms_top_n_train: int = 2000,
@@ -62,6 +74,13 @@ class FasterRCNN(Detector):
         rpn_batch_size_per_image: int = 256,
         rpn_positive_fraction: float = 0.5,
         rpn_score_thresh: float = 0.0,
+        box_scales: Mapping[int, float] | None = None,
+        box_output_size: tuple[int, int] = (7, 7),
+        box_sampling_ratio: int = 2,
+        box_canonical_scale: int = 224,
+        box_canonical_level: int = 4,
+        box_head: nn.Module | None = None,
+        box_predictor: nn.Module | None = None,
         representation_size: int = 1024,
         box_score_thresh: float = 0.05,
         box_nms_thresh: float = 0.5,
@@ -81,6 +100,9 @@ class FasterRCNN(Detector):
             min_size=min_size,
             max_size=max_size,
             size_divisor=size_divisor,
+            fixed_size=fixed_size,
+            image_mean=image_mean,
+            image_std=image_std,
             loss_weights={
                 "loss_classifier": loss_classifier_weight,
                 "loss_box_reg": loss_box_reg_weight,
@@ -89,9 +111,12 @@ class FasterRCNN(Detector):
             },
         )
         self.backbone = backbone
+        cells = cells or cell_anchors([(size,) for size in anchor_sizes])
+        if rpn_head is None:
+            rpn_head = RPNHead(backbone.out_channels, len(cells[0]))
         self.rpn = RegionProposalNetwork(
-            backbone.out_channels,
-            cell_anchors([(size,) for size in anchor_sizes]),
+            rpn_head,
+            cells,
             fg_iou_thresh=rpn_fg_iou_thresh,
             bg_iou_thresh=rpn_bg_iou_thresh,
             batch_size_per_image=rpn_batch_size_per_image,
@@ -101,11 +126,19 @@ class FasterRCNN(Detector):
             nms_thresh=rpn_nms_thresh,
             score_thresh=rpn_score_thresh,
         )
+        if box_head is None:
+            bins = box_output_size[0] * box_output_size[1]
+            box_head = TwoMLPHead(backbone.out_channels * bins, representation_size)
+        if box_predictor is None:
+            box_predictor = FastRCNNPredictor(representation_size, num_classes)
         self.roi_heads = RoIHeads(
-            backbone.out_channels,
-            backbone.strides,
-            num_classes,
-            representation_size=representation_size,
+            box_head,
+            box_predictor,
+            box_scales or {level: 1 / stride for level, stride in enumerate(backbone.strides)},
+            output_size=box_output_size,
+            sampling_ratio=box_sampling_ratio,
+            canonical_scale=box_canonical_scale,
+            canonical_level=box_canonical_level,
             fg_iou_thresh=box_fg_iou_thresh,
             bg_iou_thresh=box_bg_iou_thresh,
             batch_size_per_image=box_batch_size_per_image,
@@ -130,7 +163,7 @@ class FasterRCNN(Detector):
         return self._losses(first, batch), self._detect(first, batch)
 
     def _first_stage(self, batch: Batch) -> FirstStage:
-        features = self.backbone(batch.images)
+        features = feature_maps(self.backbone(batch.images))
         objectness, deltas, anchors = self.rpn(batch.images, features)
         found = self.rpn.proposals(objectness, deltas, anchors, batch.sizes)
         return FirstStage(features, objectness, deltas, anchors, found.boxes, found.counts)

@@ -12,16 +12,18 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdet.models.anchors import cell_anchors, in_anchor_order, pyramid_anchors
-from fastdet.models.backbones import BackboneWithFPN, timm_body
-from fastdet.models.batch import Batch, Detections
+from fastdet.models.anchors import Cells, cell_anchors, in_anchor_order, pyramid_anchors
+from fastdet.models.backbones import BackboneWithFPN, feature_maps, timm_body
+from fastdet.models.batch import IMAGE_MEAN, IMAGE_STD, Batch, Detections
 from fastdet.models.detector import Detector, channels_last
+from fastdet.models.losses import BOX_LOSSES, anchor_box_loss, widened
 from fastdet.models.necks import FeaturePyramidNetwork, LastLevelP6P7
-from fastdet.ops import encode_boxes, match_anchors, retinanet_detections, sigmoid_focal_loss
+from fastdet.ops import match_anchors, retinanet_detections, sigmoid_focal_loss
 from fastdet.ops.padded_rows import take_rows
+
+PRIOR = 0.01  # probability of an object at the start: the focal loss needs rare positives
 
 
 class Outputs(NamedTuple):
@@ -58,18 +60,19 @@ def _init_conv(conv: nn.Conv2d, bias: float = 0.0) -> nn.Conv2d:
 
 
 class RetinaNetClassificationHead(nn.Module):
-    """A logit for each anchor and class, the same weights at all levels."""
+    """A logit for each anchor and class, the same weights at all levels.
 
-    prior_probability = 0.01  # of an object at the start: the focal loss needs rare positives
+    Args:
+        conv: the tower before the last layer.
+        cls_logits: its output's channels are (cell, class).
+        num_classes: with background, which is 0.
+    """
 
-    def __init__(self, in_channels: int, num_anchors: int, num_classes: int) -> None:
+    def __init__(self, conv: nn.Module, cls_logits: nn.Module, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.conv = _tower(in_channels)
-        self.cls_logits = _init_conv(
-            nn.Conv2d(in_channels, num_anchors * num_classes, 3, padding=1),
-            bias=-math.log((1 - self.prior_probability) / self.prior_probability),
-        )
+        self.conv = conv
+        self.cls_logits = cls_logits
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Pyramid -> (B, A_l, num_classes) for each level."""
@@ -77,12 +80,17 @@ class RetinaNetClassificationHead(nn.Module):
 
 
 class RetinaNetRegressionHead(nn.Module):
-    """Box deltas for each anchor, the same weights at all levels."""
+    """Box deltas for each anchor, the same weights at all levels.
 
-    def __init__(self, in_channels: int, num_anchors: int) -> None:
+    Args:
+        conv: the tower before the last layer.
+        bbox_reg: its output's channels are (cell, delta).
+    """
+
+    def __init__(self, conv: nn.Module, bbox_reg: nn.Module) -> None:
         super().__init__()
-        self.conv = _tower(in_channels)
-        self.bbox_reg = _init_conv(nn.Conv2d(in_channels, num_anchors * 4, 3, padding=1))
+        self.conv = conv
+        self.bbox_reg = bbox_reg
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Pyramid -> (B, A_l, 4) for each level."""
@@ -92,50 +100,81 @@ class RetinaNetRegressionHead(nn.Module):
 class RetinaNetHead(nn.Module):
     """Classification and regression of every anchor, by two towers of their own."""
 
-    def __init__(self, in_channels: int, num_anchors: int, num_classes: int) -> None:
+    def __init__(
+        self,
+        classification_head: RetinaNetClassificationHead,
+        regression_head: RetinaNetRegressionHead,
+    ) -> None:
         super().__init__()
-        self.classification_head = RetinaNetClassificationHead(
-            in_channels, num_anchors, num_classes
-        )
-        self.regression_head = RetinaNetRegressionHead(in_channels, num_anchors)
+        self.classification_head = classification_head
+        self.regression_head = regression_head
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Pyramid -> logits (B, A_l, num_classes) and deltas (B, A_l, 4) of each level."""
         return self.classification_head(features), self.regression_head(features)
 
 
+def retinanet_head(in_channels: int, num_anchors: int, num_classes: int) -> RetinaNetHead:
+    """The head of the paper: two towers of four convolutions."""
+    cls_logits = nn.Conv2d(in_channels, num_anchors * num_classes, 3, padding=1)
+    bbox_reg = nn.Conv2d(in_channels, num_anchors * 4, 3, padding=1)
+    return RetinaNetHead(
+        RetinaNetClassificationHead(
+            _tower(in_channels),
+            _init_conv(cls_logits, bias=-math.log((1 - PRIOR) / PRIOR)),
+            num_classes,
+        ),
+        RetinaNetRegressionHead(_tower(in_channels), _init_conv(bbox_reg)),
+    )
+
+
 class RetinaNet(Detector):
     """RetinaNet on a backbone that yields a feature pyramid of levels 3 to 7.
 
     Args:
-        backbone: images -> pyramid, whose last two levels come from LastLevelP6P7.
+        backbone: images -> pyramid, as BackboneWithFPN with LastLevelP6P7, or any module of
+            torchvision's kind.
         num_classes: with background, which is 0.
-        min_size, max_size, size_divisor: see `pad`.
+        min_size, max_size, size_divisor, fixed_size, image_mean, image_std: see Detector.
         anchor_sizes: the smallest anchor's square root of area for each level, in pixels; two
             more sizes follow it, 2^(1/3) and 2^(2/3) times as large.
+        cells: anchors of each level, instead of anchor_sizes.
+        head: instead of the one of `retinanet_head`; without one the backbone needs `out_channels`.
         score_thresh: a detection's probability is above it.
         nms_thresh: IoU above which a detection suppresses another of its class.
         detections_per_img: D.
         topk_candidates: pairs of anchor and class at each level that reach the suppression.
         fg_iou_thresh, bg_iou_thresh: an anchor is positive from the first IoU with a box on, and
             background below the second.
+        low_quality_matches: every box gets the anchors that overlap it most, whatever their IoU.
+        box_loss: "l1" or "smooth_l1" of the deltas; "giou", "diou" or "ciou" of the boxes.
         *_weight: the factor of each loss.
+
+    Raises:
+        ValueError: an unknown box_loss, and what Detector refuses.
     """
 
     def __init__(
         self,
-        backbone: BackboneWithFPN,
+        backbone: Any,
         num_classes: int,
         *,
-        min_size: int = 800,
+        min_size: int | Sequence[int] = 800,
         max_size: int = 1333,
         size_divisor: int = 32,
+        fixed_size: tuple[int, int] | None = None,
+        image_mean: Sequence[float] = IMAGE_MEAN,
+        image_std: Sequence[float] = IMAGE_STD,
         anchor_sizes: Sequence[float] = (32, 64, 128, 256, 512),
+        cells: Cells | None = None,
+        head: RetinaNetHead | None = None,
         score_thresh: float = 0.05,
         nms_thresh: float = 0.5,
         detections_per_img: int = 300,
         fg_iou_thresh: float = 0.5,
         bg_iou_thresh: float = 0.4,
+        low_quality_matches: bool = True,
+        box_loss: str = "l1",
         topk_candidates: int = 1000,
         classification_weight: float = 1.0,
         bbox_regression_weight: float = 1.0,
@@ -145,21 +184,30 @@ class RetinaNet(Detector):
             min_size=min_size,
             max_size=max_size,
             size_divisor=size_divisor,
+            fixed_size=fixed_size,
+            image_mean=image_mean,
+            image_std=image_std,
             loss_weights={
                 "classification": classification_weight,
                 "bbox_regression": bbox_regression_weight,
             },
         )
+        if box_loss not in BOX_LOSSES:
+            raise ValueError(f"box_loss: expected one of {BOX_LOSSES}, got {box_loss!r}")
         self.backbone = backbone
-        self.cells = cell_anchors(
+        self.cells = cells or cell_anchors(
             [(x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in anchor_sizes]
         )
-        self.head = RetinaNetHead(backbone.out_channels, len(self.cells[0]), num_classes)
+        if head is None:
+            head = retinanet_head(backbone.out_channels, len(self.cells[0]), num_classes)
+        self.head = head
         self.score_thresh = score_thresh
         self.nms_thresh = nms_thresh
         self.detections_per_img = detections_per_img
         self.fg_iou_thresh = fg_iou_thresh
         self.bg_iou_thresh = bg_iou_thresh
+        self.low_quality = "anchor_best" if low_quality_matches else "none"
+        self.box_loss = box_loss
         self.topk_candidates = topk_candidates
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -176,7 +224,7 @@ class RetinaNet(Detector):
         return self._losses(outputs, batch), self._detect(outputs, batch)
 
     def _outputs(self, batch: Batch) -> Outputs:
-        features = self.backbone(batch.images)
+        features = feature_maps(self.backbone(batch.images))
         logits, deltas = self.head(features)
         return Outputs(logits, deltas, pyramid_anchors(batch.images, features, self.cells))
 
@@ -191,22 +239,24 @@ class RetinaNet(Detector):
             batch.gt_counts,
             self.fg_iou_thresh,
             self.bg_iou_thresh,
-            low_quality="anchor_best",
+            low_quality=self.low_quality,
         )  # (B, A)
         positive = match >= 0
         counts = positive.sum(dim=1).clamp(min=1)  # (B,)
         # Negative matches are the focal loss's own signs: -1 background, -2 ignored.
         labels = take_rows(batch.gt_labels, match).where(positive, match)
         focal = sigmoid_focal_loss(torch.cat(outputs.logits, dim=1), labels)  # (B, A, C)
-        # Targets of other anchors may be NaN, so they are replaced and not multiplied by zero.
-        targets = encode_boxes(take_rows(batch.gt_boxes, match), outputs.anchors)
-        deltas = torch.cat(outputs.deltas, dim=1).float()
-        targets = targets.where(positive[..., None], deltas.detach())
-        boxes = F.l1_loss(deltas, targets, reduction="none")  # (B, A, 4)
+        boxes = anchor_box_loss(
+            self.box_loss,
+            widened(torch.cat(outputs.deltas, dim=1)),
+            outputs.anchors,
+            take_rows(batch.gt_boxes, match),
+            positive,
+        )  # (B, A)
         return self._weighted(
             {
                 "classification": (focal.sum(dim=(1, 2)) / counts).mean(),
-                "bbox_regression": (boxes.sum(dim=(1, 2)) / counts).mean(),
+                "bbox_regression": (boxes.sum(dim=1) / counts).mean(),
             }
         )
 

@@ -5,14 +5,15 @@ Definitions are torchvision's (models/detection/roi_heads.py), on padded batches
 ground truth joins the proposals, so that there is a positive from the first step on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdet.models.batch import Batch, Detections, rows_in_use
-from fastdet.models.losses import box_regression_loss
+from fastdet.models.losses import box_regression_loss, widened
+from fastdet.models.row_norms import check_batch_norms, run_on_rows
 from fastdet.ops import (
     encode_boxes,
     match_anchors,
@@ -32,8 +33,8 @@ class TwoMLPHead(nn.Module):
         self.fc7 = nn.Linear(representation_size, representation_size)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """(B, K, C, h, w) -> (B, K, representation_size)."""
-        return F.relu(self.fc7(F.relu(self.fc6(pooled.flatten(2)))))
+        """(K, C, h, w) -> (K, representation_size)."""
+        return F.relu(self.fc7(F.relu(self.fc6(pooled.flatten(1)))))
 
 
 class FastRCNNPredictor(nn.Module):
@@ -45,18 +46,19 @@ class FastRCNNPredictor(nn.Module):
         self.bbox_pred = nn.Linear(in_features, num_classes * 4)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, K, in_features) -> logits (B, K, C) and deltas (B, K, C, 4)."""
-        return self.cls_score(hidden), self.bbox_pred(hidden).unflatten(2, (-1, 4))
+        """(K, in_features) -> logits (K, C) and deltas (K, 4 C), class by class."""
+        return self.cls_score(hidden), self.bbox_pred(hidden)
 
 
 class RoIHeads(nn.Module):
     """Classifies and refines proposals.
 
     Args:
-        in_channels: of the pyramid's levels.
-        strides: of the levels to pool from, the pyramid's first.
-        num_classes: with background, which is 0.
-        representation_size: width of the two linear layers.
+        box_head: pooled (K, C, h, w) -> hidden, as TwoMLPHead. BatchNorms that train must lie in
+            Sequentials alone, where their statistics can leave out padding.
+        box_predictor: hidden -> logits and deltas, as FastRCNNPredictor.
+        scales: feature pixels per image pixel of the levels to pool from, by the level's index.
+        output_size, sampling_ratio, canonical_scale, canonical_level: see `multiscale_roi_align`.
         fg_iou_thresh, bg_iou_thresh: a proposal is positive from the first IoU with a box on, and
             background below the second.
         batch_size_per_image, positive_fraction: proposals sampled for the losses.
@@ -64,19 +66,23 @@ class RoIHeads(nn.Module):
         score_thresh: a detection's probability is above it.
         nms_thresh: IoU above which a detection suppresses another of its class.
         detections_per_img: D.
+
+    Raises:
+        ValueError: a BatchNorm where padding would enter its statistics.
     """
 
-    output_size = (7, 7)
-    sampling_ratio = 2
     min_size = 1e-2  # pixels; torchvision's for detections
 
     def __init__(
         self,
-        in_channels: int,
-        strides: Sequence[int],
-        num_classes: int,
+        box_head: nn.Module,
+        box_predictor: nn.Module,
+        scales: Mapping[int, float],
         *,
-        representation_size: int,
+        output_size: tuple[int, int],
+        sampling_ratio: int,
+        canonical_scale: int,
+        canonical_level: int,
         fg_iou_thresh: float,
         bg_iou_thresh: float,
         batch_size_per_image: int,
@@ -87,10 +93,15 @@ class RoIHeads(nn.Module):
         detections_per_img: int,
     ) -> None:
         super().__init__()
-        bins = self.output_size[0] * self.output_size[1]
-        self.box_head = TwoMLPHead(in_channels * bins, representation_size)
-        self.box_predictor = FastRCNNPredictor(representation_size, num_classes)
-        self.scales = [1 / stride for stride in strides]
+        check_batch_norms("box_head", box_head)
+        check_batch_norms("box_predictor", box_predictor)
+        self.box_head = box_head
+        self.box_predictor = box_predictor
+        self.scales = dict(scales)
+        self.output_size = output_size
+        self.sampling_ratio = sampling_ratio
+        self.canonical_scale = canonical_scale
+        self.canonical_level = canonical_level
         self.fg_iou_thresh = fg_iou_thresh
         self.bg_iou_thresh = bg_iou_thresh
         self.batch_size_per_image = batch_size_per_image
@@ -105,14 +116,20 @@ class RoIHeads(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Pyramid, proposals (B, K, 4), counts (B,) -> logits (B, K, C), deltas (B, K, C, 4)."""
         pooled = multiscale_roi_align(
-            list(features[: len(self.scales)]),
+            [features[level] for level in self.scales],
             proposals,
             counts,
             self.output_size,
-            self.scales,
-            sampling_ratio=self.sampling_ratio,
+            list(self.scales.values()),
+            self.sampling_ratio,
+            self.canonical_scale,
+            self.canonical_level,
         )
-        return self.box_predictor(self.box_head(pooled))
+        real = row_mask(counts, proposals.shape[1]).flatten()
+        hidden = run_on_rows(self.box_head, pooled.flatten(0, 1), real)
+        logits, deltas = run_on_rows(self.box_predictor, hidden, real)
+        shape = (*proposals.shape[:2], logits.shape[1])
+        return logits.reshape(shape), deltas.reshape(*shape, 4)
 
     def sample(
         self, proposals: Tensor, counts: Tensor, batch: Batch
@@ -165,13 +182,13 @@ class RoIHeads(nn.Module):
         logits, deltas = self(features, boxes, valid.sum(dim=1))
         count = valid.sum().clamp(min=1)
         loss_classifier = F.cross_entropy(
-            logits.flatten(0, 1).float(),
+            widened(logits.flatten(0, 1)),
             labels.where(valid, -100).flatten(),
             ignore_index=-100,
             reduction="sum",
         )
         own = labels[..., None, None].expand(-1, -1, 1, 4)
-        deltas = deltas.gather(2, own).squeeze(2).float()  # (B, S, 4), of the label's class
+        deltas = widened(deltas.gather(2, own).squeeze(2))  # (B, S, 4), of the label's class
         targets = encode_boxes(take_rows(batch.gt_boxes, match), boxes, self.bbox_reg_weights)
         loss_box_reg = box_regression_loss(deltas, targets, positive)
         return {"loss_classifier": loss_classifier / count, "loss_box_reg": loss_box_reg / count}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastdet.models.anchors import Cells, in_anchor_order, pyramid_anchors
 from fastdet.models.batch import Batch, Detections
-from fastdet.models.losses import box_regression_loss
+from fastdet.models.losses import box_regression_loss, widened
 from fastdet.ops import encode_boxes, match_anchors, rpn_proposals, sample_matches
 from fastdet.ops.padded_rows import take_rows
 
@@ -33,19 +33,17 @@ class RPNHead(nn.Module):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Pyramid -> objectness logits (B, A_l) and deltas (B, A_l, 4) of each level."""
+        """Pyramid -> maps of each level: objectness (B, N, H_l, W_l), deltas (B, 4 N, H_l, W_l)."""
         hidden = [self.conv(feature) for feature in features]
-        objectness = in_anchor_order([self.cls_logits(x) for x in hidden], 1)
-        deltas = in_anchor_order([self.bbox_pred(x) for x in hidden], 4)
-        return [level.squeeze(2) for level in objectness], deltas
+        return [self.cls_logits(x) for x in hidden], [self.bbox_pred(x) for x in hidden]
 
 
 class RegionProposalNetwork(nn.Module):
     """Proposals of a feature pyramid, and the losses that teach them.
 
     Args:
-        in_channels: of every level.
-        cells: `cell_anchors`, equally many at each level.
+        head: as RPNHead.
+        cells: `cell_anchors`, as many at each level as the head has outputs for.
         fg_iou_thresh, bg_iou_thresh: an anchor is positive from the first IoU with a box on, and
             negative below the second.
         batch_size_per_image, positive_fraction: anchors sampled for the losses.
@@ -59,7 +57,7 @@ class RegionProposalNetwork(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,
+        head: nn.Module,
         cells: Cells,
         *,
         fg_iou_thresh: float,
@@ -72,7 +70,7 @@ class RegionProposalNetwork(nn.Module):
         score_thresh: float,
     ) -> None:
         super().__init__()
-        self.head = RPNHead(in_channels, len(cells[0]))
+        self.head = head
         self.cells = cells
         self.fg_iou_thresh = fg_iou_thresh
         self.bg_iou_thresh = bg_iou_thresh
@@ -88,7 +86,9 @@ class RegionProposalNetwork(nn.Module):
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Objectness logits (B, A_l), deltas (B, A_l, 4), and the anchors (A, 4) of all levels."""
         objectness, deltas = self.head(features)
-        return objectness, deltas, pyramid_anchors(images, features, self.cells)
+        logits = [level.squeeze(2) for level in in_anchor_order(objectness, 1)]
+        anchors = pyramid_anchors(images, features, self.cells)
+        return logits, in_anchor_order(deltas, 4), anchors
 
     def proposals(
         self,
@@ -138,12 +138,12 @@ class RegionProposalNetwork(nn.Module):
         match = match.gather(1, sampled)  # (B, S)
         positive = valid & (match >= 0)
         count = valid.sum().clamp(min=1)
-        logits = torch.cat(list(objectness), dim=1).gather(1, sampled).float()
+        logits = widened(torch.cat(list(objectness), dim=1).gather(1, sampled))
         loss_objectness = F.binary_cross_entropy_with_logits(
             logits, positive.to(logits.dtype), weight=valid.to(logits.dtype), reduction="sum"
         )
         targets = encode_boxes(take_rows(batch.gt_boxes, match), anchors[sampled])
-        own = take_rows(torch.cat(list(deltas), dim=1), sampled).float()  # (B, S, 4)
+        own = widened(take_rows(torch.cat(list(deltas), dim=1), sampled))  # (B, S, 4)
         loss_boxes = box_regression_loss(own, targets, positive)
         return {
             "loss_objectness": loss_objectness / count,

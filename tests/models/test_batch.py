@@ -33,6 +33,27 @@ def test_size_divisor_makes_coarser_buckets() -> None:
     assert batch.images.shape == (1, 3, 128, 128)
 
 
+def test_a_grey_image_stands_for_all_channels() -> None:
+    grey = torch.rand(1, 64, 80)
+    batch, expected = pad_small([grey]), pad_small([grey.expand(3, -1, -1)])
+    assert torch.equal(batch.images, expected.images)
+
+
+def test_other_channels_and_a_fixed_size() -> None:
+    numbers = {"image_mean": (0.5, 0.25), "image_std": (2.0, 4.0), "fixed_size": (64, 32)}
+    target = {"boxes": BOXES, "labels": LABELS}
+    batch = pad_small([torch.ones(2, 32, 32)], [target], **numbers)
+    assert batch.images.shape == (1, 2, 64, 32)
+    assert batch.images[0, :, 5, 5].tolist() == [0.25, 0.1875]
+    assert batch.gt_boxes[0, 0].tolist() == [1, 4, 11, 44]
+
+
+def test_each_image_draws_one_of_several_sizes() -> None:
+    torch.manual_seed(0)
+    batch = pad_small([torch.rand(3, 50, 50)] * 30, min_size=(32, 64))
+    assert set(map(tuple, batch.sizes.tolist())) == {(32, 32), (64, 64)}
+
+
 @pytest.mark.parametrize(("count", "rows"), [(0, 8), (8, 8), (9, 16), (16, 16), (17, 32)])
 def test_ground_truth_rows_are_powers_of_two(count: int, rows: int) -> None:
     target = {"boxes": BOXES.repeat(count, 1), "labels": LABELS.repeat(count)}
@@ -87,8 +108,8 @@ IMAGE = torch.rand(3, 64, 64)
         (IMAGE, TypeError, "expected a list"),
         ([], ValueError, "at least one image"),
         ([IMAGE, None], TypeError, "image 1: expected a tensor"),
-        ([IMAGE[0]], ValueError, r"image 0: expected shape \(3, H, W\), got \(64, 64\)"),
-        ([IMAGE[:1]], ValueError, r"got \(1, 64, 64\)"),
+        ([IMAGE[0]], ValueError, r"image 0: expected shape \(3, H, W\), .*got \(64, 64\)"),
+        ([IMAGE[:2]], ValueError, r"or \(1, H, W\) for grey, got \(2, 64, 64\)"),
         ([torch.rand(3, 0, 4)], ValueError, r"got \(3, 0, 4\)"),
         ([(IMAGE * 255).byte()], TypeError, "image 0: expected a float tensor.*got torch.uint8"),
     ],

@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""torchvision's detectors as ours: same weights, same numbers, same answers.
+
+What torchvision's models are made of (backbone, pyramid, heads) is copied as it is, with its names
+of parameters, so that a state dict of either fits the other; what they do around it (resizing,
+anchors, matching, sampling, losses, suppression) is ours. A part that says nothing that our core
+could repeat is refused by name.
+"""
+
+import copy
+import math
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
+from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.retinanet import (
+    RetinaNetClassificationHead as TorchvisionClassificationHead,
+)
+from torchvision.models.detection.retinanet import RetinaNetHead as TorchvisionRetinaNetHead
+from torchvision.models.detection.retinanet import (
+    RetinaNetRegressionHead as TorchvisionRegressionHead,
+)
+from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork as TorchvisionRPN
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import MultiScaleRoIAlign, box_iou
+
+from fastdet.models.anchors import Cells
+from fastdet.models.detector import Detector, channels_last
+from fastdet.models.faster_rcnn import FasterRCNN
+from fastdet.models.retinanet import (
+    RetinaNet,
+    RetinaNetClassificationHead,
+    RetinaNetHead,
+    RetinaNetRegressionHead,
+)
+
+PROBE_SIZE = 256  # pixels: a multiple of every stride
+
+
+def from_torchvision(model: nn.Module) -> Detector:
+    """Our detector with the weights and the numbers of one of torchvision's.
+
+    Args:
+        model: torchvision's FasterRCNN or RetinaNet, from one of its builders or from parts:
+            any backbone, anchors, RPN head, RoI pooler and box head. Not changed: the weights are
+            copied, and training one model leaves the other as it is.
+
+    Returns:
+        A FasterRCNN or a RetinaNet in the mode, dtype and on the device of `model`. Names and
+        shapes in its state dict are those of `model`.
+
+    Raises:
+        ValueError: naming the part that has no counterpart here.
+
+    A pooler of torchvision's takes the scales of its levels from the first batch that it sees, and
+    keeps them; where there was none yet, ours are those of the backbone's strides.
+    """
+    if isinstance(model, GeneralizedRCNN):
+        detector = _faster_rcnn(model)
+    elif isinstance(model, TorchvisionRetinaNet):
+        detector = _retinanet(model)
+    else:
+        raise ValueError(
+            "model: expected torchvision's FasterRCNN or RetinaNet, "
+            f"got {type(model).__module__}.{type(model).__name__}"
+        )
+    return channels_last(detector.train(model.training))
+
+
+# ---- the families --------------------------------------------------------------------------------
+
+
+def _faster_rcnn(model: Any) -> FasterRCNN:
+    _expect("model", model, TorchvisionFasterRCNN, GeneralizedRCNN)
+    rpn = _expect("rpn", model.rpn, TorchvisionRPN)
+    heads = _expect("roi_heads", model.roi_heads, TorchvisionRoIHeads)
+    for extra in ("mask_roi_pool", "mask_head", "keypoint_roi_pool", "keypoint_head"):
+        if getattr(heads, extra) is not None:
+            _refuse(f"roi_heads.{extra}", "None: masks and keypoints are not there", "one")
+    border = _border(model.transform)
+    for name, part in (("rpn", rpn), ("roi_heads", heads)):
+        if part.box_similarity is not box_iou:
+            _refuse(f"{name}.box_similarity", "box_iou", part.box_similarity)
+        _expect(f"{name}.fg_bg_sampler", part.fg_bg_sampler, BalancedPositiveNegativeSampler)
+    maps = _probe(model)
+    cells = _cells("rpn.anchor_generator", rpn.anchor_generator, maps)
+    _check_rpn_head(rpn.head, cells, maps)
+    _check_coder("rpn.box_coder", rpn.box_coder, (1.0, 1.0, 1.0, 1.0))
+    _check_coder("roi_heads.box_coder", heads.box_coder)
+    _check_matcher("rpn.proposal_matcher", rpn.proposal_matcher, low_quality=True)
+    _check_matcher("roi_heads.proposal_matcher", heads.proposal_matcher, low_quality=False)
+    pool = _expect("roi_heads.box_roi_pool", heads.box_roi_pool, MultiScaleRoIAlign)
+    detector = FasterRCNN(
+        copy.deepcopy(model.backbone),
+        _num_classes(heads, maps),
+        **border,
+        cells=cells,
+        rpn_head=copy.deepcopy(rpn.head),
+        rpn_pre_nms_top_n_train=rpn._pre_nms_top_n["training"],
+        rpn_pre_nms_top_n_test=rpn._pre_nms_top_n["testing"],
+        rpn_post_nms_top_n_train=rpn._post_nms_top_n["training"],
+        rpn_post_nms_top_n_test=rpn._post_nms_top_n["testing"],
+        rpn_nms_thresh=rpn.nms_thresh,
+        rpn_fg_iou_thresh=rpn.proposal_matcher.high_threshold,
+        rpn_bg_iou_thresh=rpn.proposal_matcher.low_threshold,
+        rpn_batch_size_per_image=rpn.fg_bg_sampler.batch_size_per_image,
+        rpn_positive_fraction=rpn.fg_bg_sampler.positive_fraction,
+        rpn_score_thresh=rpn.score_thresh,
+        box_scales=_pooled_scales(pool, maps),
+        box_output_size=pool.output_size,
+        box_sampling_ratio=pool.sampling_ratio,
+        box_canonical_scale=pool.canonical_scale,
+        box_canonical_level=pool.canonical_level,
+        box_head=copy.deepcopy(heads.box_head),
+        box_predictor=copy.deepcopy(heads.box_predictor),
+        box_score_thresh=heads.score_thresh,
+        box_nms_thresh=heads.nms_thresh,
+        box_detections_per_img=heads.detections_per_img,
+        box_fg_iou_thresh=heads.proposal_matcher.high_threshold,
+        box_bg_iou_thresh=heads.proposal_matcher.low_threshold,
+        box_batch_size_per_image=heads.fg_bg_sampler.batch_size_per_image,
+        box_positive_fraction=heads.fg_bg_sampler.positive_fraction,
+        bbox_reg_weights=tuple(heads.box_coder.weights),
+    )
+    detector.rpn.min_size = rpn.min_size
+    return detector
+
+
+def _retinanet(model: Any) -> RetinaNet:
+    _expect("model", model, TorchvisionRetinaNet)
+    head = _expect("head", model.head, TorchvisionRetinaNetHead)
+    classes = _expect(
+        "head.classification_head", head.classification_head, TorchvisionClassificationHead
+    )
+    boxes = _expect("head.regression_head", head.regression_head, TorchvisionRegressionHead)
+    _check_coder("box_coder", model.box_coder, (1.0, 1.0, 1.0, 1.0))
+    _check_coder("head.regression_head.box_coder", boxes.box_coder, (1.0, 1.0, 1.0, 1.0))
+    _check_matcher("proposal_matcher", model.proposal_matcher)
+    border = _border(model.transform)
+    return RetinaNet(
+        copy.deepcopy(model.backbone),
+        classes.num_classes,
+        **border,
+        cells=_cells("anchor_generator", model.anchor_generator, _probe(model)),
+        head=RetinaNetHead(
+            RetinaNetClassificationHead(
+                copy.deepcopy(classes.conv), copy.deepcopy(classes.cls_logits), classes.num_classes
+            ),
+            RetinaNetRegressionHead(copy.deepcopy(boxes.conv), copy.deepcopy(boxes.bbox_reg)),
+        ),
+        score_thresh=model.score_thresh,
+        nms_thresh=model.nms_thresh,
+        detections_per_img=model.detections_per_img,
+        fg_iou_thresh=model.proposal_matcher.high_threshold,
+        bg_iou_thresh=model.proposal_matcher.low_threshold,
+        low_quality_matches=model.proposal_matcher.allow_low_quality_matches,
+        topk_candidates=model.topk_candidates,
+        box_loss=boxes._loss_type,
+    )
+
+
+# ---- what is read of the parts -------------------------------------------------------------------
+
+
+def _border(transform: Any) -> dict[str, Any]:
+    """Detector's arguments."""
+    _expect("transform", transform, GeneralizedRCNNTransform)
+    if transform._skip_resize:
+        _refuse("transform._skip_resize", "False: training would not resize, detection would", True)
+    min_sizes = list(transform.min_size)
+    width_and_height = transform.fixed_size
+    return {
+        "min_size": min_sizes if len(min_sizes) > 1 else min_sizes[0],
+        "max_size": transform.max_size,
+        "size_divisor": transform.size_divisible,
+        "fixed_size": width_and_height and tuple(reversed(width_and_height)),
+        "image_mean": tuple(map(float, transform.image_mean)),
+        "image_std": tuple(map(float, transform.image_std)),
+    }
+
+
+@torch.no_grad()
+def _probe(model: Any) -> dict[str, Tensor]:
+    """The maps that the backbone makes of a black square of PROBE_SIZE, by name, finest first."""
+    backbone = copy.deepcopy(model.backbone).eval()
+    like = next(model.parameters())
+    channels = len(model.transform.image_mean)
+    maps = backbone(like.new_zeros((1, channels, PROBE_SIZE, PROBE_SIZE)))
+    return {"0": maps} if isinstance(maps, Tensor) else dict(maps)
+
+
+def _cells(name: str, generator: Any, maps: dict[str, Tensor]) -> Cells:
+    _expect(name, generator, AnchorGenerator)
+    cells: Cells = tuple(tuple(map(tuple, level.tolist())) for level in generator.cell_anchors)
+    if len(cells) != len(maps):
+        _refuse(name, f"anchors for the backbone's {len(maps)} levels", f"{len(cells)}")
+    return cells
+
+
+@torch.no_grad()
+def _check_rpn_head(head: nn.Module, cells: Cells, maps: dict[str, Tensor]) -> None:
+    objectness, deltas = copy.deepcopy(head).eval()(list(maps.values()))
+    found = [(x.shape[1], y.shape[1]) for x, y in zip(objectness, deltas, strict=True)]
+    expected = [(len(level), 4 * len(level)) for level in cells]
+    if found != expected:
+        _refuse("rpn.head", f"channels of logits and deltas as the anchors', {expected}", found)
+
+
+@torch.no_grad()
+def _num_classes(heads: Any, maps: dict[str, Tensor]) -> int:
+    level = next(iter(maps.values()))
+    pooled = level.new_zeros((2, level.shape[1], *heads.box_roi_pool.output_size))
+    hidden = copy.deepcopy(heads.box_head).eval()(pooled)
+    logits, deltas = copy.deepcopy(heads.box_predictor).eval()(hidden)
+    if deltas.shape[1] != 4 * logits.shape[1]:
+        shapes = f"{deltas.shape[1]} deltas for {logits.shape[1]} classes"
+        _refuse("roi_heads.box_predictor", "four deltas for each class", shapes)
+    return logits.shape[1]
+
+
+def _pooled_scales(pool: Any, maps: dict[str, Tensor]) -> dict[int, float]:
+    """The scale of each level that RoIs are pooled from, by its index among the maps.
+
+    torchvision counts levels from the finest scale on, up to the coarsest one; of maps that share a
+    scale (MobileNetV3's) those that the count does not reach are never pooled.
+    """
+    name = "roi_heads.box_roi_pool"
+    levels = [i for i, level in enumerate(maps) if level in pool.featmap_names]
+    if not levels:
+        _refuse(f"{name}.featmap_names", f"some of {list(maps)}", pool.featmap_names)
+    scales = pool.scales
+    if scales is None:
+        sizes = [level.shape[2] for level in maps.values()]
+        scales = [2.0 ** round(math.log2(sizes[i] / PROBE_SIZE)) for i in levels]
+    span = round(math.log2(scales[0] / scales[-1])) + 1
+    expected = [scales[0] / 2**i for i in range(span)]
+    if span < 1 or list(scales[:span]) != expected:
+        _refuse(f"{name}.featmap_names", "levels each half as fine as the one before", list(scales))
+    return dict(zip(levels[:span], expected, strict=True))
+
+
+def _check_coder(name: str, coder: Any, weights: tuple[float, ...] | None = None) -> None:
+    _expect(name, coder, BoxCoder)
+    if coder.bbox_xform_clip != math.log(1000 / 16):
+        _refuse(f"{name}.bbox_xform_clip", "log(1000 / 16)", coder.bbox_xform_clip)
+    if weights is not None and tuple(coder.weights) != weights:
+        _refuse(f"{name}.weights", weights, coder.weights)
+
+
+def _check_matcher(name: str, matcher: Any, low_quality: bool | None = None) -> None:
+    _expect(name, matcher, Matcher)
+    if low_quality is not None and matcher.allow_low_quality_matches != low_quality:
+        _refuse(f"{name}.allow_low_quality_matches", low_quality, not low_quality)
+
+
+def _expect(name: str, part: Any, *classes: type) -> Any:
+    """`part`, if it is of one of the classes and none of that class's methods is replaced."""
+    for cls in classes:
+        if type(part) is cls:
+            return part
+    for cls in classes:
+        if isinstance(part, cls):
+            methods = [key for key, value in vars(cls).items() if callable(value)]
+            replaced = [
+                key
+                for key in methods
+                if key not in ("__init__", "__repr__")
+                and (key in vars(part) or getattr(type(part), key) is not getattr(cls, key))
+            ]
+            if not replaced:
+                return part
+            _refuse(name, f"{cls.__name__}'s own {replaced[0]}", f"{type(part).__name__}'s")
+    expected = " or ".join(f"torchvision's {cls.__name__}" for cls in classes)
+    return _refuse(name, expected, type(part).__name__)
+
+
+def _refuse(name: str, expected: Any, got: Any) -> NoReturn:
+    raise ValueError(f"from_torchvision: {name}: expected {expected}, got {got}")

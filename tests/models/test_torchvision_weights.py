@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Converted detectors beside the torchvision models that they come from.
+
+Random weights give no detections: BatchNorms first see two pictures, then the last layers are
+scaled to scores and deltas of a spread that detections need. Such a network magnifies rounding, so
+that what must be equal to the last detection is compared in float64; in float32 torchvision's side
+computes in channels_last as ours does, because convolutions round differently in another layout.
+"""
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import detection, mobilenet_v2, resnet18
+from torchvision.models.detection._utils import BoxCoder, Matcher
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+from fastdet.models import from_torchvision
+
+NUMBERS: dict[str, Any] = {"min_size": 96, "max_size": 150}
+PROPOSALS = {"rpn_post_nms_top_n_train": 60, "rpn_post_nms_top_n_test": 60}
+SPREADS = {"cls_logits": 1.0, "cls_score": 1.0, "bbox_pred": 0.3, "bbox_reg": 0.3}
+
+
+def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> Tensor:
+    """Blurred noise: neighbours alike, regions different."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, channels, height // 12 + 2, width // 12 + 2, generator=generator)
+    return F.interpolate(coarse, (height, width), mode="bilinear")[0]
+
+
+def targets_for(images: list[Tensor]) -> list[dict[str, Tensor]]:
+    """Three objects in every image but the last, which has none."""
+    targets = []
+    for image in images:
+        corner = torch.tensor([image.shape[2], image.shape[1]]).repeat(2).float()
+        shares = torch.tensor([[0.05, 0.1, 0.5, 0.6], [0.4, 0.3, 0.95, 0.9], [0.1, 0.6, 0.35, 0.8]])
+        targets.append({"boxes": shares * corner, "labels": torch.tensor([1, 3, 2])})
+    targets[-1] = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    return targets
+
+
+def outputs_of(layer: nn.Module, model: nn.Module, images: list[Tensor]) -> Tensor:
+    seen: list[Tensor] = []
+    hook = layer.register_forward_hook(lambda _, inputs, output: seen.append(output.flatten()))
+    model(images)
+    hook.remove()
+    return torch.cat(seen)
+
+
+@torch.no_grad()
+def with_detections(model: Any) -> Any:
+    """The model in eval mode, in float32."""
+    images = [picture(100, 130, seed=1), picture(128, 110, seed=2)]
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = None
+    model.train()(images, targets_for(images))
+    model.eval()
+    heads = [model.rpn.head, model.roi_heads] if hasattr(model, "rpn") else [model.head]
+    layers = [named for head in heads for named in head.named_modules()]
+    for name, layer in layers:
+        kind = name.split(".")[-1]
+        if kind in SPREADS:
+            layer.weight.mul_(SPREADS[kind] / outputs_of(layer, model, images).std())
+            layer.bias.sub_(outputs_of(layer, model, images).mean())
+            if kind == "cls_logits":
+                layer.bias.sub_(1)
+    return model.to(memory_format=torch.channels_last)
+
+
+def resnet18_pyramid(**numbers: Any) -> BackboneWithFPN:
+    layers = {"layer2": "c3", "layer3": "c4", "layer4": "c5"}
+    return BackboneWithFPN(resnet18(weights=None), layers, [128, 256, 512], 32, **numbers)
+
+
+def faster_rcnn_of_parts() -> nn.Module:
+    """Pools from two of four levels, by other bins, with other anchors and numbers."""
+    return detection.FasterRCNN(
+        resnet18_pyramid(),
+        4,
+        min_size=(96, 128),
+        max_size=180,
+        size_divisible=64,
+        image_mean=[0.5, 0.4, 0.3],
+        image_std=[0.3, 0.2, 0.25],
+        rpn_anchor_generator=AnchorGenerator(
+            ((16, 24), (32, 48), (64, 96), (128, 256)), (0.7, 1.4)
+        ),
+        rpn_nms_thresh=0.6,
+        rpn_score_thresh=0.2,
+        rpn_pre_nms_top_n_test=300,
+        rpn_post_nms_top_n_test=150,
+        box_roi_pool=MultiScaleRoIAlign(["c4", "c5"], 5, 0, canonical_scale=100),
+        box_score_thresh=0.1,
+        box_nms_thresh=0.3,
+        box_detections_per_img=30,
+        box_fg_iou_thresh=0.6,
+        box_bg_iou_thresh=0.4,
+        bbox_reg_weights=(5.0, 5.0, 2.0, 2.0),
+    )
+
+
+def faster_rcnn_of_one_map() -> nn.Module:
+    """A backbone that returns one map and no dict, a box head of the user's, a fixed size."""
+    backbone = mobilenet_v2(weights=None).features[:7]
+    backbone.out_channels = 32  # type: ignore[assignment]
+    return detection.FasterRCNN(
+        backbone,
+        None,
+        fixed_size=(160, 128),
+        rpn_anchor_generator=AnchorGenerator(((32, 64, 96),), ((0.5, 1.0),)),
+        box_roi_pool=MultiScaleRoIAlign(["0"], (3, 4), 2),
+        box_head=nn.Sequential(nn.Conv2d(32, 16, 1), nn.BatchNorm2d(16), nn.Flatten(), nn.ReLU()),
+        box_predictor=detection.faster_rcnn.FastRCNNPredictor(16 * 12, 5),
+    )
+
+
+def retinanet_of_parts(box_loss: str = "smooth_l1") -> nn.Module:
+    backbone = resnet18_pyramid(extra_blocks=LastLevelP6P7(512, 32))
+    generator = AnchorGenerator(tuple((s, 1.3 * s) for s in (24, 48, 96, 192, 300)), (0.6, 1.5))
+    model = detection.RetinaNet(
+        backbone,
+        4,
+        **NUMBERS,
+        anchor_generator=generator,
+        proposal_matcher=Matcher(0.45, 0.35, allow_low_quality_matches=False),
+        score_thresh=0.3,
+        nms_thresh=0.4,
+        detections_per_img=40,
+        topk_candidates=100,
+    )
+    model.head.regression_head._loss_type = box_loss
+    return model
+
+
+def builder(name: str) -> Callable[[], nn.Module]:
+    build = getattr(detection, name)
+    numbers = NUMBERS | (PROPOSALS if name.startswith("faster") else {"score_thresh": 0.75})
+    return lambda: build(weights=None, weights_backbone=None, num_classes=5, **numbers)
+
+
+BUILDERS = (
+    "fasterrcnn_resnet50_fpn",
+    "fasterrcnn_resnet50_fpn_v2",
+    "fasterrcnn_mobilenet_v3_large_fpn",
+    "fasterrcnn_mobilenet_v3_large_320_fpn",
+    "retinanet_resnet50_fpn",
+    "retinanet_resnet50_fpn_v2",
+)
+MODELS: dict[str, Callable[[], nn.Module]] = {name: builder(name) for name in BUILDERS} | {
+    "faster_rcnn_of_parts": faster_rcnn_of_parts,
+    "faster_rcnn_of_one_map": faster_rcnn_of_one_map,
+    "retinanet_of_parts": retinanet_of_parts,
+}
+every_model = pytest.mark.parametrize("name", MODELS)
+
+
+@functools.cache
+def torchvision_model(name: str) -> Any:
+    """In eval mode; not to be changed."""
+    torch.manual_seed(0)
+    return with_detections(MODELS[name]())
+
+
+def assert_same_detections(theirs: nn.Module, ours: nn.Module, images: list[Tensor]) -> int:
+    """In the dtype of the models; returns the least number of detections of an image."""
+    dtype = next(theirs.parameters()).dtype
+    images = [image.to(dtype) for image in images]
+    with torch.no_grad():
+        expected, found = theirs(images), ours(images)
+    for own, other in zip(found, expected, strict=True):
+        assert torch.equal(own["labels"], other["labels"])
+        torch.testing.assert_close(own["boxes"], other["boxes"], rtol=0, atol=1e-3)
+        torch.testing.assert_close(own["scores"], other["scores"], rtol=0, atol=1e-5)
+    return min(len(of_image["scores"]) for of_image in expected)
+
+
+@every_model
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_detections_equal_torchvisions(name: str, dtype: torch.dtype) -> None:
+    theirs = copy.deepcopy(torchvision_model(name)).to(dtype)
+    ours = from_torchvision(theirs)
+    assert not ours.training
+    odd = [picture(90, 133, seed=3), picture(121, 71, channels=1, seed=4)]
+    assert assert_same_detections(theirs, ours, odd) >= 10
+    if dtype == torch.float64:  # magnified, it is flat: in float32 scores tie
+        assert assert_same_detections(theirs, ours, [picture(5, 7, seed=5)]) >= 1
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn_of_parts", "retinanet_of_parts"])
+def test_no_detections(name: str) -> None:
+    theirs = copy.deepcopy(torchvision_model(name))
+    (theirs.roi_heads if hasattr(theirs, "rpn") else theirs).score_thresh = 1.0
+    images = [picture(90, 133), picture(60, 60)]
+    assert assert_same_detections(theirs, from_torchvision(theirs), images) == 0
+
+
+def learning_pair(name: str) -> tuple[nn.Module, nn.Module]:
+    """In training and float64, looking at all anchors and proposals: nothing is left to chance."""
+    theirs = copy.deepcopy(torchvision_model(name)).train().double()
+    if hasattr(theirs, "rpn"):
+        for part in (theirs.rpn, theirs.roi_heads):
+            part.fg_bg_sampler.batch_size_per_image = 20_000
+    return theirs, from_torchvision(theirs)
+
+
+def losses_of(model: nn.Module) -> dict[str, Tensor]:
+    images = [picture(90, 133, seed=6), picture(121, 71, channels=1, seed=7), picture(60, 60)]
+    torch.manual_seed(0)
+    dtype = next(model.parameters()).dtype
+    targets = targets_for(images)
+    for target in targets:
+        target["boxes"] = target["boxes"].to(dtype)
+    return model([image.to(dtype) for image in images], targets)
+
+
+@every_model
+def test_losses_and_gradients_equal_torchvisions(name: str) -> None:
+    theirs, ours = learning_pair(name)
+    assert ours.training
+    expected, losses = losses_of(theirs), losses_of(ours)
+    assert set(losses) == set(expected)
+    for key, loss in losses.items():
+        assert loss.item() == pytest.approx(expected[key].item(), rel=1e-5, abs=1e-7), key
+        assert loss > 0, key
+    torch.stack(list(expected.values())).sum().backward()
+    torch.stack(list(losses.values())).sum().backward()
+    parameters = dict(ours.named_parameters())
+    for key, parameter in theirs.named_parameters():
+        assert parameter.requires_grad == parameters[key].requires_grad
+        if parameter.grad is not None:
+            scale = parameter.grad.abs().max() + 1e-9
+            assert (parameters[key].grad - parameter.grad).abs().max() <= 1e-4 * scale, key
+    buffers = dict(ours.named_buffers())
+    for key, buffer in theirs.named_buffers():
+        torch.testing.assert_close(buffers[key], buffer, rtol=1e-6, atol=1e-6, msg=key)
+
+
+@pytest.mark.parametrize("box_loss", ["giou", "diou", "ciou"])
+def test_box_losses_of_retinanet(box_loss: str) -> None:
+    torch.manual_seed(0)
+    theirs = retinanet_of_parts(box_loss).double().train()
+    ours = from_torchvision(theirs)
+    expected, losses = losses_of(theirs), losses_of(ours)
+    for key, loss in losses.items():
+        assert loss.item() == pytest.approx(expected[key].item(), rel=1e-5, abs=1e-7), key
+    losses["bbox_regression"].backward()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in ours.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "lr"), [("faster_rcnn_of_one_map", 0.02), ("retinanet_of_parts", 0.002)]
+)
+def test_training_follows_torchvisions_curve(name: str, lr: float) -> None:
+    curves = []
+    for model in learning_pair(name):
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+        curve = []
+        for _ in range(5):
+            loss = torch.stack(list(losses_of(model).values())).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            curve.append(loss.item())
+        curves.append(curve)
+    assert curves[0][-1] < 0.95 * curves[0][0]
+    assert curves[1] == pytest.approx(curves[0], rel=1e-5)
+
+
+@every_model
+def test_state_dicts_fit_and_share_nothing(name: str) -> None:
+    theirs = torchvision_model(name)
+    ours = from_torchvision(theirs)
+    state, expected = ours.state_dict(), theirs.state_dict()
+    assert list(map(str, state)) == list(map(str, expected))
+    for key, value in state.items():
+        assert torch.equal(value, expected[key]), key
+        assert value.data_ptr() != expected[key].data_ptr(), key
+
+
+def test_levels_of_a_pooler_that_has_run_are_kept() -> None:
+    theirs = copy.deepcopy(torchvision_model("faster_rcnn_of_parts"))
+    assert theirs.roi_heads.box_roi_pool.scales == [1 / 16, 1 / 32]
+    assert from_torchvision(theirs).roi_heads.scales == {1: 1 / 16, 2: 1 / 32}  # type: ignore[union-attr]
+    theirs.roi_heads.box_roi_pool.scales = [1 / 8, 1 / 16]
+    assert from_torchvision(theirs).roi_heads.scales == {1: 1 / 8, 2: 1 / 16}  # type: ignore[union-attr]
+
+
+# ---- what is refused -----------------------------------------------------------------------------
+
+
+class OtherBoxes(BoxCoder):
+    def decode(self, rel_codes: Tensor, boxes: list[Tensor]) -> Tensor:
+        return rel_codes
+
+
+class NormedHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(32)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return self.norm(pooled).mean((2, 3))
+
+
+def set_part(path: str, part: Callable[[], Any]) -> Callable[[Any], None]:
+    def change(model: Any) -> None:
+        *owners, last = path.split(".")
+        for owner in owners:
+            model = getattr(model, owner)
+        setattr(model, last, part())
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("path", "part", "message"),
+    [
+        ("roi_heads.mask_head", nn.Identity, "roi_heads.mask_head: expected None"),
+        ("roi_heads.box_coder", lambda: OtherBoxes((1.0,) * 4), "own decode, got OtherBoxes's"),
+        ("rpn.box_coder", lambda: BoxCoder((2.0,) * 4), r"rpn.box_coder.weights: .*got \(2"),
+        ("rpn.anchor_generator", lambda: AnchorGenerator(((32,),)), "for .* 4 levels, got 1"),
+        ("rpn.head", lambda: detection.rpn.RPNHead(32, 7), r"rpn.head: .*got \[\(7, 28\)"),
+        ("roi_heads.box_predictor.bbox_pred", lambda: nn.Linear(1024, 4), "4 deltas for 4 classes"),
+        ("roi_heads.box_roi_pool.featmap_names", lambda: ["p9"], r"some of \['c3', .*got \['p9'\]"),
+        ("roi_heads.box_roi_pool.scales", lambda: [0.5, 0.125], r"half as fine .*\[0.5, 0.125\]"),
+        ("roi_heads.proposal_matcher", lambda: Matcher(0.5, 0.5, True), "_matches: expected False"),
+        ("roi_heads.box_head", NormedHead, "box_head: expected BatchNorm2d in Sequentials alone"),
+        ("transform._skip_resize", lambda: True, "transform._skip_resize: expected False"),
+        ("transform", nn.Identity, "transform: expected .*GeneralizedRCNNTransform, got Identity"),
+    ],
+)  # fmt: skip
+def test_what_has_no_counterpart_is_refused(
+    path: str, part: Callable[[], Any], message: str
+) -> None:
+    model = faster_rcnn_of_parts()
+    if path == "roi_heads.box_head":
+        model.roi_heads.box_predictor = detection.faster_rcnn.FastRCNNPredictor(32, 4)
+    set_part(path, part)(model)
+    with pytest.raises(ValueError, match=message):
+        from_torchvision(model)
+
+
+def test_other_models_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"got torchvision.models.detection.ssd.SSD"):
+        from_torchvision(detection.ssd300_vgg16(weights=None, weights_backbone=None))
