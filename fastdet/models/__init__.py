@@ -7,7 +7,7 @@ from fastdet.models.batch import Batch, Detections
 from fastdet.models.detector import Detector
 from fastdet.models.faster_rcnn import FasterRCNN, faster_rcnn
 from fastdet.models.retinanet import RetinaNet, retinanet
-from fastdet.models.torchvision_weights import from_torchvision
+from fastdet.models.torchvision_weights import from_torchvision, load_torchvision_weights
 
 MODELS: dict[str, Callable[..., Detector]] = {
     "faster_rcnn": faster_rcnn,
@@ -23,5 +23,6 @@ __all__ = [
     "RetinaNet",
     "faster_rcnn",
     "from_torchvision",
+    "load_torchvision_weights",
     "retinanet",
 ]

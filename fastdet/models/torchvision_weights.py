@@ -8,11 +8,14 @@ could repeat is refused by name.
 """
 
 import copy
+import hashlib
 import math
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import get_model, get_model_weights
 from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
@@ -28,7 +31,7 @@ from torchvision.models.detection.retinanet import (
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork as TorchvisionRPN
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import MultiScaleRoIAlign, box_iou
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, box_iou
 
 from fastdet.models.anchors import Cells
 from fastdet.models.detector import Detector, channels_last
@@ -71,6 +74,68 @@ def from_torchvision(model: nn.Module) -> Detector:
             f"got {type(model).__module__}.{type(model).__name__}"
         )
     return channels_last(detector.train(model.training))
+
+
+def load_torchvision_weights(
+    name: str, path: str | Path | None = None, *, weights: Any = "DEFAULT", **numbers: Any
+) -> Detector:
+    """Our detector with the weights of one of torchvision's checkpoints, in eval mode.
+
+    Args:
+        name: torchvision's builder, e.g. "fasterrcnn_resnet50_fpn".
+        path: a file with torchvision's keys, or with them under "model" as its training scripts
+            write it: one of torchvision's own, or one of a fine-tuned model, of any number of
+            classes. Without a path torchvision downloads `weights`.
+        weights: a member of the builder's weights enum, or its name.
+        numbers: the builder's other arguments, min_size or box_score_thresh for example.
+
+    Returns:
+        The detector. From a path BatchNorms are frozen if the file has no count of batches for
+        them, as in torchvision's own files of v1, and all other parameters train; without one,
+        the first layers are frozen as torchvision does it.
+
+    Raises:
+        ValueError: a name that torchvision does not know, and what `from_torchvision` refuses; a
+            file without a detector's keys.
+        RuntimeError: keys or shapes in the file that are not those of the builder's model.
+    """
+    if path is None:
+        return from_torchvision(get_model(name, weights=weights, **numbers).eval())
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = state.get("model", state)
+    model = get_model(
+        name, weights=None, weights_backbone=None, num_classes=_classes_of(state, path), **numbers
+    )
+    if not any(key.endswith("num_batches_tracked") for key in state):
+        # The first checkpoints were trained while FrozenBatchNorm2d ignored its eps.
+        early = name in ("fasterrcnn_resnet50_fpn", "retinanet_resnet50_fpn")
+        _freeze_batch_norms(model, 0.0 if early and _is_torchvisions_own(name, path) else 1e-5)
+    model.load_state_dict(state)
+    return from_torchvision(model.eval())
+
+
+def _classes_of(state: dict[str, Tensor], path: str | Path) -> int:
+    if "roi_heads.box_predictor.cls_score.bias" in state:
+        return len(state["roi_heads.box_predictor.cls_score.bias"])
+    try:
+        logits = state["head.classification_head.cls_logits.bias"]
+        return 4 * len(logits) // len(state["head.regression_head.bbox_reg.bias"])
+    except KeyError as error:
+        raise ValueError(f"{path}: expected a torchvision detector's keys, no {error}") from None
+
+
+def _freeze_batch_norms(module: nn.Module, eps: float) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, FrozenBatchNorm2d(child.num_features, eps))
+        else:
+            _freeze_batch_norms(child, eps)
+
+
+def _is_torchvisions_own(name: str, path: str | Path) -> bool:
+    """Whether the file is one that torchvision offers: their names end with their hashes."""
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return any(f"-{digest[:8]}." in member.url for member in get_model_weights(name))
 
 
 # ---- the families --------------------------------------------------------------------------------

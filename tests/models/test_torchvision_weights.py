@@ -9,7 +9,9 @@ computes in channels_last as ours does, because convolutions round differently i
 
 import copy
 import functools
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,10 +22,10 @@ from torchvision.models import detection, mobilenet_v2, resnet18
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from fastdet.models import from_torchvision
+from fastdet.models import from_torchvision, load_torchvision_weights
 
 NUMBERS: dict[str, Any] = {"min_size": 96, "max_size": 150}
 PROPOSALS = {"rpn_post_nms_top_n_train": 60, "rpn_post_nms_top_n_test": 60}
@@ -294,6 +296,78 @@ def test_levels_of_a_pooler_that_has_run_are_kept() -> None:
     assert from_torchvision(theirs).roi_heads.scales == {1: 1 / 16, 2: 1 / 32}  # type: ignore[union-attr]
     theirs.roi_heads.box_roi_pool.scales = [1 / 8, 1 / 16]
     assert from_torchvision(theirs).roi_heads.scales == {1: 1 / 8, 2: 1 / 16}  # type: ignore[union-attr]
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------
+
+LIGHT = "fasterrcnn_mobilenet_v3_large_320_fpn"
+
+
+def without_counts(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As the file of a model whose BatchNorms were frozen."""
+    return {key: value for key, value in state.items() if "num_batches_tracked" not in key}
+
+
+def test_a_file_equals_the_same_weights_from_the_enum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = NUMBERS | PROPOSALS | {"box_score_thresh": 0.0}
+    torch.manual_seed(0)
+    model = detection.fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None)
+    state = without_counts(with_detections(model).state_dict())
+    path = tmp_path / "weights.pth"
+    torch.save(state, path)
+    asked = []
+
+    def download(url: str, **_: Any) -> Any:
+        asked.append(url)
+        return torch.load(path)
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+    downloaded = load_torchvision_weights(LIGHT, **numbers)
+    assert asked == [detection.FasterRCNN_MobileNet_V3_Large_320_FPN_Weights.DEFAULT.url]
+    monkeypatch.undo()
+    loaded = load_torchvision_weights(LIGHT, path, **numbers)
+    for ours in (downloaded, loaded):
+        assert not ours.training
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in ours.modules())
+        assert set(ours.state_dict()) == set(state)
+        assert all(torch.equal(ours.state_dict()[key], value) for key, value in state.items())
+    image = picture(90, 120)
+    with torch.no_grad():
+        (expected,), (found,) = downloaded([image]), loaded([image])
+    assert len(expected["scores"]) >= 10
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+def test_a_file_of_other_classes_whose_batch_norms_learn(tmp_path: Path) -> None:
+    theirs = torchvision_model(LIGHT)
+    torch.save({"model": theirs.state_dict(), "epoch": 3}, tmp_path / "model_3.pth")
+    ours = load_torchvision_weights(LIGHT, tmp_path / "model_3.pth", **NUMBERS, **PROPOSALS)
+    assert ours.num_classes == 5
+    assert any(isinstance(module, nn.BatchNorm2d) for module in ours.modules())
+    assert assert_same_detections(theirs, ours, [picture(90, 133, seed=3)]) >= 10
+
+
+def test_files_that_do_not_fit(tmp_path: Path) -> None:
+    torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other.pth: expected a torchvision detector's keys, no"):
+        load_torchvision_weights(LIGHT, tmp_path / "other.pth")
+    torch.save(torchvision_model(LIGHT).state_dict(), tmp_path / "light.pth")
+    with pytest.raises(RuntimeError, match="Missing key"):
+        load_torchvision_weights("fasterrcnn_resnet50_fpn", tmp_path / "light.pth")
+
+
+def test_eps_of_the_first_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "retinanet_resnet50_fpn"
+    path = tmp_path / "file.pth"
+    torch.save(without_counts(torchvision_model(name).state_dict()), path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    own = detection.RetinaNet_ResNet50_FPN_Weights.COCO_V1.value
+    for url, eps in ((own.url, 1e-5), (f"https://host/name-{digest[:8]}.pth", 0.0)):
+        monkeypatch.setattr(own, "url", url)
+        norms = load_torchvision_weights(name, path).modules()
+        assert {norm.eps for norm in norms if isinstance(norm, FrozenBatchNorm2d)} == {eps}
 
 
 # ---- what is refused -----------------------------------------------------------------------------
