@@ -6,15 +6,18 @@ from collections.abc import Callable
 from fastdet.models.batch import Batch, Detections
 from fastdet.models.detector import Detector
 from fastdet.models.faster_rcnn import FasterRCNN, faster_rcnn
+from fastdet.models.fcos import FCOS, fcos
 from fastdet.models.retinanet import RetinaNet, retinanet
 from fastdet.models.torchvision_weights import from_torchvision, load_torchvision_weights
 
 MODELS: dict[str, Callable[..., Detector]] = {
     "faster_rcnn": faster_rcnn,
+    "fcos": fcos,
     "retinanet": retinanet,
 }
 
 __all__ = [
+    "FCOS",
     "MODELS",
     "Batch",
     "Detections",
@@ -22,6 +25,7 @@ __all__ = [
     "FasterRCNN",
     "RetinaNet",
     "faster_rcnn",
+    "fcos",
     "from_torchvision",
     "load_torchvision_weights",
     "retinanet",

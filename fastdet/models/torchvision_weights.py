@@ -18,7 +18,13 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
-from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
+from torchvision.models.detection import fcos as torchvision_fcos
+from torchvision.models.detection._utils import (
+    BalancedPositiveNegativeSampler,
+    BoxCoder,
+    BoxLinearCoder,
+    Matcher,
+)
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.retinanet import (
@@ -36,6 +42,7 @@ from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, box_iou
 from fastdet.models.anchors import Cells
 from fastdet.models.detector import Detector, channels_last
 from fastdet.models.faster_rcnn import FasterRCNN
+from fastdet.models.fcos import FCOS, FCOSClassificationHead, FCOSHead, FCOSRegressionHead
 from fastdet.models.retinanet import (
     RetinaNet,
     RetinaNetClassificationHead,
@@ -50,13 +57,13 @@ def from_torchvision(model: nn.Module) -> Detector:
     """Our detector with the weights and the numbers of one of torchvision's.
 
     Args:
-        model: torchvision's FasterRCNN or RetinaNet, from one of its builders or from parts:
+        model: torchvision's FasterRCNN, RetinaNet or FCOS, from one of its builders or from parts:
             any backbone, anchors, RPN head, RoI pooler and box head. Not changed: the weights are
             copied, and training one model leaves the other as it is.
 
     Returns:
-        A FasterRCNN or a RetinaNet in the mode, dtype and on the device of `model`. Names and
-        shapes in its state dict are those of `model`.
+        A FasterRCNN, a RetinaNet or an FCOS in the mode, dtype and on the device of `model`. Names
+        and shapes in its state dict are those of `model`.
 
     Raises:
         ValueError: naming the part that has no counterpart here.
@@ -68,9 +75,11 @@ def from_torchvision(model: nn.Module) -> Detector:
         detector = _faster_rcnn(model)
     elif isinstance(model, TorchvisionRetinaNet):
         detector = _retinanet(model)
+    elif isinstance(model, torchvision_fcos.FCOS):
+        detector = _fcos(model)
     else:
         raise ValueError(
-            "model: expected torchvision's FasterRCNN or RetinaNet, "
+            "model: expected torchvision's FasterRCNN, RetinaNet or FCOS, "
             f"got {type(model).__module__}.{type(model).__name__}"
         )
     return channels_last(detector.train(model.training))
@@ -227,6 +236,44 @@ def _retinanet(model: Any) -> RetinaNet:
         low_quality_matches=model.proposal_matcher.allow_low_quality_matches,
         topk_candidates=model.topk_candidates,
         box_loss=boxes._loss_type,
+    )
+
+
+def _fcos(model: Any) -> FCOS:
+    _expect("model", model, torchvision_fcos.FCOS)
+    head = _expect("head", model.head, torchvision_fcos.FCOSHead)
+    classes = _expect(
+        "head.classification_head",
+        head.classification_head,
+        torchvision_fcos.FCOSClassificationHead,
+    )
+    boxes = _expect(
+        "head.regression_head", head.regression_head, torchvision_fcos.FCOSRegressionHead
+    )
+    for name, coder in (("box_coder", model.box_coder), ("head.box_coder", head.box_coder)):
+        if not _expect(name, coder, BoxLinearCoder).normalize_by_size:
+            _refuse(f"{name}.normalize_by_size", True, False)
+    border = _border(model.transform)
+    return FCOS(
+        copy.deepcopy(model.backbone),
+        classes.num_classes,
+        **border,
+        cells=_cells("anchor_generator", model.anchor_generator, _probe(model)),
+        head=FCOSHead(
+            FCOSClassificationHead(
+                copy.deepcopy(classes.conv), copy.deepcopy(classes.cls_logits), classes.num_classes
+            ),
+            FCOSRegressionHead(
+                copy.deepcopy(boxes.conv),
+                copy.deepcopy(boxes.bbox_reg),
+                copy.deepcopy(boxes.bbox_ctrness),
+            ),
+        ),
+        center_sampling_radius=model.center_sampling_radius,
+        score_thresh=model.score_thresh,
+        nms_thresh=model.nms_thresh,
+        detections_per_img=model.detections_per_img,
+        topk_candidates=model.topk_candidates,
     )
 
 

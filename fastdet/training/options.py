@@ -14,7 +14,7 @@ class TrainOptions:
     out: Path
     """Folder for last.ckpt, best.ckpt (highest val/AP) and metrics.csv."""
     model: str = "faster_rcnn"
-    """faster_rcnn or retinanet."""
+    """faster_rcnn, retinanet or fcos."""
     backbone: str = "resnet50"
     """Name of a timm ResNet."""
     pretrained: bool = False

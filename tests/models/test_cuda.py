@@ -20,6 +20,7 @@ pytestmark = pytest.mark.parametrize("family", MODELS)
 # Which anchors a loss looks at must not depend on chance: it looks at all of them.
 NO_CHOICE: dict[str, dict[str, float]] = {
     "faster_rcnn": {"rpn_batch_size_per_image": 20_000, "box_batch_size_per_image": 8_000},
+    "fcos": {},
     "retinanet": {},
 }
 

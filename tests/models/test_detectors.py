@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.ops import MultiScaleRoIAlign
 
-from fastdet.models import MODELS, FasterRCNN, faster_rcnn
+from fastdet.models import FCOS, MODELS, FasterRCNN, faster_rcnn
 from fastdet.models.anchors import pyramid_anchors
 from fastdet.models.batch import Batch
 from fastdet.models.losses import box_regression_loss
@@ -18,6 +18,7 @@ every_family = pytest.mark.parametrize("family", MODELS)
 
 LOSSES = {
     "faster_rcnn": ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"),
+    "fcos": ("classification", "bbox_regression", "bbox_ctrness"),
     "retinanet": ("classification", "bbox_regression"),
 }
 
@@ -235,3 +236,13 @@ def test_batch_is_a_tuple_of_tensors_for_pytrees() -> None:
     leaves, spec = torch.utils._pytree.tree_flatten(model.pad(*scene()))
     assert len(leaves) == 5
     assert isinstance(torch.utils._pytree.tree_unflatten(leaves, spec), Batch)
+
+
+def test_a_location_of_fcos_learns_the_smallest_box_around_it() -> None:
+    model = small_model("fcos")
+    assert isinstance(model, FCOS)
+    boxes = torch.tensor([[10.0, 10, 62, 62], [20, 20, 52, 52], [8, 8, 64, 64]])
+    target = {"boxes": boxes, "labels": torch.tensor([1, 2, 3])}
+    batch = model.pad([torch.rand(3, 96, 96)], [target])
+    anchors = torch.tensor([[32.0, 32, 40, 40], [28, 28, 44, 44]])  # at the centre of all boxes
+    assert model._match(anchors, [1, 1], batch).tolist() == [[1, -1]]  # too near for level 1

@@ -57,7 +57,7 @@ def test_exported_detect_equals_eager(family: str) -> None:
     images, _ = scene()
     model = spread_scores(small_model(family)).eval()
     batch = model.pad(images)
-    exported = torch.export.export(Detect(model), (batch,)).module()
+    exported = torch.export.export(Detect(model), (batch,), strict=True).module()
     with torch.no_grad():
         expected, got = model.detect(batch), exported(batch)
     assert isinstance(got, Detections)

@@ -27,9 +27,17 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from fastdet.models import from_torchvision, load_torchvision_weights
 
+from .test_fixed_shapes import Detect
+
 NUMBERS: dict[str, Any] = {"min_size": 96, "max_size": 150}
 PROPOSALS = {"rpn_post_nms_top_n_train": 60, "rpn_post_nms_top_n_test": 60}
-SPREADS = {"cls_logits": 1.0, "cls_score": 1.0, "bbox_pred": 0.3, "bbox_reg": 0.3}
+SPREADS = {
+    "bbox_ctrness": 1.0,
+    "cls_logits": 1.0,
+    "cls_score": 1.0,
+    "bbox_pred": 0.3,
+    "bbox_reg": 0.3,
+}
 
 
 def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> Tensor:
@@ -62,10 +70,12 @@ def outputs_of(layer: nn.Module, model: nn.Module, images: list[Tensor]) -> Tens
 def with_detections(model: Any) -> Any:
     """The model in eval mode, in float32."""
     images = [picture(100, 130, seed=1), picture(128, 110, seed=2)]
-    for norm in model.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            norm.momentum = None
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None
     model.train()(images, targets_for(images))
+    for norm in norms:
+        norm.momentum = 0.1
     model.eval()
     heads = [model.rpn.head, model.roi_heads] if hasattr(model, "rpn") else [model.head]
     layers = [named for head in heads for named in head.named_modules()]
@@ -76,6 +86,8 @@ def with_detections(model: Any) -> Any:
             layer.bias.sub_(outputs_of(layer, model, images).mean())
             if kind == "cls_logits":
                 layer.bias.sub_(1)
+            if kind == "bbox_reg" and isinstance(model, detection.FCOS):
+                layer.bias.add_(1)  # distances, which are not negative
     return model.to(memory_format=torch.channels_last)
 
 
@@ -144,9 +156,23 @@ def retinanet_of_parts(box_loss: str = "smooth_l1") -> nn.Module:
     return model
 
 
+def fcos_of_parts() -> nn.Module:
+    return detection.FCOS(
+        resnet18_pyramid(),
+        4,
+        **NUMBERS,
+        anchor_generator=AnchorGenerator(((6,), (10,), (18,), (45,)), ((1.0,),) * 4),
+        center_sampling_radius=2.5,
+        score_thresh=0.5,
+        nms_thresh=0.4,
+        detections_per_img=30,
+        topk_candidates=50,
+    )
+
+
 def builder(name: str) -> Callable[[], nn.Module]:
     build = getattr(detection, name)
-    numbers = NUMBERS | (PROPOSALS if name.startswith("faster") else {"score_thresh": 0.75})
+    numbers = NUMBERS | (PROPOSALS if name.startswith("faster") else {"score_thresh": 0.7})
     return lambda: build(weights=None, weights_backbone=None, num_classes=5, **numbers)
 
 
@@ -157,11 +183,13 @@ BUILDERS = (
     "fasterrcnn_mobilenet_v3_large_320_fpn",
     "retinanet_resnet50_fpn",
     "retinanet_resnet50_fpn_v2",
+    "fcos_resnet50_fpn",
 )
 MODELS: dict[str, Callable[[], nn.Module]] = {name: builder(name) for name in BUILDERS} | {
     "faster_rcnn_of_parts": faster_rcnn_of_parts,
     "faster_rcnn_of_one_map": faster_rcnn_of_one_map,
     "retinanet_of_parts": retinanet_of_parts,
+    "fcos_of_parts": fcos_of_parts,
 }
 every_model = pytest.mark.parametrize("name", MODELS)
 
@@ -296,6 +324,42 @@ def test_levels_of_a_pooler_that_has_run_are_kept() -> None:
     assert from_torchvision(theirs).roi_heads.scales == {1: 1 / 16, 2: 1 / 32}  # type: ignore[union-attr]
     theirs.roi_heads.box_roi_pool.scales = [1 / 8, 1 / 16]
     assert from_torchvision(theirs).roi_heads.scales == {1: 1 / 8, 2: 1 / 16}  # type: ignore[union-attr]
+
+
+# ---- graphs --------------------------------------------------------------------------------------
+
+SMALL = ("faster_rcnn_of_parts", "faster_rcnn_of_one_map", "retinanet_of_parts", "fcos_of_parts")
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_exported_detect_equals_eager(name: str) -> None:
+    ours = from_torchvision(copy.deepcopy(torchvision_model(name)).double())
+    batch = ours.pad([picture(90, 133, seed=3).double(), picture(121, 71, seed=4).double()])
+    exported = torch.export.export(Detect(ours), (batch,), strict=True).module()
+    with torch.no_grad():
+        expected, found = ours.detect(batch), exported(batch)
+    assert bool((expected.counts > 5).all())
+    for key, value in expected._asdict().items():
+        torch.testing.assert_close(getattr(found, key), value, rtol=1e-6, atol=1e-6, msg=key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_compiled_losses_and_gradients_equal_eager(name: str) -> None:
+    _, ours = learning_pair(name)
+    images = [picture(90, 133, seed=6).double(), picture(121, 71, seed=7).double()]
+    batch = ours.pad(images, targets_for(images))
+    compiled = torch.compile(ours.losses, fullgraph=True, backend="aot_eager")
+    results = []
+    for losses_of_batch in (ours.losses, compiled):
+        losses = losses_of_batch(batch)
+        ours.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        results.append(losses | {key: p.grad for key, p in ours.named_parameters()})
+    for key, value in results[0].items():
+        if value is not None:
+            scale = value.abs().max() + 1e-9
+            assert (results[1][key] - value).abs().max() <= 1e-5 * scale, key
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------

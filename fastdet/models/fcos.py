@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""FCOS: one stage without anchors, a class, a box and a centredness for every location.
+
+Definitions, defaults, loss names and parameter names are torchvision's (models/detection/fcos.py),
+the column of class 0 included, which is never a target. Paper: https://arxiv.org/abs/1904.01355.
+A location is the centre of a square of its level's stride, which is what deltas are counted in.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastdet.models.anchors import Cells, cell_anchors, in_anchor_order, pyramid_anchors
+from fastdet.models.backbones import BackboneWithFPN, feature_maps, timm_body
+from fastdet.models.batch import IMAGE_MEAN, IMAGE_STD, Batch, Detections
+from fastdet.models.detector import Detector, channels_last
+from fastdet.models.losses import masked_iou_loss, widened
+from fastdet.models.necks import FeaturePyramidNetwork, LastLevelP6P7
+from fastdet.ops import nms_padded, sigmoid_focal_loss
+from fastdet.ops.padded_rows import row_mask, take_rows
+
+PRIOR = 0.01  # probability of an object at the start: the focal loss needs rare positives
+
+
+class Outputs(NamedTuple):
+    """What the head says of each location, level by level."""
+
+    logits: list[Tensor]  # L x (B, A_l, C)
+    deltas: list[Tensor]  # L x (B, A_l, 4): left, top, right, bottom, in sides of the square
+    centredness: list[Tensor]  # L x (B, A_l), logits
+    anchors: Tensor  # (A, 4), the squares
+
+
+class FCOSClassificationHead(nn.Module):
+    """A logit for each location and class, the same weights at all levels.
+
+    Args:
+        conv: the tower before the last layer.
+        cls_logits: its output's channels are the classes.
+        num_classes: with background, which is 0.
+    """
+
+    def __init__(self, conv: nn.Module, cls_logits: nn.Module, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.conv = conv
+        self.cls_logits = cls_logits
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Pyramid -> (B, A_l, num_classes) for each level."""
+        return in_anchor_order([self.cls_logits(self.conv(x)) for x in features], self.num_classes)
+
+
+class FCOSRegressionHead(nn.Module):
+    """Distances to the four sides, and how central a location is, of one tower.
+
+    Args:
+        conv: the tower before the last layers.
+        bbox_reg, bbox_ctrness: of 4 channels and of 1.
+    """
+
+    def __init__(self, conv: nn.Module, bbox_reg: nn.Module, bbox_ctrness: nn.Module) -> None:
+        super().__init__()
+        self.conv = conv
+        self.bbox_reg = bbox_reg
+        self.bbox_ctrness = bbox_ctrness
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Pyramid -> deltas (B, A_l, 4), not negative, and centredness (B, A_l) of each level."""
+        hidden = [self.conv(feature) for feature in features]
+        deltas = in_anchor_order([F.relu(self.bbox_reg(x)) for x in hidden], 4)
+        centredness = in_anchor_order([self.bbox_ctrness(x) for x in hidden], 1)
+        return deltas, [level.squeeze(2) for level in centredness]
+
+
+class FCOSHead(nn.Module):
+    """Classification and regression of every location, by two towers of their own."""
+
+    def __init__(
+        self, classification_head: FCOSClassificationHead, regression_head: FCOSRegressionHead
+    ) -> None:
+        super().__init__()
+        self.classification_head = classification_head
+        self.regression_head = regression_head
+
+
+def fcos_head(in_channels: int, num_classes: int) -> FCOSHead:
+    """The head of the paper: two towers of four convolutions with GroupNorm, 8 channels a group."""
+    cls_logits = _conv(in_channels, num_classes)
+    nn.init.constant_(cls_logits.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
+    return FCOSHead(
+        FCOSClassificationHead(_tower(in_channels), cls_logits, num_classes),
+        FCOSRegressionHead(_tower(in_channels), _conv(in_channels, 4), _conv(in_channels, 1)),
+    )
+
+
+def _tower(channels: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for _ in range(4):
+        norm = nn.GroupNorm(math.gcd(32, max(channels // 8, 1), channels), channels)
+        layers += [_conv(channels, channels), norm, nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def _conv(in_channels: int, out_channels: int) -> nn.Conv2d:
+    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+    nn.init.normal_(conv.weight, std=0.01)
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    return conv
+
+
+class FCOS(Detector):
+    """FCOS on a backbone that yields a feature pyramid of levels 3 to 7.
+
+    Args:
+        backbone: images -> pyramid, as BackboneWithFPN with LastLevelP6P7, or any module of
+            torchvision's kind.
+        num_classes: with background, which is 0.
+        min_size, max_size, size_divisor, fixed_size, image_mean, image_std: see Detector.
+        anchor_sizes: each level's square, as long as its stride.
+        cells: one square for each level, instead of anchor_sizes.
+        head: instead of the one of `fcos_head`; without one the backbone needs `out_channels`.
+        center_sampling_radius: a location may be positive this many strides from a box's centre.
+        score_thresh: a detection's score, the root of probability times centredness, is above it.
+        nms_thresh: IoU above which a detection suppresses another of its class.
+        detections_per_img: D.
+        topk_candidates: pairs of location and class at each level that reach the suppression.
+        *_weight: the factor of each loss.
+    """
+
+    def __init__(
+        self,
+        backbone: Any,
+        num_classes: int,
+        *,
+        min_size: int | Sequence[int] = 800,
+        max_size: int = 1333,
+        size_divisor: int = 32,
+        fixed_size: tuple[int, int] | None = None,
+        image_mean: Sequence[float] = IMAGE_MEAN,
+        image_std: Sequence[float] = IMAGE_STD,
+        anchor_sizes: Sequence[float] = (8, 16, 32, 64, 128),
+        cells: Cells | None = None,
+        head: FCOSHead | None = None,
+        center_sampling_radius: float = 1.5,
+        score_thresh: float = 0.2,
+        nms_thresh: float = 0.6,
+        detections_per_img: int = 100,
+        topk_candidates: int = 1000,
+        classification_weight: float = 1.0,
+        bbox_regression_weight: float = 1.0,
+        bbox_ctrness_weight: float = 1.0,
+    ) -> None:
+        super().__init__(
+            num_classes,
+            min_size=min_size,
+            max_size=max_size,
+            size_divisor=size_divisor,
+            fixed_size=fixed_size,
+            image_mean=image_mean,
+            image_std=image_std,
+            loss_weights={
+                "classification": classification_weight,
+                "bbox_regression": bbox_regression_weight,
+                "bbox_ctrness": bbox_ctrness_weight,
+            },
+        )
+        self.backbone = backbone
+        self.cells = cells or cell_anchors([(size,) for size in anchor_sizes], (1.0,))
+        self.head = head if head is not None else fcos_head(backbone.out_channels, num_classes)
+        self.center_sampling_radius = center_sampling_radius
+        self.score_thresh = score_thresh
+        self.nms_thresh = nms_thresh
+        self.detections_per_img = detections_per_img
+        self.topk_candidates = topk_candidates
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses named classification, bbox_regression and bbox_ctrness."""
+        return self._losses(self._outputs(batch), batch)
+
+    def detect(self, batch: Batch) -> Detections:
+        """Detections in the padded batch's pixels; the ground truth is not read."""
+        return self._detect(self._outputs(batch), batch)
+
+    def losses_and_detections(self, batch: Batch) -> tuple[dict[str, Tensor], Detections]:
+        """Both from one run of the backbone and the head."""
+        outputs = self._outputs(batch)
+        return self._losses(outputs, batch), self._detect(outputs, batch)
+
+    def _outputs(self, batch: Batch) -> Outputs:
+        features = feature_maps(self.backbone(batch.images))
+        logits = self.head.classification_head(features)
+        deltas, centredness = self.head.regression_head(features)
+        anchors = pyramid_anchors(batch.images, features, self.cells)
+        return Outputs(logits, deltas, centredness, anchors)
+
+    def _losses(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """Each a sum over locations, divided by the batch's positives.
+
+        Follows torchvision's FCOSHead.compute_loss.
+        """
+        anchors = outputs.anchors
+        match = self._match(anchors, [level.shape[1] for level in outputs.logits], batch)
+        positive = match >= 0  # (B, A)
+        count = positive.sum().clamp(min=1)
+        labels = take_rows(batch.gt_labels, match).where(positive, -1)
+        focal = sigmoid_focal_loss(torch.cat(outputs.logits, dim=1), labels)  # (B, A, C)
+        own = take_rows(batch.gt_boxes, match)  # (B, A, 4)
+        boxes = _decode(widened(torch.cat(outputs.deltas, dim=1)), anchors)
+        giou = masked_iou_loss("giou", boxes, own, positive)
+        centredness = F.binary_cross_entropy_with_logits(
+            widened(torch.cat(outputs.centredness, dim=1)),
+            _centredness(own, anchors, positive),
+            weight=positive.to(boxes.dtype),
+            reduction="sum",
+        )
+        return self._weighted(
+            {
+                "classification": focal.sum() / count,
+                "bbox_regression": giou.sum() / count,
+                "bbox_ctrness": centredness / count,
+            }
+        )
+
+    def _match(self, anchors: Tensor, level_rows: list[int], batch: Batch) -> Tensor:
+        """The box that each location learns, (B, A) int64; -1: none.
+
+        It lies in the box and near its centre, and the farthest side is as far as the level is
+        for; of several boxes it takes the smallest. Follows torchvision's FCOS.compute_loss.
+        """
+        boxes = batch.gt_boxes[:, None]  # (B, 1, G, 4)
+        centres = ((anchors[:, :2] + anchors[:, 2:]) / 2)[:, None]  # (A, 1, 2)
+        side = (anchors[:, 2] - anchors[:, 0])[:, None]  # (A, 1)
+        off_centre = (centres - (boxes[..., :2] + boxes[..., 2:]) / 2).abs().amax(dim=3)
+        distances = torch.cat((centres - boxes[..., :2], boxes[..., 2:] - centres), dim=3)
+        farthest = distances.amax(dim=3)  # (B, A, G)
+        row = torch.arange(len(anchors), device=anchors.device)[:, None]
+        lower = (4 * side).where(row >= level_rows[0], 0.0)
+        upper = (8 * side).where(row < len(anchors) - level_rows[-1], torch.inf)
+        fits = off_centre < self.center_sampling_radius * side
+        fits &= distances.amin(dim=3) > 0
+        fits &= (farthest > lower) & (farthest < upper)
+        fits &= row_mask(batch.gt_counts, boxes.shape[2])[:, None]
+        areas = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])  # (B, 1, G)
+        smallness, match = (1e8 - areas).where(fits, 0.0).max(dim=2)
+        return match.where(smallness >= 1e-5, -1)
+
+    @torch.no_grad()
+    def _detect(self, outputs: Outputs, batch: Batch) -> Detections:
+        """Follows torchvision's FCOS.postprocess_detections."""
+        found = []
+        anchors = outputs.anchors.split([level.shape[1] for level in outputs.logits])
+        for logits, deltas, centredness, squares in zip(
+            outputs.logits, outputs.deltas, outputs.centredness, anchors, strict=True
+        ):
+            found.append(self._candidates(widened(logits), deltas, widened(centredness), squares))
+        scores, boxes, labels = (
+            torch.cat(of_levels, dim=1) for of_levels in zip(*found, strict=True)
+        )
+        limits = batch.sizes.flip(1).repeat(1, 2)[:, None].to(boxes.dtype)  # (B, 1, 4)
+        boxes = boxes.clamp(min=0).minimum(limits)
+        # What is not above the threshold comes last, beyond the count of what is.
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        boxes, labels = take_rows(boxes, order), labels.gather(1, order)
+        keep, counts = nms_padded(
+            boxes,
+            scores,
+            self.nms_thresh,
+            self.detections_per_img,
+            labels,
+            (scores > self.score_thresh).sum(dim=1),
+        )
+        kept = keep >= 0
+        keep = keep.clamp(min=0)
+        return Detections(
+            take_rows(boxes, keep).where(kept[..., None], 0.0),
+            scores.gather(1, keep).where(kept, 0.0),
+            labels.gather(1, keep).where(kept, 0),
+            counts,
+        )
+
+    def _candidates(
+        self, logits: Tensor, deltas: Tensor, centredness: Tensor, anchors: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The best pairs of location and class of a level: scores (B, K), boxes, labels."""
+        scores = (logits.sigmoid() * centredness.sigmoid()[..., None]).sqrt().flatten(1)
+        scores, pairs = scores.topk(min(self.topk_candidates, scores.shape[1]), dim=1)
+        location = pairs // logits.shape[2]
+        boxes = _decode(widened(take_rows(deltas, location)), anchors[location])
+        return scores, boxes, pairs % logits.shape[2]
+
+
+def _decode(deltas: Tensor, anchors: Tensor) -> Tensor:
+    """Distances (..., 4) from the centres of squares, in their sides -> xyxy."""
+    anchors = anchors.to(deltas.dtype)
+    centres = 0.5 * (anchors[..., :2] + anchors[..., 2:])
+    sides = anchors[..., 2:] - anchors[..., :2]
+    distances = deltas * torch.cat((sides, sides), dim=-1)
+    return torch.cat((centres - distances[..., :2], centres + distances[..., 2:]), dim=-1)
+
+
+def _centredness(boxes: Tensor, anchors: Tensor, positive: Tensor) -> Tensor:
+    """1 in the middle of the box and 0 at its sides; 0 outside `positive`.
+
+    Distances are divided by the square's sides first, as in torchvision.
+    """
+    centres = 0.5 * (anchors[:, :2] + anchors[:, 2:])
+    sides = anchors[:, 2:] - anchors[:, :2]
+    near = ((centres - boxes[..., :2]) / sides).where(positive[..., None], 1.0)
+    far = ((boxes[..., 2:] - centres) / sides).where(positive[..., None], 1.0)
+    share = near.minimum(far) / near.maximum(far)  # (B, A, 2)
+    return (share[..., 0] * share[..., 1]).sqrt().where(positive, 0.0)
+
+
+def fcos(
+    backbone: str = "resnet50",
+    num_classes: int = 91,
+    *,
+    pretrained_backbone: bool = False,
+    trainable_backbone_layers: int | None = None,
+    frozen_batch_norm: bool | None = None,
+    fpn_channels: int = 256,
+    **numbers: Any,
+) -> FCOS:
+    """An FCOS with a timm backbone and a feature pyramid of levels 3 to 7.
+
+    Args:
+        backbone: timm's model name.
+        num_classes: with background, which is 0.
+        pretrained_backbone: timm's weights, downloaded at the first use.
+        trainable_backbone_layers: see `timm_body`.
+        frozen_batch_norm: see `timm_body`.
+        fpn_channels: width of the pyramid and the head.
+        numbers: FCOS's keyword arguments, min_size and max_size among them.
+    """
+    body, channels = timm_body(
+        backbone,
+        pretrained=pretrained_backbone,
+        trainable_layers=trainable_backbone_layers,
+        frozen_batch_norm=frozen_batch_norm,
+    )
+    fpn = FeaturePyramidNetwork(
+        channels[1:], fpn_channels, LastLevelP6P7(fpn_channels, fpn_channels)
+    )
+    return channels_last(FCOS(BackboneWithFPN(body, fpn), num_classes, **numbers))
