@@ -133,5 +133,5 @@ def test_categories_that_differ_are_refused(
 
 
 def test_unknown_model_is_refused(options: TrainOptions, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="there are: faster_rcnn, retinanet"):
+    with pytest.raises(ValueError, match="there are: faster_rcnn, fcos, retinanet"):
         train(replace(options, model="yolo", out=tmp_path))
