@@ -67,6 +67,12 @@ class Detections(NamedTuple):
         ]
 
 
+def batch_shape(batch: Batch) -> tuple[int, int, int, int]:
+    """(B, H, W, G): all that the shapes in a core depend on, and what it is compiled for."""
+    images, _, height, width = batch.images.shape
+    return images, height, width, batch.gt_boxes.shape[1]
+
+
 def rows_in_use(counts: Tensor, rows: int) -> int:
     """How many of the padded rows a head has to compute: at least 1, at most `rows`.
 
@@ -100,7 +106,9 @@ def pad(
         num_classes: labels are 1 .. num_classes - 1.
         min_size: length of the shorter side after resizing; of several, each image draws one.
         max_size: the shorter side is shorter where the longer one would exceed this.
-        size_divisor: H and W are rounded up to a multiple of it.
+        size_divisor: H and W are rounded up to a multiple of it. The larger it is, the fewer shapes
+            there are for a compiled model, and the more pixels that are padding. It changes what is
+            seen near an image's right and lower edges, and everything a GroupNorm makes of it.
         fixed_size: height and width of every image after resizing, instead of min and max_size.
         image_mean, image_std: of the pixels, one for each of the C channels.
 

@@ -5,7 +5,7 @@ Validation runs the backbone once a batch: losses and detections come from the s
 one hook logs both at one step. A loss that is not finite ends the training.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastdet.evaluation import CocoEvaluator, CocoMetrics
 from fastdet.models import MODELS
-from fastdet.models.batch import image_sizes, restore
+from fastdet.models.batch import batch_shape, image_sizes, restore
 from fastdet.training.schedules import warmup_cosine
 
 
@@ -68,6 +68,7 @@ class DetectorModule(lightning.LightningModule):
             **(model_options or {}),
         )
         self.metrics: CocoMetrics | None = None
+        self.batch_shapes: Counter[tuple[int, ...]] = Counter()  # (B, H, W, G), of this process
 
     def on_train_epoch_start(self) -> None:
         """Draw this epoch's random numbers from (seed, epoch)."""
@@ -80,7 +81,9 @@ class DetectorModule(lightning.LightningModule):
             NonFiniteLossError: before the weights are touched.
         """
         images, targets = batch
-        losses = self.model.losses(self.model.pad(images, targets))
+        padded = self.model.pad(images, targets)
+        self.batch_shapes[batch_shape(padded)] += 1
+        losses = self.model.losses(padded)
         loss = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(loss):
             raise NonFiniteLossError(

@@ -27,6 +27,8 @@ class TrainOptions:
     """Shorter side of the images that the model sees, in pixels."""
     max_size: int = 1333
     """Longest side that the shorter side's target may lead to."""
+    size_divisor: int = 32
+    """Height and width of a batch are multiples of it: larger means fewer shapes, more padding."""
     fpn_channels: int = 256
     precision: str = "32-true"
     """As Lightning spells it: 32-true, bf16-mixed, 16-mixed."""

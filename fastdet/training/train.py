@@ -35,6 +35,27 @@ class ValidationLine(lightning.Callback):
         )
 
 
+class ShapesLine(lightning.Callback):
+    """Prints at the end how many shapes of batches there were: what a compiled model pays for."""
+
+    def on_train_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Print the number of shapes, and the commonest."""
+        assert isinstance(pl_module, DetectorModule)
+        shapes = pl_module.batch_shapes
+        if not shapes:
+            return
+        commonest = ", ".join(
+            f"{'x'.join(map(str, shape))} ({steps} steps)" for shape, steps in shapes.most_common(4)
+        )
+        print(
+            f"shapes of batches, images x height x width x rows of ground truth: {len(shapes)} "
+            f"in {shapes.total()} steps; the commonest: {commonest}",
+            flush=True,
+        )
+
+
 def train(options: TrainOptions, model_options: dict[str, Any] | None = None) -> DetectorModule:
     """Train as `options` say.
 
@@ -65,6 +86,7 @@ def train(options: TrainOptions, model_options: dict[str, Any] | None = None) ->
         model_options={
             "min_size": options.min_size,
             "max_size": options.max_size,
+            "size_divisor": options.size_divisor,
             "fpn_channels": options.fpn_channels,
             **(model_options or {}),
         },
@@ -84,7 +106,7 @@ def train(options: TrainOptions, model_options: dict[str, Any] | None = None) ->
         num_sanity_val_steps=0,
         log_every_n_steps=1,
         logger=MetricsLog(options.out / "metrics.csv", first_step=steps_done),
-        callbacks=[*_checkpoints(options.out), ValidationLine()],
+        callbacks=[*_checkpoints(options.out), ValidationLine(), ShapesLine()],
         plugins=[AtomicCheckpointIO()],
     )
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastdet.models import Detections
-from fastdet.models.batch import image_sizes, pad, restore, rows_in_use
+from fastdet.models.batch import batch_shape, image_sizes, pad, restore, rows_in_use
 from fastdet.ops.padded_rows import take_rows
 
 BOXES = torch.tensor([[1.0, 2, 11, 22]])
@@ -30,7 +30,21 @@ def test_shapes_and_layout() -> None:
 
 def test_size_divisor_makes_coarser_buckets() -> None:
     batch = pad_small([torch.rand(3, 64, 80)], size_divisor=128)
-    assert batch.images.shape == (1, 3, 128, 128)
+    assert batch_shape(batch) == (1, 128, 128, 8)
+
+
+def test_a_coarser_divisor_leaves_a_handful_of_shapes() -> None:
+    torch.manual_seed(0)
+    images = [torch.rand(3, *size) for size in ((48, 64), (64, 48), (40, 64), (64, 64), (43, 64))]
+    shapes = {
+        divisor: {
+            batch_shape(pad_small([image], min_size=(40, 48, 64), size_divisor=divisor))
+            for image in images * 8
+        }
+        for divisor in (8, 64)
+    }
+    assert shapes[64] == {(1, 64, 64, 8), (1, 64, 128, 8), (1, 128, 64, 8)}
+    assert len(shapes[8]) > 8
 
 
 def test_a_grey_image_stands_for_all_channels() -> None:

@@ -56,6 +56,16 @@ def test_validation_logs_losses_and_ap_in_one_row(run: Path) -> None:
     assert [row["step"] for row in rows if "loss" in row] == [0, 1, 2, 3]
 
 
+def test_the_shapes_of_batches_are_counted(
+    options: TrainOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = replace(options, model="retinanet", out=tmp_path, epochs=1, size_divisor=96)
+    assert train(few).batch_shapes == {(4, 96, 96, 8): 2}
+    assert "rows of ground truth: 1 in 2 steps; the commonest: 4x96x96x8 (2 steps)" in (
+        capsys.readouterr().out
+    )
+
+
 def test_checkpoint_is_plain_data_and_enough(run: Path, options: TrainOptions) -> None:
     content = torch.load(run / "best.ckpt", weights_only=True)
     assert content["hyper_parameters"]["classes"][:2] == ["background", "circle"]
