@@ -7,21 +7,14 @@
 
 #include "../checks.h"
 #include "huge_pages.h"
-#include "loops.h"
+#include "iou_planes.h"
 #include "parallel.h"
 
 namespace fastdet::cpu {
 
 namespace {
 
-// A tile of columns stays in the L1 cache while the rows go by.
-constexpr int64_t kTileColumns = 1024;
 constexpr int64_t kGrainPairs = 1 << 14;
-
-template <typename T>
-IouBox<T> iou_box(IouKind kind, const Box<T>& box) {
-  return dispatch_kind(kind, [&]<IouKind k>() { return fastdet::iou_box<k>(box); });
-}
 
 // Both arguments as (B, N, 4) and (B, M, 4), boxes2 also by planes of B * M.
 template <typename T>
@@ -29,9 +22,9 @@ struct Pairs {
   IouKind kind;
   IouEps<T> eps;
   int64_t num_batches, n, m;
-  Tensor boxes1, boxes2, storage;
+  Tensor boxes1, boxes2, planes;
   const Box<T>* rows;
-  IouPlanes<T> columns;
+  const T* columns;
 
   Pairs(IouKind kind, double eps_value, const Tensor& first, const Tensor& second, ScalarType dtype)
       : kind(kind),
@@ -41,28 +34,19 @@ struct Pairs {
         m(second.size(second.dim() - 2)),
         boxes1(box_input(first, dtype)),
         boxes2(box_input(second, dtype)),
-        storage(empty(first, {6, num_batches * m}, dtype)),
-        rows(data<Box<T>>(boxes1)) {
+        planes(empty(first, {kIouPlanes, num_batches * m}, dtype)),
+        rows(data<Box<T>>(boxes1)),
+        columns(data<T>(planes)) {
     const int64_t total = num_batches * m;
-    T* p = mutable_data<T>(storage);
-    columns = {p, p + total, p + 2 * total, p + 3 * total, p + 4 * total, p + 5 * total};
-    const Box<T>* box = data<Box<T>>(boxes2);
+    T* p = mutable_data<T>(planes);
+    const Box<T>* boxes = data<Box<T>>(boxes2);
     parallel_for(total, kGrainPairs, [&](int64_t begin, int64_t end) {
-      for (int64_t j = begin; j < end; ++j) {
-        const IouBox<T> b = iou_box(kind, box[j]);
-        p[j] = b.box.x1;
-        p[total + j] = b.box.y1;
-        p[2 * total + j] = b.box.x2;
-        p[3 * total + j] = b.box.y2;
-        p[4 * total + j] = b.area;
-        p[5 * total + j] = b.angle;
-      }
+      load_iou_planes(kind, boxes, begin, end, p, total);
     });
   }
 
   IouPlanes<T> columns_from(int64_t j) const {
-    const auto& c = columns;
-    return {c.x1 + j, c.y1 + j, c.x2 + j, c.y2 + j, c.area + j, c.angle + j};
+    return iou_planes_from(columns, num_batches * m, j);
   }
 };
 
@@ -71,11 +55,11 @@ void forward(const Pairs<T>& in, T* out) {
   const auto& loops = box_loops<T>();
   const int64_t grain = std::max<int64_t>(1, kGrainPairs / std::max<int64_t>(1, in.m));
   parallel_for(in.num_batches * in.n, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t j = 0; j < in.m; j += kTileColumns)
+    for (int64_t j = 0; j < in.m; j += kIouTileColumns)
       for (int64_t row = begin; row < end; ++row)
         loops.box_iou_row(in.kind, iou_box(in.kind, in.rows[row]),
-                          in.columns_from(row / in.n * in.m + j), std::min(kTileColumns, in.m - j),
-                          in.eps, out + row * in.m + j);
+                          in.columns_from(row / in.n * in.m + j),
+                          std::min(kIouTileColumns, in.m - j), in.eps, out + row * in.m + j);
   });
 }
 

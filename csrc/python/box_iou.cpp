@@ -5,58 +5,22 @@
 
 #include <algorithm>
 
-#include "../cpu/loops.h"
+#include "../cpu/iou_planes.h"
 #include "arrays.h"
 
 namespace fastdet::python {
 
 namespace {
 
-constexpr int64_t kTileColumns = 1024;  // they stay in the L1 cache while the rows go by
-
-template <typename T>
-IouBox<T> iou_box(IouKind kind, const Box<T>& box) {
-  return dispatch_kind(kind, [&]<IouKind k>() { return fastdet::iou_box<k>(box); });
-}
-
-// The m boxes of one image by planes.
-template <typename T>
-class Columns {
- public:
-  explicit Columns(int64_t m) : m_(m), storage_(6 * m) {}
-
-  void load(IouKind kind, const Box<T>* boxes) {
-    T* p = storage_.data();
-    for (int64_t j = 0; j < m_; ++j) {
-      const IouBox<T> b = iou_box(kind, boxes[j]);
-      p[j] = b.box.x1;
-      p[m_ + j] = b.box.y1;
-      p[2 * m_ + j] = b.box.x2;
-      p[3 * m_ + j] = b.box.y2;
-      p[4 * m_ + j] = b.area;
-      p[5 * m_ + j] = b.angle;
-    }
-  }
-
-  cpu::IouPlanes<T> from(int64_t j) const {
-    const T* p = storage_.data() + j;
-    return {p, p + m_, p + 2 * m_, p + 3 * m_, p + 4 * m_, p + 5 * m_};
-  }
-
- private:
-  int64_t m_;
-  std::vector<T> storage_;
-};
-
 template <typename T>
 void pairwise(IouKind kind, const Box<T>* boxes1, int64_t n, const Box<T>* boxes2, int64_t m,
-              double eps, Columns<T>& columns, T* out) {
-  columns.load(kind, boxes2);
-  for (int64_t j = 0; j < m; j += kTileColumns)
+              double eps, T* planes, T* out) {
+  cpu::load_iou_planes(kind, boxes2, 0, m, planes, m);
+  for (int64_t j = 0; j < m; j += cpu::kIouTileColumns)
     for (int64_t i = 0; i < n; ++i)
-      cpu::box_loops<T>().box_iou_row(kind, iou_box(kind, boxes1[i]), columns.from(j),
-                                      std::min(kTileColumns, m - j), pairwise_eps<T>(eps),
-                                      out + i * m + j);
+      cpu::box_loops<T>().box_iou_row(
+          kind, cpu::iou_box(kind, boxes1[i]), cpu::iou_planes_from(planes, m, j),
+          std::min(cpu::kIouTileColumns, m - j), pairwise_eps<T>(eps), out + i * m + j);
 }
 
 template <typename T>
@@ -72,9 +36,9 @@ Array<T> box_iou(const char* op, IouKind kind, const Array<T>& boxes1, const Arr
                          : std::vector<py::ssize_t>{batches, n, m});
   T* result = out.mutable_data();
   const py::gil_scoped_release no_gil;
-  Columns<T> columns(m);
+  std::vector<T> planes(cpu::kIouPlanes * m);
   for (int64_t b = 0; b < batches; ++b)
-    pairwise(kind, boxes_of(boxes1) + b * n, n, boxes_of(boxes2) + b * m, m, eps, columns,
+    pairwise(kind, boxes_of(boxes1) + b * n, n, boxes_of(boxes2) + b * m, m, eps, planes.data(),
              result + b * n * m);
   return out;
 }
