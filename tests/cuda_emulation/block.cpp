@@ -31,7 +31,7 @@ constexpr unsigned kWarp = 32;
 unsigned lane_order = 0;
 std::mt19937 shuffler;
 
-int64_t num_grids = 0;
+int64_t num_launches = 0;
 
 // AddressSanitizer must hear of each change of stacks; `fake` keeps the left stack's bookkeeping.
 void leaving([[maybe_unused]] void** fake, [[maybe_unused]] const void* stack,
@@ -226,8 +226,10 @@ Block& the_block() {
 
 }  // namespace
 
+void count_launch() { ++num_launches; }
+
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
-  ++num_grids;
+  count_launch();
   gridDim = grid;
   blockDim = block;
   for (size_t i : order_of(size_t(grid.x) * grid.y * grid.z)) {
@@ -263,4 +265,4 @@ EXPORT void cuda_emulation_set_lane_order(unsigned order) {
   cuda_emulation::shuffler.seed(order);
 }
 
-EXPORT int64_t cuda_emulation_num_grids() { return cuda_emulation::num_grids; }
+EXPORT int64_t cuda_emulation_num_launches() { return cuda_emulation::num_launches; }

@@ -26,9 +26,9 @@ def test_cpu_and_cuda_kernels_agree_in_every_lane_order(name):
     library = load()
     for order in LANE_ORDERS:
         with emulated_kernels(order):
-            before = library.cuda_emulation_num_grids()
+            before = library.cuda_emulation_num_launches()
             got = bits(call)
-            assert library.cuda_emulation_num_grids() > before
+            assert library.cuda_emulation_num_launches() > before
         for a, b in zip(got, expected, strict=True):
             if a.is_floating_point():
                 torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)

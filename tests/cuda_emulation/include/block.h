@@ -31,6 +31,9 @@ using Where = std::source_location;
 // each other forever or at different barriers.
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
 
+// For what a GPU is given beside grids; run_grid counts itself.
+void count_launch();
+
 // The block's dynamic shared memory.
 void* dynamic_shared();
 

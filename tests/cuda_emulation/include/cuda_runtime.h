@@ -58,6 +58,7 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cud
   return cudaSuccess;
 }
 inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+  cuda_emulation::count_launch();
   std::memset(to, value, bytes);
   return cudaSuccess;
 }

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""How many launches an operator takes, memsets among them: the numbers that csrc/cuda states.
+
+A launch costs about 2 us, most of what a small input takes; so a launch more is a change that a
+test must see.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastdet
+from tests.cuda_emulation import emulated_kernels, load
+from tests.ops.test_every_op import boxes, noise
+
+pytestmark = pytest.mark.emulation
+
+SIZES = torch.tensor([[60, 80], [50, 90]])
+
+
+def suppress(n: int) -> Callable[[], object]:
+    rows, scores = boxes(n)[None], noise(n)[None]
+    return lambda: fastdet.nms_padded(rows, scores, 0.5, 10)
+
+
+def pyramid(n: int, *last: int, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Logits, deltas and anchors of two levels of n and 9 anchors."""
+    logits = [noise(2, size, *last).to(dtype) for size in (n, 9)]
+    return logits, [noise(2, size, 4).to(dtype) for size in (n, 9)], boxes(n + 9)
+
+
+def propose(n: int, dtype: torch.dtype = torch.float32) -> Callable[[], object]:
+    head = pyramid(n, dtype=dtype)
+    return lambda: fastdet.rpn_proposals(*head, SIZES, 5000, 20, 0.7)
+
+
+def detect(n: int) -> Callable[[], object]:
+    head = pyramid(n, 3, dtype=torch.float32)
+    return lambda: fastdet.retinanet_detections(*head, SIZES, 0.05, 1000, 0.5, 20)
+
+
+def detect_in_rois() -> object:
+    logits, deltas, proposals = noise(2, 50, 4), noise(2, 50, 4, 4), boxes(100).view(2, 50, 4)
+    return fastdet.roi_detections(
+        logits, deltas, proposals, None, SIZES, (1, 1, 1, 1), 0.05, 0.5, 20
+    )
+
+
+LAUNCHES = {
+    "nms_padded, up to 4096 boxes": (suppress(100), 6),
+    "nms_padded, more boxes": (suppress(4100), 9),
+    "rpn_proposals, up to 4096 candidates": (propose(100), 12),
+    "rpn_proposals, more candidates": (propose(4100), 15),
+    "rpn_proposals, float16": (propose(100, torch.float16), 11),
+    "rpn_proposals, float64": (propose(100, torch.float64), 15),
+    "retinanet_detections": (detect(100), 12),
+    "roi_detections": (detect_in_rois, 9),
+}
+
+
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_launches_are_as_few_as_stated(name):
+    call, expected = LAUNCHES[name]
+    library = load()
+    with emulated_kernels():
+        before = library.cuda_emulation_num_launches()
+        call()
+        assert library.cuda_emulation_num_launches() - before == expected
