@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastdet.training.options import TrainOptions
+from fastdet.training.options import ModelName, TrainOptions
 
 if TYPE_CHECKING:
     from fastdet.evaluation import CocoMetrics
@@ -76,6 +76,35 @@ def demo(out: Path = Path("demo")) -> None:
     run(out)
 
 
+def describe(
+    model: ModelName = "faster_rcnn",
+    backbone: str = "resnet50",
+    num_classes: int = 91,
+    fpn_channels: int = 256,
+    image_size: tuple[int, int] = (800, 1216),
+    checkpoint: Path | None = None,
+) -> None:
+    """Print the parameters, FLOPs and anchors of a detector.
+
+    Args:
+        model: The family.
+        backbone: Name of a timm backbone.
+        num_classes: With background.
+        fpn_channels: Width of the pyramid.
+        image_size: Height and width of the padded image, in pixels.
+        checkpoint: A best.ckpt or last.ckpt, instead of the four above.
+    """
+    from fastdet.models import MODELS, describe
+
+    if checkpoint is not None:
+        from fastdet.training.detector_module import load_detector
+
+        detector = load_detector(checkpoint).model
+    else:
+        detector = MODELS[model](backbone, num_classes, fpn_channels=fpn_channels)
+    print(describe(detector, image_size))
+
+
 def bench(
     out: Path | None = None, only: str = "", brief: bool = False, quick: bool = False
 ) -> None:
@@ -127,6 +156,7 @@ COMMANDS = {
     "train": train,
     "eval": evaluate,
     "predict": predict,
+    "describe": describe,
     "bench": bench,
     "compare": compare,
     "demo": demo,

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from PIL import Image
 
 from fastdet.cli import COMMANDS, main
 from fastdet.data import write_shapes
+from fastdet.models import MODELS
+from fastdet.training.options import ModelName
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +44,9 @@ def test_train_resume_evaluate_predict(
     assert "epoch 1/1" in printed
     assert "epoch 2/2" in printed
     assert "circle" in printed
+
+    main(f"describe --checkpoint {out / 'best.ckpt'} --image-size 64 64".split())
+    assert "RetinaNet, one image of 64 x 64" in capsys.readouterr().out
 
     main(f"eval --checkpoint {out / 'best.ckpt'} --data {shapes}".split())
     assert "AP, IoU 0.50" in capsys.readouterr().out
@@ -98,6 +104,22 @@ def test_predict_refuses_pictures_that_would_overwrite_each_other(tmp_path: Path
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no picture"):
         picture_files([tmp_path / "empty"])
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_describe(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = f"--model {model} --backbone resnet18 --image-size 64 96 --fpn-channels 16"
+    main(f"describe {options}".split())
+    printed = capsys.readouterr().out
+    assert f"{model.replace('_', '')}, one image of 64 x 96" in printed.lower()
+    assert "backbone.fpn" in printed
+
+
+def test_the_choice_of_models_is_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(get_args(ModelName)) == set(MODELS)
+    with pytest.raises(SystemExit):
+        main(["describe", "--model", "yolo"])
+    assert "faster_rcnn" in capsys.readouterr().err
 
 
 def test_missing_data_is_one_line(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 from collections.abc import Callable
 
 from fastdet.models.batch import Batch, Detections
+from fastdet.models.description import Description, describe
 from fastdet.models.detector import Detector
 from fastdet.models.faster_rcnn import FasterRCNN, faster_rcnn
 from fastdet.models.fcos import FCOS, fcos
@@ -20,10 +21,12 @@ __all__ = [
     "FCOS",
     "MODELS",
     "Batch",
+    "Description",
     "Detections",
     "Detector",
     "FasterRCNN",
     "RetinaNet",
+    "describe",
     "faster_rcnn",
     "fcos",
     "from_torchvision",

@@ -3,6 +3,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+ModelName = Literal["faster_rcnn", "fcos", "retinanet"]  # the keys of fastdet.models.MODELS
 
 
 @dataclass(frozen=True)
@@ -13,8 +16,7 @@ class TrainOptions:
     """Folder with train.json, val.json and images/, or laid out as COCO itself."""
     out: Path
     """Folder for last.ckpt, best.ckpt (highest val/AP) and metrics.csv."""
-    model: str = "faster_rcnn"
-    """faster_rcnn, retinanet or fcos."""
+    model: ModelName = "faster_rcnn"
     backbone: str = "resnet50"
     """Name of a timm ResNet."""
     pretrained: bool = False

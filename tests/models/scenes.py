@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Small detectors and the images that their tests look at."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ NUM_CLASSES = 4
 Targets = list[dict[str, Tensor]]
 
 
-def small_model(family: str, **numbers: float) -> Detector:
+def small_model(family: str, **numbers: Any) -> Detector:
     """A ResNet-18 detector of few channels on images of about 96 pixels, the same at each call."""
     torch.manual_seed(0)
     sizes = {"min_size": 96, "max_size": 140}
