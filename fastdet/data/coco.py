@@ -3,7 +3,9 @@
 
 The annotation file is parsed once; an item costs one image decode and a slice. The dataset holds
 plain lists and NumPy arrays and no open file, so it may be pickled and shared by worker processes.
-Invariant: every box of an item has positive width and height and lies inside its image.
+Masks stay run lengths until their item is asked for.
+Invariant: every box of an item has positive width and height and lies inside its image; every mask
+has a pixel.
 """
 
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from torchvision import tv_tensors
 
 from fastdet.data.coco_file import CocoFile, SkippedAnnotations, read_coco_file
 from fastdet.data.images import read_image
+from fastdet.data.segmentations import areas, decode
 
 Target = dict[str, Any]
 
@@ -25,10 +28,11 @@ class CocoDetection(Dataset[tuple[Any, Target]]):
     """Images and boxes of one annotation file.
 
     An item is (image, target): image a uint8 `tv_tensors.Image` (3, H, W) RGB, target a dict with
-    boxes (`tv_tensors.BoundingBoxes`, XYXY float32 (G, 4)), labels ((G,) int64, 1..C) and image_id
-    (int); then `transforms(image, target)`, where given. Boxes that reach beyond the image are
-    clipped. Crowd annotations are no training target: they are left out of the items, and the
-    evaluation reads them from the file. On EXIF orientation see `read_image`.
+    boxes (`tv_tensors.BoundingBoxes`, XYXY float32 (G, 4)), labels ((G,) int64, 1..C), image_id
+    (int) and, with `masks`, masks (`tv_tensors.Mask`, (G, H, W) uint8 of 0 and 1); then
+    `transforms(image, target)`, where given. Boxes that reach beyond the image are clipped. Crowd
+    annotations are no training target: they are left out of the items, and the evaluation reads
+    them from the file. On EXIF orientation see `read_image`.
 
     Attributes:
         classes: names by label; label 0 is "background".
@@ -44,6 +48,7 @@ class CocoDetection(Dataset[tuple[Any, Target]]):
         annotations: str | Path,
         transforms: Callable[[Any, Target], tuple[Any, Target]] | None = None,
         keep_empty: bool = True,
+        masks: bool = False,
     ) -> None:
         """Reads the annotation file; image files are opened item by item.
 
@@ -51,23 +56,27 @@ class CocoDetection(Dataset[tuple[Any, Target]]):
             images: the folder that the file names in the annotations start from.
             annotations: a COCO file. Annotations without a usable box (see `read_coco_file`; a
                 width or height that is not positive; wholly outside the image) are left out, with
-                one warning for each kind.
+                one warning for each kind; with `masks` those without a usable mask too.
             transforms: called with an item's image and target; `train_transforms()`, for example.
             keep_empty: False leaves out the images that have no box to learn from.
+            masks: read the segmentations: polygons, RLE and compressed RLE.
 
         Raises:
             FileNotFoundError: no annotation file.
             ValueError: broken file; see `read_coco_file`.
         """
-        file = read_coco_file(annotations)
-        index, boxes, labels = _training_boxes(file)
+        file = read_coco_file(annotations, masks)
+        rows, boxes = _training_boxes(file)
+        index = file.image_index[rows]
         counts = np.bincount(index, minlength=len(file.image_ids))
         shown = np.arange(len(counts)) if keep_empty else np.flatnonzero(counts)
         order = np.argsort(index, kind="stable")
+        rows = rows[order]
         # An image that is not shown has no boxes, so leaving it out does not move an offset.
         self._offsets = np.concatenate([[0], np.cumsum(counts[shown])])
         self._boxes = boxes[order]
-        self._labels = labels[order]
+        self._labels = file.labels[rows]
+        self._masks = None if file.masks is None else [file.masks[row] for row in rows]
         self._sizes = file.image_sizes[shown]
         self._file_names = [file.file_names[i] for i in shown]
         self.image_ids = [file.image_ids[i] for i in shown]
@@ -94,7 +103,7 @@ class CocoDetection(Dataset[tuple[Any, Target]]):
         return self.images / self._file_names[index]
 
     def target(self, index: int) -> Target:
-        """The target of an item before transforms; decodes nothing."""
+        """The target of an item before transforms; decodes no image."""
         index = range(len(self))[index]  # negative indices, and IndexError at the end
         rows = slice(self._offsets[index], self._offsets[index + 1])
         height, width = self._sizes[index].tolist()
@@ -104,13 +113,18 @@ class CocoDetection(Dataset[tuple[Any, Target]]):
             canvas_size=(height, width),
         )
         labels = torch.from_numpy(self._labels[rows].copy())
-        return {"boxes": boxes, "labels": labels, "image_id": self.image_ids[index]}
+        target: Target = {"boxes": boxes, "labels": labels, "image_id": self.image_ids[index]}
+        if self._masks is not None:
+            masks = torch.from_numpy(decode(self._masks[rows], height, width))
+            target["masks"] = tv_tensors.Mask(masks)
+        return target
 
 
 def open_dataset(
     folder: str | Path,
     split: str,
     transforms: Callable[[Any, Target], tuple[Any, Target]] | None = None,
+    masks: bool = False,
 ) -> CocoDetection:
     """Opens a split of a data set folder.
 
@@ -118,7 +132,7 @@ def open_dataset(
         folder: in one of two layouts: `{split}.json` beside `images/`, or COCO's own
             `annotations/instances_{split}2017.json` beside `{split}2017/`.
         split: "train" or "val", as a rule.
-        transforms: see `CocoDetection`.
+        transforms, masks: see `CocoDetection`.
 
     Raises:
         FileNotFoundError: neither layout is there.
@@ -130,13 +144,13 @@ def open_dataset(
     ]
     for annotations, images in layouts:
         if annotations.is_file():
-            return CocoDetection(images, annotations, transforms)
+            return CocoDetection(images, annotations, transforms, masks=masks)
     looked = " nor ".join(str(annotations) for annotations, _ in layouts)
     raise FileNotFoundError(f"no split '{split}' in {folder}: neither {looked}")
 
 
-def _training_boxes(file: CocoFile) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image index, clipped xyxy float32 boxes and labels of what can be learnt from."""
+def _training_boxes(file: CocoFile) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of the file that can be learnt from, and their xyxy float32 boxes, clipped."""
     limits = file.image_sizes[file.image_index][:, [1, 0, 1, 0]]  # (A, 4) width, height, twice
     xyxy = np.concatenate(
         [file.boxes_xywh[:, :2], file.boxes_xywh[:, :2] + file.boxes_xywh[:, 2:]], axis=1
@@ -145,13 +159,18 @@ def _training_boxes(file: CocoFile) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     clipped = xyxy.clip(0, limits).astype(np.float32)
     empty = (file.boxes_xywh[:, 2:] <= 0).any(1)
     outside = ~empty & (clipped[:, 2:] <= clipped[:, :2]).any(1)
+    blank = np.zeros_like(empty) if file.masks is None else areas(file.masks) == 0
     skipped = SkippedAnnotations(file.path)
-    kinds = {"width or height is not positive": empty, "bbox is outside the image": outside}
+    kinds = {
+        "width or height is not positive": empty,
+        "bbox is outside the image": outside,
+        "the mask has no pixel": blank & ~(empty | outside),
+    }
     for kind, wrong in kinds.items():
         if wrong.any():
             first = int(np.argmax(wrong))
             image_id = file.image_ids[file.image_index[first]]
             skipped.add(kind, image_id, int(file.annotation_ids[first]), int(wrong.sum()))
     skipped.warn()
-    usable = ~(empty | outside | file.crowd)
-    return file.image_index[usable], clipped[usable], file.labels[usable]
+    usable = np.flatnonzero(~(empty | outside | blank | file.crowd))
+    return usable, clipped[usable]

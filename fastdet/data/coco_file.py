@@ -3,11 +3,11 @@
 
 The file is parsed once, into a few NumPy columns: 65 bytes and 4 us an annotation. Labels are 1..C
 in the ascending order of the file's category ids, so two splits with the same categories agree on
-them. What a file may lack or break:
+them. Masks, where they are asked for, are kept as run lengths. What a file may lack or break:
 
 - no JSON, a missing key, an id that is no integer or occurs twice: ValueError, naming file and id;
-- an annotation that points nowhere or whose box is no box: left out, with one warning per kind that
-  counts them and names the first.
+- an annotation that points nowhere, whose box is no box or whose segmentation no mask: left out,
+  with one warning per kind that counts them and names the first.
 """
 
 import json
@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from fastdet.data.segmentations import Rle, read_segmentation
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class CocoFile:
         boxes_xywh: (A, 4) float64 as written, neither clipped nor checked for size.
         areas: (A,) float64, width * height where the file has none.
         crowd: (A,) bool.
+        masks: (A,) run lengths, each of its image's size; None where they were not asked for.
     """
 
     path: Path
@@ -52,6 +55,7 @@ class CocoFile:
     boxes_xywh: np.ndarray
     areas: np.ndarray
     crowd: np.ndarray
+    masks: list[Rle] | None
 
 
 class SkippedAnnotations:
@@ -76,15 +80,17 @@ class SkippedAnnotations:
             )
 
 
-def read_coco_file(path: str | Path) -> CocoFile:
+def read_coco_file(path: str | Path, masks: bool = False) -> CocoFile:
     """Parses and checks an annotation file.
 
     Args:
         path: a JSON file with `images`, `annotations` and `categories`, as COCO's instances_*.json.
+        masks: read the segmentations too.
 
     Returns:
-        Its columns, less the annotations that name no image or category of the file or whose bbox
-        is not four finite numbers.
+        Its columns, less the annotations that name no image or category of the file, whose bbox is
+        not four finite numbers or, with `masks`, whose segmentation is not polygons or run lengths
+        of the image's size.
 
     Raises:
         FileNotFoundError: no such file.
@@ -109,13 +115,17 @@ def read_coco_file(path: str | Path) -> CocoFile:
     categories = sorted(categories, key=lambda category: category["id"])
     index_of_image = {image["id"]: index for index, image in enumerate(images)}
     label_of_category = {category["id"]: label for label, category in enumerate(categories, 1)}
-    kept, skipped = [], SkippedAnnotations(path)
+    kept, rles, skipped = [], [], SkippedAnnotations(path)
     for annotation in annotations:
-        kind = _defect(annotation, index_of_image, label_of_category)
-        if kind is None:
+        try:
+            _check(annotation, index_of_image, label_of_category)
+            if masks:
+                image = images[index_of_image[annotation["image_id"]]]
+                size = int(image["height"]), int(image["width"])
+                rles.append(read_segmentation(annotation.get("segmentation"), *size))
             kept.append(annotation)
-        else:
-            skipped.add(kind, annotation["image_id"], annotation["id"])
+        except ValueError as error:
+            skipped.add(str(error), annotation["image_id"], annotation["id"])
     skipped.warn()
 
     boxes = np.array([annotation["bbox"] for annotation in kept], np.float64).reshape(-1, 4)
@@ -138,6 +148,7 @@ def read_coco_file(path: str | Path) -> CocoFile:
         boxes_xywh=boxes,
         areas=np.array(areas, np.float64),
         crowd=np.array([bool(annotation.get("iscrowd", 0)) for annotation in kept], bool),
+        masks=rles if masks else None,
     )
 
 
@@ -165,18 +176,17 @@ def _records(path: Path, content: dict, name: str, keys: tuple[str, ...]) -> lis
     return content[name]
 
 
-def _defect(annotation: dict[str, Any], images: dict, labels: dict) -> str | None:
-    """Why an annotation cannot be used, or None."""
+def _check(annotation: dict[str, Any], images: dict, labels: dict) -> None:
+    """Raises ValueError, saying why, where an annotation cannot be used."""
     bbox = annotation["bbox"]
     if not _is_known(annotation["image_id"], images):
-        return "the image is not in the file"
+        raise ValueError("the image is not in the file")
     if not _is_known(annotation["category_id"], labels):
-        return "the category is not in the file"
+        raise ValueError("the category is not in the file")
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
-        return "bbox is not four numbers"
+        raise ValueError("bbox is not four numbers")
     if not all(map(math.isfinite, bbox)):
-        return "bbox is not finite"
-    return None
+        raise ValueError("bbox is not finite")
 
 
 def _is_known(identity: Any, known: dict) -> bool:

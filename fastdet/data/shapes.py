@@ -5,8 +5,9 @@ Six kinds of shapes, turned at will, lie over each other on textured backgrounds
 a hue of its own but one in five has any hue, so that colour helps and only shape decides. Sizes are
 8 px to half the image's side, log-uniform with the smallest thinned out.
 
-Boxes follow COCO's convention: the tight box of the visible part, `area` its pixel count. Objects
-of which too little can be seen are in the picture but not in the annotations.
+Boxes and masks follow COCO's convention: the visible part as run lengths, its tight box, and `area`
+its pixel count. Objects of which too little can be seen are in the picture but not in the
+annotations.
 
 Invariant: image i of a split depends on (seed, split, i, size) alone, and the same numbers give the
 same bytes (with the same Pillow and NumPy). About 5 ms an image of 128 px.
@@ -24,7 +25,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-DRAWING = 1  # to be raised with any change that changes a picture
+from fastdet.data.segmentations import as_json, encode
+
+DRAWING = 2  # to be raised with any change that changes a picture or an annotation
 SUPERSAMPLING = 4
 MIN_SIZE = 8
 OBJECTS = (2, 8)  # from, to below
@@ -141,7 +144,7 @@ def write_shapes(
 
 def draw_scene(
     rng: np.random.Generator, size: int
-) -> tuple[np.ndarray, list[tuple[int, list[int], int]]]:
+) -> tuple[np.ndarray, list[tuple[int, list[int], np.ndarray]]]:
     """Draws one picture.
 
     Args:
@@ -150,7 +153,7 @@ def draw_scene(
 
     Returns:
         The image, (size, size, 3) uint8, and for each visible object its category id, box
-        [x, y, width, height] and number of visible pixels.
+        [x, y, width, height] and visible pixels (size, size) bool.
     """
     picture = _background(rng, size)
     owner = np.zeros((size, size), np.int64)  # the object on top at each pixel; 0 is background
@@ -171,11 +174,12 @@ def draw_scene(
 
     objects = []
     for number in range(1, len(whole)):
-        ys, xs = np.nonzero(owner == number)
+        visible = owner == number
+        ys, xs = np.nonzero(visible)
         if len(xs) < max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_FRACTION * whole[number]):
             continue
         box = [xs.min(), ys.min(), xs.max() + 1 - xs.min(), ys.max() + 1 - ys.min()]
-        objects.append((kinds[number], [int(side) for side in box], len(xs)))
+        objects.append((kinds[number], [int(side) for side in box], visible))
     return (picture.clip(0, 1) * 255).round().astype(np.uint8), objects
 
 
@@ -188,15 +192,16 @@ def _write_images(
         name = f"{split}_{index:05d}.png"
         Image.fromarray(picture).save(folder / name, compress_level=6)
         images.append({"id": index + 1, "file_name": name, "width": size, "height": size})
-        for category_id, bbox, area in objects:
+        for category_id, bbox, visible in objects:
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": index + 1,
                     "category_id": category_id,
                     "bbox": bbox,
-                    "area": area,
+                    "area": int(visible.sum()),
                     "iscrowd": 0,
+                    "segmentation": as_json(encode(visible)),
                 }
             )
     return images, annotations

@@ -30,7 +30,9 @@ class Batch(NamedTuple):
         sizes: (B, 2) int64, height and width of each image before padding.
         gt_boxes: (B, G, 4) xyxy in pixels of `images`, float32, or float64 as these.
         gt_labels: (B, G) int64, 1 .. num_classes - 1.
-        gt_counts: (B,) int64, the rows of gt_boxes and gt_labels that are real.
+        gt_counts: (B,) int64, the rows of gt_boxes, gt_labels and gt_masks that are real.
+        gt_masks: (B, G, H, W) bool, where the model learns from masks: a byte a pixel, so that 16
+            rows for two images of 800 x 1344 take 34 MB.
     """
 
     images: Tensor
@@ -38,6 +40,7 @@ class Batch(NamedTuple):
     gt_boxes: Tensor
     gt_labels: Tensor
     gt_counts: Tensor
+    gt_masks: Tensor | None = None
 
 
 class Detections(NamedTuple):
@@ -48,21 +51,23 @@ class Detections(NamedTuple):
         scores: (B, D) in [0, 1].
         labels: (B, D) int64.
         counts: (B,) int64.
+        masks: (B, D, M, M) in [0, 1], where the model finds masks: the probability that a part of
+            the box belongs to the object.
     """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
     counts: Tensor
+    masks: Tensor | None = None
 
     def to_list(self) -> list[dict[str, Tensor]]:
-        """One dict of boxes (K, 4), labels (K,) and scores (K,) for each image."""
+        """One dict of boxes (K, 4), labels (K,), scores (K,) and masks (K, M, M) for each image."""
+        rows = {"boxes": self.boxes, "labels": self.labels, "scores": self.scores}
+        if self.masks is not None:
+            rows["masks"] = self.masks
         return [
-            {
-                "boxes": self.boxes[i, :count],
-                "labels": self.labels[i, :count],
-                "scores": self.scores[i, :count],
-            }
+            {name: values[i, :count] for name, values in rows.items()}
             for i, count in enumerate(self.counts.tolist())
         ]
 
@@ -95,6 +100,7 @@ def pad(
     fixed_size: tuple[int, int] | None = None,
     image_mean: Sequence[float] = IMAGE_MEAN,
     image_std: Sequence[float] = IMAGE_STD,
+    masks: bool = False,
 ) -> Batch:
     """Resizes, normalises and pads images and targets into one batch.
 
@@ -102,7 +108,7 @@ def pad(
         images: B tensors (C, h, w), floating point in [0, 1], RGB; of one channel, grey: it stands
             for all of them.
         targets: B dicts of boxes (g, 4) xyxy in pixels of the image as given and labels (g,) int64,
-            or None: no ground truth.
+            or None: no ground truth. With `masks`, also masks (g, h, w), bool or uint8 of 0 and 1.
         num_classes: labels are 1 .. num_classes - 1.
         min_size: length of the shorter side after resizing; of several, each image draws one.
         max_size: the shorter side is shorter where the longer one would exceed this.
@@ -111,6 +117,7 @@ def pad(
             seen near an image's right and lower edges, and everything a GroupNorm makes of it.
         fixed_size: height and width of every image after resizing, instead of min and max_size.
         image_mean, image_std: of the pixels, one for each of the C channels.
+        masks: whether the model learns from masks; without, those of the targets are not read.
 
     Returns:
         A Batch on the images' device; G is the power of two >= 8 that holds the largest count.
@@ -122,7 +129,7 @@ def pad(
     """
     check_images(images, len(image_mean))
     if targets is not None:
-        check_targets(targets, len(images), num_classes)
+        check_targets(targets, images, num_classes, masks)
     resized = [
         _resize(_normalise(image, image_mean, image_std), min_size, max_size, fixed_size)
         for image in images
@@ -139,8 +146,11 @@ def pad(
         row[:, : image.shape[1], : image.shape[2]].copy_(image)
     sizes = image_sizes(resized)
     dtype = torch.promote_types(padded.dtype, torch.float32)
-    gt = _pad_targets(targets, sizes, image_sizes(images), dtype)
-    return Batch(padded, sizes, *gt)
+    boxes, labels, counts = _pad_targets(targets, sizes, image_sizes(images), dtype)
+    gt_masks = None
+    if targets is not None and masks:
+        gt_masks = _pad_masks(targets, resized, (boxes.shape[1], height, width))
+    return Batch(padded, sizes, boxes, labels, counts, gt_masks)
 
 
 def restore(detections: Detections, sizes: Tensor, original_sizes: Tensor) -> Detections:
@@ -182,16 +192,19 @@ def check_images(images: Sequence[Tensor], channels: int = 3) -> None:
             raise TypeError(f"image {i}: expected a float tensor in [0, 1], got {image.dtype}")
 
 
-def check_targets(targets: Sequence[dict[str, Tensor]], num_images: int, num_classes: int) -> None:
+def check_targets(
+    targets: Sequence[dict[str, Tensor]], images: Sequence[Tensor], num_classes: int, masks: bool
+) -> None:
     """Raises TypeError or ValueError unless the targets can be learned from."""
-    if len(targets) != num_images:
+    if len(targets) != len(images):
         raise ValueError(
-            f"targets: expected one for each of {num_images} images, got {len(targets)}"
+            f"targets: expected one for each of {len(images)} images, got {len(targets)}"
         )
-    for i, target in enumerate(targets):
-        missing = {"boxes", "labels"} - set(target)
+    keys = ["boxes", "labels"] + ["masks"] * masks
+    for i, (target, image) in enumerate(zip(targets, images, strict=True)):
+        missing = set(keys) - set(target)
         if missing:
-            raise ValueError(f"target of image {i}: expected keys boxes and labels, no {missing}")
+            raise ValueError(f"target of image {i}: expected keys {keys}, no {missing}")
         boxes, labels = target["boxes"], target["labels"]
         if boxes.dim() != 2 or boxes.shape[1] != 4:
             raise ValueError(f"boxes of image {i}: expected shape (G, 4), got {tuple(boxes.shape)}")
@@ -203,7 +216,23 @@ def check_targets(targets: Sequence[dict[str, Tensor]], num_images: int, num_cla
             )
         if labels.dtype != torch.int64:
             raise TypeError(f"labels of image {i}: expected int64, got {labels.dtype}")
+        if masks:
+            _check_masks(i, target["masks"], (len(boxes), *image.shape[-2:]))
     _check_values(targets, num_classes)
+
+
+def _check_masks(i: int, masks: Tensor, shape: tuple[int, ...]) -> None:
+    if masks.shape != shape:
+        raise ValueError(f"masks of image {i}: expected shape {shape}, got {tuple(masks.shape)}")
+    if masks.dtype not in (torch.bool, torch.uint8):
+        raise TypeError(f"masks of image {i}: expected bool or uint8, got {masks.dtype}")
+    if masks.dtype == torch.uint8 and masks.numel() and int(masks.max()) > 1:
+        largest = _plain(masks).flatten(1).amax(dim=1)
+        mask = int(largest.argmax())
+        raise ValueError(
+            f"mask {mask} of image {i}: expected 0 and 1, got {int(largest[mask])}; an image of "
+            "instance numbers must become one mask for each"
+        )
 
 
 def _check_values(targets: Sequence[dict[str, Tensor]], num_classes: int) -> None:
@@ -280,6 +309,23 @@ def _pad_targets(
         labels[:, : own_labels.shape[1]] = own_labels.to(device)
     boxes *= _xyxy_ratios(original_sizes, sizes)[:, None]
     return boxes, labels, torch.tensor(counts, dtype=torch.int64, device=device)
+
+
+def _pad_masks(
+    targets: Sequence[dict[str, Tensor]], images: Sequence[Tensor], shape: tuple[int, int, int]
+) -> Tensor:
+    """Masks of the resized images (C, h, w) as (B, *shape) bool: the nearest pixel of the old ones.
+
+    One byte a pixel of each of G rows, of which most may be padding.
+    """
+    device = images[0].device
+    padded = torch.zeros((len(targets), *shape), dtype=torch.bool, device=device)
+    for rows, target, image in zip(padded, targets, images, strict=True):
+        masks, size = _plain(target["masks"]).to(device), image.shape[1:]
+        if masks.shape[1:] != size:
+            masks = F.interpolate(masks[:, None].view(torch.uint8), size)[:, 0]
+        rows[: len(masks), : size[0], : size[1]] = masks
+    return padded
 
 
 def _xyxy_ratios(old: Tensor, new: Tensor) -> Tensor:

@@ -24,9 +24,14 @@ class Detector(nn.Module):
         max_size, size_divisor, fixed_size, image_mean, image_std: see `pad`.
         loss_weights: the factor of each loss, by name.
 
+    Attributes:
+        learns_masks: whether targets need masks.
+
     Raises:
         ValueError: less than 2 classes, or a size_divisor below 1.
     """
+
+    learns_masks = False
 
     def __init__(
         self,
@@ -73,7 +78,8 @@ class Detector(nn.Module):
             images: tensors (3, H, W), or (1, H, W) for grey, floating point in [0, 1], each of its
                 own size.
             targets: for each image boxes (G, 4) xyxy in its pixels and labels (G,) int64 in
-                1 .. num_classes - 1. Needed in training, unused otherwise.
+                1 .. num_classes - 1, and masks (G, H, W) bool or uint8 where the model learns them.
+                Needed in training, unused otherwise.
 
         Returns:
             Named losses; or for each image boxes (K, 4) in its pixels, labels (K,) and scores (K,),
@@ -104,6 +110,7 @@ class Detector(nn.Module):
             fixed_size=self.fixed_size,
             image_mean=self.image_mean,
             image_std=self.image_std,
+            masks=self.learns_masks,
         )
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 
 import copy
 import json
+import math
 import pickle
 import warnings
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 
@@ -260,3 +263,102 @@ def test_real_files(shared_data, name):
     if dataset.images.is_dir():
         image, _ = dataset[len(dataset) // 2]
         assert image.shape[0] == 3
+
+
+# ---- masks ---------------------------------------------------------------------------------------
+
+TRIANGLE = [2.0, 3, 30, 5, 10, 25]
+
+
+def bits(mask: np.ndarray) -> list[int]:
+    """The counts of a mask (height, width), column by column, zeros first."""
+    flat = mask.T.ravel()
+    ends = np.flatnonzero(np.diff(flat, prepend=0, append=1 - flat[-1]))
+    return np.diff(ends, prepend=0).tolist()
+
+
+@pytest.fixture
+def coco_of(write):
+    """pycocotools' reading of the same annotations."""
+
+    def coco_of(annotations):
+        return COCO(str(write(content(annotations=annotations))))
+
+    return coco_of
+
+
+def test_masks_of_every_form_are_pycocotools(coco_of, write):
+    rng = np.random.default_rng(0)
+    noise, square = (rng.random((30, 40)) < 0.4).astype(int), np.zeros((30, 40), int)
+    square[3:9, 5:20] = 1
+    compressed = coco_mask.encode(np.asfortranarray(noise, np.uint8))
+    forms = [
+        [TRIANGLE],
+        [TRIANGLE, [30, 20, 39.5, 20.25, 45, 40, 30, 29]],  # of two parts, one beyond the image
+        {"size": [30, 40], "counts": bits(noise)},
+        {"size": [30, 40], "counts": compressed["counts"].decode()},
+        {"size": [30, 40], "counts": [0, *bits(square)]},  # an empty run: zeros become ones
+    ]  # fmt: skip
+    annotations = [annotation(id=i, segmentation=form) for i, form in enumerate(forms)]
+    dataset = opened(write(content(annotations=annotations)), masks=True)
+    _, target = dataset[0]
+    assert isinstance(target["masks"], tv_tensors.Mask)
+    assert target["masks"].dtype == torch.uint8
+    coco = coco_of(annotations)
+    for mask, one in zip(target["masks"], annotations, strict=True):
+        assert np.array_equal(mask.numpy(), coco.annToMask(coco.anns[one["id"]])), one
+    assert torch.equal(target["masks"][2], torch.from_numpy(noise).byte())
+    assert dataset.target(1)["masks"].shape == (0, 20, 20)
+    assert "masks" not in opened(write(content(annotations=annotations))).target(0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "segmentation"),
+    [
+        ("no segmentation", None),
+        ("no segmentation", []),
+        ("segmentation is neither polygons nor RLE", "polygon"),
+        ("segmentation is neither polygons nor RLE", {"counts": "a"}),
+        ("segmentation is not lists of three or more finite points", TRIANGLE),
+        ("segmentation is not lists of three or more finite points", [[1, 2, 3, 4]]),
+        ("segmentation is not lists of three or more finite points", [[*TRIANGLE, 1]]),
+        ("segmentation is not lists of three or more finite points", [[*TRIANGLE, 1, "2"]]),
+        ("segmentation is not lists of three or more finite points", [[*TRIANGLE, 1, math.nan]]),
+        ("segmentation is not lists of three or more finite points", [[*TRIANGLE, 1, 1e9]]),
+        ("the RLE's size is not the image's", {"size": [40, 30], "counts": [1200]}),
+        ("the RLE's counts are not whole numbers", {"size": [30, 40], "counts": [1201, -1]}),
+        ("the RLE's counts are not whole numbers", {"size": [30, 40], "counts": [1200.0]}),
+        ("the RLE's counts are not whole numbers", {"size": [30, 40], "counts": None}),
+        ("the RLE's counts do not fill the image", {"size": [30, 40], "counts": [600, 601]}),
+        ("the RLE's counts do not fill the image", {"size": [30, 40], "counts": "`1"}),
+        ("the RLE's counts are no text that RLE is made of", {"size": [30, 40], "counts": "~"}),
+        ("the RLE's counts end within a number", {"size": [30, 40], "counts": "`"}),
+        ("the mask has no pixel", {"size": [30, 40], "counts": [1200]}),
+    ],
+)
+def test_bad_masks_are_counted_in_one_warning(write, kind, segmentation):
+    good = annotation(id=1, segmentation=[TRIANGLE])
+    bad = [annotation(id=i, segmentation=segmentation) for i in (101, 102)]
+    path = write(content(annotations=[good, *bad]))
+    with pytest.warns(UserWarning, match="2 annotations skipped: " + kind) as caught:
+        dataset = opened(path, masks=True)
+    assert len(caught) == 1
+    assert "(first: image id 5, annotation id 101)" in str(caught[0].message)
+    assert len(dataset.target(0)["masks"]) == 1
+    assert len(opened(path).target(0)["boxes"]) == 3  # who wants no masks is not warned
+
+
+@pytest.mark.parametrize("name", ["coco_by", "nuclei"])
+def test_real_masks_are_pycocotools_with_their_boxes(shared_data, name):
+    """Polygons and run lengths; where a file has crowds, they stay out."""
+    dataset = open_dataset(shared_data / name, "val", masks=True)
+    coco = COCO(str(dataset.annotation_file))
+    checked = 0
+    for index, image_id in enumerate(dataset.image_ids[:20]):
+        target = dataset.target(index)
+        expected = coco.loadAnns(coco.getAnnIds(image_id, iscrowd=False))
+        assert len(target["masks"]) == len(target["boxes"]) == len(expected)
+        for mask, one in zip(target["masks"], expected, strict=True):
+            assert np.array_equal(mask.numpy(), coco.annToMask(one))
+            checked += 1
+    assert checked > 100

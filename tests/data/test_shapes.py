@@ -7,9 +7,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torchvision.ops import masks_to_boxes
 
 from fastdet.data import open_dataset, shapes, write_shapes
+
+LAST_PIXEL = torch.tensor([0.0, 0, 1, 1])  # torchvision's boxes of masks end before it
 
 
 def digest(folder):
@@ -57,9 +61,12 @@ def test_annotations(folder):
         assert min(x, y) >= 0
         assert max(x + width, y + height) <= 96
         assert shapes.MIN_VISIBLE_PIXELS <= a["area"] <= width * height
-    dataset = open_dataset(folder, "val")
+    dataset = open_dataset(folder, "val", masks=True)
     assert dataset.classes == ["background", *shapes.SHAPES]
-    assert dataset[0][0].shape == (3, 96, 96)
+    for image, target in dataset:
+        assert image.shape == (3, 96, 96)
+        assert torch.equal(masks_to_boxes(target["masks"]) + LAST_PIXEL, target["boxes"])
+        assert target["masks"].sum(0).max() == 1  # of pixels that two objects share, one has each
 
 
 class Quiet:
@@ -91,7 +98,7 @@ def test_boxes_are_tight_around_the_visible_part(monkeypatch):
             if len(xs):
                 corner = [xs.min(), ys.min()]
                 found.append(([*corner, xs.max() + 1 - xs.min(), ys.max() + 1 - ys.min()], len(xs)))
-        annotated = [(box, area) for _, box, area in objects]
+        annotated = [(box, int(visible.sum())) for _, box, visible in objects]
         assert all(pair in found for pair in annotated)
         hidden += len(found) - len(annotated)
         checked += len(annotated)
@@ -120,7 +127,7 @@ def test_covered_objects_lose_their_boxes_and_partly_covered_ones_shrink(monkeyp
     monkeypatch.setattr(shapes, "MIN_VISIBLE_FRACTION", 0.5)
     _, objects = shapes.draw_scene(FourObjects(0), 100)
     # 20² squares: 16² of the first one and 10² of the third are covered; 0.36 of the first is left.
-    assert [(box, area) for _, box, area in objects] == [
+    assert [(box, visible.sum()) for _, box, visible in objects] == [
         ([4, 4, 20, 20], 400),
         ([40, 40, 20, 20], 300),
         ([50, 50, 20, 20], 400),

@@ -20,8 +20,9 @@ def painted():
     boxes = tv_tensors.BoundingBoxes(
         torch.tensor(BOXES, dtype=torch.float32), format="XYXY", canvas_size=(HEIGHT, WIDTH)
     )
-    labels = torch.tensor([1, 2, 3])
-    return tv_tensors.Image(image), {"boxes": boxes, "labels": labels, "image_id": 42}
+    masks = tv_tensors.Mask(image.bool().byte())  # in the order of the channels and the labels
+    target = {"boxes": boxes, "labels": torch.tensor([1, 2, 3]), "masks": masks, "image_id": 42}
+    return tv_tensors.Image(image), target
 
 
 def extent(channel):
@@ -52,9 +53,13 @@ def test_boxes_follow_the_pixels(transform):
         assert target["image_id"] == 42
         assert target["boxes"].dtype == torch.float32
         assert len(target["boxes"]) == len(target["labels"])
-        for box, label in zip(target["boxes"], target["labels"], strict=True):
+        assert target["masks"].shape == (len(target["labels"]), HEIGHT, WIDTH)
+        for box, label, mask in zip(
+            *(target[k] for k in ("boxes", "labels", "masks")), strict=True
+        ):
             if (box[2:] - box[:2]).min() >= 3:  # a thinner sliver may be blurred away
                 assert (extent(image[label - 1]) - box).abs().max() <= 1
+                assert (extent(mask) - box).abs().max() <= 1
                 seen += 1
     assert seen > 50
 
@@ -120,11 +125,13 @@ def test_images_without_boxes(transform):
     image, target = painted()
     target["boxes"] = tv_tensors.wrap(target["boxes"][:0], like=target["boxes"])
     target["labels"] = target["labels"][:0]
+    target["masks"] = tv_tensors.Mask(target["masks"][:0])
     for _ in range(5):
         image_out, target_out = transform(image, target)
         assert image_out.shape == (3, HEIGHT, WIDTH)
         assert target_out["boxes"].shape == (0, 4)
         assert target_out["labels"].shape == (0,)
+        assert target_out["masks"].shape == (0, HEIGHT, WIDTH)
 
 
 def test_evaluation_changes_nothing_but_the_dtype():
@@ -132,6 +139,7 @@ def test_evaluation_changes_nothing_but_the_dtype():
     assert image.dtype == torch.float32
     assert torch.equal(image * 255, painted()[0].float())
     assert target["boxes"].tolist() == BOXES
+    assert torch.equal(target["masks"], painted()[1]["masks"])
 
 
 @pytest.mark.parametrize("scale", [(0, 1), (2, 1), (-1, 1), (1, float("inf"))])

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdet.models import MODELS, Batch, Detector
+from fastdet.models import MODELS, Batch, Detections, Detector
 
 NUM_CLASSES = 4
 
@@ -54,3 +54,8 @@ def garbage_beyond_counts(batch: Batch) -> Batch:
         gt_boxes=batch.gt_boxes.where(~beyond[..., None], junk),
         gt_labels=batch.gt_labels.where(~beyond, 3),
     )
+
+
+def named(detections: Detections) -> dict[str, Tensor]:
+    """The detections' tensors; a family without masks has no masks."""
+    return {name: value for name, value in detections._asdict().items() if value is not None}

@@ -4,6 +4,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from fastdet.models import Detections
 from fastdet.models.batch import batch_shape, image_sizes, pad, restore, rows_in_use
@@ -90,6 +91,37 @@ def test_boxes_follow_the_resize_and_come_back() -> None:
         torch.testing.assert_close(of_image["boxes"], BOXES)
 
 
+def test_masks_are_resized_as_torchvision_does_and_padded() -> None:
+    torch.manual_seed(0)
+    sizes = [(32, 48), (100, 50), (64, 64), (61, 47), (200, 7)]
+    images = [torch.rand(3, *size) for size in sizes]
+    masks = [torch.rand(n, *size) < 0.5 for n, size in zip((1, 3, 2, 0, 9), sizes, strict=True)]
+    masks[1] = masks[1].byte()  # type: ignore[assignment]
+    targets = [
+        {"boxes": BOXES.repeat(len(m), 1), "labels": LABELS.repeat(len(m)), "masks": m}
+        for m in masks
+    ]
+    for numbers in ({}, {"fixed_size": (70, 53)}):
+        batch = pad_small(images, targets, masks=True, **numbers)
+        width_first = numbers and (53, 70)
+        transform = GeneralizedRCNNTransform(
+            64, 96, [0.0] * 3, [1.0] * 3, fixed_size=width_first or None
+        )
+        assert batch.gt_masks is not None
+        assert batch.gt_masks.dtype == torch.bool
+        assert batch.gt_masks.shape == (5, 16, *batch.images.shape[2:])
+        _, expected = transform(images, targets)
+        for own, target in zip(batch.gt_masks, expected, strict=True):
+            count, height, width = target["masks"].shape
+            assert torch.equal(own[:count, :height, :width], target["masks"].bool())
+            assert own.sum() == target["masks"].sum()  # nothing beyond
+
+
+def test_masks_that_no_one_learns_are_not_read() -> None:
+    target = {"boxes": BOXES, "labels": LABELS, "masks": torch.zeros(7)}
+    assert pad_small([torch.rand(3, 64, 64)], [target]).gt_masks is None
+
+
 def test_to_list_ends_at_the_counts() -> None:
     detections = Detections(
         torch.rand(2, 3, 4), torch.rand(2, 3), torch.ones(2, 3).long(), torch.tensor([2, 0])
@@ -136,7 +168,7 @@ def test_bad_images(images: list[Tensor], error: type[Exception], message: str) 
 @pytest.mark.parametrize(
     ("boxes", "labels", "error", "message"),
     [
-        (None, LABELS, ValueError, "image 1: expected keys boxes and labels, no {'boxes'}"),
+        (None, LABELS, ValueError, r"image 1: expected keys \['boxes', 'labels'\], no {'boxes'}"),
         (BOXES, None, ValueError, "no {'labels'}"),
         (BOXES[0], LABELS, ValueError, r"boxes of image 1: expected shape \(G, 4\), got \(4,\)"),
         (BOXES[:, :3], LABELS, ValueError, r"got \(1, 3\)"),
@@ -160,6 +192,27 @@ def test_bad_targets(
     good = {"boxes": BOXES, "labels": LABELS}
     with pytest.raises(error, match=message):
         pad_small([IMAGE, IMAGE], [good, bad])
+
+
+@pytest.mark.parametrize(
+    ("masks", "error", "message"),
+    [
+        (None, ValueError, "target of image 1: expected keys .*no {'masks'}"),
+        (torch.zeros(1, 64, 32).bool(), ValueError, r"masks of image 1: .*shape \(2, 64, 64\)"),
+        (torch.zeros(2, 64, 32).bool(), ValueError, r"got \(2, 64, 32\)"),
+        (torch.zeros(2, 64, 64), TypeError, "masks of image 1: expected bool or uint8, got .*32"),
+        (torch.arange(2).byte()[:, None, None].expand(2, 64, 64) * 7, ValueError,
+         "mask 1 of image 1: expected 0 and 1, got 7; an image of instance numbers"),
+    ],
+)  # fmt: skip
+def test_bad_masks(masks: Tensor | None, error: type[Exception], message: str) -> None:
+    none = torch.zeros(0, 64, 64).bool()
+    good = {"boxes": BOXES[:0], "labels": LABELS[:0], "masks": none}
+    bad = {"boxes": BOXES.repeat(2, 1), "labels": LABELS.repeat(2)}
+    with pytest.raises(error, match=message):
+        pad_small(
+            [IMAGE, IMAGE], [good, bad if masks is None else bad | {"masks": masks}], masks=True
+        )
 
 
 def test_one_target_for_each_image() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastdet.models import MODELS, Batch, Detector
 from tests.on_gpu import captured, cuda_kernels, gpu_only, no_sync, on_cuda_kernels
 
-from .scenes import scene, small_model, spread_scores
+from .scenes import named, scene, small_model, spread_scores
 
 pytestmark = pytest.mark.parametrize("family", MODELS)
 
@@ -32,7 +32,7 @@ def model_on(device: str, family: str, dtype: torch.dtype = torch.float32) -> De
 def batch_on(device: str, dtype: torch.dtype = torch.float32) -> Batch:
     images, targets = scene()
     batch = small_model("retinanet").pad(images, targets)
-    moved = batch._make(t.to(device) for t in batch)
+    moved = batch._make(t if t is None else t.to(device) for t in batch)
     return moved._replace(images=moved.images.to(dtype), gt_boxes=moved.gt_boxes.to(dtype))
 
 
@@ -79,7 +79,7 @@ def test_detections_equal_the_cpus(kernels: str, family: str) -> None:
     @torch.no_grad()
     def run(device: str) -> dict[str, Tensor]:
         model = model_on(device, family, torch.float64).eval()
-        return model.detect(batch_on(device, torch.float64))._asdict()
+        return named(model.detect(batch_on(device, torch.float64)))
 
     with cuda_kernels(kernels) as device:
         got = run(device)
@@ -104,13 +104,13 @@ def test_detect_as_a_graph(family: str) -> None:
     model, batch = model_on("cuda", family).eval(), batch_on("cuda")
     with torch.no_grad():
         before = model.detect(batch)
-        expected = model.detect(mirrored(batch))._asdict()
+        expected = named(model.detect(mirrored(batch)))
         graph, got = captured(lambda: model.detect(batch))
     batch.images.copy_(mirrored(batch).images)
     graph.replay()
     torch.cuda.synchronize()
     assert not before.scores.equal(expected["scores"])
-    assert_close(got._asdict(), expected, tolerance=1e-3)
+    assert_close(named(got), expected, tolerance=1e-3)
 
 
 @gpu_only

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from fastdet.models import MODELS, Batch, Detections, Detector
 
-from .scenes import garbage_beyond_counts, scene, small_model, spread_scores
+from .scenes import garbage_beyond_counts, named, scene, small_model, spread_scores
 
 pytestmark = pytest.mark.parametrize("family", MODELS)
 
@@ -62,7 +62,7 @@ def test_exported_detect_equals_eager(family: str) -> None:
         expected, got = model.detect(batch), exported(batch)
     assert isinstance(got, Detections)
     assert bool((expected.counts > 10).all())
-    for name, value in expected._asdict().items():
+    for name, value in named(expected).items():
         torch.testing.assert_close(getattr(got, name), value, rtol=1e-4, atol=1e-4, msg=name)
 
 
@@ -77,7 +77,7 @@ def test_losses_and_detect_compile_as_one_graph(family: str) -> None:
     with torch.no_grad():
         expected = model.detect(batch)
         got = torch.compile(model.detect, fullgraph=True, backend="aot_eager")(batch)
-    for name, value in expected._asdict().items():
+    for name, value in named(expected).items():
         torch.testing.assert_close(getattr(got, name), value, rtol=1e-4, atol=1e-4, msg=name)
 
 
@@ -91,7 +91,7 @@ def test_padding_rows_change_nothing(family: str) -> None:
         losses = model.losses(padded)
         torch.stack(list(losses.values())).sum().backward()
         gradients = {name: p.grad for name, p in model.named_parameters()}
-        detections = model.eval().detect(padded)._asdict()
+        detections = named(model.eval().detect(padded))
         results.append(losses | gradients | detections)
     assert not torch.equal(batch.gt_boxes, garbage_beyond_counts(batch).gt_boxes)
     for name, value in results[0].items():
@@ -125,5 +125,5 @@ def test_trimming_is_the_same_as_computing_every_row(
         trimmed = model.detect(batch)
         monkeypatch.setattr("fastdet.models.roi_heads.rows_in_use", lambda counts, rows: rows)
         full = model.detect(batch)
-    for name, value in full._asdict().items():
+    for name, value in named(full).items():
         torch.testing.assert_close(getattr(trimmed, name), value, rtol=1e-5, atol=1e-5, msg=name)

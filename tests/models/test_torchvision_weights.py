@@ -27,6 +27,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from fastdet.models import from_torchvision, load_torchvision_weights
 
+from .scenes import named
 from .test_fixed_shapes import Detect
 
 NUMBERS: dict[str, Any] = {"min_size": 96, "max_size": 150}
@@ -339,7 +340,7 @@ def test_exported_detect_equals_eager(name: str) -> None:
     with torch.no_grad():
         expected, found = ours.detect(batch), exported(batch)
     assert bool((expected.counts > 5).all())
-    for key, value in expected._asdict().items():
+    for key, value in named(expected).items():
         torch.testing.assert_close(getattr(found, key), value, rtol=1e-6, atol=1e-6, msg=key)
 
 

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""COCO's segmentations, whatever their form, as compressed run lengths (RLE).
+
+A file gives polygons, run lengths as a list of counts, or compressed ones. They are read once and
+kept compressed: about 100 bytes an object in place of its pixels or its corners.
+Cost: 10 us an object to read, a pass over the image's pixels to decode.
+Invariant: every Rle decodes to a mask of its image's size. The masks are pycocotools' (tested), but
+for what it takes without a word: all is checked here first.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from hotcoco import mask as coco_mask  # pyright: ignore[reportMissingModuleSource]
+
+# {"size": [height, width], "counts": bytes}: runs of zeros and ones in turn, column by column.
+Rle = dict[str, Any]
+
+FARTHEST = 1e5  # pixels: a polygon's outline is walked, so that a huge one would take for ever
+
+
+def read_segmentation(segmentation: Any, height: int, width: int) -> Rle:
+    """The `segmentation` of an annotation as compressed run lengths.
+
+    Args:
+        segmentation: polygons [[x, y, x, y, ...], ...], or an object with size and counts.
+        height, width: of the image.
+
+    Raises:
+        ValueError: saying what is wrong with it.
+    """
+    if not segmentation:
+        raise ValueError("no segmentation")
+    if isinstance(segmentation, list):
+        if not all(map(_is_polygon, segmentation)):
+            raise ValueError("segmentation is not lists of three or more finite points")
+        return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    if not isinstance(segmentation, dict) or not {"size", "counts"} <= set(segmentation):
+        raise ValueError("segmentation is neither polygons nor RLE")
+    if segmentation["size"] != [height, width]:
+        raise ValueError("the RLE's size is not the image's")
+    counts = segmentation["counts"]
+    if isinstance(counts, str):
+        counts = _counts(counts)
+    if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts):
+        raise ValueError("the RLE's counts are not whole numbers from 0 on")
+    if sum(counts) != height * width:
+        raise ValueError("the RLE's counts do not fill the image")
+    return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+
+
+def decode(rles: Sequence[Rle], height: int, width: int) -> np.ndarray:
+    """(N, height, width) uint8 of 0 and 1."""
+    if not rles:
+        return np.zeros((0, height, width), np.uint8)
+    return np.ascontiguousarray(coco_mask.decode(list(rles)).transpose(2, 0, 1))
+
+
+def encode(mask: np.ndarray) -> Rle:
+    """The run lengths of a mask (height, width) bool."""
+    return coco_mask.encode(np.asfortranarray(mask, np.uint8))
+
+
+def areas(rles: Sequence[Rle]) -> np.ndarray:
+    """(N,) int64: how many pixels each mask has."""
+    return np.asarray(coco_mask.area(list(rles)), np.int64)
+
+
+def as_json(rle: Rle) -> dict[str, Any]:
+    """With text for bytes, as COCO's files have it."""
+    return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
+
+
+def _is_polygon(points: Any) -> bool:
+    return (
+        isinstance(points, list)
+        and len(points) >= 6
+        and len(points) % 2 == 0
+        and all(isinstance(x, int | float) and math.isfinite(x) for x in points)
+        and max(map(abs, points)) <= FARTHEST
+    )
+
+
+def _counts(text: str) -> list[int]:
+    """The counts of a compressed RLE: five bits a character, the lowest first.
+
+    From the fourth on, each is the difference from the one two before. Follows pycocotools'
+    rleFrString.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            raise ValueError("the RLE's counts are no text that RLE is made of")
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:  # the last character of a number; its upper bit is the sign
+            if bits & 16:
+                value -= 1 << shift
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("the RLE's counts end within a number")
+    return counts
