@@ -8,6 +8,7 @@ from fastdet.models.description import Description, describe
 from fastdet.models.detector import Detector
 from fastdet.models.faster_rcnn import FasterRCNN, faster_rcnn
 from fastdet.models.fcos import FCOS, fcos
+from fastdet.models.new_classes import replace_classes
 from fastdet.models.retinanet import RetinaNet, retinanet
 from fastdet.models.torchvision_weights import from_torchvision, load_torchvision_weights
 
@@ -31,5 +32,6 @@ __all__ = [
     "fcos",
     "from_torchvision",
     "load_torchvision_weights",
+    "replace_classes",
     "retinanet",
 ]

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Each example runs as a person would run it, for a few steps, and learns something in them."""
+
+import csv
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
+
+from fastdet.data import write_shapes
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shapes(tmp_path_factory.mktemp("data") / "shapes", train=4, val=4, size=64)
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path,
+    shapes: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    """Runs an example in an empty folder; returns what it printed."""
+
+    def run_example(name: str, *arguments: str) -> str:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [name, "--data", str(shapes), *arguments])
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run_example
+
+
+def losses(printed: str) -> list[float]:
+    return [float(loss) for loss in re.findall(r"loss (\d+\.\d+)", printed)]
+
+
+def test_train_loop(run, tmp_path: Path) -> None:
+    printed = run("train_loop", "--steps", "60", "--size", "64")
+    assert len(losses(printed)) == 6
+    assert losses(printed)[-1] < 0.9 * losses(printed)[0]
+    assert re.search(r"AP -?\d\.\d{3} on 4 images", printed)
+    assert (tmp_path / "detector.pt").exists()
+
+
+def test_train_loop_is_short() -> None:
+    assert len((EXAMPLES / "train_loop.py").read_text().splitlines()) <= 60
+
+
+def test_train_lightning(run, tmp_path: Path) -> None:
+    printed = run("train_lightning", "--steps", "60", "--size", "64")
+    assert "sure detections in four images" in printed
+    out = tmp_path / "runs" / "lightning"
+    assert list(out.glob("best*.ckpt"))
+    (log,) = out.rglob("metrics.csv")
+    with log.open() as file:
+        found = [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
+    assert len(found) == 6
+    assert found[-1] < 0.9 * found[0]
+
+
+def test_finetune_torchvision(run, tmp_path: Path) -> None:
+    weights = tmp_path / "theirs.pth"
+    torch.manual_seed(0)
+    theirs = fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None)
+    torch.save(theirs.state_dict(), weights)
+    printed = run(
+        "finetune_torchvision", "--weights", str(weights), "--steps", "20", "--size", "64"
+    )
+    assert len(losses(printed)) == 2
+    assert losses(printed)[-1] < losses(printed)[0]
+    assert (tmp_path / "finetuned.pt").exists()
+
+
+def test_every_example_is_run_here() -> None:
+    tests = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} <= tests
