@@ -38,5 +38,9 @@ STABLE_TORCH_LIBRARY(fastdet, m) {
   m.def("sigmoid_focal_loss(Tensor inputs, Tensor targets, float alpha, float gamma) -> Tensor");
   m.def("sigmoid_focal_loss_sum(Tensor inputs, Tensor targets, float alpha, float gamma) -> Tensor");
   m.def("sigmoid_focal_loss_backward(Tensor grad, Tensor inputs, Tensor targets, float alpha, float gamma) -> Tensor");
+
+  m.def("crop_masks(Tensor masks, Tensor boxes, Tensor match, int height, int width) -> Tensor");
+  m.def("mask_rcnn_loss(Tensor logits, Tensor labels, Tensor masks, Tensor boxes, Tensor match) -> (Tensor, Tensor, Tensor)");
+  m.def("mask_rcnn_loss_backward(Tensor grad, Tensor residual, Tensor labels, Tensor count, SymInt channels, bool channels_last) -> Tensor");
 }
 // clang-format on

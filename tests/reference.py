@@ -401,3 +401,28 @@ def sigmoid_focal_loss(inputs: Tensor, targets: Tensor, alpha: float, gamma: flo
     s = x.sigmoid() * (1 - t) + (-x).sigmoid() * t
     weight = alpha * t + (1 - alpha) * (1 - t) if alpha >= 0 else 1.0
     return torch.where(ignored, 0, weight * s**gamma * ce)
+
+
+def crop_masks(masks: Tensor, boxes: Tensor, match: Tensor, output_size: tuple[int, int]) -> Tensor:
+    """RoIAlign of each box's mask on its own."""
+    crops = torch.zeros(*match.shape, *output_size, dtype=torch.float64)
+    for image, row in (match.ge(0) & match.lt(masks.shape[1])).nonzero().tolist():
+        roi = torch.cat([torch.zeros(1, dtype=torch.float64), boxes[image, row].double()])
+        mask = masks[image, match[image, row]][None, None]
+        crops[image, row] = roi_align(mask, roi[None], output_size)[0, 0]
+    return crops
+
+
+def mask_rcnn_loss(
+    logits: Tensor, labels: Tensor, masks: Tensor, boxes: Tensor, match: Tensor
+) -> Tensor:
+    """Pixel by pixel over the matched rows; differentiable in logits."""
+    targets = crop_masks(masks, boxes, match, (logits.shape[3], logits.shape[4]))
+    rows = (match.ge(0) & match.lt(masks.shape[1])).nonzero().tolist()
+    losses = [
+        torch.nn.functional.binary_cross_entropy_with_logits(
+            logits[b, k, labels[b, k]].double(), targets[b, k]
+        )
+        for b, k in rows
+    ]
+    return sum(losses, logits.double().sum() * 0) / max(len(rows), 1)

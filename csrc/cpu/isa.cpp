@@ -104,11 +104,22 @@ const FeatureLoops<T>& feature_loops() {
   return baseline::feature_loops<T>();
 }
 
+template <typename S>
+const MaskLoops<S>& mask_loops() {
+#ifdef FASTDET_HAS_X86_ISAS
+  if (isa() == Isa::kAvx512) return avx512::mask_loops<S>();
+  if (isa() == Isa::kAvx2) return avx2::mask_loops<S>();
+#endif
+  return baseline::mask_loops<S>();
+}
+
 template FASTDET_EXPORT const BoxLoops<float>& box_loops();
 template FASTDET_EXPORT const BoxLoops<double>& box_loops();
 template FASTDET_EXPORT const FeatureLoops<float>& feature_loops();
 template FASTDET_EXPORT const FeatureLoops<double>& feature_loops();
 template FASTDET_EXPORT const FeatureLoops<Half>& feature_loops();
 template FASTDET_EXPORT const FeatureLoops<BFloat16>& feature_loops();
+template FASTDET_EXPORT const MaskLoops<float>& mask_loops();
+template FASTDET_EXPORT const MaskLoops<double>& mask_loops();
 
 }  // namespace fastdet::cpu

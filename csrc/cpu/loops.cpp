@@ -20,6 +20,7 @@ namespace fastdet::cpu::FASTDET_ISA {
 #include "box_iou.loops.h"
 #include "box_iou_loss.loops.h"
 #include "lanes.loops.h"
+#include "mask_rcnn_loss.loops.h"
 #include "match_anchors.loops.h"
 #include "nms.loops.h"
 #include "roi_align.loops.h"
@@ -27,6 +28,9 @@ namespace fastdet::cpu::FASTDET_ISA {
 #include "soft_nms.loops.h"
 #include "softmax.loops.h"
 #include "top_logits.loops.h"
+
+// After roi_align.loops.h, whose merges it calls.
+#include "crop_masks.loops.h"
 
 template <typename T>
 const BoxLoops<T>& box_loops() {
@@ -65,11 +69,22 @@ const FeatureLoops<T>& feature_loops() {
   return table;
 }
 
+template <typename S>
+const MaskLoops<S>& mask_loops() {
+  static constexpr MaskLoops<S> table = {
+      .crop_mask = crop_mask<S>,
+      .mask_loss = mask_loss<S>,
+  };
+  return table;
+}
+
 template const BoxLoops<float>& box_loops();
 template const BoxLoops<double>& box_loops();
 template const FeatureLoops<float>& feature_loops();
 template const FeatureLoops<double>& feature_loops();
 template const FeatureLoops<Half>& feature_loops();
 template const FeatureLoops<BFloat16>& feature_loops();
+template const MaskLoops<float>& mask_loops();
+template const MaskLoops<double>& mask_loops();
 
 }  // namespace fastdet::cpu::FASTDET_ISA

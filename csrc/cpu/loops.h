@@ -229,12 +229,26 @@ struct FeatureLoops {
   void (*softmax)(const T* logits, int64_t n, Sum<T>* out);
 };
 
+// Loops over masks; S is float or double.
+template <typename S>
+struct MaskLoops {
+  // out (rows.bins, columns.bins) = the taps of a mask, whose pixels lie side by side; merged has
+  // room for kMergedRows * merged_stride(columns.span) finite values.
+  void (*crop_mask)(const uint8_t* mask, int64_t row_stride, const Taps<S>& rows,
+                    const Taps<S>& columns, S* out, S* merged);
+
+  // The sum of the binary cross entropies of n logits, and the derivative of each.
+  S (*mask_loss)(const S* logits, const S* targets, int64_t n, S* residual);
+};
+
 #define FASTDET_DECLARE_ISA(name)         \
   namespace name {                        \
   template <typename T>                   \
   const BoxLoops<T>& box_loops();         \
   template <typename T>                   \
   const FeatureLoops<T>& feature_loops(); \
+  template <typename S>                   \
+  const MaskLoops<S>& mask_loops();       \
   }
 
 FASTDET_DECLARE_ISA(baseline)
@@ -247,5 +261,7 @@ template <typename T>
 const BoxLoops<T>& box_loops();
 template <typename T>
 const FeatureLoops<T>& feature_loops();
+template <typename S>
+const MaskLoops<S>& mask_loops();
 
 }  // namespace fastdet::cpu

@@ -96,28 +96,28 @@ void spread_pixels(const FeatureMap<const T>& grad, const Taps<Sum<T>>& rows,
 }
 
 // merged[x] = the sum of the rows of bin ph, of columns [x, x + n), n <= N.
-template <int64_t N, typename T>
+template <int64_t N, typename T, typename S>
 inline __attribute__((always_inline)) void merge_rows(const T* __restrict plane, int64_t row_stride,
-                                                      const Taps<Sum<T>>& rows, int64_t ph,
-                                                      int64_t n, Sum<T>* __restrict merged) {
-  Sum<T> sums[N] = {};
+                                                      const Taps<S>& rows, int64_t ph, int64_t n,
+                                                      S* __restrict merged) {
+  S sums[N] = {};
   for (int64_t i = rows.begin[ph]; i < rows.begin[ph + 1]; ++i) {
     const T* row = plane + rows.index[i] * row_stride;
     if constexpr (std::is_same_v<T, Half>) {
-      Sum<T> values[N];
+      S values[N];
       widen(row, n, values);
       for (int64_t x = 0; x < n; ++x) sums[x] += rows.weight[i] * values[x];
     } else {
-      for (int64_t x = 0; x < n; ++x) sums[x] += rows.weight[i] * static_cast<Sum<T>>(row[x]);
+      for (int64_t x = 0; x < n; ++x) sums[x] += rows.weight[i] * static_cast<S>(row[x]);
     }
   }
   for (int64_t x = 0; x < n; ++x) merged[x] = sums[x];
 }
 
 // The same of a whole span.
-template <typename T>
-void merge_span(const T* plane, int64_t row_stride, const Taps<Sum<T>>& rows, int64_t ph,
-                int64_t span, Sum<T>* merged) {
+template <typename T, typename S>
+void merge_span(const T* plane, int64_t row_stride, const Taps<S>& rows, int64_t ph, int64_t span,
+                S* merged) {
   constexpr int64_t kWide = 4 * kColumnBlock;
   int64_t x = 0;
   for (; x + kWide <= span; x += kWide)
@@ -128,14 +128,14 @@ void merge_span(const T* plane, int64_t row_stride, const Taps<Sum<T>>& rows, in
 }
 
 // out(b, pw) = the sum of the taps of bin pw in merged row b.
-template <typename T>
-void merge_columns(const Sum<T>* merged, int64_t stride, int64_t bins, const Taps<Sum<T>>& columns,
-                   T* out, int64_t row_stride, int64_t pixel_stride) {
+template <typename T, typename S>
+void merge_columns(const S* merged, int64_t stride, int64_t bins, const Taps<S>& columns, T* out,
+                   int64_t row_stride, int64_t pixel_stride) {
   for (int64_t pw = 0; pw < columns.bins; ++pw) {
-    Sum<T> sums[kMergedRows] = {};
+    S sums[kMergedRows] = {};
     for (int64_t j = columns.begin[pw]; j < columns.begin[pw + 1]; ++j) {
-      const Sum<T>* column = merged + columns.index[j] - columns.low;
-      const Sum<T> weight = columns.weight[j];
+      const S* column = merged + columns.index[j] - columns.low;
+      const S weight = columns.weight[j];
       // All rows, with those beyond `bins` for nothing: a constant count unrolls.
       for (int64_t b = 0; b < kMergedRows; ++b) sums[b] += weight * column[b * stride];
     }

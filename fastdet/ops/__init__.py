@@ -13,6 +13,8 @@ from fastdet.ops.box_iou_loss import (
     distance_box_iou_loss,
     generalized_box_iou_loss,
 )
+from fastdet.ops.crop_masks import crop_masks
+from fastdet.ops.mask_rcnn_loss import mask_rcnn_loss
 from fastdet.ops.match_anchors import match_anchors
 from fastdet.ops.nms import batched_nms, nms, nms_padded
 from fastdet.ops.retinanet_detections import retinanet_detections
@@ -29,12 +31,14 @@ __all__ = [
     "box_iou",
     "complete_box_iou",
     "complete_box_iou_loss",
+    "crop_masks",
     "decode_boxes",
     "distance_box_iou",
     "distance_box_iou_loss",
     "encode_boxes",
     "generalized_box_iou",
     "generalized_box_iou_loss",
+    "mask_rcnn_loss",
     "match_anchors",
     "multiscale_roi_align",
     "nms",

@@ -10,15 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import library  # noqa: F401
-
-
-def _pair(output_size: int | Sequence[int]) -> tuple[int, int]:
-    pair = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
-    if len(pair) == 1:
-        pair *= 2
-    if len(pair) != 2 or min(pair) < 1:
-        raise ValueError(f"output_size: expected one or two numbers above 0, got {output_size}")
-    return pair
+from .output_size import height_and_width
 
 
 def _rois(boxes: Sequence[Tensor]) -> Tensor:
@@ -65,7 +57,7 @@ def roi_align(
         ValueError: output_size below 1; a list of boxes of a wrong shape.
         RuntimeError: wrong shape, dtype or device.
     """
-    height, width = _pair(output_size)
+    height, width = height_and_width(output_size)
     rois = boxes if isinstance(boxes, Tensor) else _rois(boxes)
     return torch.ops.fastdet.roi_align(
         input, rois, spatial_scale, height, width, sampling_ratio, aligned
@@ -138,7 +130,7 @@ def multiscale_roi_align(
         ValueError: output_size or canonical_scale below 1; scales that do not fall.
         RuntimeError: wrong shape, dtype or device.
     """
-    height, width = _pair(output_size)
+    height, width = height_and_width(output_size)
     if canonical_scale < 1:
         raise ValueError(f"canonical_scale: expected a number above 0, got {canonical_scale}")
     falling = [*scales, 0.0]
@@ -175,7 +167,7 @@ class MultiScaleRoIAlign(nn.Module):
     ):
         super().__init__()
         self.featmap_names = featmap_names
-        self.output_size = _pair(output_size)
+        self.output_size = height_and_width(output_size)
         self.sampling_ratio = sampling_ratio
         self.canonical_scale = canonical_scale
         self.canonical_level = canonical_level
@@ -229,12 +221,12 @@ class MultiScaleRoIAlign(nn.Module):
 # ---- shapes, layouts, gradients ------------------------------------------------------------------
 
 
-def _is_channels_last(features: Tensor) -> bool:
+def is_channels_last(features: Tensor) -> bool:
     """By strides alone, as csrc/feature_layout.h decides it too."""
-    return features.stride(1) == 1 and features.stride(3) != 1
+    return features.stride(-3) == 1 and features.stride(-1) != 1
 
 
-def _empty(like: Tensor, sizes: Sequence[int], channels_last: bool) -> Tensor:
+def empty_features(like: Tensor, sizes: Sequence[int], channels_last: bool) -> Tensor:
     """Uninitialised (..., C, H, W) in either layout."""
     *batch, channels, height, width = sizes
     if not channels_last:
@@ -253,7 +245,7 @@ def _(
     aligned: bool,
 ) -> Tensor:
     sizes = (rois.size(0), input.size(1), pooled_height, pooled_width)
-    return _empty(input, sizes, _is_channels_last(input))
+    return empty_features(input, sizes, is_channels_last(input))
 
 
 @torch.library.register_fake("fastdet::roi_align_backward")
@@ -270,7 +262,7 @@ def _(
     channels_last: bool,
     deterministic: bool,
 ) -> Tensor:
-    return _empty(grad, (batch, channels, height, width), channels_last)
+    return empty_features(grad, (batch, channels, height, width), channels_last)
 
 
 @torch.library.register_fake("fastdet::multiscale_roi_align")
@@ -288,7 +280,7 @@ def _(
 ) -> Tensor:
     first = features[0]
     sizes = (boxes.size(0), boxes.size(1), first.size(1), pooled_height, pooled_width)
-    return _empty(first, sizes, _is_channels_last(first))
+    return empty_features(first, sizes, is_channels_last(first))
 
 
 @torch.library.register_fake("fastdet::multiscale_roi_align_backward")
@@ -307,14 +299,14 @@ def _(
     deterministic: bool,
 ) -> list[Tensor]:
     return [
-        _empty(grad, (grad.size(0), grad.size(2), height, width), channels_last)
+        empty_features(grad, (grad.size(0), grad.size(2), height, width), channels_last)
         for height, width in zip(heights, widths, strict=True)
     ]
 
 
 def _roi_align_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     input, rois, ctx.spatial_scale, _, _, ctx.sampling_ratio, ctx.aligned = inputs
-    ctx.sizes, ctx.channels_last = input.shape, _is_channels_last(input)
+    ctx.sizes, ctx.channels_last = input.shape, is_channels_last(input)
     ctx.save_for_backward(rois)
 
 
@@ -337,7 +329,7 @@ def _multiscale_roi_align_setup(ctx: Any, inputs: tuple[Any, ...], output: Tenso
     features, boxes, counts, _, _, ctx.scales, *ctx.arguments = inputs
     ctx.heights = [level.size(2) for level in features]
     ctx.widths = [level.size(3) for level in features]
-    ctx.channels_last = _is_channels_last(features[0])
+    ctx.channels_last = is_channels_last(features[0])
     ctx.save_for_backward(boxes, counts)
 
 
