@@ -8,6 +8,7 @@ from fastdet.models.description import Description, describe
 from fastdet.models.detector import Detector
 from fastdet.models.faster_rcnn import FasterRCNN, faster_rcnn
 from fastdet.models.fcos import FCOS, fcos
+from fastdet.models.mask_rcnn import MaskRCNN, mask_rcnn
 from fastdet.models.new_classes import replace_classes
 from fastdet.models.retinanet import RetinaNet, retinanet
 from fastdet.models.torchvision_weights import from_torchvision, load_torchvision_weights
@@ -15,6 +16,7 @@ from fastdet.models.torchvision_weights import from_torchvision, load_torchvisio
 MODELS: dict[str, Callable[..., Detector]] = {
     "faster_rcnn": faster_rcnn,
     "fcos": fcos,
+    "mask_rcnn": mask_rcnn,
     "retinanet": retinanet,
 }
 
@@ -26,12 +28,14 @@ __all__ = [
     "Detections",
     "Detector",
     "FasterRCNN",
+    "MaskRCNN",
     "RetinaNet",
     "describe",
     "faster_rcnn",
     "fcos",
     "from_torchvision",
     "load_torchvision_weights",
+    "mask_rcnn",
     "replace_classes",
     "retinanet",
 ]

@@ -83,7 +83,7 @@ class Detector(nn.Module):
 
         Returns:
             Named losses; or for each image boxes (K, 4) in its pixels, labels (K,) and scores (K,),
-            highest score first.
+            highest score first, and masks (K, 1, H, W) where the model finds them.
 
         Raises:
             TypeError, ValueError: naming the image and what was expected.
@@ -93,7 +93,8 @@ class Detector(nn.Module):
                 raise ValueError("targets: expected one for each image in training mode, got None")
             return self.losses(self.pad(images, targets))
         batch = self.pad(images)
-        return restore(self.detect(batch), batch.sizes, image_sizes(images)).to_list()
+        found = restore(self.detect(batch), batch.sizes, image_sizes(images))
+        return self.answers(found, images)
 
     def pad(
         self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
@@ -124,6 +125,10 @@ class Detector(nn.Module):
     def losses_and_detections(self, batch: Batch) -> tuple[dict[str, Tensor], Detections]:
         """Both from one run of the backbone: what a validation step needs."""
         raise NotImplementedError
+
+    def answers(self, found: Detections, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """What `model(images)` returns, of detections in the pixels of the images."""
+        return found.to_list()
 
     def _weighted(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: loss * self.loss_weights[name] for name, loss in losses.items()}

@@ -16,7 +16,7 @@ from fastdet.models.backbones import BackboneWithFPN, feature_maps, timm_body
 from fastdet.models.batch import IMAGE_MEAN, IMAGE_STD, Batch, Detections
 from fastdet.models.detector import Detector, channels_last
 from fastdet.models.necks import FeaturePyramidNetwork, LastLevelMaxPool
-from fastdet.models.roi_heads import FastRCNNPredictor, RoIHeads, TwoMLPHead
+from fastdet.models.roi_heads import FastRCNNPredictor, RoIHeads, RoIPooling, Sample, TwoMLPHead
 from fastdet.models.rpn import RegionProposalNetwork, RPNHead
 
 
@@ -134,11 +134,13 @@ class FasterRCNN(Detector):
         self.roi_heads = RoIHeads(
             box_head,
             box_predictor,
-            box_scales or {level: 1 / stride for level, stride in enumerate(backbone.strides)},
-            output_size=box_output_size,
-            sampling_ratio=box_sampling_ratio,
-            canonical_scale=box_canonical_scale,
-            canonical_level=box_canonical_level,
+            RoIPooling(
+                box_scales or scales_of(backbone),
+                box_output_size,
+                box_sampling_ratio,
+                box_canonical_scale,
+                box_canonical_level,
+            ),
             fg_iou_thresh=box_fg_iou_thresh,
             bg_iou_thresh=box_bg_iou_thresh,
             batch_size_per_image=box_batch_size_per_image,
@@ -169,12 +171,23 @@ class FasterRCNN(Detector):
         return FirstStage(features, objectness, deltas, anchors, found.boxes, found.counts)
 
     def _losses(self, first: FirstStage, batch: Batch) -> dict[str, Tensor]:
-        box = self.roi_heads.losses(first.features, first.proposals, first.counts, batch)
+        sample = self.roi_heads.sample(first.proposals, first.counts, batch)
+        heads = self._head_losses(first.features, sample, batch)
         rpn = self.rpn.losses(first.objectness, first.deltas, first.anchors, batch)
-        return self._weighted(box | rpn)
+        return self._weighted(heads | rpn)
+
+    def _head_losses(
+        self, features: list[Tensor], sample: Sample, batch: Batch
+    ) -> dict[str, Tensor]:
+        return self.roi_heads.losses(features, sample, batch)
 
     def _detect(self, first: FirstStage, batch: Batch) -> Detections:
         return self.roi_heads.detect(first.features, first.proposals, first.counts, batch.sizes)
+
+
+def scales_of(backbone: Any) -> dict[int, float]:
+    """Feature pixels per image pixel of a backbone's levels, by their indices."""
+    return {level: 1 / stride for level, stride in enumerate(backbone.strides)}
 
 
 def faster_rcnn(

@@ -15,6 +15,7 @@ AnyDetector = TypeVar("AnyDetector", bound=Detector)
 CLASS_LAYERS = {
     "roi_heads.box_predictor.cls_score": 0.0,
     "roi_heads.box_predictor.bbox_pred": 0.0,
+    "roi_heads.mask_predictor.mask_fcn_logits": 0.0,
     "head.classification_head.cls_logits": -math.log((1 - PRIOR) / PRIOR),
 }
 

@@ -6,6 +6,8 @@ ground truth joins the proposals, so that there is a positive from the first ste
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +52,43 @@ class FastRCNNPredictor(nn.Module):
         return self.cls_score(hidden), self.bbox_pred(hidden)
 
 
+@dataclass(frozen=True)
+class RoIPooling:
+    """From where in the pyramid, and how finely, RoIs are pooled.
+
+    Attributes:
+        scales: feature pixels per image pixel of the levels to pool from, by the level's index.
+        output_size, sampling_ratio, canonical_scale, canonical_level: see `multiscale_roi_align`.
+    """
+
+    scales: Mapping[int, float]
+    output_size: tuple[int, int]
+    sampling_ratio: int
+    canonical_scale: int
+    canonical_level: int
+
+    def __call__(self, features: Sequence[Tensor], boxes: Tensor, counts: Tensor) -> Tensor:
+        """Pyramid, boxes (B, K, 4) xyxy, counts (B,) -> (B, K, C, h, w)."""
+        return multiscale_roi_align(
+            [features[level] for level in self.scales],
+            boxes,
+            counts,
+            self.output_size,
+            list(self.scales.values()),
+            self.sampling_ratio,
+            self.canonical_scale,
+            self.canonical_level,
+        )
+
+
+class Sample(NamedTuple):
+    """Boxes to learn from: of each image first positives, then background, then padding."""
+
+    boxes: Tensor  # (B, S, 4) xyxy
+    match: Tensor  # (B, S) int64, the gt row that each one matches, negative for background
+    valid: Tensor  # (B, S) bool, whether each is real: a prefix of the image's rows
+
+
 class RoIHeads(nn.Module):
     """Classifies and refines proposals.
 
@@ -57,8 +96,7 @@ class RoIHeads(nn.Module):
         box_head: pooled (K, C, h, w) -> hidden, as TwoMLPHead. BatchNorms that train must lie in
             Sequentials alone, where their statistics can leave out padding.
         box_predictor: hidden -> logits and deltas, as FastRCNNPredictor.
-        scales: feature pixels per image pixel of the levels to pool from, by the level's index.
-        output_size, sampling_ratio, canonical_scale, canonical_level: see `multiscale_roi_align`.
+        pooling: what the box_head sees of a box.
         fg_iou_thresh, bg_iou_thresh: a proposal is positive from the first IoU with a box on, and
             background below the second.
         batch_size_per_image, positive_fraction: proposals sampled for the losses.
@@ -77,12 +115,8 @@ class RoIHeads(nn.Module):
         self,
         box_head: nn.Module,
         box_predictor: nn.Module,
-        scales: Mapping[int, float],
+        pooling: RoIPooling,
         *,
-        output_size: tuple[int, int],
-        sampling_ratio: int,
-        canonical_scale: int,
-        canonical_level: int,
         fg_iou_thresh: float,
         bg_iou_thresh: float,
         batch_size_per_image: int,
@@ -97,11 +131,7 @@ class RoIHeads(nn.Module):
         check_batch_norms("box_predictor", box_predictor)
         self.box_head = box_head
         self.box_predictor = box_predictor
-        self.scales = dict(scales)
-        self.output_size = output_size
-        self.sampling_ratio = sampling_ratio
-        self.canonical_scale = canonical_scale
-        self.canonical_level = canonical_level
+        self.pooling = pooling
         self.fg_iou_thresh = fg_iou_thresh
         self.bg_iou_thresh = bg_iou_thresh
         self.batch_size_per_image = batch_size_per_image
@@ -115,35 +145,15 @@ class RoIHeads(nn.Module):
         self, features: Sequence[Tensor], proposals: Tensor, counts: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Pyramid, proposals (B, K, 4), counts (B,) -> logits (B, K, C), deltas (B, K, C, 4)."""
-        pooled = multiscale_roi_align(
-            [features[level] for level in self.scales],
-            proposals,
-            counts,
-            self.output_size,
-            list(self.scales.values()),
-            self.sampling_ratio,
-            self.canonical_scale,
-            self.canonical_level,
-        )
+        pooled = self.pooling(features, proposals, counts).flatten(0, 1)
         real = row_mask(counts, proposals.shape[1]).flatten()
-        hidden = run_on_rows(self.box_head, pooled.flatten(0, 1), real)
+        hidden = run_on_rows(self.box_head, pooled, real)
         logits, deltas = run_on_rows(self.box_predictor, hidden, real)
         shape = (*proposals.shape[:2], logits.shape[1])
         return logits.reshape(shape), deltas.reshape(*shape, 4)
 
-    def sample(
-        self, proposals: Tensor, counts: Tensor, batch: Batch
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Proposals and ground truth to learn from: positives, then background, then padding.
-
-        Args:
-            proposals: (B, P, 4) xyxy.
-            counts: (B,) int64.
-            batch: with its ground truth.
-
-        Returns:
-            boxes (B, S, 4), the gt row that each one matches (B, S) int64, negative for
-            background, and whether each is real (B, S) bool, a prefix of each image's rows.
+    def sample(self, proposals: Tensor, counts: Tensor, batch: Batch) -> Sample:
+        """What to learn from among proposals (B, P, 4) xyxy, counts (B,), and the ground truth.
 
         Follows torchvision's select_training_samples.
         """
@@ -167,16 +177,14 @@ class RoIHeads(nn.Module):
         sampled, valid = sample_matches(match, self.batch_size_per_image, self.positive_fraction)
         rows = rows_in_use(valid.sum(dim=1), sampled.shape[1])
         sampled, valid = sampled[:, :rows], valid[:, :rows]
-        return take_rows(boxes, sampled), match.gather(1, sampled), valid
+        return Sample(take_rows(boxes, sampled), match.gather(1, sampled), valid)
 
-    def losses(
-        self, features: Sequence[Tensor], proposals: Tensor, counts: Tensor, batch: Batch
-    ) -> dict[str, Tensor]:
+    def losses(self, features: Sequence[Tensor], sample: Sample, batch: Batch) -> dict[str, Tensor]:
         """loss_classifier and loss_box_reg, means over the batch's sampled proposals.
 
         Follows torchvision's fastrcnn_loss.
         """
-        boxes, match, valid = self.sample(proposals, counts, batch)
+        boxes, match, valid = sample
         positive = valid & (match >= 0)
         labels = take_rows(batch.gt_labels, match).where(positive, 0)  # (B, S)
         logits, deltas = self(features, boxes, valid.sum(dim=1))

@@ -43,6 +43,7 @@ from fastdet.models.anchors import Cells
 from fastdet.models.detector import Detector, channels_last
 from fastdet.models.faster_rcnn import FasterRCNN
 from fastdet.models.fcos import FCOS, FCOSClassificationHead, FCOSHead, FCOSRegressionHead
+from fastdet.models.mask_rcnn import MaskRCNN
 from fastdet.models.retinanet import (
     RetinaNet,
     RetinaNetClassificationHead,
@@ -57,13 +58,13 @@ def from_torchvision(model: nn.Module) -> Detector:
     """Our detector with the weights and the numbers of one of torchvision's.
 
     Args:
-        model: torchvision's FasterRCNN, RetinaNet or FCOS, from one of its builders or from parts:
-            any backbone, anchors, RPN head, RoI pooler and box head. Not changed: the weights are
-            copied, and training one model leaves the other as it is.
+        model: torchvision's FasterRCNN, MaskRCNN, RetinaNet or FCOS, from one of its builders or
+            from parts: any backbone, anchors, RPN head, RoI poolers, box and mask head. Not
+            changed: the weights are copied, and training one model leaves the other as it is.
 
     Returns:
-        A FasterRCNN, a RetinaNet or an FCOS in the mode, dtype and on the device of `model`. Names
-        and shapes in its state dict are those of `model`.
+        A FasterRCNN, a MaskRCNN, a RetinaNet or an FCOS in the mode, dtype and on the device of
+        `model`. Names and shapes in its state dict are those of `model`.
 
     Raises:
         ValueError: naming the part that has no counterpart here.
@@ -72,14 +73,14 @@ def from_torchvision(model: nn.Module) -> Detector:
     keeps them; where there was none yet, ours are those of the backbone's strides.
     """
     if isinstance(model, GeneralizedRCNN):
-        detector = _faster_rcnn(model)
+        detector = _two_stages(model)
     elif isinstance(model, TorchvisionRetinaNet):
         detector = _retinanet(model)
     elif isinstance(model, torchvision_fcos.FCOS):
         detector = _fcos(model)
     else:
         raise ValueError(
-            "model: expected torchvision's FasterRCNN, RetinaNet or FCOS, "
+            "model: expected torchvision's FasterRCNN, MaskRCNN, RetinaNet or FCOS, "
             f"got {type(model).__module__}.{type(model).__name__}"
         )
     return channels_last(detector.train(model.training))
@@ -117,7 +118,8 @@ def load_torchvision_weights(
     )
     if not any(key.endswith("num_batches_tracked") for key in state):
         # The first checkpoints were trained while FrozenBatchNorm2d ignored its eps.
-        early = name in ("fasterrcnn_resnet50_fpn", "retinanet_resnet50_fpn")
+        names = ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "retinanet_resnet50_fpn")
+        early = name in names
         _freeze_batch_norms(model, 0.0 if early and _is_torchvisions_own(name, path) else 1e-5)
     model.load_state_dict(state)
     return from_torchvision(model.eval())
@@ -150,13 +152,13 @@ def _is_torchvisions_own(name: str, path: str | Path) -> bool:
 # ---- the families --------------------------------------------------------------------------------
 
 
-def _faster_rcnn(model: Any) -> FasterRCNN:
+def _two_stages(model: Any) -> FasterRCNN:
     _expect("model", model, TorchvisionFasterRCNN, GeneralizedRCNN)
     rpn = _expect("rpn", model.rpn, TorchvisionRPN)
     heads = _expect("roi_heads", model.roi_heads, TorchvisionRoIHeads)
-    for extra in ("mask_roi_pool", "mask_head", "keypoint_roi_pool", "keypoint_head"):
+    for extra in ("keypoint_roi_pool", "keypoint_head", "keypoint_predictor"):
         if getattr(heads, extra) is not None:
-            _refuse(f"roi_heads.{extra}", "None: masks and keypoints are not there", "one")
+            _refuse(f"roi_heads.{extra}", "None: keypoints are not there", "one")
     border = _border(model.transform)
     for name, part in (("rpn", rpn), ("roi_heads", heads)):
         if part.box_similarity is not box_iou:
@@ -169,11 +171,13 @@ def _faster_rcnn(model: Any) -> FasterRCNN:
     _check_coder("roi_heads.box_coder", heads.box_coder)
     _check_matcher("rpn.proposal_matcher", rpn.proposal_matcher, low_quality=True)
     _check_matcher("roi_heads.proposal_matcher", heads.proposal_matcher, low_quality=False)
-    pool = _expect("roi_heads.box_roi_pool", heads.box_roi_pool, MultiScaleRoIAlign)
-    detector = FasterRCNN(
+    num_classes = _num_classes(heads, maps)
+    masks = _mask_branch(heads, num_classes, maps)
+    detector = (MaskRCNN if masks else FasterRCNN)(
         copy.deepcopy(model.backbone),
-        _num_classes(heads, maps),
+        num_classes,
         **border,
+        **masks,
         cells=cells,
         rpn_head=copy.deepcopy(rpn.head),
         rpn_pre_nms_top_n_train=rpn._pre_nms_top_n["training"],
@@ -186,11 +190,7 @@ def _faster_rcnn(model: Any) -> FasterRCNN:
         rpn_batch_size_per_image=rpn.fg_bg_sampler.batch_size_per_image,
         rpn_positive_fraction=rpn.fg_bg_sampler.positive_fraction,
         rpn_score_thresh=rpn.score_thresh,
-        box_scales=_pooled_scales(pool, maps),
-        box_output_size=pool.output_size,
-        box_sampling_ratio=pool.sampling_ratio,
-        box_canonical_scale=pool.canonical_scale,
-        box_canonical_level=pool.canonical_level,
+        **_pooling("box", heads.box_roi_pool, maps),
         box_head=copy.deepcopy(heads.box_head),
         box_predictor=copy.deepcopy(heads.box_predictor),
         box_score_thresh=heads.score_thresh,
@@ -204,6 +204,23 @@ def _faster_rcnn(model: Any) -> FasterRCNN:
     )
     detector.rpn.min_size = rpn.min_size
     return detector
+
+
+def _mask_branch(heads: Any, num_classes: int, maps: dict[str, Tensor]) -> dict[str, Any]:
+    """MaskRCNN's arguments beside FasterRCNN's; none where `heads` find no masks."""
+    names = ("mask_roi_pool", "mask_head", "mask_predictor")
+    missing = [name for name in names if getattr(heads, name) is None]
+    if len(missing) == len(names):
+        return {}
+    if missing:
+        _refuse(f"roi_heads.{missing[0]}", f"all of {', '.join(names)} or none", None)
+    pooling = _pooling("mask", heads.mask_roi_pool, maps)
+    branch = nn.Sequential(copy.deepcopy(heads.mask_head), copy.deepcopy(heads.mask_predictor))
+    channels = _on_pooled(branch, heads.mask_roi_pool, maps).shape[1]
+    if channels != num_classes:
+        _refuse("roi_heads.mask_predictor", f"a mask for each of {num_classes} classes", channels)
+    # torchvision's border gives probabilities.
+    return {**pooling, "mask_head": branch[0], "mask_predictor": branch[1], "mask_threshold": None}
 
 
 def _retinanet(model: Any) -> RetinaNet:
@@ -324,25 +341,42 @@ def _check_rpn_head(head: nn.Module, cells: Cells, maps: dict[str, Tensor]) -> N
         _refuse("rpn.head", f"channels of logits and deltas as the anchors', {expected}", found)
 
 
-@torch.no_grad()
 def _num_classes(heads: Any, maps: dict[str, Tensor]) -> int:
-    level = next(iter(maps.values()))
-    pooled = level.new_zeros((2, level.shape[1], *heads.box_roi_pool.output_size))
-    hidden = copy.deepcopy(heads.box_head).eval()(pooled)
-    logits, deltas = copy.deepcopy(heads.box_predictor).eval()(hidden)
+    logits, deltas = _on_pooled(
+        nn.Sequential(heads.box_head, heads.box_predictor), heads.box_roi_pool, maps
+    )
     if deltas.shape[1] != 4 * logits.shape[1]:
         shapes = f"{deltas.shape[1]} deltas for {logits.shape[1]} classes"
         _refuse("roi_heads.box_predictor", "four deltas for each class", shapes)
     return logits.shape[1]
 
 
-def _pooled_scales(pool: Any, maps: dict[str, Tensor]) -> dict[int, float]:
+@torch.no_grad()
+def _on_pooled(head: nn.Module, pool: Any, maps: dict[str, Tensor]) -> Any:
+    """What a copy of `head` makes of two black RoIs."""
+    level = next(iter(maps.values()))
+    return copy.deepcopy(head).eval()(level.new_zeros((2, level.shape[1], *pool.output_size)))
+
+
+def _pooling(kind: str, pool: Any, maps: dict[str, Tensor]) -> dict[str, Any]:
+    """The arguments of a `kind` of RoIs, "box" or "mask"."""
+    name = f"roi_heads.{kind}_roi_pool"
+    _expect(name, pool, MultiScaleRoIAlign)
+    return {
+        f"{kind}_scales": _pooled_scales(name, pool, maps),
+        f"{kind}_output_size": tuple(pool.output_size),
+        f"{kind}_sampling_ratio": pool.sampling_ratio,
+        f"{kind}_canonical_scale": pool.canonical_scale,
+        f"{kind}_canonical_level": pool.canonical_level,
+    }
+
+
+def _pooled_scales(name: str, pool: Any, maps: dict[str, Tensor]) -> dict[int, float]:
     """The scale of each level that RoIs are pooled from, by its index among the maps.
 
     torchvision counts levels from the finest scale on, up to the coarsest one; of maps that share a
     scale (MobileNetV3's) those that the count does not reach are never pooled.
     """
-    name = "roi_heads.box_roi_pool"
     levels = [i for i, level in enumerate(maps) if level in pool.featmap_names]
     if not levels:
         _refuse(f"{name}.featmap_names", f"some of {list(maps)}", pool.featmap_names)

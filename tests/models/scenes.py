@@ -32,7 +32,19 @@ def scene() -> tuple[list[Tensor], Targets]:
         torch.zeros(0, 4),
     ]
     labels = [torch.tensor([1, 3, 2]), torch.tensor([2]), torch.zeros(0, dtype=torch.int64)]
-    return images, [{"boxes": b, "labels": n} for b, n in zip(boxes, labels, strict=True)]
+    return images, [
+        {"boxes": b, "labels": n, "masks": ellipses(b, image)}
+        for image, b, n in zip(images, boxes, labels, strict=True)
+    ]
+
+
+def ellipses(boxes: Tensor, image: Tensor) -> Tensor:
+    """(G, H, W) bool: of each box (G, 4) the ellipse that touches its sides."""
+    y, x = (torch.arange(side) + 0.5 for side in image.shape[-2:])
+    left, top, right, bottom = boxes[:, :, None, None].unbind(1)
+    across = (2 * x - left - right) / (right - left)
+    down = (2 * y[:, None] - top - bottom) / (bottom - top)
+    return across.square() + down.square() <= 1
 
 
 def spread_scores(model: Detector) -> Detector:
@@ -47,12 +59,13 @@ def spread_scores(model: Detector) -> Detector:
 
 
 def garbage_beyond_counts(batch: Batch) -> Batch:
-    """The batch with other padding rows: large, inverted, negative, and labels out of range."""
+    """The batch with other padding rows: large, inverted, negative, wrong labels, full masks."""
     beyond = torch.arange(batch.gt_labels.shape[1]) >= batch.gt_counts[:, None]
     junk = torch.tensor([1e4, 50.0, -30.0, 7e3])
     return batch._replace(
         gt_boxes=batch.gt_boxes.where(~beyond[..., None], junk),
         gt_labels=batch.gt_labels.where(~beyond, 3),
+        gt_masks=None if batch.gt_masks is None else batch.gt_masks | beyond[..., None, None],
     )
 
 

@@ -5,12 +5,13 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from fastdet.models import FCOS, MODELS, FasterRCNN, faster_rcnn
+from fastdet.models import FCOS, MODELS, FasterRCNN, MaskRCNN, faster_rcnn
 from fastdet.models.anchors import pyramid_anchors
 from fastdet.models.batch import Batch
 from fastdet.models.losses import box_regression_loss
+from fastdet.models.roi_heads import Sample
 
 from .scenes import named, scene, small_model, spread_scores
 
@@ -19,6 +20,13 @@ every_family = pytest.mark.parametrize("family", MODELS)
 LOSSES = {
     "faster_rcnn": ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"),
     "fcos": ("classification", "bbox_regression", "bbox_ctrness"),
+    "mask_rcnn": (
+        "loss_classifier",
+        "loss_box_reg",
+        "loss_mask",
+        "loss_objectness",
+        "loss_rpn_box_reg",
+    ),
     "retinanet": ("classification", "bbox_regression"),
 }
 
@@ -68,13 +76,13 @@ def test_losses_and_detections_are_those_of_the_two_calls(family: str) -> None:
 @every_family
 def test_no_ground_truth_in_the_whole_batch(family: str) -> None:
     model = small_model(family)
-    images, _ = scene()
-    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
-    losses = model(images, [empty] * len(images))
+    images, targets = scene()
+    empty = [{key: value[:0] for key, value in target.items()} for target in targets]
+    losses = model(images, empty)
     torch.stack(list(losses.values())).sum().backward()
     for name, loss in losses.items():
         assert bool(loss.isfinite()), name
-        assert (loss == 0) == ("box" in name), name
+        assert (loss == 0) == ("box" in name or "mask" in name), name
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert bool(parameter.grad.isfinite().all()), name
@@ -246,3 +254,67 @@ def test_a_location_of_fcos_learns_the_smallest_box_around_it() -> None:
     batch = model.pad([torch.rand(3, 96, 96)], [target])
     anchors = torch.tensor([[32.0, 32, 40, 40], [28, 28, 44, 44]])  # at the centre of all boxes
     assert model._match(anchors, [1, 1], batch).tolist() == [[1, -1]]  # too near for level 1
+
+
+def test_masks_lie_in_the_boxes_of_their_own_image() -> None:
+    model = spread_scores(small_model("mask_rcnn", mask_output_size=(7, 7))).eval()
+    assert isinstance(model, MaskRCNN)
+    images, _ = scene()
+    batch = model.pad(images)
+    with torch.no_grad():
+        found = model.detect(batch)
+        answers = model(images)
+        model.mask_threshold = None
+        probabilities = model(images)
+    assert found.masks is not None
+    assert found.masks.shape == (3, 100, 14, 14)
+    for count, masks in zip(found.counts.tolist(), found.masks, strict=True):
+        assert bool((masks[:count] > 0).all())
+        assert not masks[count:].any()
+    for image, answer, soft in zip(images, answers, probabilities, strict=True):
+        assert answer["masks"].dtype == torch.bool
+        assert answer["masks"].shape == (len(answer["boxes"]), 1, *image.shape[1:])
+        assert torch.equal(answer["masks"], soft["masks"] > 0.5)
+        y, x = (torch.arange(side) for side in image.shape[1:])
+        left, top, right, bottom = answer["boxes"][:, :, None, None].unbind(1)
+        near = (x > left - 6) & (x < right + 6) & (y[:, None] > top - 6) & (y[:, None] < bottom + 6)
+        assert not (answer["masks"][:, 0] & ~near).any()
+
+
+def test_the_mask_head_learns_from_every_positive_and_nothing_else() -> None:
+    model = small_model("mask_rcnn")
+    assert isinstance(model, MaskRCNN)
+    batch = model.pad(*scene())
+    seen: list[Tensor] = []
+    first = model.get_submodule("roi_heads.mask_head.0.0")
+    hook = first.register_forward_hook(lambda _, inputs, output: seen.append(output))
+    boxes = torch.cat((batch.gt_boxes[:, :3], torch.tensor([80.0, 80, 90, 90]).expand(3, 5, 4)), 1)
+    match = torch.tensor([[0, 1, 2, -1, -1, -1, -1, -1], [0, *[-1] * 7], [-1] * 8])
+    valid = torch.arange(8) < torch.tensor([[6], [2], [5]])
+    features = model._first_stage(batch).features
+    loss = model._head_losses(features, Sample(boxes, match, valid), batch)["loss_mask"]
+    assert len(seen[0]) == 3 * 3  # trimmed to the largest number of positives
+    hook.remove()
+    assert batch.gt_masks is not None
+    expected = []
+    for image, (rows, labels) in enumerate(((range(3), (1, 3, 2)), (range(1), (2,)))):
+        for row, label in zip(rows, labels, strict=True):
+            rois = torch.cat((torch.zeros(1, 1), boxes[image, row][None]), 1)
+            mask = batch.gt_masks[image, row].float()[None, None]
+            target = roi_align(mask, rois, 28, 1.0)[0, 0]
+            logits = model._mask_logits(
+                [f[image][None] for f in features], boxes[image, row][None, None], torch.tensor([1])
+            )
+            expected.append(binary_cross_entropy_with_logits(logits[0, 0, label], target))
+    torch.testing.assert_close(loss, torch.stack(expected).mean(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_without_masks_is_no_lesson_for_mask_rcnn() -> None:
+    model = small_model("mask_rcnn")
+    batch = model.pad(*scene())
+    with pytest.raises(ValueError, match="gt_masks: expected a batch with masks"):
+        model.losses(batch._replace(gt_masks=None))
+    images, targets = scene()
+    del targets[1]["masks"]
+    with pytest.raises(ValueError, match=r"target of image 1: .* no {'masks'}"):
+        model(images, targets)

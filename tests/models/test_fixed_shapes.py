@@ -4,6 +4,7 @@
 FakeTensorMode has no values, so whatever reads one (`.item()`, `nonzero`, boolean indexing) raises.
 """
 
+import sys
 from typing import Any
 
 import pytest
@@ -36,6 +37,7 @@ def fake_batch() -> Batch:
         gt_boxes=torch.rand(2, 8, 4),
         gt_labels=torch.ones(2, 8, dtype=torch.int64),
         gt_counts=torch.ones(2, dtype=torch.int64),
+        gt_masks=torch.ones(2, 8, 96, 128, dtype=torch.bool),
     )
 
 
@@ -105,9 +107,12 @@ def test_more_rows_of_padding_change_nothing(family: str) -> None:
     wider = batch._replace(
         gt_boxes=nn.functional.pad(batch.gt_boxes, (0, 0, 0, 24)),
         gt_labels=nn.functional.pad(batch.gt_labels, (0, 24)),
+        gt_masks=None
+        if batch.gt_masks is None
+        else nn.functional.pad(batch.gt_masks, (0, 0, 0, 0, 0, 24)),
     )
     # Every proposal is sampled, or the number of rows would change which are.
-    if family == "faster_rcnn":
+    if family in ("faster_rcnn", "mask_rcnn"):
         model.rpn.batch_size_per_image = 20_000  # type: ignore[union-attr]
         model.roi_heads.batch_size_per_image = 8_000  # type: ignore[union-attr]
     losses, wider_losses = model.losses(batch), model.losses(wider)
@@ -123,7 +128,9 @@ def test_trimming_is_the_same_as_computing_every_row(
     batch = model.pad(images)
     with torch.no_grad():
         trimmed = model.detect(batch)
-        monkeypatch.setattr("fastdet.models.roi_heads.rows_in_use", lambda counts, rows: rows)
+        for name in ("roi_heads", "mask_rcnn"):
+            module = sys.modules[f"fastdet.models.{name}"]
+            monkeypatch.setattr(module, "rows_in_use", lambda counts, rows: rows)
         full = model.detect(batch)
     for name, value in named(full).items():
         torch.testing.assert_close(getattr(trimmed, name), value, rtol=1e-5, atol=1e-5, msg=name)

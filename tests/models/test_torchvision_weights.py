@@ -27,7 +27,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from fastdet.models import from_torchvision, load_torchvision_weights
 
-from .scenes import named
+from .scenes import ellipses, named
 from .test_fixed_shapes import Detect
 
 NUMBERS: dict[str, Any] = {"min_size": 96, "max_size": 150}
@@ -38,6 +38,7 @@ SPREADS = {
     "cls_score": 1.0,
     "bbox_pred": 0.3,
     "bbox_reg": 0.3,
+    "mask_fcn_logits": 1.0,
 }
 
 
@@ -54,8 +55,9 @@ def targets_for(images: list[Tensor]) -> list[dict[str, Tensor]]:
     for image in images:
         corner = torch.tensor([image.shape[2], image.shape[1]]).repeat(2).float()
         shares = torch.tensor([[0.05, 0.1, 0.5, 0.6], [0.4, 0.3, 0.95, 0.9], [0.1, 0.6, 0.35, 0.8]])
-        targets.append({"boxes": shares * corner, "labels": torch.tensor([1, 3, 2])})
-    targets[-1] = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+        boxes, labels = shares * corner, torch.tensor([1, 3, 2])
+        targets.append({"boxes": boxes, "labels": labels, "masks": ellipses(boxes, image).byte()})
+    targets[-1] = {key: value[:0] for key, value in targets[-1].items()}
     return targets
 
 
@@ -139,6 +141,24 @@ def faster_rcnn_of_one_map() -> nn.Module:
     )
 
 
+def mask_rcnn_of_parts() -> nn.Module:
+    """Masks of other sizes, from other levels than the boxes; a mask head with BatchNorms."""
+    norm = nn.BatchNorm2d
+    return detection.MaskRCNN(
+        resnet18_pyramid(),
+        None,
+        **NUMBERS,
+        **PROPOSALS,
+        rpn_anchor_generator=AnchorGenerator(((24,), (48,), (96,), (192,)), ((0.7, 1.4),) * 4),
+        box_roi_pool=MultiScaleRoIAlign(["c3", "c4", "c5"], 5, 2),
+        box_head=detection.faster_rcnn.TwoMLPHead(32 * 25, 64),
+        box_predictor=detection.faster_rcnn.FastRCNNPredictor(64, 4),
+        mask_roi_pool=MultiScaleRoIAlign(["c4", "c5"], 10, 1, canonical_scale=120),
+        mask_head=detection.mask_rcnn.MaskRCNNHeads(32, [16, 24], 1, norm_layer=norm),
+        mask_predictor=detection.mask_rcnn.MaskRCNNPredictor(24, 16, 4),
+    )
+
+
 def retinanet_of_parts(box_loss: str = "smooth_l1") -> nn.Module:
     backbone = resnet18_pyramid(extra_blocks=LastLevelP6P7(512, 32))
     generator = AnchorGenerator(tuple((s, 1.3 * s) for s in (24, 48, 96, 192, 300)), (0.6, 1.5))
@@ -173,7 +193,9 @@ def fcos_of_parts() -> nn.Module:
 
 def builder(name: str) -> Callable[[], nn.Module]:
     build = getattr(detection, name)
-    numbers = NUMBERS | (PROPOSALS if name.startswith("faster") else {"score_thresh": 0.7})
+    numbers = NUMBERS | (PROPOSALS if "rcnn" in name else {"score_thresh": 0.7})
+    if name.startswith("mask"):
+        numbers |= {"box_detections_per_img": 12}  # of which each costs a mask
     return lambda: build(weights=None, weights_backbone=None, num_classes=5, **numbers)
 
 
@@ -182,6 +204,8 @@ BUILDERS = (
     "fasterrcnn_resnet50_fpn_v2",
     "fasterrcnn_mobilenet_v3_large_fpn",
     "fasterrcnn_mobilenet_v3_large_320_fpn",
+    "maskrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn_v2",
     "retinanet_resnet50_fpn",
     "retinanet_resnet50_fpn_v2",
     "fcos_resnet50_fpn",
@@ -189,6 +213,7 @@ BUILDERS = (
 MODELS: dict[str, Callable[[], nn.Module]] = {name: builder(name) for name in BUILDERS} | {
     "faster_rcnn_of_parts": faster_rcnn_of_parts,
     "faster_rcnn_of_one_map": faster_rcnn_of_one_map,
+    "mask_rcnn_of_parts": mask_rcnn_of_parts,
     "retinanet_of_parts": retinanet_of_parts,
     "fcos_of_parts": fcos_of_parts,
 }
@@ -212,7 +237,19 @@ def assert_same_detections(theirs: nn.Module, ours: nn.Module, images: list[Tens
         assert torch.equal(own["labels"], other["labels"])
         torch.testing.assert_close(own["boxes"], other["boxes"], rtol=0, atol=1e-3)
         torch.testing.assert_close(own["scores"], other["scores"], rtol=0, atol=1e-5)
+        assert own.keys() == other.keys()
+        if "masks" in other:
+            assert_same_masks(own["masks"], other["masks"])
     return min(len(of_image["scores"]) for of_image in expected)
+
+
+def assert_same_masks(own: Tensor, other: Tensor) -> None:
+    """Probabilities (K, 1, H, W)."""
+    torch.testing.assert_close(own, other, rtol=0, atol=1e-5)
+    decided = (other - 0.5).abs() > 1e-5
+    assert torch.equal((own > 0.5)[decided], (other > 0.5)[decided])
+    if len(other):
+        assert 0.02 < float((other > 0.5).sum() / (other > 0).sum()) < 0.98
 
 
 @every_model
@@ -289,7 +326,12 @@ def test_box_losses_of_retinanet(box_loss: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "lr"), [("faster_rcnn_of_one_map", 0.02), ("retinanet_of_parts", 0.002)]
+    ("name", "lr"),
+    [
+        ("faster_rcnn_of_one_map", 0.02),
+        ("mask_rcnn_of_parts", 0.02),
+        ("retinanet_of_parts", 0.002),
+    ],
 )
 def test_training_follows_torchvisions_curve(name: str, lr: float) -> None:
     curves = []
@@ -322,14 +364,14 @@ def test_state_dicts_fit_and_share_nothing(name: str) -> None:
 def test_levels_of_a_pooler_that_has_run_are_kept() -> None:
     theirs = copy.deepcopy(torchvision_model("faster_rcnn_of_parts"))
     assert theirs.roi_heads.box_roi_pool.scales == [1 / 16, 1 / 32]
-    assert from_torchvision(theirs).roi_heads.scales == {1: 1 / 16, 2: 1 / 32}  # type: ignore[union-attr]
+    assert from_torchvision(theirs).roi_heads.pooling.scales == {1: 1 / 16, 2: 1 / 32}  # type: ignore[union-attr]
     theirs.roi_heads.box_roi_pool.scales = [1 / 8, 1 / 16]
-    assert from_torchvision(theirs).roi_heads.scales == {1: 1 / 8, 2: 1 / 16}  # type: ignore[union-attr]
+    assert from_torchvision(theirs).roi_heads.pooling.scales == {1: 1 / 8, 2: 1 / 16}  # type: ignore[union-attr]
 
 
 # ---- graphs --------------------------------------------------------------------------------------
 
-SMALL = ("faster_rcnn_of_parts", "faster_rcnn_of_one_map", "retinanet_of_parts", "fcos_of_parts")
+SMALL = [name for name in MODELS if "_of_" in name]
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -465,7 +507,8 @@ def set_part(path: str, part: Callable[[], Any]) -> Callable[[Any], None]:
 @pytest.mark.parametrize(
     ("path", "part", "message"),
     [
-        ("roi_heads.mask_head", nn.Identity, "roi_heads.mask_head: expected None"),
+        ("roi_heads.keypoint_head", nn.Identity, "roi_heads.keypoint_head: expected None"),
+        ("roi_heads.mask_head", nn.Identity, "roi_heads.mask_roi_pool: expected all of .*got None"),
         ("roi_heads.box_coder", lambda: OtherBoxes((1.0,) * 4), "own decode, got OtherBoxes's"),
         ("rpn.box_coder", lambda: BoxCoder((2.0,) * 4), r"rpn.box_coder.weights: .*got \(2"),
         ("rpn.anchor_generator", lambda: AnchorGenerator(((32,),)), "for .* 4 levels, got 1"),
@@ -485,6 +528,23 @@ def test_what_has_no_counterpart_is_refused(
     model = faster_rcnn_of_parts()
     if path == "roi_heads.box_head":
         model.roi_heads.box_predictor = detection.faster_rcnn.FastRCNNPredictor(32, 4)
+    set_part(path, part)(model)
+    with pytest.raises(ValueError, match=message):
+        from_torchvision(model)
+
+
+@pytest.mark.parametrize(
+    ("path", "part", "message"),
+    [
+        ("roi_heads.mask_predictor", lambda: None, "roi_heads.mask_predictor: .* got None"),
+        ("roi_heads.mask_predictor.mask_fcn_logits", lambda: nn.Conv2d(16, 3, 1), "of 4 .* got 3"),
+        ("roi_heads.mask_roi_pool.featmap_names", lambda: ["p9"], r"mask_roi_pool.* got \['p9'\]"),
+    ],
+)
+def test_mask_parts_without_counterpart_are_refused(
+    path: str, part: Callable[[], Any], message: str
+) -> None:
+    model = mask_rcnn_of_parts()
     set_part(path, part)(model)
     with pytest.raises(ValueError, match=message):
         from_torchvision(model)
