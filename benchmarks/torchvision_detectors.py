@@ -5,8 +5,9 @@ from collections import OrderedDict
 from typing import Any
 
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN, RetinaNet
+from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops.feature_pyramid_network import (
     FeaturePyramidNetwork,
     LastLevelMaxPool,
@@ -37,8 +38,30 @@ def faster_rcnn(
     backbone: str, num_classes: int, *, fpn_channels: int, anchor_sizes: list[int], **numbers: Any
 ) -> nn.Module:
     """torchvision's FasterRCNN; the arguments of fastdet's constructor."""
+    return _two_stages(FasterRCNN, backbone, num_classes, fpn_channels, anchor_sizes, numbers)
+
+
+def mask_rcnn(
+    backbone: str, num_classes: int, *, fpn_channels: int, anchor_sizes: list[int], **numbers: Any
+) -> nn.Module:
+    """torchvision's MaskRCNN; the arguments of fastdet's constructor."""
+    width = fpn_channels
+    numbers["mask_head"] = MaskRCNNHeads(width, [width] * 4, 1)
+    model = _two_stages(MaskRCNN, backbone, num_classes, fpn_channels, anchor_sizes, numbers)
+    model.roi_heads.mask_predictor = MaskRCNNPredictor(width, width, num_classes)
+    return model
+
+
+def _two_stages(
+    family: type[FasterRCNN],
+    backbone: str,
+    num_classes: int,
+    fpn_channels: int,
+    anchor_sizes: list[int],
+    numbers: dict[str, Any],
+) -> Any:
     ratios = ((0.5, 1.0, 2.0),) * len(anchor_sizes)
-    return FasterRCNN(
+    return family(
         Pyramid(backbone, fpn_channels, 0, LastLevelMaxPool()),
         num_classes,
         rpn_anchor_generator=AnchorGenerator(tuple((s,) for s in anchor_sizes), ratios),

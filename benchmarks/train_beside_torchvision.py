@@ -33,6 +33,7 @@ SIDES: dict[str, dict[str, Callable[..., nn.Module]]] = {
     "fastdet": dict(MODELS),
     "torchvision": {
         "faster_rcnn": torchvision_detectors.faster_rcnn,
+        "mask_rcnn": torchvision_detectors.mask_rcnn,
         "retinanet": torchvision_detectors.retinanet,
     },
 }
@@ -50,7 +51,7 @@ class Side:
             num_classes,
             fpn_channels=options.fpn_channels,
             anchor_sizes=[size * options.size // 640 for size in ANCHOR_SIZES],
-            min_size=options.size * 3 // 4,
+            min_size=options.min_size or options.size * 3 // 4,
             max_size=options.size,
         ).to(options.device)
         self.optimizer = torch.optim.AdamW(
@@ -60,6 +61,7 @@ class Side:
             self.optimizer, lambda step: warmup_cosine(step, steps)
         )
         self.device = options.device
+        self.masks = has_masks(options)
         self.seconds: list[float] = []
 
     def step(self, images: list[Tensor], targets: list[dict[str, Any]]) -> float:
@@ -80,7 +82,7 @@ class Side:
         """COCO metrics on the validation split."""
         self.model.eval()
         dataset: Any = loader.dataset
-        evaluator = CocoEvaluator(dataset.annotation_file, dataset.category_ids)
+        evaluator = CocoEvaluator(dataset.annotation_file, dataset.category_ids, self.masks)
         for images, targets in loader:
             found = self.model([image.to(self.device) for image in images])
             detections = [{k: v.cpu() for k, v in one.items()} for one in found]
@@ -93,9 +95,15 @@ class Side:
         return time.perf_counter()
 
 
+def has_masks(options: argparse.Namespace) -> bool:
+    """Whether the model learns masks."""
+    return options.model == "mask_rcnn"
+
+
 def batches(options: argparse.Namespace, steps: int) -> Iterator[tuple[list[Tensor], list[dict]]]:
     """The same `steps` batches for every side and every run of a seed."""
-    dataset = open_dataset(options.data, "train", train_transforms())
+    keys = ["boxes", "labels"] + ["masks"] * has_masks(options)
+    dataset = open_dataset(options.data, "train", train_transforms(), has_masks(options))
     loader = DataLoader(
         dataset,
         batch_size=options.batch_size,
@@ -113,10 +121,7 @@ def batches(options: argparse.Namespace, steps: int) -> Iterator[tuple[list[Tens
             done += 1
             yield (
                 [image.to(options.device) for image in images],
-                [
-                    {key: target[key].to(options.device) for key in ("boxes", "labels")}
-                    for target in targets
-                ],
+                [{key: target[key].to(options.device) for key in keys} for target in targets],
             )
 
 
@@ -128,6 +133,7 @@ def peak_memory_mib(side: str, options: argparse.Namespace) -> float:
     command = [sys.executable, "-m", "benchmarks.train_beside_torchvision", "--measure", side]
     for name in ("data", "model", "backbone", "size", "fpn_channels", "batch_size", "device"):
         command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    command += ["--min-size", str(options.min_size)] if options.min_size else []
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
@@ -146,7 +152,7 @@ def measure_memory(side: str, options: argparse.Namespace) -> float:
 
 def train_both(options: argparse.Namespace) -> dict[str, Any]:
     """One seed's run of both sides, evaluated four times on the way."""
-    val = open_dataset(options.data, "val", eval_transforms())
+    val = open_dataset(options.data, "val", eval_transforms(), has_masks(options))
     loader = DataLoader(val, batch_size=options.batch_size, collate_fn=collate)
     sides = {name: Side(name, options, len(val.classes), options.steps) for name in SIDES}
     result: dict[str, Any] = {name: {"AP50_by_step": {}} for name in SIDES}
@@ -159,6 +165,11 @@ def train_both(options: argparse.Namespace) -> dict[str, Any]:
             for name, side in sides.items():
                 metrics = side.evaluate(loader)
                 print(f"  {name}: {metrics.stats}", flush=True)
+                if metrics.masks is not None:
+                    print(f"  {name}, masks: {metrics.masks.stats}", flush=True)
+                    result[name] |= {
+                        f"segm_{key}": metrics.masks.stats[key] for key in ("AP", "AP50")
+                    }
                 result[name]["AP50_by_step"][done] = metrics.stats["AP50"]
                 result[name] |= {
                     "AP": metrics.stats["AP"],
@@ -176,8 +187,9 @@ def show(result: dict[str, Any]) -> None:
         for name in SIDES:
             row = run[name]
             by_class = ", ".join(f"{k} {v:.3f}" for k, v in row["AP_by_class"].items())
+            masks = f"segm AP {row['segm_AP']:.3f}  " if "segm_AP" in row else ""
             print(
-                f"seed {run['seed']} {name:12s} AP {row['AP']:.3f}  AP50 {row['AP50']:.3f}  "
+                f"seed {run['seed']} {name:12s} AP {row['AP']:.3f}  AP50 {row['AP50']:.3f}  {masks}"
                 f"({by_class})  {row['seconds_per_step']:.3f} s/step"
             )
         ratio = run["torchvision"]["seconds_per_step"] / run["fastdet"]["seconds_per_step"]
@@ -192,6 +204,7 @@ def main() -> None:
     parser.add_argument("--model", choices=list(MODELS), default="faster_rcnn")
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--size", type=int, default=640, help="longer side of the images")
+    parser.add_argument("--min-size", type=int, help="shorter side, else 3/4 of the longer")
     parser.add_argument("--fpn-channels", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=2000)

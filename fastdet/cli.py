@@ -201,6 +201,8 @@ def _print_metrics(metrics: "CocoMetrics", title: str) -> None:
     from fastdet.evaluation import class_table, stats_table
 
     Console().print(stats_table(metrics, title), class_table(metrics, f"{title}, by class"))
+    if metrics.masks is not None:
+        _print_metrics(metrics.masks, f"{title}, masks")
 
 
 def _quiet() -> None:

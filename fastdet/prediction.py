@@ -50,7 +50,12 @@ def predict(
         image = read_image(file, _stated_size(record))
         found = detect(module, [image], score_threshold)[0]
         picture = draw_boxes(
-            image, found["boxes"], found["labels"], module.classes, found["scores"]
+            image,
+            found["boxes"],
+            found["labels"],
+            module.classes,
+            found["scores"],
+            found.get("masks"),
         )
         with replacing(out / f"{file.stem}.jpg") as temporary:
             picture.save(temporary, quality=92)

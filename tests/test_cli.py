@@ -8,9 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
 
+import lightning
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from fastdet.cli import COMMANDS, main
 from fastdet.data import write_shapes
@@ -62,6 +65,32 @@ def test_train_resume_evaluate_predict(
     assert {c["name"] for c in records["categories"]} >= {"circle", "star"}
     assert {r["image_id"] for r in results} <= {r["id"] for r in records["images"]}
     assert Image.open(found / "val_00000.jpg").size == (384, 384)
+
+
+def test_predict_writes_and_draws_masks(shapes: Path, tmp_path: Path) -> None:
+    from fastdet.evaluation.pictures import class_colour
+    from fastdet.prediction import predict
+    from fastdet.training.detector_module import DetectorModule
+
+    torch.manual_seed(0)
+    numbers = {"fpn_channels": 8, "min_size": 64, "max_size": 64, "box_score_thresh": 0.0}
+    module = DetectorModule("mask_rcnn", "resnet18", ["background", "any"], [7], numbers)
+    module.model.roi_heads.mask_predictor.mask_fcn_logits.bias.data.fill_(20)  # all inside
+    trainer = lightning.Trainer(logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "any.ckpt")
+    picture = shapes / "images" / "val_00000.png"
+    assert predict(tmp_path / "any.ckpt", [picture], tmp_path, 0.0) > 5
+    for result in json.loads((tmp_path / "detections.json").read_text()):
+        x, y, width, height = result["bbox"]
+        assert result["segmentation"]["size"] == [64, 64]
+        if min(width, height) > 4:
+            box = coco_mask.toBbox(result["segmentation"])
+            assert abs(box - [x, y, width, height]).max() <= 2.5
+    drawn = np.asarray(Image.open(tmp_path / "val_00000.jpg")).reshape(-1, 3).mean(0)
+    before = np.asarray(Image.open(picture)).reshape(-1, 3).mean(0)
+    towards = np.array(class_colour(1)) - before
+    assert float((drawn - before) @ towards) > 0.2 * float(towards @ towards)
 
 
 def test_predict_takes_ids_from_annotations(shapes: Path, tmp_path: Path) -> None:

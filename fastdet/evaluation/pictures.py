@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Boxes, class names and scores drawn on an image.
+"""Boxes, masks, class names and scores drawn on an image.
 
 A small image is enlarged first, by a whole factor, so that its captions can be read.
 """
@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 READABLE_SIDE = 384
+TINT = 0.45  # of a mask's colour, so that what it lies on can be seen
 
 Colour = tuple[int, int, int]
 
@@ -28,6 +29,7 @@ def draw_boxes(
     labels: Tensor,
     classes: Sequence[str],
     scores: Tensor | None = None,
+    masks: Tensor | None = None,
 ) -> Image.Image:
     """The image with each box outlined in its class's colour and captioned.
 
@@ -37,6 +39,7 @@ def draw_boxes(
         labels: (N,) indices into `classes`.
         classes: names by label.
         scores: (N,); with them the caption ends in the score, and the best box is drawn on top.
+        masks: (N, 1, H, W) bool; with them the objects are tinted in their class's colour.
 
     Returns:
         An RGB picture, a whole multiple of the image's size.
@@ -45,13 +48,19 @@ def draw_boxes(
     if pixels.is_floating_point():
         pixels = (pixels.clamp(0, 1) * 255).round()
     array = pixels.permute(1, 2, 0).numpy().astype(np.uint8)
+    order = range(len(boxes)) if scores is None else scores.argsort().tolist()
+    if masks is not None:
+        array = array.copy()
+        for index in order:
+            inside = masks[index, 0].cpu().numpy()
+            colour = np.array(class_colour(int(labels[index])))
+            array[inside] = ((1 - TINT) * array[inside] + TINT * colour).round()
     factor = max(1, round(READABLE_SIDE / max(array.shape[:2])))
     height, width = array.shape[0] * factor, array.shape[1] * factor
     picture = Image.fromarray(array).resize((width, height), Image.Resampling.BICUBIC)
     text_size = max(16, round(max(picture.size) / 45))
     font = ImageFont.load_default(text_size)
     canvas = ImageDraw.Draw(picture)
-    order = range(len(boxes)) if scores is None else scores.argsort().tolist()
     captions: list[tuple[list[float], str, Colour]] = []
     for index in order:
         colour = class_colour(int(labels[index]))

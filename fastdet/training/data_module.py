@@ -66,6 +66,7 @@ class DetectionDataModule(lightning.LightningDataModule):
         workers: loading processes; None: none without a GPU, else up to 8.
         seed: of order and augmentation.
         validation_split: the split that validation reads.
+        masks: targets have masks.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class DetectionDataModule(lightning.LightningDataModule):
         workers: int | None = None,
         seed: int = 0,
         validation_split: str = "val",
+        masks: bool = False,
     ) -> None:
         super().__init__()
         self.folder = folder
@@ -83,11 +85,12 @@ class DetectionDataModule(lightning.LightningDataModule):
         beside_gpu = min(8, os.cpu_count() or 1)
         self.workers = workers if workers is not None else beside_gpu if on_gpu else 0
         self.seed = seed
-        self.validation = open_dataset(folder, validation_split, transforms=eval_transforms())
+        self.masks = masks
+        self.validation = open_dataset(folder, validation_split, eval_transforms(), masks)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled, augmented batches; a last, smaller one is left out."""
-        dataset = open_dataset(self.folder, "train", transforms=train_transforms())
+        dataset = open_dataset(self.folder, "train", train_transforms(), self.masks)
         return DataLoader(
             SeededItems(dataset, self.seed),
             batch_size=self.batch_size,

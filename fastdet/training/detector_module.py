@@ -106,7 +106,9 @@ class DetectorModule(lightning.LightningModule):
                 f"{dataset.annotation_file} has the category ids {dataset.category_ids}; "
                 f"the model was made for {self.category_ids}"
             )
-        self.evaluator = CocoEvaluator(dataset.annotation_file, self.category_ids)
+        self.evaluator = CocoEvaluator(
+            dataset.annotation_file, self.category_ids, self.model.learns_masks
+        )
         self.validation_losses: dict[str, float] = defaultdict(float)
         self.validated_images = 0
 
@@ -118,14 +120,20 @@ class DetectorModule(lightning.LightningModule):
         for name, value in losses.items():
             self.validation_losses[name] += value.item() * len(images)
         self.validated_images += len(images)
-        found = restore(detections, padded.sizes, image_sizes(images)).to_list()
-        self.evaluator.update([target["image_id"] for target in targets], found)
+        found = restore(detections, padded.sizes, image_sizes(images))
+        answers = self.model.answers(found, images)
+        self.evaluator.update([target["image_id"] for target in targets], answers)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the losses' means over the images, and the COCO metrics, at one step."""
+        """Log the losses' means over the images, and the COCO metrics, at one step.
+
+        Those of masks are named segm_AP and so on.
+        """
         self.metrics = self.evaluator.compute()
         means = {k: v / self.validated_images for k, v in self.validation_losses.items()}
         logged = {"loss": sum(means.values()), **means, **self.metrics.stats}
+        if self.metrics.masks is not None:
+            logged |= {f"segm_{name}": value for name, value in self.metrics.masks.stats.items()}
         self.log_dict({f"val/{name}": float(value) for name, value in logged.items()})
 
     def configure_optimizers(self) -> Any:

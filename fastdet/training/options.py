@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-ModelName = Literal["faster_rcnn", "fcos", "retinanet"]  # the keys of fastdet.models.MODELS
+# The keys of fastdet.models.MODELS; mask_rcnn needs data with segmentations.
+ModelName = Literal["faster_rcnn", "fcos", "mask_rcnn", "retinanet"]
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,12 @@ class ValidationLine(lightning.Callback):
         if not trainer.training and trainer.state.fn != "fit":
             return
         metrics = trainer.callback_metrics
+        segm_ap = metrics.get("val/segm_AP")
         print(
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  step {trainer.global_step}  "
             f"loss {metrics['loss']:.3f}  val/loss {metrics['val/loss']:.3f}  "
-            f"AP {metrics['val/AP']:.3f}  AP50 {metrics['val/AP50']:.3f}",
+            f"AP {metrics['val/AP']:.3f}  AP50 {metrics['val/AP50']:.3f}"
+            + (f"  segm AP {segm_ap:.3f}" if segm_ap is not None else ""),
             flush=True,
         )
 
@@ -77,7 +79,13 @@ def train(options: TrainOptions, model_options: dict[str, Any] | None = None) ->
     if last.exists() and not options.resume:
         raise FileExistsError(f"{last} exists: give --resume to go on, or another --out")
     lightning.seed_everything(options.seed, workers=True, verbose=False)
-    data = DetectionDataModule(options.data, options.batch_size, options.workers, options.seed)
+    data = DetectionDataModule(
+        options.data,
+        options.batch_size,
+        options.workers,
+        options.seed,
+        masks=options.model == "mask_rcnn",
+    )
     module = DetectorModule(
         model=options.model,
         backbone=options.backbone,
@@ -116,7 +124,8 @@ def train(options: TrainOptions, model_options: dict[str, Any] | None = None) ->
 def evaluate(checkpoint: Path, data: Path, split: str = "val", batch_size: int = 8) -> CocoMetrics:
     """COCO metrics of a checkpoint on a split of a COCO-format folder."""
     module = load_detector(checkpoint)
-    batches = DetectionDataModule(data, batch_size, validation_split=split)
+    masks = module.model.learns_masks
+    batches = DetectionDataModule(data, batch_size, validation_split=split, masks=masks)
     _trainer(logger=False).validate(module, datamodule=batches, verbose=False)
     assert module.metrics is not None
     return module.metrics

@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -55,10 +56,11 @@ def detections_like(dataset, seed, ties=False):
     return found
 
 
-def pycocotools_evaluation(annotation_file, results):
+def pycocotools_evaluation(annotation_file, results, kind="bbox", image_ids=None):
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(annotation_file))
-        evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
+        evaluation = COCOeval(truth, truth.loadRes(results), kind)
+        evaluation.params.imgIds = image_ids or evaluation.params.imgIds
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -105,6 +107,58 @@ def test_equal_to_pycocotools_to_the_last_bit(shared_data, name, ties):
         else:
             assert row.name not in metrics.pr_curves
     assert (metrics.images, metrics.images_in_file) == (len(dataset), len(dataset))
+
+
+def with_masks(dataset, found, rng):
+    """Each detection with the mask of an object of its image, moved a little, or a rectangle."""
+    for index, image_id in enumerate(dataset.image_ids):
+        masks = dataset.target(index)["masks"].bool()
+        height, width = dataset.target(index)["boxes"].canvas_size
+        boxes = dataset.target(index)["boxes"]
+        rows = []
+        for box in found[image_id]["boxes"]:
+            x1, y1, x2, y2 = box.round().int().tolist()
+            mask = torch.zeros(height, width, dtype=torch.bool)
+            mask[max(y1, 0) : y2, max(x1, 0) : x2] = True
+            if len(masks) and rng.random() < 0.8:
+                nearest = (boxes - box).abs().sum(1).argmin()
+                mask = masks[nearest].roll(tuple(rng.integers(-2, 3, 2).tolist()), (0, 1))
+            rows.append(mask)
+        empty = torch.zeros(0, height, width, dtype=torch.bool)
+        found[image_id]["masks"] = (torch.stack(rows) if rows else empty)[:, None]
+    return found
+
+
+@pytest.mark.parametrize("form", ["masks", "probabilities", "segmentations"])
+@pytest.mark.parametrize("name", ["coco_by", "nuclei"])
+def test_masks_equal_pycocotools_to_the_last_bit(shared_data, name, form):
+    dataset = open_dataset(shared_data / name, "val", masks=True)
+    dataset.image_ids = dataset.image_ids[:25]
+    rng = np.random.default_rng(1)
+    found = with_masks(dataset, detections_like(dataset, seed=1), rng)
+    results = coco_results([*found], [*found.values()], dataset.category_ids)
+    for of_image in found.values():
+        masks = of_image.pop("masks")
+        if form == "segmentations":
+            fortran = np.asfortranarray(masks[:, 0].permute(1, 2, 0).numpy(), np.uint8)
+            of_image[form] = coco_mask.encode(fortran)
+        else:
+            of_image["masks"] = masks if form == "masks" else masks * 0.4 + 0.2
+    evaluator = CocoEvaluator(dataset.annotation_file, dataset.category_ids, masks=True)
+    evaluator.update([*found], [*found.values()])
+    metrics = evaluator.compute()
+
+    without_boxes = [{k: v for k, v in result.items() if k != "bbox"} for result in results]
+    expected = pycocotools_evaluation(
+        dataset.annotation_file, without_boxes, "segm", dataset.image_ids
+    )
+    assert 0.05 < expected.stats[0] < 0.95
+    assert metrics.masks is not None
+    assert metrics.masks.stats == dict(zip(STATS, expected.stats.tolist(), strict=True))
+    assert metrics.masks.stats != metrics.stats
+    arrays = evaluator.accumulated("segm").eval
+    for array in ("precision", "recall", "scores"):
+        assert np.array_equal(np.asarray(arrays[array]), expected.eval[array]), array
 
 
 def test_ties_between_images_are_ordered_by_image_id(shared_data, tmp_path):
@@ -270,6 +324,13 @@ def test_wrong_updates(file):
             evaluator.update([0], [detection([0, 0, 1, 1, value, 1])])
     with pytest.raises(ValueError, match="image id 0: 1 boxes, 2 scores, 1 labels"):
         evaluator.update([0], [{**detection([0, 0, 1, 1, 1, 1]), "scores": torch.ones(2)}])
+    with pytest.warns(match="3 annotations skipped: no segmentation"):
+        of_masks = CocoEvaluator(file, [0, 3, 7], masks=True)
+    with pytest.raises(ValueError, match="image id 0: expected detections with masks"):
+        of_masks.update([0], [detection()])
+    one_box_two_masks = {**detection([0, 0, 1, 1, 1, 1]), "masks": torch.zeros(2, 1, 9, 9).bool()}
+    with pytest.raises(ValueError, match="image id 0: 1 boxes, 2 masks"):
+        of_masks.update([0], [one_box_two_masks])
     with pytest.raises(ValueError, match=r"val\.json: no category with id 5"):
         CocoEvaluator(file, [0, 5, 7])
 

@@ -52,3 +52,20 @@ def test_captions_stay_inside(box: list[float]) -> None:
 
 def test_colours_differ() -> None:
     assert len({class_colour(label) for label in range(1, 81)}) == 80
+
+
+def test_masks_are_tinted_where_they_are_the_best_on_top() -> None:
+    image = torch.zeros(3, 400, 400, dtype=torch.uint8)
+    masks = torch.zeros(2, 1, 400, 400, dtype=torch.bool)
+    masks[0, :, 100:300, 100:300] = True
+    masks[1, :, 200:350, 200:350] = True
+    boxes = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 2]])  # out of the way
+    labels, scores = torch.tensor([1, 2]), torch.tensor([0.9, 0.3])
+    pixels = np.asarray(draw_boxes(image, boxes, labels, CLASSES, scores, masks)).astype(int)
+    of_best, of_other = np.array(class_colour(1)), np.array(class_colour(2))
+    assert np.abs(pixels[150, 150] - 0.45 * of_best).max() <= 1
+    assert np.abs(pixels[340, 340] - 0.45 * of_other).max() <= 1
+    on_both = 0.45 * of_best + 0.55 * 0.45 * of_other
+    assert np.abs(pixels[250, 250] - on_both).max() <= 1
+    assert not pixels[390, 390].any()
+    assert not image.any()

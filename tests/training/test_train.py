@@ -143,5 +143,17 @@ def test_categories_that_differ_are_refused(
 
 
 def test_unknown_model_is_refused(options: TrainOptions, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="there are: faster_rcnn, fcos, retinanet"):
+    with pytest.raises(ValueError, match="there are: faster_rcnn, fcos, mask_rcnn, retinanet"):
         train(replace(options, model="yolo", out=tmp_path))
+
+
+def test_masks_are_learnt_logged_and_evaluated(options: TrainOptions, tmp_path: Path) -> None:
+    numbers = {"mask_layers": [8], "rpn_post_nms_top_n_test": 50}
+    module = train(replace(options, model="mask_rcnn", out=tmp_path, epochs=1), numbers)
+    assert module.metrics is not None
+    assert module.metrics.masks is not None
+    row = read_metrics(tmp_path / "metrics.csv")[-1]
+    assert row["val/loss_mask"] > 0
+    again = evaluate(tmp_path / "last.ckpt", options.data).masks
+    assert again is not None
+    assert again.stats == pytest.approx({name: row[f"val/segm_{name}"] for name in again.stats})
