@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Exported detectors find what the model finds, without the model's code and without fastdet."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor
+
+from fastdet.export import export_detector
+from fastdet.models import MODELS, Batch, Detections, Detector, from_torchvision
+
+from .models.scenes import small_model
+from .models.test_torchvision_weights import MODELS as TORCHVISION_MODELS
+from .models.test_torchvision_weights import picture, with_detections
+
+SIZE = (96, 128)
+CLASSES = ["background", "cat", "dog", "bird"]
+CONVERTED = ("faster_rcnn_of_parts", "retinanet_of_parts", "fcos_of_parts")
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+def detector(name: str) -> Detector:
+    """In eval mode, with scores that are far enough apart not to change places by rounding."""
+    torch.manual_seed(0)
+    if name in MODELS:
+        model = with_detections(small_model(name))
+        if name == "faster_rcnn":
+            model.roi_heads.score_thresh = 0.3
+        return model
+    model = from_torchvision(with_detections(TORCHVISION_MODELS[name]()))
+    model.size_divisor = 32
+    return model
+
+
+def pixels(*sizes: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Pictures in the upper left of SIZE; what lies beyond them must not matter."""
+    images = torch.rand(len(sizes), 3, *SIZE, generator=torch.Generator().manual_seed(5))
+    for i, (height, width) in enumerate(sizes):
+        images[i, :, :height, :width] = picture(height, width, seed=10 + i)
+    return images, torch.tensor(sizes)
+
+
+def detect(model: Detector, images: Tensor, sizes: Tensor) -> Detections:
+    """By the model itself, on images that it has padded."""
+    mean, std = (torch.tensor(x)[:, None, None] for x in (model.image_mean, model.image_std))
+    padded = torch.zeros(images.shape).contiguous(memory_format=torch.channels_last)
+    for own, image, (height, width) in zip(padded, images, sizes.tolist(), strict=True):
+        own[:, :height, :width] = (image[:, :height, :width] - mean) / std
+    none = torch.zeros(len(images), 8, dtype=torch.int64)
+    with torch.no_grad():
+        return model.detect(Batch(padded, sizes, torch.zeros(len(images), 8, 4), none, none[:, 0]))
+
+
+def run_onnx(path: Path, images: Tensor, sizes: Tensor) -> Arrays:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    found = session.run(None, {"images": images.numpy(), "sizes": sizes.numpy()})
+    return dict(zip(names, found, strict=True))  # type: ignore[arg-type]
+
+
+def assert_same(found: Arrays, expected: Detections) -> None:
+    """The same detections; those whose scores are nearer than rounding may change places."""
+    wanted = {name: rows.numpy() for name, rows in expected._asdict().items() if rows is not None}
+    counts = wanted["counts"].tolist()
+    assert found["counts"].tolist() == counts
+    assert min(counts) > 3
+    np.testing.assert_allclose(found["scores"], wanted["scores"], atol=3e-5, rtol=0)
+    for i, count in enumerate(counts):
+        ours, theirs = (
+            {name: detections[name][i, :count] for name in ("boxes", "scores", "labels")}
+            for detections in (found, wanted)
+        )
+        off = abs(ours["boxes"][:, None] - theirs["boxes"]).max(axis=2) / 1e-3  # (K, K)
+        off = np.maximum(off, abs(ours["scores"][:, None] - theirs["scores"]) / 3e-5)
+        off[ours["labels"][:, None] != theirs["labels"]] = np.inf
+        assert off.min(axis=0).max() < 1
+        assert off.min(axis=1).max() < 1
+        assert not found["boxes"][i, count:].any()
+
+
+def slow(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", [*MODELS, *slow(CONVERTED)])
+def test_onnx_finds_what_the_model_finds(name: str, tmp_path: Path) -> None:
+    model = detector(name)
+    export_detector(model, tmp_path / "detector.onnx", SIZE, batch_size=None)
+    for sizes in ([(96, 128), (70, 101), (96, 50)], [(81, 128)]):
+        images, heights = pixels(*sizes)
+        found = run_onnx(tmp_path / "detector.onnx", images, heights)
+        assert_same(found, detect(model, images, heights))
+
+
+WITHOUT_THE_CODE = """
+import json, sys
+sys.modules["fastdet.models"] = sys.modules["fastdet.export"] = None
+import torch, fastdet.ops
+extra = {"metadata.json": ""}
+package = torch.export.load(sys.argv[1], extra_files=extra).module()
+found = package(*torch.load(sys.argv[2]))
+torch.save(found, sys.argv[3])
+assert not {"timm", "torchvision", "lightning"} & set(sys.modules)
+print(extra["metadata.json"])
+"""
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn", *slow(sorted(set(MODELS) - {"faster_rcnn"}))])
+def test_a_package_runs_without_the_models_code(name: str, tmp_path: Path) -> None:
+    model = detector(name)
+    export_detector(model, tmp_path / "detector.pt2", SIZE, batch_size=2, classes=CLASSES)
+    images, sizes = pixels((96, 110), (80, 128))
+    torch.save((images, sizes), tmp_path / "inputs")
+    files = [str(tmp_path / file) for file in ("detector.pt2", "inputs", "outputs")]
+    run = [sys.executable, "-c", WITHOUT_THE_CODE, *files]
+    result = subprocess.run(run, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    found = torch.load(tmp_path / "outputs")
+    assert_same({key: rows.numpy() for key, rows in found.items()}, detect(model, images, sizes))
+    about = json.loads(result.stdout)
+    assert about["classes"] == CLASSES
+    assert about["image_size"] == list(SIZE)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"path": "detector.pt"}, r"ends in \.pt2 or \.onnx, got detector\.pt"),
+        ({"image_size": (96, 120)}, r"multiples of 32 \(size_divisor\), got \(96, 120\)"),
+        ({"image_size": (0, 96)}, "multiples of 32"),
+        ({"classes": CLASSES[:3]}, "classes: expected 4 names, got 3"),
+    ],
+)
+def test_what_cannot_be_exported(numbers: dict[str, Any], message: str) -> None:
+    options = {"path": "detector.onnx", "image_size": SIZE} | numbers
+    with pytest.raises(ValueError, match=message):
+        export_detector(small_model("retinanet"), **options)
+
+
+def test_without_onnx_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "fastdet.onnx_ops", raising=False)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "fastdet\[export\]"'):
+        export_detector(small_model("retinanet"), tmp_path / "detector.onnx", (32, 32))
+    assert list(tmp_path.iterdir()) == []
