@@ -2,7 +2,8 @@
 """The command `fastdet`: each subcommand is a function here, its options are the arguments.
 
 `fastdet info` needs torch and numpy alone, `bench` and `compare` the extra `bench`, the others the
-extra `train`. Heavy imports wait until a command runs, so that `--help` answers at once.
+extra `train`, and `export` one of its own besides. Heavy imports wait until a command runs, so that
+`--help` answers at once.
 """
 
 import logging
@@ -63,6 +64,25 @@ def predict(
 
     count = run(checkpoint, images, out, score_threshold, annotations)
     print(f"{count} detections: {out / 'detections.json'}")
+
+
+def export(
+    checkpoint: Path, out: Path, image_size: tuple[int, int], batch_size: int | None = 1
+) -> None:
+    """Write a checkpoint's detector to be run without its code: a torch.export package, or ONNX.
+
+    Args:
+        checkpoint: A best.ckpt or last.ckpt.
+        out: File whose name ends in .pt2 or .onnx.
+        image_size: Height and width that it takes.
+        batch_size: Images that it takes at a time; None: any number.
+    """
+    from fastdet.export import export_detector
+    from fastdet.training.detector_module import load_detector
+
+    module = load_detector(checkpoint)
+    export_detector(module.model, out, image_size, batch_size=batch_size, classes=module.classes)
+    print(f"{module.model.__class__.__name__} of {len(module.classes)} classes: {out}")
 
 
 def demo(out: Path = Path("demo")) -> None:
@@ -156,13 +176,14 @@ COMMANDS = {
     "train": train,
     "eval": evaluate,
     "predict": predict,
+    "export": export,
     "describe": describe,
     "bench": bench,
     "compare": compare,
     "demo": demo,
     "info": info,
 }
-EXTRAS = {"bench": "bench", "compare": "bench"}  # of the others: train
+EXTRAS = {"bench": "bench", "compare": "bench", "export": "export,train"}  # of the others: train
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -10,6 +10,7 @@ from typing import get_args
 
 import lightning
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -65,6 +66,12 @@ def test_train_resume_evaluate_predict(
     assert {c["name"] for c in records["categories"]} >= {"circle", "star"}
     assert {r["image_id"] for r in results} <= {r["id"] for r in records["images"]}
     assert Image.open(found / "val_00000.jpg").size == (384, 384)
+
+    main(f"export --checkpoint {out / 'last.ckpt'} --out {out}/it.onnx --image-size 64 96".split())
+    assert "RetinaNet of 7 classes" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(out / "it.onnx")
+    assert session.get_inputs()[0].shape == [1, 3, 64, 96]
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"])[1] == "circle"
 
 
 def test_predict_writes_and_draws_masks(shapes: Path, tmp_path: Path) -> None:

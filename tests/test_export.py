@@ -17,7 +17,7 @@ from torch import Tensor
 from fastdet.export import export_detector
 from fastdet.models import MODELS, Batch, Detections, Detector, from_torchvision
 
-from .models.scenes import small_model
+from .models.scenes import named, small_model
 from .models.test_torchvision_weights import MODELS as TORCHVISION_MODELS
 from .models.test_torchvision_weights import picture, with_detections
 
@@ -69,7 +69,7 @@ def run_onnx(path: Path, images: Tensor, sizes: Tensor) -> Arrays:
 
 def assert_same(found: Arrays, expected: Detections) -> None:
     """The same detections; those whose scores are nearer than rounding may change places."""
-    wanted = {name: rows.numpy() for name, rows in expected._asdict().items() if rows is not None}
+    wanted = {name: rows.numpy() for name, rows in named(expected).items()}
     counts = wanted["counts"].tolist()
     assert found["counts"].tolist() == counts
     assert min(counts) > 3
