@@ -35,7 +35,8 @@ def export_detector(
     Both take `images` (B, C, H, W), float32 in [0, 1], RGB, and `sizes` (B, 2) int64, how much of
     each is real, from the upper left corner on: beyond it, pixels are not looked at. Both give
     `boxes` (B, D, 4) xyxy in pixels of `images`, `scores` (B, D), `labels` (B, D) int64 and
-    `counts` (B,) int64, highest score first; rows from an image's count on are 0.
+    `counts` (B,) int64, highest score first; rows from an image's count on are 0. A Mask R-CNN
+    gives `masks` too, (B, D, M, M) in [0, 1]: each for the inside of its box.
 
     A .pt2 is run so:
 

@@ -84,6 +84,9 @@ def assert_same(found: Arrays, expected: Detections) -> None:
         off[ours["labels"][:, None] != theirs["labels"]] = np.inf
         assert off.min(axis=0).max() < 1
         assert off.min(axis=1).max() < 1
+        if "masks" in wanted:
+            masks = wanted["masks"][i, off.argmin(axis=1)]
+            np.testing.assert_allclose(found["masks"][i, :count], masks, atol=1e-3, rtol=0)
         assert not found["boxes"][i, count:].any()
 
 
