@@ -21,10 +21,10 @@ struct BlockSum {
   T before, total;  // over the threads before this one, and over all
 };
 
-// All threads of a block of kThreads call it.
-template <typename T>
+// All threads of a block call it.
+template <int threads = kThreads, typename T>
 __device__ BlockSum<T> block_sum(T value) {
-  constexpr int kWarps = kThreads / kWarp;
+  constexpr int kWarps = threads / kWarp;
   __shared__ T warp_sums[kWarps];
   const T up_to = warp_sum_up_to(value);
   if (lane() == kWarp - 1) warp_sums[warp()] = up_to;

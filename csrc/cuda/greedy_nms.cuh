@@ -3,27 +3,30 @@
 // overlaps it, so which boxes stay follows from the pairs that overlap, in any order that respects
 // that rule:
 //
-//   sort     the boxes by falling score (score_order.cuh): 1 launch, or 2 above kTile rows an image
-//   bundle   them by place (box_bundles.cuh): 1 launch
-//   settle   3 launches, or 5: a warp a box looks for overlapping boxes before it. The box goes if
-//            one of them is known to stay, and stays if all are known to go; else it waits. Each
-//            time more is known: first which boxes meet none before them, then what those suppress.
-//            The last time, a box that waits notes for which it waits, in words of 32 ranks.
-//   resolve  the few that still wait: 1 launch, one block an image, 1024 ranks at a time. Those
-//   that
-//            wait for decided boxes alone are decided together, until none waits. Writes the
-//            output.
+//   order    by falling score (box_orders.cuh), and in bundles by place (box_bundles.cuh): 1
+//   launch,
+//            or 3 where an image has more than kMostCounted boxes or the batch has many
+//   settle   2 launches: a warp a box looks for overlapping boxes before it. The box goes if one of
+//            them is known to stay, and stays if all are known to go; else it waits. The first time
+//            those become known that meet none before them; the second time, a box that still waits
+//            notes for which it waits, in words of 32 places.
+//   decide   2 launches where there were 3: a box looks at its words again
+//   resolve  1 launch, one block an image: the few that still wait look at their words up to
+//            kRounds times, then by rank, a block's worth at a time, until none waits. Hands the
+//            rows on.
 //
-// By count of instructions (sm_90): 32 hulls of bundles cost a warp about 50, the boxes of one some
-// 55. Of 10k boxes in random places, with sides up to a tenth of the image, a box takes some 650,
-// 7 us in all on 132 multiprocessors, so that launches and their latency dominate; of 100k some
-// 4500, 0.4 ms in all for the first look alone, and the later ones and resolving, 98 steps of less
-// than a microsecond, come on top.
+// So 4 launches, or 8. Of boxes in random places and of an RPN's, some 5% still wait after
+// settling, in chains of no more than 5 or 6.
 //
-// A box that waits for more than kEntries words and finds them all gone is compared with all kept
-// boxes, by the whole block: the worst input costs about a microsecond a box. No block waits for
-// another, and what is read while it changes only saves work: the result does not depend on timing.
-// One allocation of about 105 bytes a row (8 more with groups, 60 more in float64); no host sync.
+// By count of instructions (sm_90): a look at 32 hulls costs a warp about 50, at the boxes of a
+// bundle some 55. Of 10k boxes in random places, with sides up to a tenth of the image, a box takes
+// some 400, 5 us in all on 132 multiprocessors, so that launches and their latency dominate; of
+// 100k some 1200, 0.13 ms in all for the first look, which finds half of the boxes decided.
+//
+// A box that waits for more than kEntries words and finds them all gone looks through the bundles
+// again, one box a warp at a time. No block waits for another, and what is read while it changes
+// only saves work: the result does not depend on timing. One allocation of about 100 bytes a row,
+// 36 in float64 and 8 with groups more; no host sync.
 #pragma once
 
 #include "../threshold.h"
@@ -31,267 +34,221 @@
 
 namespace fastdet::cuda {
 
-// Rounds of settling. Where there are many boxes, chains of boxes that wait are longer.
-inline int num_rounds(int64_t n) { return n > kTile ? 5 : 3; }
-
-constexpr int kEntries = 8;  // words that a box may wait for
+constexpr int64_t kMostCounted = 1 << 15;      // rows of an image
+constexpr double kMostCountedPairs = 1 << 30;  // of the batch: 90 us
+constexpr int kEntries = 8;                    // words that a box may wait for
+constexpr int kRounds = 8;
 constexpr int kSettleThreads = 256;
 constexpr int64_t kSettleBlocks = 1024;  // of the batch: about what a large GPU runs at once
-constexpr int kResolveThreads = 1024;
-constexpr int kResolveWarps = kResolveThreads / kWarp;
+template <typename T>
+constexpr int kResolveThreads = sizeof(T) > 4 ? 512 : 1024;  // for as many registers as it takes
+constexpr int64_t kSharedWords = 4096;  // of what is known, in resolve: 131072 boxes
 
-enum State : uint8_t { kWaits, kStays, kGoes };
-
-enum class Round { kFirst, kMiddle, kLast };
-
-// Boxes that a box waits for: ranks of a word that are set in a mask.
+// Boxes that a box waits for: those of a bundle that are set in a mask.
 struct Entry {
-  uint32_t word, mask;
+  uint32_t bundle, mask;
 };
 
 template <typename T>
 struct Suppression {
-  ScoreOrder<T> order;
+  BoxOrders<T> orders;
   BoxBundles<T> bundles;
-  const int64_t* groups;   // (B, n) or null
-  volatile State* states;  // (B, n) by rank
-  uint8_t* num_entries;    // (B, n) by rank; kEntries + 1 stands for more
-  Entry* entries;          // (B, kEntries, n), words rising
-  uint32_t* stays;         // (B, num_words): bits by rank, of the blocks that were resolved
-  int64_t num_words;
+  const int64_t* groups;  // (B, n) or null
+  uint32_t* places;       // (B, n) of the rows
+  uint8_t* num_entries;   // (B, n) by place; kEntries + 1 stands for more
+  Entry* entries;         // (B, kEntries, n) by place
   T iou_threshold, filter;
-  int64_t* keep;         // (B, max_keep)
   int64_t* keep_counts;  // (B,)
   int64_t max_keep;
 };
 
-// One block a tile of ranks.
+// Blocks for the images' places, then for the ranks of kRanksPerBlock rows each.
 template <typename T>
-__global__ void __launch_bounds__(kSortThreads) bundle_kernel(Suppression<T> in) {
-  __shared__ uint32_t keys[kTile], ranks[kTile];
-  const int64_t image = blockIdx.x / in.order.num_tiles, begin = image * in.order.n;
-  const uint32_t first = blockIdx.x % in.order.num_tiles * kTile, n = in.order.usable[image];
-  if (first >= n) return;
-  const int size = static_cast<int>(min_of<uint32_t>(n - first, kTile));
-  const int padded = power_of_2(size);
-  for (int i = threadIdx.x; i < padded; i += blockDim.x) {
-    ranks[i] = first + i;
-    keys[i] = ~0u;
-    if (i < size) keys[i] = place_key(in.order.boxes[begin + in.order.order[begin + first + i]]);
-  }
-  sort_tile(keys, ranks, padded);
-  for (int i = threadIdx.x; i < (size + kWarp - 1) / kWarp * kWarp; i += blockDim.x) {
-    Box<T> box = {};
-    const int64_t place = begin + first + i;
-    if (i < size) {
-      const uint32_t row = in.order.order[begin + ranks[i]];
-      box = load_box(in.order.boxes + begin + row);
-      store_box(in.bundles.boxes + place, box);
-      in.bundles.ranks[place] = ranks[i];
-      if (in.groups) in.bundles.groups[place] = in.groups[begin + row];
-      in.states[begin + ranks[i]] = can_overlap(box, area(box)) ? kWaits : kStays;
-    }
-    store_bundle(in.bundles, image * in.bundles.num_bundles + (first + i) / kWarp, box,
-                 i < size && can_overlap(box, area(box)));
+__global__ void __launch_bounds__(kOrderThreads) order_kernel(Suppression<T> in) {
+  const int64_t num_images = in.orders.num_images, block = int64_t(blockIdx.x) - num_images;
+  if (block < 0) {
+    place_by_bins(in.orders, in.groups, blockIdx.x, in.places, in.bundles);
+  } else {
+    const int64_t image = block % num_images, first = block / num_images * kRanksPerBlock;
+    if (first < in.orders.count(image)) count_ranks(in.orders, image, first);
   }
 }
 
-// By a whole warp, on_overlap(overlaps, rank) where boxes of a tile, of the first n of an image,
-// come before the seeker and overlap it: each lane with one box. Stops where that returns false.
-template <typename T, typename OnOverlap>
-__device__ bool look_through(const BoxBundles<T>& all, uint32_t n, uint32_t tile,
-                             const Seeker<T>& seeker, T iou_threshold,
-                             const OnOverlap& on_overlap) {
-  const uint32_t end = min_of((tile + 1) * kTileBundles, (n + kWarp - 1) / kWarp);
-  for (uint32_t first = tile * kTileBundles; first < end; first += kWarp) {
-    const uint32_t own = min_of(first + lane(), end - 1);
-    const bool near = seeker.may_overlap(load_box(all.hulls + own), all.areas[own]);
-    unsigned todo = __ballot_sync(kAllLanes, near & (first + lane() < end));
-    for (; todo; todo &= todo - 1) {
-      const uint32_t own_place = (first + __ffs(todo) - 1) * kWarp + lane();
-      const uint32_t place = min_of(own_place, n - 1);
-      const uint32_t rank = all.ranks[place];
-      const Box<T> box = load_box(all.boxes + place);
-      bool overlaps = seeker.may_overlap(box) & (rank < seeker.rank) & (own_place < n);
-      if (all.groups) overlaps = overlaps & (all.groups[place] == seeker.group);
-      if (overlaps) overlaps = seeker.overlaps(box, iou_threshold);
-      if (__any_sync(kAllLanes, overlaps) && !on_overlap(overlaps, rank)) return false;
-    }
-  }
-  return true;
-}
-
-// By a whole warp: appends the words of a tile that are not 0. Returns the new number of entries.
+// One block a bale of places, where rows are in the order of their places.
 template <typename T>
-__device__ int append_entries(const Suppression<T>& in, int64_t image, uint32_t tile, uint32_t rank,
-                              const uint32_t* words, int num_entries) {
-  for (int i = lane(); i < kTile / kWarp; i += kWarp) {
-    const unsigned set = __ballot_sync(kAllLanes, words[i] != 0);
-    const int e = num_entries + __popc(set & lanes_below());
-    if (words[i] && e < kEntries)
-      in.entries[(image * kEntries + e) * in.order.n + rank] = {tile * (kTile / kWarp) + i,
-                                                                words[i]};
-    num_entries += __popc(set);
+__global__ void __launch_bounds__(kOrderThreads) bundle_kernel(Suppression<T> in) {
+  const BoxOrders<T>& orders = in.orders;
+  const int64_t image = blockIdx.x / in.bundles.num_bales, bale = blockIdx.x % in.bundles.num_bales;
+  const int64_t begin = image * orders.n, place = bale * kBale + threadIdx.x;
+  const int64_t n = orders.usable[image];
+  if (bale * kBale >= n) return;
+  const uint32_t row = orders.by_place[begin + min_of(place, n - 1)];
+  const Box<T> box = load_box(orders.boxes + begin + row);
+  const BoxBundles<T> out = in.bundles.of(image);
+  if (place < n) {
+    store_box(out.boxes + place, box);
+    out.turns[place] = {orders.key_of_score(image, row), row};
+    if (in.groups) out.groups[place] = in.groups[begin + row];
+    in.places[begin + row] = static_cast<uint32_t>(place);
   }
-  return min_of(num_entries, kEntries + 1);
+  store_bale(out, bale, box, place < n);
 }
 
-// By a whole warp: what is known of a box, one of the first n. `words` has room for a tile's bits.
+// By a whole warp: what is known of the box of a place. `bundles` is of the image, whose places are
+// the first n. With `note`, a box that waits notes its entries.
 template <typename T>
 __device__ State settle(const Suppression<T>& in, int64_t image, const BoxBundles<T>& bundles,
-                        uint32_t n, const Seeker<T>& seeker, Round round, uint32_t* words) {
-  const int64_t begin = image * in.order.n;
-  const volatile State* const states = in.states + begin;
-  const bool last = round == Round::kLast;
-  bool goes = false, waits = false;
+                        uint32_t n, const Known& known, uint32_t place, bool note) {
+  const Seeker<T> seeker(load_box(bundles.boxes + place), bundles.turns[place],
+                         bundles.groups ? bundles.groups[place] : 0, in.filter);
+  State state = kStays;
   int num_entries = 0;
-  for (uint32_t tile = 0; tile <= seeker.rank / kTile; ++tile) {
-    __syncwarp();
-    if (last)
-      for (int i = lane(); i < kTile / kWarp; i += kWarp) words[i] = 0;
-    __syncwarp();
-    const auto on_overlap = [&](bool overlaps, uint32_t rank) {
-      const State state = overlaps ? states[rank] : kGoes;
-      goes = __any_sync(kAllLanes, state == kStays);
-      if (goes) return false;
-      if (last && state == kWaits)
-        atomicOr(&words[rank % kTile / kWarp], uint32_t(1) << rank % kWarp);
-      waits = __any_sync(kAllLanes, state == kWaits) || waits;
-      return !(waits && round == Round::kFirst);
-    };
-    if (!look_through(bundles, n, tile, seeker, in.iou_threshold, on_overlap))
-      return goes ? kGoes : kWaits;
-    __syncwarp();
-    if (last) num_entries = append_entries(in, image, tile, seeker.rank, words, num_entries);
-  }
-  if (last && lane() == 0) in.num_entries[begin + seeker.rank] = static_cast<uint8_t>(num_entries);
-  return waits ? kWaits : kStays;
+  look_through(bundles, n, known, seeker, in.iou_threshold, [&](int64_t bundle, unsigned boxes) {
+    state = boxes & known.stay(bundle) ? kGoes : kWaits;
+    if (note && lane() == 0 && num_entries < kEntries)
+      in.entries[(image * kEntries + num_entries) * in.orders.n + place] = {
+          static_cast<uint32_t>(bundle), boxes};
+    num_entries = min_of(num_entries + 1, kEntries + 1);
+    return note && state == kWaits;
+  });
+  if (note && lane() == 0)
+    in.num_entries[image * in.orders.n + place] = static_cast<uint8_t>(num_entries);
+  return state;
 }
 
 // A warp a box, striding over the image.
 template <typename T>
-__global__ void __launch_bounds__(kSettleThreads, 4)
-    settle_kernel(Suppression<T> in, int64_t blocks_per_image, Round round) {
-  __shared__ uint32_t words[kSettleThreads / kWarp][kTile / kWarp];
-  const int64_t image = blockIdx.x / blocks_per_image, begin = image * in.order.n;
-  const uint32_t n = in.order.usable[image];
+__global__ void __launch_bounds__(kSettleThreads, sizeof(T) > 4 ? 3 : 4)
+    settle_kernel(Suppression<T> in, int64_t blocks_per_image, bool note) {
+  const int64_t image = blockIdx.x / blocks_per_image;
+  const uint32_t n = in.orders.usable[image];
   const uint32_t step = static_cast<uint32_t>(blocks_per_image) * (kSettleThreads / kWarp);
   uint32_t place = blockIdx.x % blocks_per_image * (kSettleThreads / kWarp) + warp();
-  const BoxBundles<T> bundles = in.bundles.of(image, in.order.n);
+  const BoxBundles<T> bundles = in.bundles.of(image);
   for (; place < n; place += step) {
-    const uint32_t rank = bundles.ranks[place];
-    if (in.states[begin + rank] != kWaits) continue;
-    const int64_t group = in.groups ? bundles.groups[place] : 0;
-    const Seeker<T> seeker(load_box(bundles.boxes + place), rank, group, in.filter);
-    const State state = settle(in, image, bundles, n, seeker, round, words[warp()]);
-    if (lane() == 0) in.states[begin + rank] = state;
+    if (bundles.known.state(place) != kWaits) continue;
+    const State state = settle(in, image, bundles, n, bundles.known, place, note);
+    if (lane() == 0) bundles.known.set(place, state);
   }
 }
 
-// The ranks that are resolved together, one a thread.
-struct Front {
-  uint32_t stays[kResolveWarps], waits[kResolveWarps];  // bits
-  bool compares, overlaps;
+// What the entries of a box that waits say. A box is stuck that waits for none of them, and they
+// are not all.
+struct Decision {
+  State state;
+  bool stuck;
 };
 
-// What a waiting box's entries say. kWaits where its entries are not all.
 template <typename T>
-__device__ State resolve(const Suppression<T>& in, int64_t image, uint32_t first,
-                         const Front& front) {
-  const int64_t n = in.order.n, rank = first + threadIdx.x;
-  const int num_entries = in.num_entries[image * n + rank];
-  bool waits = num_entries > kEntries;
+__device__ Decision decide(const Suppression<T>& in, int64_t image, const Known& known,
+                           uint32_t place) {
+  const int64_t n = in.orders.n;
+  const int num_entries = in.num_entries[image * n + place];
+  bool waits = false;
   for (int e = 0; e < min_of(num_entries, kEntries); ++e) {
-    const Entry entry = in.entries[(image * kEntries + e) * n + rank];
-    const int word = static_cast<int>(entry.word) - static_cast<int>(first / kWarp);
-    const uint32_t stays =
-        word < 0 ? in.stays[image * in.num_words + entry.word] : front.stays[word];
-    if (stays & entry.mask) return kGoes;
-    waits = waits || (word >= 0 && (front.waits[word] & entry.mask));
+    const Entry entry = in.entries[(image * kEntries + e) * n + place];
+    if (known.stay(entry.bundle) & entry.mask) return {kGoes, false};
+    waits = waits || (entry.mask & ~known.go(entry.bundle));
   }
-  return waits ? kWaits : kStays;
+  const bool stuck = !waits && num_entries > kEntries;
+  return {waits || stuck ? kWaits : kStays, stuck};
 }
 
-// By the whole block: compares the box of thread `seeking`, before which no box waits, with all
-// that stay.
+// The same for the boxes that wait of a share of the image's places: from `first` on, `step` apart.
+// Whether any is decided.
 template <typename T>
-__device__ void compare_with_all(const Suppression<T>& in, int64_t image, uint32_t first,
-                                 int seeking, int64_t num_kept, State& state, Front& front) {
-  const int64_t begin = image * in.order.n;
-  const auto group_of = [&](int64_t row) { return in.groups ? in.groups[begin + row] : 0; };
-  const uint32_t* const rows = in.order.order + begin + first;
-  const int64_t row = rows[seeking];
-  const Seeker<T> seeker(in.order.boxes[begin + row], 0, group_of(row), in.filter);
-  const auto overlaps = [&](int64_t other) {
-    return group_of(other) == seeker.group &&
-           seeker.overlaps(in.order.boxes[begin + other], in.iou_threshold);
-  };
-  const int thread = threadIdx.x;
-  bool any = thread < seeking && state == kStays && overlaps(rows[thread]);
-  for (int64_t k = thread; k < num_kept && !any; k += kResolveThreads)
-    any = overlaps(in.keep[image * in.max_keep + k]);
-  if (any) front.overlaps = true;
-  __syncthreads();
-  if (thread == seeking) state = front.overlaps ? kGoes : kStays;
+__device__ bool decide_all(const Suppression<T>& in, int64_t image, const Known& known, int64_t n,
+                           int64_t first, int64_t step) {
+  bool any = false;
+  for (int64_t place = first; place < n; place += step) {
+    if (known.state(place) != kWaits) continue;
+    const State state = decide(in, image, known, static_cast<uint32_t>(place)).state;
+    known.set(place, state);
+    any = any || state != kWaits;
+  }
+  return any;
 }
 
-// Decides a front's boxes, after all before them.
 template <typename T>
-__device__ State resolve_front(const Suppression<T>& in, int64_t image, uint32_t first,
-                               int64_t num_kept, State state, Front& front) {
-  for (;;) {
-    const unsigned stays = __ballot_sync(kAllLanes, state == kStays);
-    const unsigned waits = __ballot_sync(kAllLanes, state == kWaits);
-    if (lane() == 0) front.stays[warp()] = stays, front.waits[warp()] = waits;
-    __syncthreads();
-    const unsigned waiting = __ballot_sync(kAllLanes, front.waits[lane()] != 0);
-    if (!waiting) return state;
-    const int word = __ffs(waiting) - 1;
-    const int earliest = word * kWarp + __ffs(front.waits[word]) - 1;
-    if (state == kWaits) state = resolve(in, image, first, front);
-    if (static_cast<int>(threadIdx.x) == earliest) {
-      front.compares = state == kWaits;
-      front.overlaps = false;
+__global__ void __launch_bounds__(kThreads)
+    decide_kernel(Suppression<T> in, int64_t blocks_per_image) {
+  const int64_t image = blockIdx.x / blocks_per_image;
+  decide_all(in, image, in.bundles.of(image).known, in.orders.usable[image],
+             blockIdx.x % blocks_per_image * kThreads + threadIdx.x, blocks_per_image * kThreads);
+}
+
+// By a whole block: decides the boxes of as many ranks, one a thread, after all before them.
+template <typename T>
+__device__ State resolve_front(const Suppression<T>& in, int64_t image,
+                               const BoxBundles<T>& bundles, uint32_t n, const Known& known,
+                               bool any, uint32_t place) {
+  State state = any ? known.state(place) : kGoes;
+  while (__syncthreads_or(state == kWaits)) {
+    Decision decision = {state, false};
+    if (state == kWaits) decision = decide(in, image, known, place);
+    const unsigned stuck = __ballot_sync(kAllLanes, decision.stuck);
+    if (stuck) {
+      const int first = __ffs(stuck) - 1;
+      const uint32_t its_place = __shfl_sync(kAllLanes, place, first);
+      const State found = settle(in, image, bundles, n, known, its_place, true);
+      if (lane() == first) decision.state = found;
     }
-    __syncthreads();
-    if (front.compares) compare_with_all(in, image, first, earliest, num_kept, state, front);
+    if (state == kWaits) known.set(place, decision.state);
+    state = decision.state;
   }
+  return state;
 }
 
-// One block an image.
-template <typename T>
-__global__ void __launch_bounds__(kResolveThreads) resolve_kernel(Suppression<T> in) {
-  __shared__ Front front;
-  const int64_t image = blockIdx.x, begin = image * in.order.n;
-  const uint32_t n = in.order.usable[image];
-  const auto state_of = [&](uint32_t rank) { return rank < n ? in.states[begin + rank] : kGoes; };
-  const auto row_of = [&](uint32_t rank) { return rank < n ? in.order.order[begin + rank] : 0; };
-  State next_state = state_of(threadIdx.x);
-  uint32_t next_row = row_of(threadIdx.x);
+// One block an image. write(image, k, row) hands on the k-th row kept, -1 beyond the last.
+template <typename T, typename Write>
+__global__ void __launch_bounds__(kResolveThreads<T>, 1)
+    resolve_kernel(Suppression<T> in, Write write) {
+  __shared__ uint32_t words[2][kSharedWords], stay_of_warps[kWarp];
+  constexpr int kStep = kResolveThreads<T>;
+  const int64_t image = blockIdx.x, begin = image * in.orders.n;
+  const uint32_t n = in.orders.usable[image];
+  const BoxBundles<T> bundles = in.bundles.of(image);
+  if (warp() == 0) stay_of_warps[lane()] = 0;  // the block may have fewer warps
+  Known known = bundles.known;
+  if (n <= kSharedWords * kWarp) {
+    for (uint32_t i = threadIdx.x; i * kWarp < n; i += kStep)
+      words[0][i] = known.stay(i), words[1][i] = known.go(i);
+    known = {words[0], words[1]};
+  }
+  __syncthreads();
+  for (int round = 0; round < kRounds; ++round)
+    if (!__syncthreads_or(decide_all(in, image, known, n, threadIdx.x, kStep))) break;
+  const auto row_of = [&](uint32_t rank) {
+    return rank < n ? in.orders.by_score[begin + rank] : 0;
+  };
+  uint32_t row = row_of(threadIdx.x), place = n > 0 ? in.places[begin + row] : 0;
+  uint32_t next_row = row_of(threadIdx.x + kStep);
   int64_t num_kept = 0;
-  for (uint32_t first = 0; first < n && num_kept < in.max_keep; first += kResolveThreads) {
-    State state = next_state;
-    const uint32_t row = next_row, next_rank = first + kResolveThreads + threadIdx.x;
+  for (uint32_t first = 0; first < n && num_kept < in.max_keep; first += kStep) {
     // Loaded while this front is resolved.
-    next_state = state_of(next_rank);
-    next_row = row_of(next_rank);
-    state = resolve_front(in, image, first, num_kept, state, front);
+    const uint32_t next_place = in.places[begin + next_row];
+    const uint32_t row_after = row_of(first + 2 * kStep + threadIdx.x);
+    const State state = resolve_front(in, image, bundles, n, known, first + threadIdx.x < n, place);
+    const unsigned stay = __ballot_sync(kAllLanes, state == kStays);
+    if (lane() == 0) stay_of_warps[warp()] = stay;
+    __syncthreads();
     // How many stay in the warps before this one, and above those bits in all.
-    const int of_warp = __popc(front.stays[lane()]);
+    const int of_warp = __popc(stay_of_warps[lane()]);
     int sums = of_warp << 16 | (lane() < warp() ? of_warp : 0);
     for (int d = kWarp / 2; d > 0; d /= 2) sums += __shfl_xor_sync(kAllLanes, sums, d);
-    const unsigned own = front.stays[warp()];
-    const int64_t k = num_kept + (sums & 0xFFFF) + __popc(own & lanes_below());
-    if (state == kStays && k < in.max_keep) in.keep[image * in.max_keep + k] = row;
-    if (lane() == 0) in.stays[image * in.num_words + first / kWarp + warp()] = own;
+    const int64_t k = num_kept + (sums & 0xFFFF) + __popc(stay & lanes_below());
+    if (state == kStays && k < in.max_keep) write(image, k, row);
     num_kept += sums >> 16;
+    row = next_row, place = next_place, next_row = row_after;
     __syncthreads();
   }
   num_kept = min_of(num_kept, in.max_keep);
-  for (int64_t k = num_kept + threadIdx.x; k < in.max_keep; k += kResolveThreads)
-    in.keep[image * in.max_keep + k] = -1;
+  for (int64_t k = num_kept + threadIdx.x; k < in.max_keep; k += kStep)
+    write(image, k, int64_t(-1));
   if (threadIdx.x == 0) in.keep_counts[image] = num_kept;
 }
+
+// ---- the host's side ----------------------------------------------------------------------------
 
 // Hands out pieces of one allocation; without one, counts the bytes.
 class Pieces {
@@ -305,6 +262,12 @@ class Pieces {
     used_ += (n * static_cast<int64_t>(sizeof(E)) + kAlign - 1) / kAlign * kAlign;
   }
 
+  template <typename T>
+  void take(Hulls<T>& hulls, int64_t n) {
+    take(hulls.boxes, n);
+    take(hulls.areas, n);
+  }
+
   int64_t used() const { return used_; }
 
  private:
@@ -314,77 +277,89 @@ class Pieces {
 
 // Places the arrays from `begin` on. Returns the bytes that they take.
 template <typename T>
-int64_t take_arrays(void* begin, int64_t num_images, Suppression<T>& in) {
+int64_t take_arrays(void* begin, bool by_tiles, Suppression<T>& in) {
   Pieces pieces(begin);
-  ScoreOrder<T>& order = in.order;
+  BoxOrders<T>& orders = in.orders;
   BoxBundles<T>& bundles = in.bundles;
-  const int64_t total = num_images * order.n;
-  pieces.take(order.keys, total);
-  pieces.take(order.rows, total);
-  pieces.take(order.tile_usable, num_images * order.num_tiles);
-  order.order = order.rows;
-  order.usable = order.tile_usable;
-  if (order.num_tiles > 1) {
-    pieces.take(order.order, total);
-    pieces.take(order.usable, num_images);
+  const int64_t num_images = orders.num_images, total = num_images * orders.n;
+  pieces.take(orders.by_score, total);
+  pieces.take(orders.usable, num_images);
+  if (by_tiles) {
+    pieces.take(orders.keys, 2 * total);
+    pieces.take(orders.rows, 2 * total);
+    pieces.take(orders.tile_usable, 2 * num_images * orders.num_tiles);
+    pieces.take(orders.by_place, total);
   }
   pieces.take(bundles.boxes, total);
-  pieces.take(bundles.ranks, total);
+  pieces.take(bundles.turns, total);
   if (in.groups) pieces.take(bundles.groups, total);
   pieces.take(bundles.hulls, num_images * bundles.num_bundles);
-  pieces.take(bundles.areas, num_images * bundles.num_bundles);
-  pieces.take(in.states, total);
+  pieces.take(bundles.known.stays, num_images * bundles.num_bundles);
+  pieces.take(bundles.known.goes, num_images * bundles.num_bundles);
+  pieces.take(bundles.bales, num_images * bundles.num_bales);
+  pieces.take(in.places, total);
   pieces.take(in.num_entries, total);
   pieces.take(in.entries, total * kEntries);
-  pieces.take(in.stays, num_images * in.num_words);
   return pieces.used();
 }
 
+template <typename T, typename Write>
+void launch_all(const Suppression<T>& in, bool by_tiles, const Write& write, cudaStream_t stream) {
+  const int64_t num_images = in.orders.num_images, n = in.orders.n;
+  const auto blocks = [&](int64_t of_image) {
+    return dim3(static_cast<unsigned>(num_images * of_image));
+  };
+  const dim3 order_threads(kOrderThreads);
+  if (by_tiles) {
+    sort_by_tiles(in.orders, stream);
+    launch(bundle_kernel<T>, blocks(in.bundles.num_bales), order_threads, 0, stream, in);
+  } else {
+    const int64_t of_ranks = (n + kRanksPerBlock - 1) / kRanksPerBlock;
+    launch(order_kernel<T>, blocks(1 + of_ranks), order_threads, 0, stream, in);
+  }
+  const int64_t share = std::max<int64_t>(kSettleBlocks / std::max<int64_t>(num_images, 1), 32);
+  const auto share_of = [&](int64_t per_block) {
+    return std::clamp<int64_t>((n + per_block - 1) / per_block, 1, share);
+  };
+  const int64_t of_settle = share_of(kSettleThreads / kWarp), of_decide = share_of(kThreads);
+  for (const bool note : {false, true})
+    launch(settle_kernel<T>, blocks(of_settle), dim3(kSettleThreads), 0, stream, in, of_settle,
+           note);
+  for (int left = by_tiles ? 2 : 0; left > 0; --left)
+    launch(decide_kernel<T>, blocks(of_decide), dim3(kThreads), 0, stream, in, of_decide);
+  launch(resolve_kernel<T, Write>, blocks(1), dim3(kResolveThreads<T>), 0, stream, in, write);
+}
+
 // Of contiguous boxes (B, N, 4) and scores (B, N) of type T, groups (B, N) or none, and counts (B,)
-// or none, both int64: writes keep (B, max_keep), padded with -1, and keep_counts (B,), int64. Rows
-// from an image's count on are never read.
-template <typename T>
+// or none, both int64: write(image, k, row) on the device for each k below max_keep, row -1 beyond
+// the last one kept, and keep_counts (B,), int64. Rows from an image's count on are never read.
+template <typename T, typename Write>
 void greedy_nms(const Tensor& boxes, const Tensor& scores, double iou_threshold, int64_t max_keep,
                 const std::optional<Tensor>& groups, const std::optional<Tensor>& counts,
-                const Tensor& keep, const Tensor& keep_counts) {
+                const Tensor& keep_counts, const Write& write) {
   const Tensor boxes_in = aligned(boxes);
-  const cudaStream_t stream = current_stream(boxes);
   const int64_t num_images = boxes.size(0), n = boxes.size(1);
   STD_TORCH_CHECK(n <= INT32_MAX, "fastdet: NMS of more than 2^31 - 1 boxes in an image");
   const auto divided = [n](int64_t size) { return std::max<int64_t>(1, (n + size - 1) / size); };
   Suppression<T> in = {};
-  in.order.boxes = data<Box<T>>(boxes_in);
-  in.order.scores = data<T>(scores);
-  in.order.counts = counts ? data<int64_t>(*counts) : nullptr;
-  in.order.n = n;
-  in.order.num_tiles = static_cast<int>(divided(kTile));
+  in.orders.boxes = data<Box<T>>(boxes_in);
+  in.orders.scores = data<T>(scores);
+  in.orders.counts = counts ? data<int64_t>(*counts) : nullptr;
+  in.orders.num_images = num_images;
+  in.orders.n = in.bundles.n = n;
+  in.orders.num_tiles = static_cast<int>(divided(kTile));
   in.bundles.num_bundles = divided(kWarp);
+  in.bundles.num_bales = divided(kBale);
   in.groups = groups ? data<int64_t>(*groups) : nullptr;
-  in.num_words = divided(kResolveThreads) * kResolveWarps;
   in.iou_threshold = round_down<T>(iou_threshold);
   in.filter = in.iou_threshold > T(1e-6) ? in.iou_threshold * kShrink<T> : T(0);
-  in.keep = mutable_data<int64_t>(keep);
   in.keep_counts = mutable_data<int64_t>(keep_counts);
   in.max_keep = max_keep;
-  const int64_t bytes = take_arrays(nullptr, num_images, in);
+  const bool by_tiles = n > kMostCounted || double(n) * n * num_images > kMostCountedPairs;
+  const int64_t bytes = take_arrays(nullptr, by_tiles, in);
   const Tensor workspace = empty(boxes, {bytes}, ScalarType::Byte);
-  take_arrays(workspace.mutable_data_ptr(), num_images, in);
-
-  sort_by_score(in.order, num_images, stream);
-  const auto blocks = [&](int64_t of_image) {
-    return dim3(static_cast<unsigned>(num_images * of_image));
-  };
-  launch(bundle_kernel<T>, blocks(in.order.num_tiles), sort_threads(n), 0, stream, in);
-  const int64_t share = std::max<int64_t>(kSettleBlocks / std::max<int64_t>(num_images, 1), 32);
-  const int64_t of_image = std::min(divided(kSettleThreads / kWarp), share);
-  for (int left = num_rounds(n); left > 0; --left) {
-    const Round round = left == 1               ? Round::kLast
-                        : left == num_rounds(n) ? Round::kFirst
-                                                : Round::kMiddle;
-    launch(settle_kernel<T>, blocks(of_image), dim3(kSettleThreads), 0, stream, in, of_image,
-           round);
-  }
-  launch(resolve_kernel<T>, blocks(1), dim3(kResolveThreads), 0, stream, in);
+  take_arrays(workspace.mutable_data_ptr(), by_tiles, in);
+  launch_all(in, by_tiles, write, current_stream(boxes));
 }
 
 }  // namespace fastdet::cuda

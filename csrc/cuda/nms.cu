@@ -8,6 +8,14 @@ namespace fastdet::cuda {
 
 namespace {
 
+struct WriteRow {
+  int64_t *keep, max_keep;  // (B, max_keep)
+
+  __device__ void operator()(int64_t image, int64_t k, int64_t row) const {
+    keep[image * max_keep + k] = row;
+  }
+};
+
 std::tuple<Tensor, Tensor> padded(const Tensor& boxes, const Tensor& scores, double iou_threshold,
                                   int64_t max_keep, const std::optional<Tensor>& groups,
                                   const std::optional<Tensor>& counts) {
@@ -16,7 +24,8 @@ std::tuple<Tensor, Tensor> padded(const Tensor& boxes, const Tensor& scores, dou
   const Tensor keep_counts = empty(boxes, {boxes.size(0)}, kInt64);
   dispatch_box(dtype, [&]<typename T>() {
     greedy_nms<T>(box_input(boxes, dtype), box_input(scores, dtype), iou_threshold, max_keep,
-                  contiguous(groups), contiguous(counts), keep, keep_counts);
+                  contiguous(groups), contiguous(counts), keep_counts,
+                  WriteRow{mutable_data<int64_t>(keep), max_keep});
   });
   return {keep, keep_counts};
 }

@@ -20,9 +20,9 @@ pytestmark = pytest.mark.emulation
 SIZES = torch.tensor([[60, 80], [50, 90]])
 
 
-def suppress(n: int) -> Callable[[], object]:
+def suppress(n: int, counts: Tensor | None) -> Callable[[], object]:
     rows, scores = boxes(n)[None], noise(n)[None]
-    return lambda: fastdet.nms_padded(rows, scores, 0.5, 10)
+    return lambda: fastdet.nms_padded(rows, scores, 0.5, 10, None, counts)
 
 
 def pyramid(n: int, *last: int, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor], Tensor]:
@@ -49,14 +49,13 @@ def detect_in_rois() -> object:
 
 
 LAUNCHES = {
-    "nms_padded, up to 4096 boxes": (suppress(100), 6),
-    "nms_padded, more boxes": (suppress(4100), 9),
-    "rpn_proposals, up to 4096 candidates": (propose(100), 12),
-    "rpn_proposals, more candidates": (propose(4100), 15),
-    "rpn_proposals, float16": (propose(100, torch.float16), 11),
-    "rpn_proposals, float64": (propose(100, torch.float64), 15),
-    "retinanet_detections": (detect(100), 12),
-    "roi_detections": (detect_in_rois, 9),
+    "nms_padded": (suppress(5000, None), 4),
+    "nms_padded of more than 32768 rows": (suppress(33000, torch.tensor([5])), 8),
+    "rpn_proposals": (propose(5000), 9),
+    "rpn_proposals, float16": (propose(100, torch.float16), 8),
+    "rpn_proposals, float64": (propose(100, torch.float64), 12),
+    "retinanet_detections": (detect(100), 9),
+    "roi_detections": (detect_in_rois, 6),
 }
 
 

@@ -225,6 +225,25 @@ def test_counts_around_tiles(device):
         assert (keep[b, kept[b] :] == -1).all()
 
 
+@pytest.mark.parametrize("count", [1, 1030, 4200])
+@pytest.mark.parametrize("name", ["spread", "one spot", "giants"])
+def test_few_of_many_rows(name, count, device):
+    # From 2^15 rows on CUDA sorts tiles of them; what it works on are the image's first ones.
+    n = 2**15 + 1
+    boxes, scores = torch.zeros(2, n, 4), torch.zeros(2, n)
+    boxes[:, :count] = hostile(max(count, 2))[name][:count]
+    generator = torch.Generator().manual_seed(count)
+    scores[:, :count] = torch.randint(0, 999, (2, count), generator=generator).float()
+    scores[1, :count:7] = NAN
+    rows = boxes.to(device), scores.to(device)
+    keep, kept = nms_padded(*rows, 0.4, 5000, None, torch.tensor([count] * 2, device=device))
+    for image in range(2):
+        usable = (~scores[image, :count].isnan()).nonzero()[:, 0]
+        among = brute_force(boxes[image, usable], scores[image, usable], 0.4)
+        assert keep[image, : kept[image]].tolist() == usable[among].tolist()[:5000]
+        assert (keep[image, kept[image] :] == -1).all()
+
+
 @pytest.mark.parametrize("toward", [1, -1])
 def test_boxes_that_wait_for_many_that_wait_long(toward, device):
     # Each link overlaps the next, so that every other one stays, and each is decided after the
