@@ -4,14 +4,20 @@
 import csv
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
-from fastdet.data import write_shapes
+from fastdet.data import eval_transforms, open_dataset, write_shapes
+from fastdet.export import export_detector
+from fastdet.models import retinanet
+
+from .models.scenes import spread_scores
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -56,7 +62,7 @@ def test_train_loop_is_short() -> None:
 
 
 def test_train_lightning(run, tmp_path: Path) -> None:
-    printed = run("train_lightning", "--steps", "60", "--size", "64")
+    printed = run("train_lightning", "--steps", "60", "--size", "64", "--batch-size", "2")
     assert "sure detections in four images" in printed
     out = tmp_path / "runs" / "lightning"
     assert list(out.glob("best*.ckpt"))
@@ -78,6 +84,36 @@ def test_finetune_torchvision(run, tmp_path: Path) -> None:
     assert len(losses(printed)) == 2
     assert losses(printed)[-1] < losses(printed)[0]
     assert (tmp_path / "finetuned.pt").exists()
+
+
+def test_deploy_onnxruntime(shapes: Path, tmp_path: Path) -> None:
+    val = open_dataset(shapes, "val", transforms=eval_transforms())
+    torch.manual_seed(0)
+    model = spread_scores(
+        retinanet("resnet18", 7, fpn_channels=16, min_size=64, max_size=64)
+    ).eval()
+    export_detector(model, tmp_path / "detector.onnx", (64, 64), classes=val.classes)
+    pictures = [str(val.image_path(i)) for i in range(len(val))]
+    large = tmp_path / "large.png"
+    Image.open(pictures[0]).resize((100, 150)).save(large)
+    arguments = ["--model", str(tmp_path / "detector.onnx"), "--score", "0.1", "--images"]
+    script = str(EXAMPLES / "deploy_onnxruntime.py")
+    no_torch = "import runpy, sys; sys.modules['torch'] = None; "
+    code = f"{no_torch}runpy.run_path({script!r}, run_name='__main__')"
+    command = [sys.executable, "-c", code, *arguments, *pictures, str(large)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    expected = []
+    for path, found in zip(pictures, model([val[i][0] for i in range(len(val))]), strict=True):
+        expected += [
+            f"{Path(path).name}: {val.classes[label]} {score:.3f}"
+            for label, score in zip(found["labels"], found["scores"], strict=True)
+            if score >= 0.1
+        ]
+    lines = [line.partition(" at ")[0] for line in printed.splitlines()]
+    assert len(expected) > 8
+    assert sorted(line for line in lines if "large" not in line) == sorted(expected)
+    corners = [re.findall(r"-?\d+\.\d", line) for line in printed.splitlines() if "large" in line]
+    assert max(float(y2) for *_, y2 in corners) > 64
 
 
 def test_every_example_is_run_here() -> None:
