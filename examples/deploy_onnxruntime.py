@@ -24,7 +24,9 @@ def starts(length: int, tile: int) -> list[int]:
     return [*range(0, max(length - tile, 0), tile * 3 // 4), max(length - tile, 0)]
 
 
-def detect(session: onnxruntime.InferenceSession, size: tuple[int, int], image: np.ndarray):
+def detect(
+    session: onnxruntime.InferenceSession, size: tuple[int, int], image: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Boxes (K, 4) xyxy in pixels, scores (K,) and labels (K,) of an RGB image (H, W, 3), uint8."""
     pixels = np.float32(image.transpose(2, 0, 1)) / 255
     found = []
@@ -33,14 +35,11 @@ def detect(session: onnxruntime.InferenceSession, size: tuple[int, int], image: 
             tile = pixels[:, top : top + size[0], left : left + size[1]]
             images = np.zeros((1, 3, *size), np.float32)
             images[0, :, : tile.shape[1], : tile.shape[2]] = tile
-            boxes, scores, labels, counts = session.run(
-                ["boxes", "scores", "labels", "counts"],
-                {"images": images, "sizes": np.array([tile.shape[1:]], np.int64)},
-            )
-            rows = slice(counts[0])
-            found.append(
-                (boxes[0, rows] + [left, top, left, top], scores[0, rows], labels[0, rows])
-            )
+            inputs = {"images": images, "sizes": np.array([tile.shape[1:]], np.int64)}
+            outputs = session.run(["boxes", "scores", "labels", "counts"], inputs)
+            boxes, scores, labels, counts = map(np.asarray, outputs)
+            boxes += [left, top, left, top]
+            found.append([rows[0, : counts[0]] for rows in (boxes, scores, labels)])
     boxes, scores, labels = (np.concatenate(parts) for parts in zip(*found, strict=True))
     keep = fastdet.numpy.batched_nms(boxes, scores, labels, iou_threshold=0.5)
     return boxes[keep], scores[keep], labels[keep]

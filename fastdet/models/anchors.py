@@ -45,7 +45,15 @@ def pyramid_anchors(images: Tensor, features: Sequence[Tensor], cells: Cells) ->
     """The anchors (A, 4) of `features` (B, C, H_l, W_l) over `images` (B, 3, H, W).
 
     float32 xyxy in pixels of the padded image; A counts all levels.
+
+    Raises:
+        ValueError: another number of levels in `cells`.
     """
+    if len(cells) != len(features):
+        raise ValueError(
+            f"anchor_sizes: expected one for each of the backbone's {len(features)} levels, "
+            f"got {len(cells)}"
+        )
     image_size = (images.shape[2], images.shape[3])
     grids = tuple((feature.shape[2], feature.shape[3]) for feature in features)
     make = _kept_anchors if is_eager(images) else _make_anchors

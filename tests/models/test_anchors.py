@@ -52,3 +52,11 @@ def test_kept_anchors_are_neither_fake_nor_inference_tensors() -> None:
     assert not first.is_inference()
     second = pyramid_anchors(torch.ones(2, 3, 28, 20), pyramid((7, 5), (4, 3)), cells)
     assert second is first
+
+
+def test_as_many_sizes_as_levels() -> None:
+    message = r"anchor_sizes: expected one for each of the backbone's 2 levels, got 3"
+    with pytest.raises(ValueError, match=message):
+        pyramid_anchors(
+            torch.zeros(1, 3, 28, 20), pyramid((7, 5), (4, 3)), cell_anchors([(8,), (9,), (10,)])
+        )
