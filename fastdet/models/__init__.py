@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Detectors on a fixed-shape core: torchvision's conventions outside, padded batches inside."""
+"""Detectors on a fixed-shape core: torchvision's conventions outside, padded batches inside.
+
+`faster_rcnn`, `fcos`, `mask_rcnn` and `retinanet` build a detector on a backbone of timm's;
+`from_torchvision` and `load_torchvision_weights` make one from torchvision's; `replace_classes`
+readies one for other classes; `describe` says what it costs. In training mode `model(images,
+targets)` returns losses, in eval mode `model(images)` returns detections; see `Detector`.
+"""
 
 from collections.abc import Callable
 
