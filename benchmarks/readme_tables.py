@@ -170,6 +170,9 @@ def ceilings(result: Result) -> str:
 
 def training_table(result: dict[str, Any]) -> str:
     """One row for each seed and side."""
+    first = result["runs"][0]["fastdet"]
+    masks = [key for key in ("segm_AP", "segm_AP50") if key in first]
+    classes = first["AP_by_class"] if len(first["AP_by_class"]) > 1 else {}
     rows = []
     for run in result["runs"]:
         for side in ("fastdet", "torchvision"):
@@ -179,13 +182,15 @@ def training_table(result: dict[str, Any]) -> str:
                     f"{side}, seed {run['seed']}",
                     f"{one['AP']:.3f}",
                     f"{one['AP50']:.3f}",
-                    *(f"{ap:.3f}" for ap in one["AP_by_class"].values()),
+                    *(f"{one[key]:.3f}" for key in masks),
+                    *(f"{one['AP_by_class'][name]:.3f}" for name in classes),
                     f"{one['seconds_per_step']:.3f}",
                     f"{result['peak_memory_mib'][side]:.0f}",
                 ]
             )
-    classes = result["runs"][0]["fastdet"]["AP_by_class"]
-    header = ["", "AP", "AP50", *(f"AP {name}" for name in classes), "s/step", "peak MiB"]
+    of_masks = [key.replace("_", " ") for key in masks]
+    by_class = [f"AP {name}" for name in classes]
+    header = ["", "AP", "AP50", *of_masks, *by_class, "s/step", "peak MiB"]
     s = result["settings"]
     settings = (
         f"\n{s['model']}, {s['backbone']} from scratch, {s['size']} px, FPN {s['fpn_channels']}, "
@@ -214,6 +219,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu_ceilings": lambda: ceilings(cpu_ops()),
     "bccd_faster_rcnn_cpu": training("bccd_faster_rcnn_cpu"),
     "bccd_retinanet_cpu": training("bccd_retinanet_cpu"),
+    "nuclei_mask_rcnn_cpu": training("nuclei_mask_rcnn_cpu"),
 }
 
 

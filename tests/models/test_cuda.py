@@ -18,9 +18,11 @@ from .scenes import named, scene, small_model, spread_scores
 pytestmark = pytest.mark.parametrize("family", MODELS)
 
 # Which anchors a loss looks at must not depend on chance: it looks at all of them.
+TWO_STAGES = {"rpn_batch_size_per_image": 20_000, "box_batch_size_per_image": 8_000}
 NO_CHOICE: dict[str, dict[str, float]] = {
-    "faster_rcnn": {"rpn_batch_size_per_image": 20_000, "box_batch_size_per_image": 8_000},
+    "faster_rcnn": TWO_STAGES,
     "fcos": {},
+    "mask_rcnn": TWO_STAGES,
     "retinanet": {},
 }
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import detection, mobilenet_v2, resnet18
+from torchvision.models import detection, get_model_weights, mobilenet_v2, resnet18
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
@@ -465,12 +465,14 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
         load_torchvision_weights("fasterrcnn_resnet50_fpn", tmp_path / "light.pth")
 
 
-def test_eps_of_the_first_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = "retinanet_resnet50_fpn"
+@pytest.mark.parametrize("name", ["maskrcnn_resnet50_fpn", "retinanet_resnet50_fpn"])
+def test_eps_of_the_first_checkpoints(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "file.pth"
     torch.save(without_counts(torchvision_model(name).state_dict()), path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    own = detection.RetinaNet_ResNet50_FPN_Weights.COCO_V1.value
+    own = get_model_weights(name).COCO_V1.value  # type: ignore[attr-defined]
     for url, eps in ((own.url, 1e-5), (f"https://host/name-{digest[:8]}.pth", 0.0)):
         monkeypatch.setattr(own, "url", url)
         norms = load_torchvision_weights(name, path).modules()
