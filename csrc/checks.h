@@ -449,4 +449,25 @@ inline void check_mask_rcnn_loss_backward(const char* op, const Tensor& grad,
   expect_same_device(op, "count", count, grad);
 }
 
+// ---- paste_masks, mask_rle ----------------------------------------------------------------------
+
+constexpr int64_t kLargestMask = int64_t(1) << 20;  // whose taps float32 still tells apart
+
+inline void check_paste_masks(const char* op, const Tensor& masks, const Tensor& boxes,
+                              int64_t height, int64_t width) {
+  const auto fits = [](int64_t size) { return size > 0 && size <= kLargestMask; };
+  expect(is_floating(masks) && masks.dim() == 3 && fits(masks.size(1)) && fits(masks.size(2)), op,
+         "masks", "floating (N, h, w) with h and w in [1, 2**20]", masks);
+  expect(is_boxes(boxes, 2) && boxes.size(0) == masks.size(0), op, "boxes",
+         "floating (N, 4) with the N of masks", boxes);
+  expect_same_device(op, "boxes", boxes, masks);
+  for (const int64_t size : {height, width})
+    if (size < 0 || size >= int64_t(1) << 30)
+      refuse(op, "size", "numbers in [0, 2**30)", std::to_string(size));
+}
+
+inline void check_mask_edges(const char* op, const Tensor& masks) {
+  expect(masks.scalar_type() == kBool && masks.dim() == 3, op, "masks", "bool (N, H, W)", masks);
+}
+
 }  // namespace fastdet

@@ -42,5 +42,8 @@ STABLE_TORCH_LIBRARY(fastdet, m) {
   m.def("crop_masks(Tensor masks, Tensor boxes, Tensor match, int height, int width) -> Tensor");
   m.def("mask_rcnn_loss(Tensor logits, Tensor labels, Tensor masks, Tensor boxes, Tensor match) -> (Tensor, Tensor, Tensor)");
   m.def("mask_rcnn_loss_backward(Tensor grad, Tensor residual, Tensor labels, Tensor count, SymInt channels, bool channels_last) -> Tensor");
+  m.def("paste_masks(Tensor masks, Tensor boxes, SymInt height, SymInt width, float? threshold) -> Tensor");
+  m.def("pasted_mask_edges(Tensor masks, Tensor boxes, int height, int width, float threshold) -> (Tensor, Tensor)");
+  m.def("mask_edges(Tensor masks) -> (Tensor, Tensor)");
 }
 // clang-format on

@@ -426,3 +426,34 @@ def mask_rcnn_loss(
         for b, k in rows
     ]
     return sum(losses, logits.double().sum() * 0) / max(len(rows), 1)
+
+
+def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pixel by pixel; boxes are grown and cut to whole pixels in their own precision."""
+    height, width = size
+    pasted = torch.zeros(len(masks), height, width, dtype=torch.float64)
+    growth = (masks.shape[2] + 2) / masks.shape[2]
+    bordered = torch.nn.functional.pad(masks.double(), (1, 1, 1, 1))
+    half, center = (boxes[:, 2:] - boxes[:, :2]) * 0.5 * growth, (boxes[:, 2:] + boxes[:, :2]) * 0.5
+    ranges = torch.cat([center - half, center + half], 1)
+
+    def taps(low: int, high: int, source: int, size: int) -> dict[int, list[tuple[int, float]]]:
+        """Visible pixel -> the two pixels of the bordered mask that it lies between, by weight."""
+        found = {}
+        for p in range(max(low, 0), min(high + 1, size)):
+            position = max((p - low + 0.5) * source / (high - low + 1) - 0.5, 0.0)
+            index = min(math.floor(position), source - 1)
+            fraction = position - index
+            found[p] = [(index, 1 - fraction), (min(index + 1, source - 1), fraction)]
+        return found
+
+    for n, box in enumerate(ranges.double().tolist()):
+        if not all(abs(x) < 2**30 for x in box):
+            continue
+        left, top, right, bottom = map(int, box)
+        rows = taps(top, bottom, bordered.shape[1], height)
+        columns = taps(left, right, bordered.shape[2], width)
+        for y, r in rows.items():
+            for x, c in columns.items():
+                pasted[n, y, x] = sum(bordered[n, i, j] * (v * w) for i, v in r for j, w in c)
+    return pasted

@@ -23,6 +23,7 @@ namespace fastdet::cpu::FASTDET_ISA {
 #include "mask_rcnn_loss.loops.h"
 #include "match_anchors.loops.h"
 #include "nms.loops.h"
+#include "paste_masks.loops.h"
 #include "roi_align.loops.h"
 #include "sigmoid_focal_loss.loops.h"
 #include "soft_nms.loops.h"
@@ -74,6 +75,10 @@ const MaskLoops<S>& mask_loops() {
   static constexpr MaskLoops<S> table = {
       .crop_mask = crop_mask<S>,
       .mask_loss = mask_loss<S>,
+      .stretch_row = stretch_row<S>,
+      .paste_row = paste_row<S>,
+      .paste_row_above = paste_row_above<S>,
+      .paste_column_above = paste_column_above<S>,
   };
   return table;
 }

@@ -13,6 +13,7 @@
 
 #include "../box_coding.h"
 #include "../box_iou.h"
+#include "../mask_paste.h"
 #include "../match_rule.h"
 #include "../sigmoid_focal_loss.h"
 
@@ -239,6 +240,17 @@ struct MaskLoops {
 
   // The sum of the binary cross entropies of n logits, and the derivative of each.
   S (*mask_loss)(const S* logits, const S* targets, int64_t n, S* residual);
+
+  // out[x] = a row of a mask at column taps (see ../mask_paste.h), x in [0, n); and n values
+  // between two such rows, themselves or compared with a threshold.
+  void (*stretch_row)(const S* row, const int32_t* index, const S* fraction, int64_t n, S* out);
+  void (*paste_row)(const S* above, const S* below, S fraction, int64_t n, S* out);
+  void (*paste_row_above)(const S* above, const S* below, S fraction, S threshold, int64_t n,
+                          bool* out);
+
+  // out[i] = 1 where what lies between values[i] and values[i + 1] is above, i in [0, n).
+  void (*paste_column_above)(const S* values, const S* fraction, S threshold, int64_t n,
+                             uint8_t* out);
 };
 
 #define FASTDET_DECLARE_ISA(name)         \

@@ -65,6 +65,7 @@ Array<T> array_of(const std::vector<T>& values) {
 void bind_box_iou(py::module_& m);
 void bind_box_coding(py::module_& m);
 void bind_match_anchors(py::module_& m);
+void bind_mask_rle(py::module_& m);
 void bind_nms(py::module_& m);
 void bind_multiclass_nms(py::module_& m);
 void bind_retinanet_detections(py::module_& m);

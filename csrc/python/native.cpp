@@ -21,6 +21,7 @@ PYBIND11_MODULE(_native, m) {
   fastdet::python::bind_box_iou(m);
   fastdet::python::bind_box_coding(m);
   fastdet::python::bind_match_anchors(m);
+  fastdet::python::bind_mask_rle(m);
   fastdet::python::bind_nms(m);
   fastdet::python::bind_multiclass_nms(m);
   fastdet::python::bind_retinanet_detections(m);

@@ -15,8 +15,10 @@ from fastdet.ops.box_iou_loss import (
 )
 from fastdet.ops.crop_masks import crop_masks
 from fastdet.ops.mask_rcnn_loss import mask_rcnn_loss
+from fastdet.ops.mask_rle import encode_masks, paste_masks_rle
 from fastdet.ops.match_anchors import match_anchors
 from fastdet.ops.nms import batched_nms, nms, nms_padded
+from fastdet.ops.paste_masks import paste_masks
 from fastdet.ops.retinanet_detections import retinanet_detections
 from fastdet.ops.roi_align import MultiScaleRoIAlign, RoIAlign, multiscale_roi_align, roi_align
 from fastdet.ops.roi_detections import roi_detections
@@ -36,6 +38,7 @@ __all__ = [
     "distance_box_iou",
     "distance_box_iou_loss",
     "encode_boxes",
+    "encode_masks",
     "generalized_box_iou",
     "generalized_box_iou_loss",
     "mask_rcnn_loss",
@@ -43,6 +46,8 @@ __all__ = [
     "multiscale_roi_align",
     "nms",
     "nms_padded",
+    "paste_masks",
+    "paste_masks_rle",
     "retinanet_detections",
     "roi_align",
     "roi_detections",

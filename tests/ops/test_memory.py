@@ -143,6 +143,26 @@ def roi_align_channels_last() -> Case:
     return roi_align(channels_last=True)
 
 
+def mask_rcnn_loss() -> Case:
+    logits, masks = noise(1, 200, 40, 28, 28), torch.ones(1, 20, 800, 1200) > 0
+    match = torch.arange(200)[None] % 20
+    rows = boxes(200, extent=700)[None]
+    # The gradient, and one channel of it.
+    return Case(
+        both_ways(fastdet.mask_rcnn_loss, logits, match, masks, rows, match), logits.numel() * 4
+    )
+
+
+def paste_masks() -> Case:
+    masks, rows = noise(20, 28, 28).sigmoid(), boxes(20, extent=700)
+    return Case(lambda: fastdet.paste_masks(masks, rows, (800, 1200)), 20 * 800 * 1200)
+
+
+def paste_masks_rle() -> Case:
+    masks, rows = noise(20, 28, 28).sigmoid(), boxes(20, extent=700)
+    return Case(lambda: fastdet.paste_masks_rle(masks, rows, (4000, 6000)), 0)
+
+
 CASES = [
     nms,
     match_anchors,
@@ -155,6 +175,9 @@ CASES = [
     rpn_proposals,
     roi_align,
     roi_align_channels_last,
+    mask_rcnn_loss,
+    paste_masks,
+    paste_masks_rle,
 ]
 
 
