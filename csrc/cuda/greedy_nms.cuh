@@ -3,9 +3,8 @@
 // overlaps it, so which boxes stay follows from the pairs that overlap, in any order that respects
 // that rule:
 //
-//   order    by falling score (box_orders.cuh), and in bundles by place (box_bundles.cuh): 1
-//   launch,
-//            or 3 where an image has more than kMostCounted boxes or the batch has many
+//   order    by falling score (box_orders.cuh), in bundles by place (box_bundles.cuh): 1 launch,
+//            or 3 where there are more boxes than kMostCounted or pairs than kMostCountedPairs
 //   settle   2 launches: a warp a box looks for overlapping boxes before it. The box goes if one of
 //            them is known to stay, and stays if all are known to go; else it waits. The first time
 //            those become known that meet none before them; the second time, a box that still waits
@@ -18,15 +17,16 @@
 // So 4 launches, or 8. Of boxes in random places and of an RPN's, some 5% still wait after
 // settling, in chains of no more than 5 or 6.
 //
-// By count of instructions (sm_90): a look at 32 hulls costs a warp about 50, at the boxes of a
-// bundle some 55. Of 10k boxes in random places, with sides up to a tenth of the image, a box takes
-// some 400, 5 us in all on 132 multiprocessors, so that launches and their latency dominate; of
-// 100k some 1200, 0.13 ms in all for the first look, which finds half of the boxes decided.
+// By count of instructions (sm_90), not measured: a look at 32 hulls costs a warp about 50, at the
+// boxes of a bundle some 55. Of 10k boxes in random places, with sides up to a tenth of the image,
+// a box takes some 400, 5 us in all on 132 multiprocessors, so that launches and their latency
+// dominate. Of 100k it takes some 1200, 0.13 ms in all the first time and half of that the second;
+// with 40 us for the orders and 25 for the 98 steps of resolving some 0.3 ms.
 //
 // A box that waits for more than kEntries words and finds them all gone looks through the bundles
 // again, one box a warp at a time. No block waits for another, and what is read while it changes
-// only saves work: the result does not depend on timing. One allocation of about 100 bytes a row,
-// 36 in float64 and 8 with groups more; no host sync.
+// only saves work: the result does not depend on timing. One allocation of 98 bytes a row, 20 more
+// for 3 launches of ordering, up to 32 in float64, 8 with groups; no host sync.
 #pragma once
 
 #include "../threshold.h"
@@ -104,7 +104,8 @@ __device__ State settle(const Suppression<T>& in, int64_t image, const BoxBundle
   State state = kStays;
   int num_entries = 0;
   look_through(bundles, n, known, seeker, in.iou_threshold, [&](int64_t bundle, unsigned boxes) {
-    state = boxes & known.stay(bundle) ? kGoes : kWaits;
+    const uint32_t stay = __shfl_sync(kAllLanes, known.stay(bundle), 0);  // for all lanes the same
+    state = boxes & stay ? kGoes : kWaits;
     if (note && lane() == 0 && num_entries < kEntries)
       in.entries[(image * kEntries + num_entries) * in.orders.n + place] = {
           static_cast<uint32_t>(bundle), boxes};
