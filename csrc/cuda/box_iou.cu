@@ -14,6 +14,7 @@
 // pair, so the arithmetic bounds it; the tiles' sums are an eighth of the gradient's size at most.
 #include "../checks.h"
 #include "packs.cuh"
+#include "warp.cuh"
 
 namespace fastdet::cuda {
 
@@ -112,8 +113,6 @@ void forward(const PairSizes& sizes, const Box<T>* boxes1, const Box<T>* boxes2,
 
 // ---- backward -----------------------------------------------------------------------------------
 
-constexpr int kWarp = 32;
-constexpr unsigned kAllLanes = ~0u;
 constexpr int kTileRows = 32, kTileColumns = kThreads;
 
 template <typename T>
@@ -160,7 +159,7 @@ __device__ void sum_tile(const BackwardArguments<T>& in, int64_t batch, int64_t 
       add(of_column, d2);
     }
     const Box<T> of_row = sum_of_warp(d1);
-    if (threadIdx.x % kWarp == 0) of_warps[r][threadIdx.x / kWarp] = of_row;
+    if (lane() == 0) of_warps[r][warp()] = of_row;
   }
   if (j < m) store_box(in.columns + (row_tile * in.sizes.num_batches + batch) * m + j, of_column);
   __syncthreads();
@@ -183,13 +182,12 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(BackwardArguments<T>
 template <typename T>
 __global__ void sum_many_tiles_kernel(int64_t n, int64_t tiles, const Box<T>* sums, Box<T>* out) {
   const int64_t step = int64_t(gridDim.x) * (blockDim.x / kWarp);
-  const int lane = threadIdx.x % kWarp;
-  for (int64_t i = int64_t(blockIdx.x) * (blockDim.x / kWarp) + threadIdx.x / kWarp; i < n;
-       i += step) {
+  for (int64_t i = int64_t(blockIdx.x) * (blockDim.x / kWarp) + warp(); i < n; i += step) {
     Box<T> sum = {0, 0, 0, 0};
-    for (int64_t tile = lane; tile < tiles; tile += kWarp) add(sum, load_box(sums + tile * n + i));
+    for (int64_t tile = lane(); tile < tiles; tile += kWarp)
+      add(sum, load_box(sums + tile * n + i));
     sum = sum_of_warp(sum);
-    if (lane == 0) store_box(out + i, sum);
+    if (lane() == 0) store_box(out + i, sum);
   }
 }
 

@@ -120,20 +120,24 @@ __device__ void for_each_bin_block(const PooledShape& shape, Visit visit) {
 template <typename T>
 constexpr bool kDouble = std::is_same_v<T, double>;
 
+// A RoI's bins along one side, from `low` to `high`.
+template <typename S>
+__device__ RoiAxis<double> axis_of(const PlacedRoi<S>& roi, S low, S high, S scale,
+                                   Sampling sampling, int64_t bins) {
+  if (roi.image < 0) return {};
+  return roi_axis_in_float64(low, high, scale, sampling.aligned, bins, sampling.ratio);
+}
+
 template <typename S>
 __device__ RoiAxis<double> y_axis(const PlacedRoi<S>& roi, S scale, Sampling sampling,
                                   const PooledShape& shape) {
-  if (roi.image < 0) return {};
-  return roi_axis_in_float64(roi.box.y1, roi.box.y2, scale, sampling.aligned, int64_t(shape.height),
-                             sampling.ratio);
+  return axis_of(roi, roi.box.y1, roi.box.y2, scale, sampling, shape.height);
 }
 
 template <typename S>
 __device__ RoiAxis<double> x_axis(const PlacedRoi<S>& roi, S scale, Sampling sampling,
                                   const PooledShape& shape) {
-  if (roi.image < 0) return {};
-  return roi_axis_in_float64(roi.box.x1, roi.box.x2, scale, sampling.aligned, int64_t(shape.width),
-                             sampling.ratio);
+  return axis_of(roi, roi.box.x1, roi.box.x2, scale, sampling, shape.width);
 }
 
 // visit(index, weight) for what sample i of bin p reads; the weight is to be divided by the number
