@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fastdet
 from tests.cuda_emulation import emulated_kernels, load
-from tests.ops.test_every_op import boxes, noise
+from tests.ops.test_every_op import boxes, integers, noise
 
 pytestmark = pytest.mark.emulation
 
@@ -56,6 +56,7 @@ LAUNCHES = {
     "rpn_proposals, float64": (propose(100, torch.float64), 12),
     "retinanet_detections": (detect(100), 9),
     "roi_detections": (detect_in_rois, 6),
+    "sample_matches": (lambda: fastdet.sample_matches(integers(-2, 3, 2, 50), 8, 0.5), 7),
 }
 
 

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Included before everything else when a .cu file is compiled for the CPU. The kernels register as
 // the ops fastdet_emulated::x for CPU tensors; what only a GPU has is replaced: the language's
-// qualifiers and built-ins here, the threads in block.h, the runtime in cuda_runtime.h, CUB in
-// cub/.
+// qualifiers and built-ins here, the threads in block.h, the runtime in cuda_runtime.h.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
