@@ -10,6 +10,7 @@
 #include <random>
 #include <sstream>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #ifdef __SANITIZE_ADDRESS__
@@ -26,8 +27,8 @@ namespace {
 constexpr size_t kStackBytes = 256 << 10;
 constexpr unsigned kWarp = 32;
 
-// Of a grid's blocks and a block's lanes. 0: ascending, 1: descending, else: shuffled by this seed,
-// the lanes anew at each barrier.
+// Of a grid's blocks, and of a block's warps and lanes. 0: ascending, 1: descending, else: shuffled
+// by this seed, anew at each barrier.
 unsigned lane_order = 0;
 std::mt19937 shuffler;
 
@@ -47,13 +48,18 @@ void arrived([[maybe_unused]] void* fake, [[maybe_unused]] const void** from = n
 #endif
 }
 
+// Ascending numbers as the setting has them.
+std::vector<size_t> ordered(std::vector<size_t> numbers) {
+  if (lane_order == 1) std::reverse(numbers.begin(), numbers.end());
+  if (lane_order > 1) std::shuffle(numbers.begin(), numbers.end(), shuffler);
+  return numbers;
+}
+
 // 0 .. n - 1 as the setting has it.
 std::vector<size_t> order_of(size_t n) {
-  std::vector<size_t> order(n);
-  std::iota(order.begin(), order.end(), 0);
-  if (lane_order == 1) std::reverse(order.begin(), order.end());
-  if (lane_order > 1) std::shuffle(order.begin(), order.end(), shuffler);
-  return order;
+  std::vector<size_t> numbers(n);
+  std::iota(numbers.begin(), numbers.end(), 0);
+  return ordered(std::move(numbers));
 }
 
 enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kEnded };
@@ -78,13 +84,8 @@ class Block {
     shared_.assign(shared_bytes / sizeof(std::max_align_t) + 1, std::max_align_t{});
     std::fill_n(reinterpret_cast<unsigned char*>(shared_.data()), shared_bytes, 0xA5);
     start_lanes(size);
-    while (true) {
-      for (size_t i : order_of(num_lanes_)) {
-        if (lanes_[i].state == State::kReady) resume(i);
-      }
-      if (all_ended()) return;
-      if (!release()) throw std::runtime_error(stuck());
-    }
+    while (num_ended_ < num_lanes_)
+      if (!run_a_warp() && !release_block()) throw std::runtime_error(stuck());
   }
 
   void wait(State state) {
@@ -106,6 +107,7 @@ class Block {
     arrived(nullptr, &scheduler_stack_, &scheduler_bytes_);
     (*kernel_)();
     current().state = State::kEnded;
+    ++num_ended_;
     leaving(nullptr, scheduler_stack_, scheduler_bytes_);
     swapcontext(&current().context, &scheduler_);
   }
@@ -115,6 +117,7 @@ class Block {
     if (n > 1024) throw std::runtime_error("a block has at most 1024 threads");
     if (lanes_.size() < n) lanes_.resize(n);
     num_lanes_ = n;
+    num_ended_ = 0;
     for (size_t i = 0; i < n; ++i) {
       Lane& lane = lanes_[i];
       if (!lane.stack) lane.stack = std::make_unique<std::byte[]>(kStackBytes);
@@ -139,20 +142,23 @@ class Block {
     arrived(fake);
   }
 
-  bool all_ended() const {
-    for (size_t i = 0; i < num_lanes_; ++i)
-      if (lanes_[i].state != State::kEnded) return false;
-    return true;
+  // Runs the lanes of one warp as far as they come: so it is ahead of others, where the block has
+  // no barrier. False where no warp can go on.
+  bool run_a_warp() {
+    for (size_t w : order_of((num_lanes_ + kWarp - 1) / kWarp)) {
+      std::vector<size_t> ready;
+      for (size_t i = w * kWarp; i < std::min<size_t>((w + 1) * kWarp, num_lanes_); ++i) {
+        if (lanes_[i].state == State::kAtWarpBarrier) release_warp(i);
+        if (lanes_[i].state == State::kReady) ready.push_back(i);
+      }
+      if (ready.empty()) continue;
+      for (size_t i : ordered(std::move(ready))) resume(i);
+      return true;
+    }
+    return false;
   }
 
-  // Lets go on whoever has waited for all that it waits for; false where nobody has.
-  bool release() {
-    bool any = false;
-    for (size_t i = 0; i < num_lanes_; ++i)
-      if (lanes_[i].state == State::kAtWarpBarrier) any |= release_warp(i);
-    return any || release_block();
-  }
-
+  // Lets all go on where all wait for the same; false where they do not.
   bool release_block() {
     const Lane* first = nullptr;
     for (size_t i = 0; i < num_lanes_; ++i) {
@@ -167,8 +173,8 @@ class Block {
     return first != nullptr;
   }
 
-  // `i` waits at a warp barrier; the lanes of its mask must wait at the same one.
-  bool release_warp(size_t i) {
+  // `i` waits at a warp barrier: lets the lanes of its mask go on where they wait at the same one.
+  void release_warp(size_t i) {
     const size_t first = i / kWarp * kWarp;
     const unsigned mask = lanes_[i].mask;
     std::array<uint64_t, kWarp> told;
@@ -179,7 +185,7 @@ class Block {
       if (lane.state == State::kEnded) continue;
       if (lane.state != State::kAtWarpBarrier || lane.mask != mask ||
           !same(lane.where, lanes_[i].where))
-        return false;
+        return;
       told[k] = lane.told;
     }
     for (unsigned k = 0; k < kWarp; ++k) {
@@ -187,7 +193,6 @@ class Block {
       lanes_[first + k].heard = told;
       if (lanes_[first + k].state != State::kEnded) lanes_[first + k].state = State::kReady;
     }
-    return true;
   }
 
   static bool same(const Where& a, const Where& b) {
@@ -212,7 +217,7 @@ class Block {
 
   const std::function<void()>* kernel_ = nullptr;
   std::vector<Lane> lanes_;
-  size_t num_lanes_ = 0, current_ = 0;
+  size_t num_lanes_ = 0, num_ended_ = 0, current_ = 0;
   ucontext_t scheduler_;
   const void* scheduler_stack_ = nullptr;
   size_t scheduler_bytes_ = 0;

@@ -9,14 +9,17 @@ namespace {
 
 constexpr int kLanes = 96;
 
-// Each lane writes its place and reads its mirror image's; without the barrier it may read too
-// soon.
-__global__ void mirror_kernel(int* out, bool barrier) {
+enum Barrier { kNone, kOfWarp, kOfBlock };
+
+// Each lane writes its place and reads its mirror image's, which is in another warp for most;
+// without a barrier of the block it may read too soon.
+__global__ void mirror_kernel(int* out, int barrier) {
   __shared__ int values[kLanes];
   values[threadIdx.x] = -1;
   __syncthreads();
   values[threadIdx.x] = static_cast<int>(threadIdx.x);
-  if (barrier) __syncthreads();
+  if (barrier == kOfWarp) __ballot_sync(~0u, true);
+  if (barrier == kOfBlock) __syncthreads();
   out[threadIdx.x] = values[kLanes - 1 - threadIdx.x];
 }
 
@@ -66,7 +69,7 @@ const char* run(void (*kernel)(Parameters...), dim3 blocks, int lanes, Arguments
 }  // namespace
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
-EXPORT const char* mirror(int* out, bool barrier) {
+EXPORT const char* mirror(int* out, int barrier) {
   return run(mirror_kernel, 1, kLanes, out, barrier);
 }
 EXPORT const char* part(int* out) { return run(part_kernel, 1, kLanes, out); }

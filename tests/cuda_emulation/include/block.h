@@ -3,9 +3,9 @@
 // is in, is a fiber; a scheduler resumes them one by one, and a lane runs until it waits at a
 // barrier, tells its warp something, or ends. Blocks run one after another.
 //
-// What a GPU leaves open is the order of the lanes between two barriers and that of the blocks, so
-// the order is a setting: a kernel whose result changes with it lacks a barrier, or has a race.
-// Blocks that wait for each other are not emulated.
+// What a GPU leaves open is the order of the lanes between two barriers, how far a warp runs ahead
+// of others, and the order of the blocks, so the order is a setting: a kernel whose result changes
+// with it lacks a barrier, or has a race. Blocks that wait for each other are not emulated.
 #pragma once
 
 #include <array>
