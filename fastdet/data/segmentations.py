@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from hotcoco import mask as coco_mask  # pyright: ignore[reportMissingModuleSource]
 
-# {"size": [height, width], "counts": bytes}: runs of zeros and ones in turn, column by column.
-Rle = dict[str, Any]
+from fastdet.ops.mask_rle import Rle
 
 FARTHEST = 1e5  # pixels: a polygon's outline is walked, so that a huge one would take for ever
 
@@ -56,11 +55,6 @@ def decode(rles: Sequence[Rle], height: int, width: int) -> np.ndarray:
     if not rles:
         return np.zeros((0, height, width), np.uint8)
     return np.ascontiguousarray(coco_mask.decode(list(rles)).transpose(2, 0, 1))
-
-
-def encode(mask: np.ndarray) -> Rle:
-    """The run lengths of a mask (height, width) bool."""
-    return coco_mask.encode(np.asfortranarray(mask, np.uint8))
 
 
 def areas(rles: Sequence[Rle]) -> np.ndarray:

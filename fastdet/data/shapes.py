@@ -23,9 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFilter
 
-from fastdet.data.segmentations import as_json, encode
+from fastdet.data.segmentations import as_json
+from fastdet.ops import encode_masks
 
 DRAWING = 2  # to be raised with any change that changes a picture or an annotation
 SUPERSAMPLING = 4
@@ -201,7 +203,7 @@ def _write_images(
                     "bbox": bbox,
                     "area": int(visible.sum()),
                     "iscrowd": 0,
-                    "segmentation": as_json(encode(visible)),
+                    "segmentation": as_json(*encode_masks(torch.from_numpy(visible)[None])),
                 }
             )
     return images, annotations

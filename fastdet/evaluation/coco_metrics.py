@@ -19,7 +19,8 @@ from hotcoco import COCO, COCOeval
 from torch import Tensor
 
 from fastdet.data.coco_file import read_coco_file
-from fastdet.data.segmentations import Rle, as_json, encode
+from fastdet.data.segmentations import Rle, as_json
+from fastdet.ops import encode_masks
 
 STATS: tuple[str, ...] = (
     "AP",
@@ -262,7 +263,7 @@ def _run_lengths(found: dict[str, Any]) -> list[Rle] | None:
     if "masks" not in found:
         return found.get("segmentations")
     masks: Tensor = found["masks"].flatten(0, -3)  # (D, H, W)
-    return [encode(mask) for mask in (masks > 0.5).cpu().numpy()]
+    return encode_masks(masks > 0.5)
 
 
 def _metrics(

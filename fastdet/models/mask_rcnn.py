@@ -12,7 +12,6 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from fastdet.models.backbones import BackboneWithFPN, timm_body
 from fastdet.models.batch import Batch, Detections, rows_in_use
@@ -22,7 +21,7 @@ from fastdet.models.losses import widened
 from fastdet.models.necks import FeaturePyramidNetwork, LastLevelMaxPool
 from fastdet.models.roi_heads import RoIPooling, Sample
 from fastdet.models.row_norms import check_batch_norms, run_on_rows
-from fastdet.ops import mask_rcnn_loss
+from fastdet.ops import mask_rcnn_loss, paste_masks
 from fastdet.ops.padded_rows import row_mask, take_rows
 
 
@@ -159,8 +158,8 @@ class MaskRCNN(FasterRCNN):
         answers = super().answers(found, images)
         for answer, image in zip(answers, images, strict=True):
             size = image.shape[-2], image.shape[-1]
-            masks = paste_masks_in_image(answer["masks"][:, None], answer["boxes"], size)
-            answer["masks"] = masks if self.mask_threshold is None else masks > self.mask_threshold
+            masks = paste_masks(answer["masks"], answer["boxes"], size, self.mask_threshold)
+            answer["masks"] = masks[:, None]
         return answers
 
 
