@@ -25,10 +25,10 @@ from fastdet.prediction import detect
 from fastdet.report import Comparison, OpRow, TrainedModel, write_report
 from fastdet.training.detector_module import load_detector
 from fastdet.training.metrics_log import read_metrics
-from fastdet.training.options import TrainOptions
+from fastdet.training.options import ModelName, TrainOptions
 from fastdet.training.train import evaluate, train
 
-TITLES = {"faster_rcnn": "Faster R-CNN", "retinanet": "RetinaNet"}
+TITLES: dict[ModelName, str] = {"faster_rcnn": "Faster R-CNN", "retinanet": "RetinaNet"}
 
 TRAIN_IMAGES, VAL_IMAGES, IMAGE_SIZE = 1000, 100, 128
 
@@ -77,7 +77,7 @@ def demo(out: Path) -> Path:
     return report
 
 
-def recipe(model: str, data: Path, out: Path) -> TrainOptions:
+def recipe(model: ModelName, data: Path, out: Path) -> TrainOptions:
     """How the demo trains a model."""
     return TrainOptions(
         data=data,
@@ -109,7 +109,7 @@ def measure_ops(out: Path) -> Sequence[OpRow] | None:
     return rows
 
 
-def _train_and_show(name: str, data: Path, out: Path) -> TrainedModel:
+def _train_and_show(name: ModelName, data: Path, out: Path) -> TrainedModel:
     for earlier in ("last.ckpt", "best.ckpt", "metrics.csv"):
         (out / earlier).unlink(missing_ok=True)
     options = recipe(name, data, out)
@@ -125,7 +125,7 @@ def _train_and_show(name: str, data: Path, out: Path) -> TrainedModel:
 
 
 def describe(
-    name: str,
+    name: ModelName,
     options: TrainOptions,
     metrics: CocoMetrics,
     seconds: float,

@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from hotcoco import mask as coco_mask  # pyright: ignore[reportMissingModuleSource]
+from hotcoco import mask as hotcoco_mask  # pyright: ignore[reportMissingModuleSource]
 
 from fastdet.ops.mask_rle import Rle
+
+coco_mask: Any = hotcoco_mask  # to whose types an RLE is any dict
 
 FARTHEST = 1e5  # pixels: a polygon's outline is walked, so that a huge one would take for ever
 
