@@ -48,6 +48,20 @@ def detect_in_rois() -> object:
     )
 
 
+def mask_head(n: int) -> tuple[Tensor, ...]:
+    """Logits, labels, masks, boxes and matches of n boxes."""
+    masks, match = torch.ones(1, 2, 40, 60) > 0, torch.zeros(1, n, dtype=torch.int64)
+    return noise(1, n, 3, 7, 7), match, masks, boxes(n)[None], match
+
+
+def mask_loss_and_gradient() -> object:
+    logits, *others = mask_head(5)
+    leaf = logits.requires_grad_()
+    return torch.autograd.grad(fastdet.mask_rcnn_loss(leaf, *others), leaf)
+
+
+PASTED = noise(4, 7, 7).sigmoid(), boxes(4), (60, 80)
+
 LAUNCHES = {
     "nms_padded": (suppress(5000, None), 4),
     "nms_padded of more than 32768 rows": (suppress(33000, torch.tensor([5])), 8),
@@ -57,6 +71,11 @@ LAUNCHES = {
     "retinanet_detections": (detect(100), 9),
     "roi_detections": (detect_in_rois, 6),
     "sample_matches": (lambda: fastdet.sample_matches(integers(-2, 3, 2, 50), 8, 0.5), 7),
+    "crop_masks": (lambda: fastdet.crop_masks(*mask_head(5)[2:], 7), 1),
+    "mask_rcnn_loss, forward and backward": (mask_loss_and_gradient, 4),
+    "paste_masks": (lambda: fastdet.paste_masks(*PASTED), 2),
+    "paste_masks_rle": (lambda: fastdet.paste_masks_rle(*PASTED), 5),
+    "encode_masks": (lambda: fastdet.encode_masks(noise(4, 60, 80) > 0), 4),
 }
 
 

@@ -86,6 +86,18 @@ def calls(n: int, extent: float = 100) -> dict[str, Call]:
     def sample(index: Tensor) -> tuple[Tensor, ...]:
         return fastdet.sample_matches(index, 16, 0.5, torch.Generator().manual_seed(6))
 
+    def crop(m: Tensor, b: Tensor, i: Tensor) -> Tensor:
+        return fastdet.crop_masks(m, b, i, (3, 2))
+
+    def paste(m: Tensor, b: Tensor) -> Tensor:
+        return fastdet.paste_masks(m, b, (30, 44))
+
+    def find_pasted_edges(m: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+        return torch.ops.fastdet.pasted_mask_edges(m, b, 30, 44, 0.5)
+
+    matched = (integers(0, 2, 2, 3, 50, 70) > 0, torch.stack([rows, others]), integers(-1, 3, 2, n))
+    class_masks, class_labels = noise(2, n, 2, 3, 3), integers(0, 2, 2, n)
+    probabilities = noise(n, 5, 5).sigmoid()
     channels_last = features.to(memory_format=torch.channels_last)
     image_sizes = torch.tensor([[60, 80], [50, 90]])
     two_images = torch.stack([deltas, -deltas])
@@ -131,6 +143,11 @@ def calls(n: int, extent: float = 100) -> dict[str, Call]:
         "roi_align, channels_last": Call(pool, (channels_last, rois_of(rows)), True),
         "roi_align, adaptive": Call(pool_adaptively, (features, rois_of(rows)), True),
         "multiscale_roi_align": Call(pool_levels, (*pyramid, torch.stack([rows, others])), True),
+        "crop_masks": Call(crop, matched),
+        "mask_rcnn_loss": Call(fastdet.mask_rcnn_loss, (class_masks, class_labels, *matched), True),
+        "paste_masks": Call(paste, (probabilities, rows * 0.5)),
+        "pasted_mask_edges": Call(find_pasted_edges, (probabilities, rows * 0.5)),
+        "mask_edges": Call(torch.ops.fastdet.mask_edges, (noise(n, 6, 7) > 0,)),
     }
     for kind in ("box_iou", "generalized_box_iou", "distance_box_iou", "complete_box_iou"):
         table[kind] = Call(getattr(fastdet, kind), (rows, few), True)
@@ -234,7 +251,8 @@ def test_expanded_inputs(name):
     call = calls(1)[name]
     rows = {"roi_align": (1,), "roi_align, channels_last": (1,), "roi_align, adaptive": (1,)}
     heads = ("rpn_proposals", "retinanet_detections", "roi_detections")
-    if name in ("nms_padded", "multiscale_roi_align", "sample_matches", *heads):
+    batched = ("nms_padded", "multiscale_roi_align", "sample_matches")
+    if name in (*batched, "crop_masks", "mask_rcnn_loss", *heads):
         pytest.skip("its rows are not the first dimension")
     repeated = rows.get(name, range(len(call.tensors)))
     if "match" in name:
