@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastdet.export import export_detector
 from fastdet.models import MODELS, Batch, Detections, Detector, from_torchvision
+from fastdet.models.fused import unfused
 
 from .models.scenes import named, small_model
 from .models.test_torchvision_weights import MODELS as TORCHVISION_MODELS
@@ -56,7 +57,7 @@ def detect(model: Detector, images: Tensor, sizes: Tensor) -> Detections:
     for own, image, (height, width) in zip(padded, images, sizes.tolist(), strict=True):
         own[:, :height, :width] = (image[:, :height, :width] - mean) / std
     none = torch.zeros(len(images), 8, dtype=torch.int64)
-    with torch.no_grad():
+    with torch.no_grad(), unfused():
         return model.detect(Batch(padded, sizes, torch.zeros(len(images), 8, 4), none, none[:, 0]))
 
 

@@ -9,8 +9,10 @@ from typing import TypeVar, overload
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from fastdet.models.batch import Batch, Detections, image_sizes, pad, restore
+from fastdet.models.fused import forget_fused
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -95,6 +97,12 @@ class Detector(nn.Module):
         batch = self.pad(images)
         found = restore(self.detect(batch), batch.sizes, image_sizes(images))
         return self.answers(found, images)
+
+    def train(self, mode: bool = True) -> Self:
+        """As nn.Module's; what inference alone needs is freed when training begins."""
+        if mode:
+            forget_fused(self)
+        return super().train(mode)
 
     def pad(
         self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None

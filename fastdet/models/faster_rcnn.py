@@ -15,6 +15,7 @@ from fastdet.models.anchors import Cells, cell_anchors
 from fastdet.models.backbones import BackboneWithFPN, feature_maps, timm_body
 from fastdet.models.batch import IMAGE_MEAN, IMAGE_STD, Batch, Detections
 from fastdet.models.detector import Detector, channels_last
+from fastdet.models.fused import run_fused
 from fastdet.models.necks import FeaturePyramidNetwork, LastLevelMaxPool
 from fastdet.models.roi_heads import FastRCNNPredictor, RoIHeads, RoIPooling, Sample, TwoMLPHead
 from fastdet.models.rpn import RegionProposalNetwork, RPNHead
@@ -165,7 +166,7 @@ class FasterRCNN(Detector):
         return self._losses(first, batch), self._detect(first, batch)
 
     def _first_stage(self, batch: Batch) -> FirstStage:
-        features = feature_maps(self.backbone(batch.images))
+        features = feature_maps(run_fused(self.backbone, batch.images))
         objectness, deltas, anchors = self.rpn(batch.images, features)
         found = self.rpn.proposals(objectness, deltas, anchors, batch.sizes)
         return FirstStage(features, objectness, deltas, anchors, found.boxes, found.counts)

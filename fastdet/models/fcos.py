@@ -18,6 +18,7 @@ from fastdet.models.anchors import Cells, cell_anchors, in_anchor_order, pyramid
 from fastdet.models.backbones import BackboneWithFPN, feature_maps, timm_body
 from fastdet.models.batch import IMAGE_MEAN, IMAGE_STD, Batch, Detections
 from fastdet.models.detector import Detector, channels_last
+from fastdet.models.fused import run_fused
 from fastdet.models.losses import masked_iou_loss, widened
 from fastdet.models.necks import FeaturePyramidNetwork, LastLevelP6P7
 from fastdet.ops import nms_padded, sigmoid_focal_loss
@@ -192,9 +193,9 @@ class FCOS(Detector):
         return self._losses(outputs, batch), self._detect(outputs, batch)
 
     def _outputs(self, batch: Batch) -> Outputs:
-        features = feature_maps(self.backbone(batch.images))
-        logits = self.head.classification_head(features)
-        deltas, centredness = self.head.regression_head(features)
+        features = feature_maps(run_fused(self.backbone, batch.images))
+        logits = run_fused(self.head.classification_head, features)
+        deltas, centredness = run_fused(self.head.regression_head, features)
         anchors = pyramid_anchors(batch.images, features, self.cells)
         return Outputs(logits, deltas, centredness, anchors)
 

@@ -18,6 +18,7 @@ from fastdet.models.anchors import Cells, cell_anchors, in_anchor_order, pyramid
 from fastdet.models.backbones import BackboneWithFPN, feature_maps, timm_body
 from fastdet.models.batch import IMAGE_MEAN, IMAGE_STD, Batch, Detections
 from fastdet.models.detector import Detector, channels_last
+from fastdet.models.fused import run_fused
 from fastdet.models.losses import BOX_LOSSES, anchor_box_loss, widened
 from fastdet.models.necks import FeaturePyramidNetwork, LastLevelP6P7
 from fastdet.ops import match_anchors, retinanet_detections, sigmoid_focal_loss
@@ -224,8 +225,8 @@ class RetinaNet(Detector):
         return self._losses(outputs, batch), self._detect(outputs, batch)
 
     def _outputs(self, batch: Batch) -> Outputs:
-        features = feature_maps(self.backbone(batch.images))
-        logits, deltas = self.head(features)
+        features = feature_maps(run_fused(self.backbone, batch.images))
+        logits, deltas = run_fused(self.head, features)
         return Outputs(logits, deltas, pyramid_anchors(batch.images, features, self.cells))
 
     def _losses(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from fastdet.models.fused import run_fused
 from fastdet.models.losses import widened
 from fastdet.models.tracing import is_eager
 
@@ -31,6 +32,8 @@ def check_batch_norms(name: str, head: nn.Module) -> None:
 
 def run_on_rows(head: nn.Module, rows: Tensor, real: Tensor) -> Any:
     """`head(rows)`, for rows (N, ...) of which `real` (N,) bool are no padding."""
+    if not head.training:
+        return run_fused(head, rows)
     if _is_sequential(head):
         for child in head.children():
             rows = run_on_rows(child, rows, real)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastdet.models.anchors import Cells, in_anchor_order, pyramid_anchors
 from fastdet.models.batch import Batch, Detections
+from fastdet.models.fused import run_fused
 from fastdet.models.losses import box_regression_loss, widened
 from fastdet.ops import encode_boxes, match_anchors, rpn_proposals, sample_matches
 from fastdet.ops.padded_rows import take_rows
@@ -85,7 +86,7 @@ class RegionProposalNetwork(nn.Module):
         self, images: Tensor, features: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Objectness logits (B, A_l), deltas (B, A_l, 4), and the anchors (A, 4) of all levels."""
-        objectness, deltas = self.head(features)
+        objectness, deltas = run_fused(self.head, features)
         logits = [level.squeeze(2) for level in in_anchor_order(objectness, 1)]
         anchors = pyramid_anchors(images, features, self.cells)
         return logits, in_anchor_order(deltas, 4), anchors

@@ -26,6 +26,7 @@ from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from fastdet.models import from_torchvision, load_torchvision_weights
+from fastdet.models.fused import unfused
 
 from .scenes import ellipses, named
 from .test_fixed_shapes import Detect
@@ -259,7 +260,8 @@ def test_detections_equal_torchvisions(name: str, dtype: torch.dtype) -> None:
     ours = from_torchvision(theirs)
     assert not ours.training
     odd = [picture(90, 133, seed=3), picture(121, 71, channels=1, seed=4)]
-    assert assert_same_detections(theirs, ours, odd) >= 10
+    with unfused():  # folded norms round differently, too
+        assert assert_same_detections(theirs, ours, odd) >= 10
     if dtype == torch.float64:  # magnified, it is flat: in float32 scores tie
         assert assert_same_detections(theirs, ours, [picture(5, 7, seed=5)]) >= 1
 
@@ -453,7 +455,8 @@ def test_a_file_of_other_classes_whose_batch_norms_learn(tmp_path: Path) -> None
     ours = load_torchvision_weights(LIGHT, tmp_path / "model_3.pth", **NUMBERS, **PROPOSALS)
     assert ours.num_classes == 5
     assert any(isinstance(module, nn.BatchNorm2d) for module in ours.modules())
-    assert assert_same_detections(theirs, ours, [picture(90, 133, seed=3)]) >= 10
+    with unfused():
+        assert assert_same_detections(theirs, ours, [picture(90, 133, seed=3)]) >= 10
 
 
 def test_files_that_do_not_fit(tmp_path: Path) -> None:

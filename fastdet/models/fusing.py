@@ -1,0 +1,384 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""How a network's graph becomes one of fused convolutions: `fused.py` says when, this says how.
+
+A convolution takes with it what its result alone goes through: a norm, then a sum, then an
+activation. Where what it would jump over writes over something, it does not jump.
+"""
+
+import functools
+import inspect
+import operator
+import threading
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from timm.layers.norm_act import BatchNormAct2d, FrozenBatchNormAct2d
+from torch import Tensor, fx, nn
+from torch.fx._symbolic_trace import PH
+from torchvision.ops import FrozenBatchNorm2d
+
+NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d, BatchNormAct2d, FrozenBatchNormAct2d)
+SUMS = (operator.add, operator.iadd, torch.add)
+# What oneDNN can do to a result before it writes it, by module, function or method.
+ACTIVATIONS: dict[Any, str] = {
+    **dict.fromkeys((nn.ReLU, F.relu, torch.relu, "relu", "relu_"), "relu"),
+    **dict.fromkeys((nn.Hardswish, F.hardswish), "hardswish"),
+    **dict.fromkeys((nn.SiLU, F.silu), "swish"),
+    **dict.fromkeys((nn.Sigmoid, F.sigmoid, torch.sigmoid, "sigmoid"), "sigmoid"),
+}
+
+
+class FusedConv(nn.Module):
+    """A convolution with a norm folded in, its sum with another map, and an activation.
+
+    Args:
+        conv: with zero padding.
+        norm: in eval mode, or None.
+        activation: one of ACTIVATIONS' values, or "none"; behind a sum "relu" or "none".
+        dtype: of the weights, which are folded in float64.
+    """
+
+    def __init__(
+        self, conv: nn.Conv2d, norm: nn.Module | None, activation: str, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        weight, bias = _folded(conv, norm)
+        self.geometry: Any = conv.padding, conv.stride, conv.dilation, conv.groups
+        self.kernel_size = conv.kernel_size
+        self.out_channels = conv.out_channels
+        self.activation = activation
+        self.bias = None if bias is None else bias.to(dtype)
+        # Plain: oneDNN's own layout depends on the size of the maps, and another one's costs more.
+        self.weight = weight.to(dtype, memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor, other: Tensor | None = None, over_other: bool = False) -> Tensor:
+        """(B, C, H, W) -> (B, out_channels, H', W'); `over_other`: written where `other` lies."""
+        arguments = self.weight, self.bias, *self.geometry
+        fused = torch.ops.mkldnn._convolution_pointwise
+        if other is None:
+            return fused(x, *arguments, self.activation, [], "")
+        if other.shape != self._output_shape(x) or not _is_channels_last(x, other):
+            total = fused(x, *arguments, "none", [], "") + other
+            return total.relu_() if self.activation == "relu" else total
+        unary = None if self.activation == "none" else self.activation
+        if over_other:
+            write = torch.ops.mkldnn._convolution_pointwise_.binary
+            return write(other, x, *arguments, "add", None, unary, [], "")
+        return fused.binary(x, other, *arguments, "add", None, unary, [], "")
+
+    def _output_shape(self, x: Tensor) -> tuple[int, ...]:
+        sides = zip(x.shape[2:], self.kernel_size, *self.geometry[:3], strict=True)
+        spatial = ((n + 2 * pad - hop * (k - 1) - 1) // step + 1 for n, k, pad, step, hop in sides)
+        return x.shape[0], self.out_channels, *spatial
+
+
+class FusedLinear(nn.Module):
+    """A linear layer and an activation.
+
+    Args:
+        linear: the layer.
+        activation: one of ACTIVATIONS' values, or "none".
+        dtype: of the weights.
+        flattens: it takes maps and flattens them; channels_last ones as they lie.
+    """
+
+    def __init__(
+        self, linear: nn.Linear, activation: str, dtype: torch.dtype, flattens: bool
+    ) -> None:
+        super().__init__()
+        self.linear = linear
+        self.dtype = dtype
+        self.activation = activation
+        self.flattens = flattens
+        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+        self.weights: dict[tuple[int, ...], Tensor] = {}  # by the maps' shape, in their layout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features), or maps (K, C, h, w), -> (..., out_features)."""
+        shape: tuple[int, ...] = ()
+        if self.flattens:
+            if x.dim() == 4 and _is_channels_last(x):
+                shape = tuple(x.shape[1:])
+                x = x.permute(0, 2, 3, 1)
+            x = x.flatten(1)
+        if shape not in self.weights:
+            self.weights[shape] = self._laid_out(shape)
+        weight = self.weights[shape]
+        return torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, self.activation, [], "")
+
+    def _laid_out(self, shape: tuple[int, ...]) -> Tensor:
+        weight = self.linear.weight.detach().to(self.dtype)
+        if shape:
+            weight = weight.unflatten(1, shape).permute(0, 2, 3, 1).flatten(1)
+        return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+
+
+def fused_graph(
+    module: nn.Module, inputs: Tensor | Sequence[Tensor], dtype: torch.dtype
+) -> fx.GraphModule:
+    """The module in eval mode as a graph of fused layers.
+
+    Args:
+        module: of a tensor or of a list of tensors.
+        inputs: as the graph will take them; of a list only the length counts.
+        dtype: float32 or bfloat16, of the graph's inputs too.
+
+    Raises:
+        Any exception of a module that cannot be traced.
+    """
+    shape: dict[str, Any] = {}
+    if not isinstance(inputs, Tensor):
+        name = next(iter(inspect.signature(module.forward).parameters))
+        shape = {name: [PH] * len(inputs)}
+    graph = _Tracer().trace(module, shape or None)
+    parts: dict[str, Any] = dict(module.named_modules())
+    _take_sizes_of_inputs(graph, parts)
+    _fuse(graph, parts, dtype)
+    _write_over_summands(graph, parts)
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            parts[node.target] = operator.attrgetter(node.target)(module)
+    parts.pop("", None)
+    return fx.GraphModule(parts, graph).eval()
+
+
+class _Tracer(fx.Tracer):
+    """Norms are single nodes. What runs in another thread meanwhile is not traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, NORMS) or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+
+# ---- what belongs together -----------------------------------------------------------------------
+
+
+class _Chain(NamedTuple):
+    """What a layer's result alone goes through."""
+
+    last: fx.Node
+    norm: str | None = None
+    other: fx.Node | None = None
+    activation: str = "none"
+
+
+def _fuse(graph: fx.Graph, parts: dict[str, Any], dtype: torch.dtype) -> None:
+    """Puts FusedConv and FusedLinear in place of layers and what follows them."""
+    made: dict[Any, str] = {}  # a layer that is called at several levels is made once
+    for node in list(graph.nodes):
+        layer = parts.get(node.target) if node.op == "call_module" else None
+        args = node.args
+        if len(args) != 1 or node.kwargs:
+            continue
+        if type(layer) is nn.Conv2d and _pads_with_zeros(layer):
+            chain = _chain(node, parts)
+            args = args if chain.other is None else (*args, chain.other)
+            norm = None if chain.norm is None else parts[chain.norm]
+            make = functools.partial(FusedConv, layer, norm, chain.activation, dtype)
+            key = node.target, chain.norm, chain.activation
+        elif type(layer) is nn.Linear:
+            chain = _with_activation(_Chain(node), parts)
+            flat = _flattened(args[0], parts)
+            args = args if flat is None else (flat,)
+            make = functools.partial(FusedLinear, layer, chain.activation, dtype, flat is not None)
+            key = node.target, flat is not None, chain.activation
+        else:
+            continue
+        if key not in made:
+            made[key] = f"fused_{len(made)}"
+            parts[made[key]] = make()
+        with graph.inserting_after(chain.last):
+            fused = graph.call_module(made[key], args)
+        chain.last.replace_all_uses_with(fused)
+        _erase_unused(graph, chain.last)
+
+
+def _pads_with_zeros(conv: nn.Conv2d) -> bool:
+    return conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+
+
+def _chain(node: fx.Node, parts: dict[str, Any]) -> _Chain:
+    """Norm, sum and activation behind a convolution."""
+    chain = _Chain(node)
+    user = _next(node, parts)
+    norm = str(user.target) if user is not None and user.op == "call_module" else ""
+    if user is not None and isinstance(parts.get(norm), NORMS):
+        activation = _activation_of_norm(parts[norm])
+        if activation is None:
+            return chain
+        chain = chain._replace(last=user, norm=norm, activation=activation)
+        if activation != "none":
+            return chain
+    user = _next(chain.last, parts)
+    other = None if user is None else _summand(user, chain.last)
+    if user is None or other is None:
+        return _with_activation(chain, parts)
+    summed = _with_activation(chain._replace(last=user, other=other), parts)
+    if summed.activation not in ("none", "relu"):
+        summed = summed._replace(last=user, activation="none")
+    return summed
+
+
+def _with_activation(chain: _Chain, parts: dict[str, Any]) -> _Chain:
+    user = _next(chain.last, parts)
+    if user is None or user.args != (chain.last,) or set(user.kwargs) - {"inplace"}:
+        return chain
+    kind = type(parts[str(user.target)]) if user.op == "call_module" else user.target
+    if kind not in ACTIVATIONS:
+        return chain
+    return chain._replace(last=user, activation=ACTIVATIONS[kind])
+
+
+def _next(node: fx.Node, parts: dict[str, Any]) -> fx.Node | None:
+    """The only node that reads this one, if nothing in between writes over anything."""
+    if len(node.users) != 1:
+        return None
+    (user,) = node.users
+    between = node.next
+    while between is not user:
+        if _writes(between, parts):
+            return None
+        between = between.next
+    return user
+
+
+def _writes(node: fx.Node, parts: dict[str, Any]) -> bool:
+    """Whether the node may change a tensor that it is given."""
+    if node.op == "call_module":
+        return bool(getattr(parts[str(node.target)], "inplace", False))
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = node.target if isinstance(node.target, str) else node.target.__name__
+    in_name = name.endswith("_") or name in ("setitem", *(f"i{op}" for op in _OPERATORS))
+    return in_name or "out" in node.kwargs or True in (*node.args[1:], *node.kwargs.values())
+
+
+_OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "pow", "and", "or", "xor", "mod")
+
+
+def _summand(node: fx.Node, mine: fx.Node) -> fx.Node | None:
+    """What is added to `mine`; None if the node is no such sum."""
+    if node.op != "call_function" or node.target not in SUMS or node.kwargs or len(node.args) != 2:
+        return None
+    left, right = node.args
+    if left is not mine and node.target is operator.iadd:
+        return None  # the summand that is written over may have other readers
+    other = right if left is mine else left
+    return other if isinstance(other, fx.Node) and other is not mine else None
+
+
+def _activation_of_norm(norm: Any) -> str | None:
+    """Of a norm that has one; None where oneDNN does not know it."""
+    act, drop = getattr(norm, "act", None), getattr(norm, "drop", None)
+    if isinstance(drop, nn.Module) and type(drop) is not nn.Identity:
+        return None
+    if act is None or type(act) is nn.Identity:
+        return "none"
+    return ACTIVATIONS.get(type(act))
+
+
+def _flattened(node: Any, parts: dict[str, Any]) -> fx.Node | None:
+    """What a node flattens for one reader alone; None if it is no flattening of all but rows."""
+    if not isinstance(node, fx.Node) or len(node.users) != 1:
+        return None
+    if node.op == "call_module":
+        flatten = parts[str(node.target)]
+        whole = type(flatten) is nn.Flatten and (flatten.start_dim, flatten.end_dim) == (1, -1)
+    else:
+        dims = (*node.args[1:], *node.kwargs.values())
+        whole = node.target in (torch.flatten, "flatten") and dims in ((1,), (1, -1))
+    source = node.args[0] if whole else None
+    return source if isinstance(source, fx.Node) else None
+
+
+def _erase_unused(graph: fx.Graph, node: fx.Node) -> None:
+    """Erases the node and what only it needed."""
+    sources = node.all_input_nodes
+    if node.users or node.op == "placeholder":
+        return
+    graph.erase_node(node)
+    for source in sources:
+        _erase_unused(graph, source)
+
+
+def _take_sizes_of_inputs(graph: fx.Graph, parts: dict[str, Any]) -> None:
+    """Height and width of a 1x1 convolution's result are read from its input.
+
+    A pyramid asks an inner layer for its size before it adds the coarser level to it.
+    """
+    for node in graph.nodes:
+        if node.target is not getattr or node.args[1:] != ("shape",):
+            continue
+        (source, _) = node.args
+        conv = parts.get(source.target) if source.op == "call_module" else None
+        if type(conv) is not nn.Conv2d:
+            continue
+        same = (conv.kernel_size, conv.stride, conv.padding) == ((1, 1), (1, 1), (0, 0))
+        sides = slice(-2, None, None)
+        if same and all(u.target is operator.getitem and u.args[1] == sides for u in node.users):
+            node.args = (source.args[0], "shape")
+
+
+# ---- weights and memory --------------------------------------------------------------------------
+
+
+def _folded(conv: nn.Conv2d, norm: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias, in float64 where a norm is folded in."""
+    weight = conv.weight.detach()
+    bias = None if conv.bias is None else conv.bias.detach()
+    if norm is None:
+        return weight, bias
+    if norm.running_mean is None:
+        raise ValueError(f"{type(norm).__name__} has no statistics of its own")
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * norm.weight.detach()
+    mean = norm.running_mean if bias is None else norm.running_mean - bias
+    bias = -mean * scale if norm.bias is None else norm.bias.detach() - mean * scale
+    return weight * scale[:, None, None, None], bias
+
+
+def _write_over_summands(graph: fx.Graph, parts: dict[str, Any]) -> None:
+    """Lets each sum be written over its summand where that is new memory, and read here last."""
+    place = {node: i for i, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if not _is_fused(node, parts) or len(node.args) != 2:
+            continue
+        x, other = node.args
+        assert isinstance(other, fx.Node)
+        new = _is_fused(other, parts) or other.target is F.interpolate
+        readers = [user for user in other.users if user is not node]
+        if (
+            new
+            and x is not other
+            and all(
+                (_is_fused(user, parts) or user.target is F.interpolate)
+                and user.args[0] is other
+                and other not in user.args[1:]
+                and place[user] < place[node]
+                for user in readers
+            )
+        ):
+            node.update_kwarg("over_other", True)
+
+
+def _is_fused(node: fx.Node, parts: dict[str, Any]) -> bool:
+    return node.op == "call_module" and isinstance(parts[str(node.target)], FusedConv)
+
+
+def _is_channels_last(*maps: Tensor) -> bool:
+    return all(x.is_contiguous(memory_format=torch.channels_last) for x in maps)
