@@ -64,6 +64,12 @@ def read_again(net: Any, x: Tensor) -> list[Tensor]:
     return [first, total, view, net.b(other) + other, other.flatten(1)]
 
 
+def summand_read_later(net: Any, x: Tensor) -> list[Tensor]:
+    first = net.a(x)
+    total = net.b(x) + first
+    return [total, net.a(first)]
+
+
 def residual(net: Any, x: Tensor) -> Tensor:
     for _ in range(2):
         shortcut = net.a(x)
@@ -124,6 +130,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 for function in (
     read_again,
+    summand_read_later,
     residual,
     pyramid,
     broadcast,
