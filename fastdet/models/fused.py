@@ -83,6 +83,11 @@ def forget_fused(module: nn.Module) -> None:
         _forms.pop(part, None)
 
 
+def has_form(module: nn.Module) -> bool:
+    """Whether the module has run by a second form that is still kept."""
+    return any(form.graph is not None for form in _forms.get(module, {}).values())
+
+
 @contextlib.contextmanager
 def unfused() -> Iterator[None]:
     """Within it every module runs as it is: to compare, or to look for a fault."""

@@ -20,14 +20,10 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from fastdet.models import Detector, from_torchvision
 from fastdet.models.backbones import timm_body
-from fastdet.models.fused import _forms, forget_fused, run_fused, unfused
+from fastdet.models.fused import _forms, forget_fused, has_form, run_fused, unfused
 
 from .scenes import scene, small_model, spread_scores
 from .test_torchvision_weights import assert_same_detections, picture, torchvision_model
-
-
-def has_form(module: nn.Module) -> bool:
-    return any(form.graph is not None for form in _forms.get(module, {}).values())
 
 
 def norm(channels: int, kind: Callable[[int], Any] = nn.BatchNorm2d) -> Any:

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""torchvision's detectors beside what `from_torchvision` makes of them, from images to detections.
+
+The networks are those of torchvision's checkpoints (frozen norms), with random weights; the score
+threshold is put where as many candidates reach the suppression as a trained model sends there.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, RetinaNet
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+from benchmarks.case import Case
+from benchmarks.conftest import Beside
+from benchmarks.torchvision_detectors import let_candidates_pass
+from benchmarks.workloads import random_boxes, seeded
+from fastdet.models import from_torchvision
+from fastdet.ops import box_iou
+
+GT_BOXES = 10
+BF16 = "bfloat16 autocast"
+
+
+def faster_rcnn(**sizes: int) -> nn.Module:
+    """As fasterrcnn_resnet50_fpn(weights="DEFAULT")."""
+    return FasterRCNN(resnet_fpn_backbone(backbone_name="resnet50", weights=None), 91, **sizes)
+
+
+def retinanet(**sizes: int) -> nn.Module:
+    """As retinanet_resnet50_fpn(weights="DEFAULT")."""
+    backbone = resnet_fpn_backbone(
+        backbone_name="resnet50",
+        weights=None,
+        returned_layers=[2, 3, 4],
+        extra_blocks=LastLevelP6P7(256, 256),
+    )
+    return RetinaNet(backbone, 91, **sizes)
+
+
+# With the ratios that are promised: inference, bfloat16 on both sides, training.
+MODELS: dict[str, tuple[Callable[..., nn.Module], tuple[float, float, float]]] = {
+    "Faster R-CNN, ResNet-50 FPN": (faster_rcnn, (1.4, 1.2, 1.3)),
+    "RetinaNet, ResNet-50 FPN": (retinanet, (1.5, 1.2, 1.3)),
+}
+
+
+def made(name: str, height: int, width: int) -> tuple[Any, list[Tensor]]:
+    """torchvision's model, and two images of coarse noise, which it does not resize."""
+    torch.manual_seed(0)
+    network = MODELS[name][0](min_size=min(height, width), max_size=max(height, width))
+    for part in network.modules():
+        if isinstance(part, nn.Conv2d) and part.out_channels == 4 * part.in_channels:
+            part.weight.data /= 4  # the last of a residual branch: trained ones add little
+    coarse = torch.rand(2, 3, height // 32, width // 32, generator=seeded(15))
+    return network, list(nn.functional.interpolate(coarse, (height, width), mode="bilinear"))
+
+
+def expect_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    """The same detections, but for the few that rounding moves across a threshold."""
+    assert abs(len(ours["boxes"]) - len(theirs["boxes"])) <= 2
+    found = box_iou(theirs["boxes"], ours["boxes"]) > 0.99
+    again = (found & (theirs["labels"][:, None] == ours["labels"])).any(1)
+    assert len(again) > 0
+    assert again.float().mean() > 0.95
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", MODELS)
+def bench_inference(beside: Beside, name: str) -> None:
+    beside.skip_if_short()
+    network, images = made(name, *((64, 96) if beside.run.quick else (800, 1216)))
+    network.eval()
+    let_candidates_pass(network, images[0])
+    ours = from_torchvision(network)
+    image = images[:1]
+    expect_same(ours(image)[0], network(image)[0])
+
+    def in_bfloat16(model: Any) -> Callable[[], Any]:
+        return lambda: torch.autocast("cpu", torch.bfloat16)(model)(image)
+
+    promised = MODELS[name][1]
+    beside(
+        Case(
+            op="from_torchvision",
+            workload=f"{name}, inference, one image",
+            sides={"fastdet": lambda: ours(image), "torchvision": lambda: network(image)},
+            target=promised[0],
+        )
+    )
+    beside(
+        Case(
+            op="from_torchvision",
+            workload=f"{name}, inference, one image, {BF16}",
+            sides={
+                "fastdet": in_bfloat16(ours),
+                "torchvision": in_bfloat16(network),
+                "torchvision, float32": lambda: network(image),
+            },
+            target=promised[1],
+        )
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def bench_training_step(beside: Beside, name: str) -> None:
+    beside.skip_if_short()
+    side = 64 if beside.run.quick else 512
+    network, images = made(name, side, side)
+    labels = torch.randint(1, 91, (GT_BOXES,), generator=seeded(16))
+    boxes = random_boxes(2 * GT_BOXES, 0.6 * side, 0.6 * side, 0.3 * side)
+    targets = [{"boxes": b, "labels": labels} for b in boxes.split(GT_BOXES)]
+
+    def step(model: Any) -> Callable[[], Any]:
+        def run() -> None:
+            model.zero_grad()
+            torch.stack(list(model(images, targets).values())).sum().backward()
+
+        return run
+
+    beside(
+        Case(
+            op="from_torchvision",
+            workload=f"{name}, training step, two images of 512 x 512",
+            sides={"fastdet": step(from_torchvision(network)), "torchvision": step(network)},
+            target=MODELS[name][1][2],
+        )
+    )
