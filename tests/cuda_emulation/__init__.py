@@ -14,6 +14,7 @@ import concurrent.futures
 import ctypes
 import hashlib
 import os
+import shutil
 import subprocess
 import warnings
 from collections.abc import Iterator
@@ -59,8 +60,9 @@ def compile_library(sources: list[Path], name: str) -> Path:
     library = folder / f"lib{name}.so"
     if library.exists():
         return library
-    folder.mkdir(parents=True, exist_ok=True)
-    objects = [folder / f"{path.stem}.o" for path in sources]
+    partial = folder / f"partial-{os.getpid()}"  # another process may be compiling the same
+    partial.mkdir(parents=True, exist_ok=True)
+    objects = [partial / f"{path.stem}.o" for path in sources]
 
     # A sanitizer that was loaded into this process is none of the compiler's business.
     environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
@@ -73,11 +75,11 @@ def compile_library(sources: list[Path], name: str) -> Path:
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(compile_one, sources, objects))
-    partial = folder / f"partial-{os.getpid()}.so"
     torch_libraries = [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu"]
-    command = [COMPILER, *_flags(), "-shared", *objects, *torch_libraries, "-o", partial]
-    subprocess.run(command, check=True, env=environment)
-    partial.rename(library)
+    command = [COMPILER, *_flags(), "-shared", *objects, *torch_libraries]
+    subprocess.run([*command, "-o", partial / library.name], check=True, env=environment)
+    (partial / library.name).rename(library)
+    shutil.rmtree(partial)
     return library
 
 
