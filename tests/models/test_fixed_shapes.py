@@ -5,12 +5,10 @@ FakeTensorMode has no values, so whatever reads one (`.item()`, `nonzero`, boole
 """
 
 import sys
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
-import torch._inductor.config
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
@@ -69,38 +67,6 @@ def test_exported_detect_equals_eager(family: str) -> None:
     assert bool((expected.counts > 10).all())
     for name, value in named(expected).items():
         torch.testing.assert_close(getattr(got, name), value, rtol=1e-4, atol=1e-4, msg=name)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_detect_compiles_as_one_graph(family: str, backend: str) -> None:
-    model = spread_scores(small_model(family)).eval()
-    batch = model.pad(scene()[0])
-    with torch.no_grad(), unfused():
-        expected = model.detect(batch)
-        got = torch.compile(model.detect, fullgraph=True, backend=backend)(batch)
-    for name, value in named(expected).items():
-        torch.testing.assert_close(getattr(got, name), value, rtol=1e-4, atol=1e-4, msg=name)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-@torch._inductor.config.patch(fallback_random=True)  # eager's draws, so that the samples are too
-def test_losses_and_gradients_compile_as_one_graph(family: str, backend: str) -> None:
-    """In float64, where rounding changes no sample and the BatchNorms magnify none of it."""
-    results: list[dict[str, Any]] = []
-    images, targets = scene()
-    in_one_graph = partial(torch.compile, fullgraph=True, backend=backend)
-    for compiled in (lambda losses: losses, in_one_graph):
-        model = small_model(family).double()
-        batch = model.pad([image.double() for image in images], targets)
-        torch.manual_seed(3)
-        losses = compiled(model.losses)(batch)
-        torch.stack(list(losses.values())).sum().backward()
-        results.append(losses | {name: p.grad for name, p in model.named_parameters()})
-    for name, value in results[0].items():
-        off = (results[1][name] - value).abs().max() / value.abs().max().clamp(min=1e-9)
-        assert off < 1e-6, f"{name}: {off:.1e} of the largest"
 
 
 def test_padding_rows_change_nothing(family: str) -> None:

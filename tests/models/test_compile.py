@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""torch.compile takes a detector as one graph: `detect`, and losses with every gradient.
+
+aot_eager traces and runs the whole graph; inductor makes code of it besides, which takes half a
+minute a graph, so it compiles one family's `detect` and another one's losses.
+"""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch._inductor.config
+
+from fastdet.models import MODELS
+from fastdet.models.fused import unfused
+
+from .scenes import named, scene, small_model, spread_scores
+
+pytestmark = pytest.mark.slow
+
+
+def compiled_by(for_inductor: str) -> pytest.MarkDecorator:
+    """Every family by aot_eager, one by inductor."""
+    pairs = [(family, "aot_eager") for family in MODELS] + [(for_inductor, "inductor")]
+    return pytest.mark.parametrize(("family", "backend"), pairs)
+
+
+@compiled_by("faster_rcnn")
+def test_detect_compiles_as_one_graph(family: str, backend: str) -> None:
+    model = spread_scores(small_model(family)).eval()
+    batch = model.pad(scene()[0])
+    with torch.no_grad(), unfused():
+        expected = model.detect(batch)
+        got = torch.compile(model.detect, fullgraph=True, backend=backend)(batch)
+    for name, value in named(expected).items():
+        torch.testing.assert_close(getattr(got, name), value, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@compiled_by("retinanet")
+@torch._inductor.config.patch(fallback_random=True)  # eager's draws, so that the samples are too
+def test_losses_and_gradients_compile_as_one_graph(family: str, backend: str) -> None:
+    """In float64, where rounding changes no sample and the BatchNorms magnify none of it."""
+    results: list[dict[str, Any]] = []
+    images, targets = scene()
+    in_one_graph = partial(torch.compile, fullgraph=True, backend=backend)
+    for compiled in (lambda losses: losses, in_one_graph):
+        model = small_model(family).double()
+        batch = model.pad([image.double() for image in images], targets)
+        torch.manual_seed(3)
+        losses = compiled(model.losses)(batch)
+        torch.stack(list(losses.values())).sum().backward()
+        results.append(losses | {name: p.grad for name, p in model.named_parameters()})
+    for name, value in results[0].items():
+        off = (results[1][name] - value).abs().max() / value.abs().max().clamp(min=1e-9)
+        assert off < 1e-6, f"{name}: {off:.1e} of the largest"
