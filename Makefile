@@ -24,6 +24,7 @@ test: install
 
 bench: install
 	$(BIN)/fastdet bench --out benchmarks/results/cpu_ops.json
+	$(BIN)/python -m benchmarks.detector_profile
 	$(BIN)/python -m benchmarks.plots
 	$(BIN)/python -m benchmarks.readme_tables
 

@@ -60,6 +60,20 @@ def made(name: str, height: int, width: int) -> tuple[Any, list[Tensor]]:
     return network, list(nn.functional.interpolate(coarse, (height, width), mode="bilinear"))
 
 
+def targets_for(images: list[Tensor]) -> list[dict[str, Tensor]]:
+    """GT_BOXES boxes and labels for each of two square images."""
+    side = images[0].shape[1]
+    labels = torch.randint(1, 91, (GT_BOXES,), generator=seeded(16))
+    boxes = random_boxes(2 * GT_BOXES, 0.6 * side, 0.6 * side, 0.3 * side)
+    return [{"boxes": b, "labels": labels} for b in boxes.split(GT_BOXES)]
+
+
+def training_step(model: Any, images: list[Tensor], targets: list[dict[str, Tensor]]) -> None:
+    """Forward and backward; the weights stay."""
+    model.zero_grad()
+    torch.stack(list(model(images, targets).values())).sum().backward()
+
+
 def expect_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     """The same detections, but for the few that rounding moves across a threshold."""
     assert abs(len(ours["boxes"]) - len(theirs["boxes"])) <= 2
@@ -111,22 +125,16 @@ def bench_training_step(beside: Beside, name: str) -> None:
     beside.skip_if_short()
     side = 64 if beside.run.quick else 512
     network, images = made(name, side, side)
-    labels = torch.randint(1, 91, (GT_BOXES,), generator=seeded(16))
-    boxes = random_boxes(2 * GT_BOXES, 0.6 * side, 0.6 * side, 0.3 * side)
-    targets = [{"boxes": b, "labels": labels} for b in boxes.split(GT_BOXES)]
-
-    def step(model: Any) -> Callable[[], Any]:
-        def run() -> None:
-            model.zero_grad()
-            torch.stack(list(model(images, targets).values())).sum().backward()
-
-        return run
-
+    targets = targets_for(images)
+    ours = from_torchvision(network)
     beside(
         Case(
             op="from_torchvision",
             workload=f"{name}, training step, two images of 512 x 512",
-            sides={"fastdet": step(from_torchvision(network)), "torchvision": step(network)},
+            sides={
+                "fastdet": lambda: training_step(ours, images, targets),
+                "torchvision": lambda: training_step(network, images, targets),
+            },
             target=MODELS[name][1][2],
         )
     )

@@ -169,3 +169,21 @@ def bench_paste_rle(beside: Beside) -> None:
             operations=OPERATIONS_OF_PIXEL * columns * BINS,
         )
     )
+
+
+def bench_encode(beside: Beside) -> None:
+    t = Inference(beside)
+    masks = fastdet.paste_masks(t.masks, t.boxes, (HEIGHT, WIDTH))
+    beside(
+        Case(
+            op="encode_masks",
+            workload=f"{t.n} masks of {HEIGHT} x {WIDTH}",
+            sides={
+                "fastdet": lambda: fastdet.encode_masks(masks),
+                "torchvision": lambda: [
+                    coco_mask.encode(np.asfortranarray(m)) for m in masks.byte().numpy()
+                ],
+            },
+            floor=stream(reads=masks.nbytes),
+        )
+    )

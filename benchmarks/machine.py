@@ -22,6 +22,12 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def peak_memory_mib() -> float:
+    """This program's peak of resident memory; that of getrusage counts its parent's at the fork."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**10
+
+
 def describe() -> dict[str, str]:
     """Label -> text, for the head of a result file."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"

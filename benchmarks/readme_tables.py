@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results
-from benchmarks.results import CPU_OPS, Result, Row, SideResult
+from benchmarks.results import CPU_DETECTORS, CPU_OPS, Result, Row, SideResult
 from benchmarks.tables import ABSENT, errors, others, times
 from fastdet.figures import three_digits
 
@@ -168,6 +168,22 @@ def ceilings(result: Result) -> str:
     return markdown(header, rows)
 
 
+def detectors_table(result: dict[str, Any]) -> str:
+    """What is left beside convolutions, and the memory of training."""
+    rows = [
+        [
+            f"{name}, {side}",
+            f"{100 * one['rest_share']:.1f} %",
+            ", ".join(f"`{key}` {three_digits(ms)}" for key, ms in one["rest_ms"].items()),
+            f"{one['training_peak_mib']}",
+        ]
+        for name, sides in result["detectors"].items()
+        for side, one in sides.items()
+    ]
+    header = ["", "no convolution or matrix product", "of it, ms", "training, peak MiB"]
+    return markdown(header, rows) + made_by(result["machine"])
+
+
 def training_table(result: dict[str, Any]) -> str:
     """One row for each seed and side."""
     first = result["runs"][0]["fastdet"]
@@ -215,6 +231,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu_numpy": lambda: numpy_table(cpu_ops()),
     "cpu_ops_every_row": lambda: every_row(cpu_ops()),
     "cpu_ops_floors": lambda: floors(cpu_ops()),
+    "cpu_detectors": lambda: detectors_table(json.loads(CPU_DETECTORS.read_text())),
     "gpus": gpus,
     "cpu_ceilings": lambda: ceilings(cpu_ops()),
     "bccd_faster_rcnn_cpu": training("bccd_faster_rcnn_cpu"),

@@ -10,7 +10,6 @@ JSON, each side's COCO metrics, AP by class, median seconds per step and peak me
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -141,13 +140,13 @@ def measure_memory(side: str, options: argparse.Namespace) -> float:
     """What `peak_memory_mib` runs in the other process."""
     num_classes = len(open_dataset(options.data, "train").classes)
     chosen = list(batches(options, 4))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = machine.peak_memory_mib()
     trained = Side(side, options, num_classes, 4)
     for images, targets in chosen:
         trained.step(images, targets)
     if options.device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    return machine.peak_memory_mib() - before
 
 
 def train_both(options: argparse.Namespace) -> dict[str, Any]:

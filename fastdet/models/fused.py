@@ -10,7 +10,8 @@ devices and other types than float32 and bfloat16 run the module itself.
 The form is made at a module's first call, from a trace by torch.fx, and compared with the module on
 a corner of the input. What cannot be traced, or does not agree, runs as it is. The form holds the
 weights once more, until `forget_fused`; the module and its state dict are not touched.
-A call costs a look at the version of each parameter: that is how a change of weights is seen.
+A call costs a look at the version of each parameter: that is how a change of weights is seen, and
+by the steps of torch's optimizers, of which the fused ones leave versions as they are.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
@@ -52,6 +54,15 @@ class Form(NamedTuple):
 _forms: weakref.WeakKeyDictionary[nn.Module, dict[Any, Form]] = weakref.WeakKeyDictionary()
 _making = threading.Lock()
 _off = ContextVar("fastdet_fused_off", default=False)
+_steps_of_optimizers = 0  # in this process
+
+
+def _count_step(*_: Any) -> None:
+    global _steps_of_optimizers
+    _steps_of_optimizers += 1
+
+
+register_optimizer_step_post_hook(_count_step)
 
 
 def run_fused(module: nn.Module, inputs: Inputs) -> Any:
@@ -121,7 +132,7 @@ def _look(module: nn.Module) -> tuple[list[Any], list[Any]] | None:
     every = nn.modules.module
     if every._global_forward_hooks or every._global_forward_pre_hooks:
         return None
-    state: list[Any] = []
+    state: list[Any] = [_steps_of_optimizers]
     parts: list[Any] = []
     for part in module.modules():
         own = part.__dict__

@@ -437,3 +437,16 @@ def test_other_threads_run_while_one_is_traced() -> None:
     done.set()
     thread.join()
     assert not faults
+
+
+def test_a_step_of_a_fused_optimizer_is_seen() -> None:
+    """It leaves the versions of the weights as they are, and Lightning calls no train()."""
+    network = conv_norm().eval()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.5, fused=True)
+    with torch.no_grad():
+        run_fused(network, maps())
+    assert has_form(network)
+    network(maps()).square().sum().backward()
+    optimizer.step()
+    with torch.no_grad():
+        torch.testing.assert_close(run_fused(network, maps()), network(maps()))
