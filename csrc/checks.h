@@ -470,4 +470,48 @@ inline void check_mask_edges(const char* op, const Tensor& masks) {
   expect(masks.scalar_type() == kBool && masks.dim() == 3, op, "masks", "bool (N, H, W)", masks);
 }
 
+// ---- winograd -----------------------------------------------------------------------------------
+
+inline void check_winograd_filters(const char* op, const Tensor& weight) {
+  expect(weight.scalar_type() == kFloat32 && weight.dim() == 4 && weight.size(2) == 3 &&
+             weight.size(3) == 3,
+         op, "weight", "Float (O, C, 3, 3)", weight);
+}
+
+inline void check_winograd_maps(const char* op, const char* argument,
+                                const std::vector<Tensor>& maps) {
+  if (maps.empty()) refuse(op, argument, "one or more maps", "none");
+  for (const Tensor& map : maps)
+    expect(map.is_cpu() && map.scalar_type() == kFloat32 && map.dim() == 4 &&
+               map.size(1) == maps[0].size(1),
+           op, argument, "Float (B, C, H, W) on cpu with the C of the first", map);
+}
+
+inline void check_winograd_conv(const char* op, const std::vector<Tensor>& inputs,
+                                const Tensor& filters, const std::optional<Tensor>& bias,
+                                int64_t channels) {
+  check_winograd_maps(op, "inputs", inputs);
+  expect(filters.is_cpu() && filters.scalar_type() == kFloat32 && filters.dim() == 4 &&
+             filters.size(0) == 16 && filters.size(1) == (channels + 31) / 32 &&
+             filters.size(2) == inputs[0].size(1) && filters.size(3) == 32,
+         op, "filters", "what winograd_filters makes of Float (channels, C, 3, 3)", filters);
+  if (bias)
+    expect(bias->is_cpu() && bias->scalar_type() == kFloat32 && bias->dim() == 1 &&
+               bias->size(0) == channels,
+           op, "bias", "Float (channels,) on cpu", *bias);
+}
+
+inline void check_winograd_filters_grad(const char* op, const std::vector<Tensor>& grads,
+                                        const std::vector<Tensor>& inputs) {
+  check_winograd_maps(op, "grads", grads);
+  check_winograd_maps(op, "inputs", inputs);
+  if (grads.size() != inputs.size())
+    refuse(op, "inputs", std::to_string(grads.size()) + ", one a gradient",
+           std::to_string(inputs.size()));
+  for (size_t i = 0; i < grads.size(); ++i)
+    expect(grads[i].size(0) == inputs[i].size(0) && grads[i].size(2) == inputs[i].size(2) &&
+               grads[i].size(3) == inputs[i].size(3),
+           op, "grads", "the B, H and W of their inputs", grads[i]);
+}
+
 }  // namespace fastdet

@@ -45,5 +45,10 @@ STABLE_TORCH_LIBRARY(fastdet, m) {
   m.def("paste_masks(Tensor masks, Tensor boxes, SymInt height, SymInt width, float? threshold) -> Tensor");
   m.def("pasted_mask_edges(Tensor masks, Tensor boxes, int height, int width, float threshold) -> (Tensor, Tensor)");
   m.def("mask_edges(Tensor masks) -> (Tensor, Tensor)");
+
+  // On the CPU alone; their Python face is fastdet/models/winograd.py.
+  m.def("winograd_filters(Tensor weight, bool turned) -> Tensor");
+  m.def("winograd_conv(Tensor[] inputs, Tensor filters, Tensor? bias, int channels, bool relu) -> Tensor[]");
+  m.def("winograd_filters_grad(Tensor[] grads, Tensor[] inputs) -> Tensor");
 }
 // clang-format on

@@ -113,6 +113,14 @@ const MaskLoops<S>& mask_loops() {
   return baseline::mask_loops<S>();
 }
 
+FASTDET_EXPORT const WinogradLoops& winograd_loops() {
+#ifdef FASTDET_HAS_X86_ISAS
+  if (isa() == Isa::kAvx512) return avx512::winograd_loops();
+  if (isa() == Isa::kAvx2) return avx2::winograd_loops();
+#endif
+  return baseline::winograd_loops();
+}
+
 template FASTDET_EXPORT const BoxLoops<float>& box_loops();
 template FASTDET_EXPORT const BoxLoops<double>& box_loops();
 template FASTDET_EXPORT const FeatureLoops<float>& feature_loops();

@@ -29,6 +29,7 @@ namespace fastdet::cpu::FASTDET_ISA {
 #include "soft_nms.loops.h"
 #include "softmax.loops.h"
 #include "top_logits.loops.h"
+#include "winograd.loops.h"
 
 // After roi_align.loops.h, whose merges it calls.
 #include "crop_masks.loops.h"
@@ -79,6 +80,18 @@ const MaskLoops<S>& mask_loops() {
       .paste_row = paste_row<S>,
       .paste_row_above = paste_row_above<S>,
       .paste_column_above = paste_column_above<S>,
+  };
+  return table;
+}
+
+const WinogradLoops& winograd_loops() {
+  static constexpr WinogradLoops table = {
+      .input = winograd_input,
+      .output_grad = winograd_output_grad,
+      .multiply = winograd_multiply,
+      .output = winograd_output,
+      .filter = winograd_filter,
+      .filter_grad = winograd_filter_grad,
   };
   return table;
 }

@@ -253,6 +253,40 @@ struct MaskLoops {
                              uint8_t* out);
 };
 
+// A panel of filters is so many outputs wide; tiles are multiplied by it so many at a time.
+constexpr int64_t kWinogradPanel = 32;
+constexpr int64_t kWinogradRows = 12;
+
+// (row, k) lies at row * row_stride + k * depth_stride.
+struct WinogradFactor {
+  const float* data;
+  int64_t row_stride, depth_stride;
+};
+
+// Loops of Winograd's F(2x2, 3x3). A tile's 16 positions lie position_stride apart, row by row.
+struct WinogradLoops {
+  // The transformed 4x4 inputs, or gradients of 2x2 outputs, of a tile. Whole vectors are written.
+  void (*input)(const float* const* pixels, int64_t channels, float* out, int64_t position_stride);
+  void (*output_grad)(const float* const* pixels, int64_t channels, float* out,
+                      int64_t position_stride);
+
+  // out (rows, kWinogradPanel) = the factor times a panel (depth, kWinogradPanel), or += that; rows
+  // are a multiple of kWinogradRows.
+  void (*multiply)(const WinogradFactor& factor, int64_t rows, const float* panel, int64_t depth,
+                   bool add, float* out, int64_t out_stride);
+
+  // The 2x2 outputs of a tile's products, plus a bias; null pixels are left out. Bias and products
+  // are read by whole vectors.
+  void (*output)(const float* products, int64_t position_stride, const float* bias, bool relu,
+                 int64_t channels, float* const* pixels);
+
+  // The 16 positions, kWinogradPanel apart, of at most kWinogradPanel channels of a filter; its 9
+  // taps lie tap_stride apart. And the gradient of the taps by that of the positions.
+  void (*filter)(const float* taps, int64_t tap_stride, int64_t channels, float* out);
+  void (*filter_grad)(const float* grad, int64_t position_stride, int64_t channels, float* out,
+                      int64_t tap_stride);
+};
+
 #define FASTDET_DECLARE_ISA(name)         \
   namespace name {                        \
   template <typename T>                   \
@@ -261,6 +295,7 @@ struct MaskLoops {
   const FeatureLoops<T>& feature_loops(); \
   template <typename S>                   \
   const MaskLoops<S>& mask_loops();       \
+  const WinogradLoops& winograd_loops();  \
   }
 
 FASTDET_DECLARE_ISA(baseline)
@@ -275,5 +310,6 @@ template <typename T>
 const FeatureLoops<T>& feature_loops();
 template <typename S>
 const MaskLoops<S>& mask_loops();
+const WinogradLoops& winograd_loops();
 
 }  // namespace fastdet::cpu

@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_leaves
 
 from fastdet.models.fusing import fused_graph
 from fastdet.models.tracing import is_eager
+from fastdet.models.winograd import WinogradMode
 
 CORNER = 128  # pixels
 # Between a module and its form, as a share of the output's norm; rounding differs, and no more.
@@ -75,10 +76,14 @@ def run_fused(module: nn.Module, inputs: Inputs) -> Any:
 
     Under autocast results are of its type, where a norm that autocast does not know would widen.
     """
-    dtype = _dtype(inputs if isinstance(inputs, Tensor) else inputs[0])
+    x = inputs if isinstance(inputs, Tensor) else inputs[0]
+    if x.device.type != "cpu" or not is_eager(x) or is_in_torch_dispatch_mode() or _off.get():
+        return module(inputs)
+    dtype = _dtype(x)
     looked = _look(module) if dtype is not None else None
     if dtype is None or looked is None:
-        return module(inputs)
+        with WinogradMode():
+            return module(inputs)
     forms = _forms.setdefault(module, {})
     key = dtype, None if isinstance(inputs, Tensor) else len(inputs)
     form = forms.get(key)
@@ -111,10 +116,8 @@ def unfused() -> Iterator[None]:
 
 def _dtype(x: Tensor) -> torch.dtype | None:
     """What the form computes in; None where the module itself must run."""
-    if torch.is_grad_enabled() or not is_eager(x) or is_in_torch_dispatch_mode() or _off.get():
-        return None
     mkldnn = torch.backends.mkldnn
-    if x.device.type != "cpu" or not (mkldnn.is_available() and mkldnn.enabled):
+    if torch.is_grad_enabled() or not (mkldnn.is_available() and mkldnn.enabled):
         return None
     autocast = torch.is_autocast_enabled("cpu") and x.is_floating_point()
     dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype

@@ -19,6 +19,8 @@ from torch import Tensor, fx, nn
 from torch.fx._symbolic_trace import PH
 from torchvision.ops import FrozenBatchNorm2d
 
+from fastdet.models.winograd import WinogradConv, has_winograd_shape
+
 NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d, BatchNormAct2d, FrozenBatchNormAct2d)
 SUMS = (operator.add, operator.iadd, torch.add)
 # What oneDNN can do to a result before it writes it, by module, function or method.
@@ -189,8 +191,8 @@ def _fuse(graph: fx.Graph, parts: dict[str, Any], dtype: torch.dtype) -> None:
             chain = _chain(node, parts)
             args = args if chain.other is None else (*args, chain.other)
             norm = None if chain.norm is None else parts[chain.norm]
-            make = functools.partial(FusedConv, layer, norm, chain.activation, dtype)
-            key = node.target, chain.norm, chain.activation
+            make = functools.partial(_fused_conv, layer, norm, chain, dtype)
+            key = node.target, chain.norm, chain.activation, chain.other is None
         elif type(layer) is nn.Linear:
             chain = _with_activation(_Chain(node), parts)
             flat = _flattened(args[0], parts)
@@ -206,6 +208,20 @@ def _fuse(graph: fx.Graph, parts: dict[str, Any], dtype: torch.dtype) -> None:
             fused = graph.call_module(made[key], args)
         chain.last.replace_all_uses_with(fused)
         _erase_unused(graph, chain.last)
+
+
+def _fused_conv(
+    conv: nn.Conv2d, norm: nn.Module | None, chain: "_Chain", dtype: torch.dtype
+) -> nn.Module:
+    geometry = conv.stride, conv.padding, conv.dilation, conv.groups
+    if (
+        dtype == torch.float32
+        and chain.other is None
+        and chain.activation in ("none", "relu")
+        and has_winograd_shape(conv.weight, *geometry)
+    ):
+        return WinogradConv(*_folded(conv, norm), chain.activation == "relu")
+    return FusedConv(conv, norm, chain.activation, dtype)
 
 
 def _pads_with_zeros(conv: nn.Conv2d) -> bool:
@@ -377,7 +393,9 @@ def _write_over_summands(graph: fx.Graph, parts: dict[str, Any]) -> None:
 
 
 def _is_fused(node: fx.Node, parts: dict[str, Any]) -> bool:
-    return node.op == "call_module" and isinstance(parts[str(node.target)], FusedConv)
+    return node.op == "call_module" and isinstance(
+        parts[str(node.target)], FusedConv | WinogradConv
+    )
 
 
 def _is_channels_last(*maps: Tensor) -> bool:

@@ -5,6 +5,8 @@ torchvision's state dict loads unchanged, so nothing but the two implementations
 choice of Faster R-CNN's samplers is taken out by sampling everything.
 """
 
+import contextlib
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from fastdet.models import Detector, faster_rcnn, retinanet
+from fastdet.models.fused import unfused
 
 from .scenes import NUM_CLASSES, scene
 
@@ -69,11 +72,20 @@ def pair(request: pytest.FixtureRequest) -> tuple[torch.nn.Module, Detector]:
     return theirs.to(memory_format=torch.channels_last), ours
 
 
-def test_losses_and_gradients_equal_torchvisions(pair: tuple[torch.nn.Module, Detector]) -> None:
+@pytest.mark.parametrize(
+    # Rounding alone takes torchvision's own gradients, here, 2 % away from those of float64.
+    ("plain", "share"),
+    [(True, 1e-3), (False, 5e-3)],
+    ids=["the modules as they are", "faster convolutions"],
+)
+def test_losses_and_gradients_equal_torchvisions(
+    pair: tuple[torch.nn.Module, Detector], plain: bool, share: float
+) -> None:
     theirs, ours = pair
     images, targets = scene()
     expected = theirs(images, targets)
-    losses = ours(images, targets)
+    with unfused() if plain else contextlib.nullcontext():
+        losses = ours(images, targets)
     assert set(losses) == set(expected)
     for name, loss in losses.items():
         torch.testing.assert_close(loss, expected[name], rtol=1e-5, atol=1e-7, msg=name)
@@ -84,7 +96,7 @@ def test_losses_and_gradients_equal_torchvisions(pair: tuple[torch.nn.Module, De
     for name, parameter in ours.named_parameters():
         scale = their_gradients[name].abs().max()
         difference = (parameter.grad - their_gradients[name]).abs().max()
-        assert difference <= 1e-3 * scale, name
+        assert difference <= share * scale, name
 
 
 def test_detections_equal_torchvisions(pair: tuple[torch.nn.Module, Detector]) -> None:

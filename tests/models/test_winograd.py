@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Convolutions in training: who runs by Winograd's algorithm, and that nobody can tell."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastdet import _native
+from fastdet.models.fused import run_fused, unfused
+from fastdet.models.winograd import WinogradConv, WinogradMode, _Conv
+
+needs_fused_multiply_add = pytest.mark.skipif(
+    _native.cpu_isa() == "baseline", reason="the algorithm saves nothing on this instruction set"
+)
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return x.to(memory_format=torch.channels_last)
+
+
+def network() -> nn.Module:
+    """Two convolutions that the algorithm fits and a strided one, activations in place."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(32, 24, 3, padding=1, bias=False),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(24, 24, 3, padding=1, stride=2),
+    )
+    return layers.to(memory_format=torch.channels_last)
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
+    """Shapes of the weights that run by the algorithm."""
+    shapes: list[tuple[int, ...]] = []
+    run = _Conv.forward
+
+    def forward(x: Tensor, weight: Tensor, *rest) -> Tensor:
+        shapes.append(tuple(weight.shape))
+        return run(x, weight, *rest)
+
+    monkeypatch.setattr(_Conv, "forward", staticmethod(forward))
+    return shapes
+
+
+def results(module: nn.Module, x: Tensor) -> list[Tensor]:
+    """Output, and gradients of the input and the parameters."""
+    x = x.clone().requires_grad_()
+    y = run_fused(module, x)
+    grads = torch.autograd.grad((y * y.detach().cos()).sum(), [x, *module.parameters()])
+    return [y.detach(), *grads]
+
+
+@needs_fused_multiply_add
+def test_training_gives_the_modules_results(runs: list[tuple[int, ...]]) -> None:
+    module, x = network(), noise(2, 16, 13, 10)
+    found = results(module, x)
+    assert runs == [(32, 16, 3, 3), (24, 32, 3, 3)]
+    with unfused():
+        expected = results(module, x)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * float(b.abs().max()))
+
+
+@needs_fused_multiply_add
+def test_levels_share_the_transforms(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[bool] = []
+    make = torch.ops.fastdet.winograd_filters
+
+    def count(weight: Tensor, turned: bool) -> Tensor:
+        made.append(turned)
+        return make(weight, turned)
+
+    monkeypatch.setattr(torch.ops.fastdet, "winograd_filters", count)
+    conv = network()[0]  # pyright: ignore[reportIndexIssue]
+    maps = [noise(1, 16, n, n).requires_grad_() for n in (8, 4, 2)]
+    with WinogradMode():
+        outputs = [conv(x) for x in maps]
+    torch.stack([y.sum() for y in outputs]).sum().backward()
+    assert made == [False, True]
+
+
+@needs_fused_multiply_add
+def test_a_step_is_seen(runs: list[tuple[int, ...]]) -> None:
+    module, x = network(), noise(1, 16, 8, 8)
+    before = run_fused(module, x)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(1.5)
+    after = run_fused(module, x)
+    with unfused():
+        torch.testing.assert_close(after, run_fused(module, x), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(after, before, atol=1e-2)
+    assert len(runs) == 4
+
+
+@needs_fused_multiply_add
+def test_second_derivative(runs: list[tuple[int, ...]]) -> None:
+    conv = network()[0]  # pyright: ignore[reportIndexIssue]
+
+    def second(x: Tensor) -> Tensor:
+        x = x.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(run_fused(conv, x).pow(3).sum(), x, create_graph=True)
+        return torch.autograd.grad(grad.pow(2).sum(), x)[0]
+
+    x = noise(1, 16, 6, 5)
+    found = second(x)
+    assert runs
+    with unfused():
+        expected = second(x)
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * scale)
+
+
+@needs_fused_multiply_add
+def test_inference_transforms_filters_once() -> None:
+    module = network().eval()
+    with torch.no_grad():
+        found = run_fused(module, noise(2, 16, 140, 9))
+        with unfused():
+            expected = run_fused(module, noise(2, 16, 140, 9))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    conv = WinogradConv(noise(32, 16, 3, 3), None, relu=True)
+    x = noise(1, 16, 5, 5)
+    expected = nn.functional.conv2d(x, noise(32, 16, 3, 3), padding=1).relu()
+    torch.testing.assert_close(conv(x), expected, rtol=1e-4, atol=1e-4)
+
+
+CONVS = {
+    "few outputs": nn.Conv2d(16, 4, 3, padding=1),
+    "few inputs": nn.Conv2d(3, 64, 3, padding=1),
+    "1x1": nn.Conv2d(32, 32, 1),
+    "stride": nn.Conv2d(32, 32, 3, padding=1, stride=2),
+    "no padding": nn.Conv2d(32, 32, 3),
+    "dilation": nn.Conv2d(32, 32, 3, padding=1, dilation=2),
+    "groups": nn.Conv2d(32, 32, 3, padding=1, groups=2),
+    "same": nn.Conv2d(32, 32, 3, padding="same"),
+    "reflect": nn.Conv2d(32, 32, 3, padding=1, padding_mode="reflect"),
+    "float64": nn.Conv2d(32, 32, 3, padding=1).double(),
+}
+
+
+@pytest.mark.parametrize("name", CONVS)
+def test_what_does_not_fit_runs_as_it_is(name: str, runs: list[tuple[int, ...]]) -> None:
+    conv = CONVS[name].to(memory_format=torch.channels_last)
+    x = noise(1, conv.in_channels, 9, 9).to(conv.weight.dtype)
+    assert run_fused(conv, x).equal(conv(x))
+    assert runs == []
+
+
+def test_autocast_nchw_and_watchers_run_as_they_are(runs: list[tuple[int, ...]]) -> None:
+    conv, x = network()[0], noise(1, 16, 9, 9)  # pyright: ignore[reportIndexIssue]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert run_fused(conv, x).dtype == torch.bfloat16
+    run_fused(conv, x.contiguous())
+    with FlopCounterMode(display=False) as counter:
+        run_fused(conv, x)
+    assert counter.get_total_flops() == 2 * 9 * 16 * 32 * 81
+    with unfused():
+        run_fused(conv, x)
+    assert runs == []
