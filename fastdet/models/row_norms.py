@@ -32,15 +32,13 @@ def check_batch_norms(name: str, head: nn.Module) -> None:
 
 def run_on_rows(head: nn.Module, rows: Tensor, real: Tensor) -> Any:
     """`head(rows)`, for rows (N, ...) of which `real` (N,) bool are no padding."""
-    if not head.training:
-        return run_fused(head, rows)
-    if _is_sequential(head):
+    if head.training and _is_sequential(head):
         for child in head.children():
             rows = run_on_rows(child, rows, real)
         return rows
-    if isinstance(head, nn.BatchNorm2d) and head.training and not _all_known(real):
+    if head.training and isinstance(head, nn.BatchNorm2d) and not _all_known(real):
         return _batch_norm(head, rows, real)
-    return head(rows)
+    return run_fused(head, rows)
 
 
 def _all_known(real: Tensor) -> bool:
