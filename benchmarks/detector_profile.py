@@ -23,7 +23,7 @@ from fastdet.files import replacing
 from fastdet.models import from_torchvision
 
 SIDES = ("fastdet", "torchvision")
-PRODUCTS = ("convolution", "linear_pointwise", "::addmm", "::mm")  # in operators' names
+PRODUCTS = ("convolution", "winograd", "linear_pointwise", "::addmm", "::mm")  # in operators' names
 LARGEST = 6
 
 

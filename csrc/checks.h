@@ -487,9 +487,23 @@ inline void check_winograd_maps(const char* op, const char* argument,
            op, argument, "Float (B, C, H, W) on cpu with the C of the first", map);
 }
 
+// Maps of `channels` beside the inputs, one each.
+inline void check_winograd_pairs(const char* op, const char* argument,
+                                 const std::vector<Tensor>& maps, const std::vector<Tensor>& inputs,
+                                 int64_t channels) {
+  check_winograd_maps(op, argument, maps);
+  if (maps.size() != inputs.size())
+    refuse(op, argument, std::to_string(inputs.size()) + ", one an input",
+           std::to_string(maps.size()));
+  for (size_t i = 0; i < maps.size(); ++i)
+    expect(maps[i].size(0) == inputs[i].size(0) && maps[i].size(1) == channels &&
+               maps[i].size(2) == inputs[i].size(2) && maps[i].size(3) == inputs[i].size(3),
+           op, argument, "the B, H and W of their inputs and the outputs' C", maps[i]);
+}
+
 inline void check_winograd_conv(const char* op, const std::vector<Tensor>& inputs,
                                 const Tensor& filters, const std::optional<Tensor>& bias,
-                                int64_t channels) {
+                                const std::vector<Tensor>& summands, int64_t channels) {
   check_winograd_maps(op, "inputs", inputs);
   expect(filters.is_cpu() && filters.scalar_type() == kFloat32 && filters.dim() == 4 &&
              filters.size(0) == 16 && filters.size(1) == (channels + 31) / 32 &&
@@ -499,19 +513,14 @@ inline void check_winograd_conv(const char* op, const std::vector<Tensor>& input
     expect(bias->is_cpu() && bias->scalar_type() == kFloat32 && bias->dim() == 1 &&
                bias->size(0) == channels,
            op, "bias", "Float (channels,) on cpu", *bias);
+  if (!summands.empty()) check_winograd_pairs(op, "summands", summands, inputs, channels);
 }
 
 inline void check_winograd_filters_grad(const char* op, const std::vector<Tensor>& grads,
                                         const std::vector<Tensor>& inputs) {
-  check_winograd_maps(op, "grads", grads);
   check_winograd_maps(op, "inputs", inputs);
-  if (grads.size() != inputs.size())
-    refuse(op, "inputs", std::to_string(grads.size()) + ", one a gradient",
-           std::to_string(inputs.size()));
-  for (size_t i = 0; i < grads.size(); ++i)
-    expect(grads[i].size(0) == inputs[i].size(0) && grads[i].size(2) == inputs[i].size(2) &&
-               grads[i].size(3) == inputs[i].size(3),
-           op, "grads", "the B, H and W of their inputs", grads[i]);
+  check_winograd_maps(op, "grads", grads);
+  check_winograd_pairs(op, "grads", grads, inputs, grads[0].size(1));
 }
 
 }  // namespace fastdet

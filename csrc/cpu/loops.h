@@ -275,10 +275,12 @@ struct WinogradLoops {
   void (*multiply)(const WinogradFactor& factor, int64_t rows, const float* panel, int64_t depth,
                    bool add, float* out, int64_t out_stride);
 
-  // The 2x2 outputs of a tile's products, plus a bias; null pixels are left out. Bias and products
-  // are read by whole vectors.
-  void (*output)(const float* products, int64_t position_stride, const float* bias, bool relu,
-                 int64_t channels, float* const* pixels);
+  // The channels [first, first + channels) of 2x2 outputs: a tile's products, plus a bias, plus the
+  // summands unless they are null. Null pixels are left out. Products and bias, which begin at
+  // `first`, are read by whole vectors.
+  void (*output)(const float* products, int64_t position_stride, const float* bias,
+                 const float* const* summands, bool relu, int64_t first, int64_t channels,
+                 float* const* pixels);
 
   // The 16 positions, kWinogradPanel apart, of at most kWinogradPanel channels of a filter; its 9
   // taps lie tap_stride apart. And the gradient of the taps by that of the positions.

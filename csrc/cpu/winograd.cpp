@@ -184,33 +184,46 @@ Tensor winograd_filters(const Tensor& weight, bool turned) {
 }
 
 std::vector<Tensor> winograd_conv(const std::vector<Tensor>& inputs, const Tensor& filters,
-                                  const std::optional<Tensor>& bias, int64_t channels, bool relu) {
-  check_winograd_conv("winograd_conv", inputs, filters, bias, channels);
+                                  const std::optional<Tensor>& bias,
+                                  const std::vector<Tensor>& summands, int64_t channels,
+                                  bool relu) {
+  check_winograd_conv("winograd_conv", inputs, filters, bias, summands, channels);
   const std::vector<Tensor> readable = in_channels_last(inputs);
   const Tensor packed = torch::stable::contiguous(filters);
   std::vector<Tensor> outputs;
   for (const Tensor& input : inputs)
     outputs.push_back(
         empty_in_channels_last(input.size(0), channels, input.size(2), input.size(3)));
-  const TiledMaps<const float> from(readable);
+  const std::vector<Tensor> readable_summands = in_channels_last(summands);
+  const TiledMaps<const float> from(readable), added(readable_summands);
   const TiledMaps<float> to(outputs);
   const int64_t depth = filters.size(2), panels = filters.size(1);
   std::vector<float> shift(panels * kWinogradPanel), outside(depth);
   if (bias) std::copy_n(data<float>(torch::stable::contiguous(*bias)), channels, shift.data());
   const float* columns = data<float>(packed);
   const int64_t row_stride = round_up(depth, 16);
-  const int64_t fitting = kBlockFloats / (kPositions * row_stride) / kWinogradRows * kWinogradRows;
-  const int64_t block = std::clamp(fitting, kWinogradRows, kMostBlockTiles);
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t fitting =
+      std::min(kBlockFloats / (kPositions * row_stride), round_up(from.tiles(), threads) / threads);
+  const int64_t block =
+      std::clamp(round_up(fitting, kWinogradRows), kWinogradRows, kMostBlockTiles);
   const WinogradLoops& loops = winograd_loops();
   parallel_for(round_up(from.tiles(), block) / block, 1, [&](int64_t first, int64_t last) {
     const Workspace transformed(kPositions * block * row_stride);
     const Workspace products(kPositions * block * kWinogradPanel);
+    std::vector<std::array<float*, 4>> output_pixels(block);
+    std::vector<std::array<const float*, 4>> summand_pixels(block);
     const int64_t position_stride = block * row_stride, product_stride = block * kWinogradPanel;
     for (int64_t b = first; b < last; ++b) {
       const int64_t begin = b * block, end = std::min(begin + block, from.tiles());
-      from.template for_tiles<4>(begin, end, 1, outside.data(), [&](int64_t i, const auto& pixels) {
+      from.for_tiles<4>(begin, end, 1, outside.data(), [&](int64_t i, const auto& pixels) {
         loops.input(pixels.data(), depth, transformed.data() + i * row_stride, position_stride);
       });
+      to.for_tiles<2>(begin, end, 0, nullptr,
+                      [&](int64_t i, const auto& pixels) { output_pixels[i] = pixels; });
+      if (!summands.empty())
+        added.for_tiles<2>(begin, end, 0, nullptr,
+                           [&](int64_t i, const auto& pixels) { summand_pixels[i] = pixels; });
       for (int64_t panel = 0; panel < panels; ++panel) {
         for (int64_t q = 0; q < kPositions; ++q)
           loops.multiply({transformed.data() + q * position_stride, row_stride, 1},
@@ -218,13 +231,10 @@ std::vector<Tensor> winograd_conv(const std::vector<Tensor>& inputs, const Tenso
                          columns + (q * panels + panel) * depth * kWinogradPanel, depth, false,
                          products.data() + q * product_stride, kWinogradPanel);
         const int64_t column = panel * kWinogradPanel;
-        const int64_t count = std::min(kWinogradPanel, channels - column);
-        to.template for_tiles<2>(begin, end, 0, nullptr, [&](int64_t i, auto pixels) {
-          for (float*& pixel : pixels)
-            if (pixel) pixel += column;
+        for (int64_t i = 0; i < end - begin; ++i)
           loops.output(products.data() + i * kWinogradPanel, product_stride, shift.data() + column,
-                       relu, count, pixels.data());
-        });
+                       summands.empty() ? nullptr : summand_pixels[i].data(), relu, column,
+                       std::min(kWinogradPanel, channels - column), output_pixels[i].data());
       }
     }
   });
@@ -250,12 +260,12 @@ Tensor winograd_filters_grad(const std::vector<Tensor>& grads, const std::vector
   for (int64_t first = 0; first < left.tiles(); first += kChunkTiles) {
     const int64_t tiles = std::min(kChunkTiles, left.tiles() - first);
     parallel_for(tiles, 8, [&](int64_t begin, int64_t end) {
-      left.template for_tiles<2>(
+      left.for_tiles<2>(
           first + begin, first + end, 0, outside.data(), [&](int64_t i, const auto& pixels) {
             loops.output_grad(pixels.data(), filters, left_chunk.data() + (begin + i) * left_stride,
                               kChunkTiles * left_stride);
           });
-      right.template for_tiles<4>(
+      right.for_tiles<4>(
           first + begin, first + end, 1, outside.data(), [&](int64_t i, auto pixels) {
             for (int64_t panel = 0; panel < panels; ++panel) {
               loops.input(pixels.data(),

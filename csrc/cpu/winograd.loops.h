@@ -26,6 +26,19 @@ __attribute__((always_inline)) inline Floats multiply_add(const Floats& a, const
 #endif
 }
 
+// The first n lanes, or all where there are fewer; the rest is 0.
+__attribute__((always_inline)) inline Floats load_first(const float* p, int64_t n) {
+  if (n >= kFloats) return load_lanes(p);
+  float some[kFloats] = {};
+  for (int64_t i = 0; i < n; ++i) some[i] = p[i];
+  return load_lanes(some);
+}
+
+__attribute__((always_inline)) inline void store_first(const Floats& lanes, float* p, int64_t n) {
+  if (n >= kFloats) return store_lanes<float>(lanes, p);
+  for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
+}
+
 // Calls body(x, load) for n channels, a vector of them from x on at a time, where load(p) are those
 // of p, 0 from n on. body may write whole vectors.
 template <typename Body>
@@ -34,11 +47,7 @@ __attribute__((always_inline)) inline void for_channels(int64_t n, const Body& b
   for (; x + kFloats <= n; x += kFloats)
     body(x, [x](const float* p) __attribute__((always_inline)) { return load_lanes(p + x); });
   if (x == n) return;
-  body(x, [x, n](const float* p) {
-    float some[kFloats] = {};
-    for (int64_t i = x; i < n; ++i) some[i - x] = p[i];
-    return load_lanes(some);
-  });
+  body(x, [x, n](const float* p) { return load_first(p + x, n - x); });
 }
 
 inline void winograd_input(const float* const* pixels, int64_t channels, float* out,
@@ -82,9 +91,11 @@ inline void winograd_output_grad(const float* const* pixels, int64_t channels, f
 }
 
 inline void winograd_output(const float* products, int64_t position_stride, const float* bias,
-                            bool relu, int64_t channels, float* const* pixels) {
+                            const float* const* summands, bool relu, int64_t first,
+                            int64_t channels, float* const* pixels) {
   for (int64_t x = 0; x < channels; x += kFloats) {
     const Floats shift = load_lanes(bias + x);
+    const int64_t n = channels - x;
     Floats rows[2][4];
     for (int j = 0; j < 4; ++j) {
       const float* from = products + x + j * position_stride;
@@ -100,11 +111,9 @@ inline void winograd_output(const float* products, int64_t position_stride, cons
       for (int j = 0; j < 2; ++j) {
         float* to = pixels[2 * i + j];
         if (!to) continue;
+        if (summands) y[j] += load_first(summands[2 * i + j] + first + x, n);
         if (relu) y[j] = y[j] < Floats{} ? Floats{} : y[j];
-        if (x + kFloats <= channels)
-          store_lanes<float>(y[j], to + x);
-        else
-          __builtin_memcpy(to + x, &y[j], (channels - x) * sizeof(float));
+        store_first(y[j], to + first + x, n);
       }
     }
   }
@@ -190,8 +199,7 @@ inline void winograd_filter_grad(const float* grad, int64_t position_stride, int
       Floats g[3];
       taps(columns[0][i], columns[1][i], columns[2][i], columns[3][i], g);
       for (int j = 0; j < 3; ++j)
-        __builtin_memcpy(out + (3 * i + j) * tap_stride + x, &g[j],
-                         min_of<int64_t>(kFloats, channels - x) * sizeof(float));
+        store_first(g[j], out + (3 * i + j) * tap_stride + x, channels - x);
     }
   }
 }

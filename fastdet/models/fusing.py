@@ -191,8 +191,8 @@ def _fuse(graph: fx.Graph, parts: dict[str, Any], dtype: torch.dtype) -> None:
             chain = _chain(node, parts)
             args = args if chain.other is None else (*args, chain.other)
             norm = None if chain.norm is None else parts[chain.norm]
-            make = functools.partial(_fused_conv, layer, norm, chain, dtype)
-            key = node.target, chain.norm, chain.activation, chain.other is None
+            make = functools.partial(_fused_conv, layer, norm, chain.activation, dtype)
+            key = node.target, chain.norm, chain.activation
         elif type(layer) is nn.Linear:
             chain = _with_activation(_Chain(node), parts)
             flat = _flattened(args[0], parts)
@@ -211,17 +211,16 @@ def _fuse(graph: fx.Graph, parts: dict[str, Any], dtype: torch.dtype) -> None:
 
 
 def _fused_conv(
-    conv: nn.Conv2d, norm: nn.Module | None, chain: "_Chain", dtype: torch.dtype
+    conv: nn.Conv2d, norm: nn.Module | None, activation: str, dtype: torch.dtype
 ) -> nn.Module:
     geometry = conv.stride, conv.padding, conv.dilation, conv.groups
     if (
         dtype == torch.float32
-        and chain.other is None
-        and chain.activation in ("none", "relu")
+        and activation in ("none", "relu")
         and has_winograd_shape(conv.weight, *geometry)
     ):
-        return WinogradConv(*_folded(conv, norm), chain.activation == "relu")
-    return FusedConv(conv, norm, chain.activation, dtype)
+        return WinogradConv(*_folded(conv, norm), activation == "relu")
+    return FusedConv(conv, norm, activation, dtype)
 
 
 def _pads_with_zeros(conv: nn.Conv2d) -> bool:
@@ -372,7 +371,7 @@ def _write_over_summands(graph: fx.Graph, parts: dict[str, Any]) -> None:
     """Lets each sum be written over its summand where that is new memory, and read here last."""
     place = {node: i for i, node in enumerate(graph.nodes)}
     for node in graph.nodes:
-        if not _is_fused(node, parts) or len(node.args) != 2:
+        if not _is_fused(node, parts, FusedConv) or len(node.args) != 2:
             continue
         x, other = node.args
         assert isinstance(other, fx.Node)
@@ -392,10 +391,9 @@ def _write_over_summands(graph: fx.Graph, parts: dict[str, Any]) -> None:
             node.update_kwarg("over_other", True)
 
 
-def _is_fused(node: fx.Node, parts: dict[str, Any]) -> bool:
-    return node.op == "call_module" and isinstance(
-        parts[str(node.target)], FusedConv | WinogradConv
-    )
+def _is_fused(node: fx.Node, parts: dict[str, Any], *kinds: type[nn.Module]) -> bool:
+    kinds = kinds or (FusedConv, WinogradConv)
+    return node.op == "call_module" and isinstance(parts[str(node.target)], kinds)
 
 
 def _is_channels_last(*maps: Tensor) -> bool:

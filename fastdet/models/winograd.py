@@ -37,9 +37,16 @@ class WinogradConv(nn.Module):
         self.bias = None if bias is None else bias.float()
         self.relu = relu
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, out_channels, H, W)."""
-        return _ops.winograd_conv([x], self.filters, self.bias, self.out_channels, self.relu)[0]
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, out_channels, H, W), with `other` added before the ReLU."""
+        if other is not None and other.shape != (len(x), self.out_channels, *x.shape[2:]):
+            total = self._run(x, [], relu=False) + other
+            return total.relu_() if self.relu else total
+        return self._run(x, [] if other is None else [other], self.relu)
+
+    def _run(self, x: Tensor, summands: list[Tensor], relu: bool) -> Tensor:
+        numbers = self.out_channels, relu
+        return _ops.winograd_conv([x], self.filters, self.bias, summands, *numbers)[0]
 
 
 class WinogradMode(TorchFunctionMode):
@@ -91,7 +98,7 @@ class _Filters:
 class _Conv(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, filters: _Filters) -> Tensor:
-        return _ops.winograd_conv([x], filters.straight, bias, weight.shape[0], False)[0]
+        return _ops.winograd_conv([x], filters.straight, bias, [], weight.shape[0], False)[0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -112,7 +119,7 @@ class _Conv(torch.autograd.Function):
             ), None
         x_grad = weight_grad = bias_grad = None
         if wanted[0]:
-            x_grad = _ops.winograd_conv([grad], ctx.filters.turned, None, x.shape[1], False)[0]
+            x_grad = _ops.winograd_conv([grad], ctx.filters.turned, None, [], x.shape[1], False)[0]
         if wanted[1]:
             weight_grad = _ops.winograd_filters_grad([grad], [x])
         if wanted[2]:

@@ -126,10 +126,18 @@ def test_inference_transforms_filters_once() -> None:
         with unfused():
             expected = run_fused(module, noise(2, 16, 140, 9))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    conv = WinogradConv(noise(32, 16, 3, 3), None, relu=True)
-    x = noise(1, 16, 5, 5)
-    expected = nn.functional.conv2d(x, noise(32, 16, 3, 3), padding=1).relu()
-    torch.testing.assert_close(conv(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("summand", [None, (2, 32, 5, 6), (32, 1, 1)])
+@pytest.mark.parametrize("relu", [False, True])
+def test_conv_with_sum_and_activation(summand: tuple[int, ...] | None, relu: bool) -> None:
+    x, weight, bias = noise(2, 16, 5, 6), noise(32, 16, 3, 3), torch.arange(32.0)
+    expected = nn.functional.conv2d(x, weight, bias, padding=1)
+    other = None if summand is None else torch.randn(summand)
+    if other is not None:
+        expected = expected + other
+    found = WinogradConv(weight, bias, relu)(x, other)
+    torch.testing.assert_close(found, expected.relu() if relu else expected, rtol=1e-4, atol=1e-4)
 
 
 CONVS = {

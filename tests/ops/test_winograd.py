@@ -45,15 +45,19 @@ named = pytest.mark.parametrize("name", samples())
 
 
 def conv(
-    inputs: list[Tensor], weight: Tensor, bias: Tensor | None = None, relu: bool = False
+    inputs: list[Tensor],
+    weight: Tensor,
+    bias: Tensor | None = None,
+    summands: list[Tensor] | None = None,
+    relu: bool = False,
 ) -> list[Tensor]:
     filters = ops.winograd_filters(weight, False)
-    return ops.winograd_conv(inputs, filters, bias, weight.shape[0], relu)
+    return ops.winograd_conv(inputs, filters, bias, summands or [], weight.shape[0], relu)
 
 
 def input_grads(grads: list[Tensor], weight: Tensor) -> list[Tensor]:
     filters = ops.winograd_filters(weight, True)
-    return ops.winograd_conv(grads, filters, None, weight.shape[1], False)
+    return ops.winograd_conv(grads, filters, None, [], weight.shape[1], False)
 
 
 @pytest.fixture
@@ -87,6 +91,9 @@ def test_outputs_and_gradients_are_the_definitions(name: str, isa: str) -> None:
         assert got.is_contiguous(memory_format=torch.channels_last)
     for got, exact in zip(conv(inputs, weight, bias, relu=True), outputs, strict=True):
         assert got.equal(exact.relu())
+    total = conv(inputs, weight, bias, summands=grads, relu=True)
+    for got, exact, summand in zip(total, outputs, grads, strict=True):
+        assert got.equal((exact + summand).relu())
 
     torch.autograd.backward(expected, [g.double() for g in grads])
     for got, exact in zip(input_grads(grads, weight), exact_inputs, strict=True):
@@ -147,22 +154,26 @@ def test_an_output_depends_on_its_tiles_alone() -> None:
     assert got[:, :, 8:].equal(expected[:, :, 8:])
 
 
+def convolve(x: Tensor, filters: Tensor, channels: int = 8, **others) -> list[Tensor]:
+    arguments = {"inputs": [x], "bias": None, "summands": [], "relu": False, **others}
+    return ops.winograd_conv(filters=filters, channels=channels, **arguments)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda x, w, f: ops.winograd_filters(w[:, :, :2], False), r"weight: expected .*3, 3"),
         (lambda x, w, f: ops.winograd_filters(w.double(), False), "weight: expected Float"),
-        (lambda x, w, f: ops.winograd_conv([], f, None, 8, False), "inputs: expected one or more"),
-        (lambda x, w, f: ops.winograd_conv([x[0]], f, None, 8, False), "inputs: expected Float"),
-        (
-            lambda x, w, f: ops.winograd_conv([x.double()], f, None, 8, False),
-            "inputs: expected F",
-        ),
-        (lambda x, w, f: ops.winograd_conv([x, x[:, 1:]], f, None, 8, False), "C of the first"),
-        (lambda x, w, f: ops.winograd_conv([x], f, None, 40, False), "filters: expected what"),
-        (lambda x, w, f: ops.winograd_conv([x], f, x[0, 0, 0], 8, False), "bias: expected Float"),
+        (lambda x, w, f: convolve(x, f, inputs=[]), "inputs: expected one or more"),
+        (lambda x, w, f: convolve(x[0], f), "inputs: expected Float"),
+        (lambda x, w, f: convolve(x.double(), f), "inputs: expected Float"),
+        (lambda x, w, f: convolve(x, f, inputs=[x, x[:, 1:]]), "C of the first"),
+        (lambda x, w, f: convolve(x, f, 40), "filters: expected what"),
+        (lambda x, w, f: convolve(x, f, bias=x[0, 0, 0]), "bias: expected Float"),
+        (lambda x, w, f: convolve(x, f, summands=[x]), "summands: expected the B"),
+        (lambda x, w, f: convolve(x, f, summands=[x, x]), "summands: expected 1, one an input"),
         (lambda x, w, f: ops.winograd_filters_grad([x], []), "inputs: expected one or more"),
-        (lambda x, w, f: ops.winograd_filters_grad([x], [x, x]), "inputs: expected 1, one a"),
+        (lambda x, w, f: ops.winograd_filters_grad([x], [x, x]), "grads: expected 2, one an"),
         (lambda x, w, f: ops.winograd_filters_grad([x], [x[:, :, 1:]]), "grads: expected the B"),
     ],
 )
