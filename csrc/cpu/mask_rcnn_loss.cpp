@@ -8,6 +8,7 @@
 #include <limits>
 #include <vector>
 
+#include "../box_channels.h"
 #include "../checks.h"
 #include "../feature_layout.h"
 #include "huge_pages.h"
@@ -18,33 +19,15 @@ namespace fastdet::cpu {
 
 namespace {
 
-// One channel of one box in (B, K, C, h, w) of any strides.
-template <typename T>
-struct Channels {
-  T* data;
-  int64_t rows_per_image, channels, height, width, stride[5];
-
-  Channels(T* first, const Tensor& t)
-      : data(first),
-        rows_per_image(t.size(1)),
-        channels(t.size(2)),
-        height(t.size(3)),
-        width(t.size(4)) {
-    for (int64_t d = 0; d < 5; ++d) stride[d] = t.stride(d);
-  }
-
-  bool has(int64_t channel) const { return channel >= 0 && channel < channels; }
-
-  // visit(i, pixel) in the order of rows.
-  template <typename Visit>
-  void for_each_pixel(int64_t n, int64_t channel, const Visit& visit) const {
-    T* first = data + n / rows_per_image * stride[0] + n % rows_per_image * stride[1] +
-               channel * stride[2];
-    for (int64_t y = 0; y < height; ++y)
-      for (int64_t x = 0; x < width; ++x)
-        visit(y * width + x, first[y * stride[3] + x * stride[4]]);
-  }
-};
+// visit(i, pixel) for a channel of box n, in the order of rows.
+template <typename T, typename Visit>
+void for_each_pixel(const BoxChannels<T>& values, int64_t n, int64_t channel, const Visit& visit) {
+  T* const first = &values.at(n, channel, 0, 0);
+  const int64_t row_stride = values.stride[3], pixel_stride = values.stride[4];
+  for (int64_t y = 0; y < values.height; ++y)
+    for (int64_t x = 0; x < values.width; ++x)
+      visit(y * values.width + x, first[y * row_stride + x * pixel_stride]);
+}
 
 }  // namespace
 
@@ -61,7 +44,7 @@ std::tuple<Tensor, Tensor, Tensor> mask_rcnn_loss(const Tensor& logits, const Te
       empty(logits, {logits.size(0), logits.size(1), height, width}, logits.scalar_type());
   dispatch_floating(logits.scalar_type(), [&]<typename T>() {
     using S = Sum<T>;
-    const Channels<const T> values(data<T>(logits), logits);
+    const BoxChannels<const T> values(data<T>(logits), logits);
     const MaskBatch batch = mask_batch(masks_in);
     const auto* box = reinterpret_cast<const Box<S>*>(data<S>(boxes_in));
     const int64_t *matches = data<int64_t>(match_in), *label = data<int64_t>(labels_in);
@@ -77,7 +60,7 @@ std::tuple<Tensor, Tensor, Tensor> mask_rcnn_loss(const Tensor& logits, const Te
         sums[n] = derivative[0];
         if (batch.has(matches[n]) && values.has(label[n])) {
           cropper.crop(n / values.rows_per_image, matches[n], box[n], targets.data());
-          values.for_each_pixel(n, label[n], [&](int64_t i, T logit) { x[i] = S(logit); });
+          for_each_pixel(values, n, label[n], [&](int64_t i, T logit) { x[i] = S(logit); });
           sums[n] = mask_loops<S>().mask_loss(x.data(), targets.data(), pixels, derivative.data());
         }
         for (int64_t i = 0; i < pixels; ++i) out[i] = static_cast<T>(derivative[i]);
@@ -107,7 +90,7 @@ Tensor mask_rcnn_loss_backward(const Tensor& grad, const Tensor& residual, const
                                  residual.size(2), residual.size(3), channels_last));
   dispatch_floating(residual.scalar_type(), [&]<typename T>() {
     using S = Sum<T>;
-    const Channels<T> values(mutable_data<T>(out), out);
+    const BoxChannels<T> values(mutable_data<T>(out), out);
     const int64_t* label = data<int64_t>(labels_in);
     const S mean_of =
         static_cast<S>(std::max<int64_t>(1, *data<int64_t>(count))) * static_cast<S>(pixels);
@@ -119,7 +102,7 @@ Tensor mask_rcnn_loss_backward(const Tensor& grad, const Tensor& residual, const
         const T rest = values.has(label[n]) ? T(0) : derivative[0];
         std::fill_n(values.data + n * of_row, of_row, rest);
         if (!values.has(label[n])) continue;
-        values.for_each_pixel(n, label[n], [&](int64_t i, T& value) {
+        for_each_pixel(values, n, label[n], [&](int64_t i, T& value) {
           value = static_cast<T>(scale * static_cast<S>(derivative[i]));
         });
       }

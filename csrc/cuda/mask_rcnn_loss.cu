@@ -8,6 +8,7 @@
 // of logits more, about 25 us; backward writes 292 MB, 87 us, and then 3 MB.
 #include <limits>
 
+#include "../box_channels.h"
 #include "../checks.h"
 #include "../feature_layout.h"
 #include "../sigmoid_focal_loss.h"
@@ -21,32 +22,9 @@ namespace {
 template <typename T>
 using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// One channel of one box in (B, K, C, h, w) of any strides.
-template <typename T>
-struct Channels {
-  T* data;
-  int64_t rows_per_image, channels, height, width, stride[5];
-
-  Channels(T* first, const Tensor& t)
-      : data(first),
-        rows_per_image(t.size(1)),
-        channels(t.size(2)),
-        height(t.size(3)),
-        width(t.size(4)) {
-    for (int64_t d = 0; d < 5; ++d) stride[d] = t.stride(d);
-  }
-
-  __device__ bool has(int64_t channel) const { return channel >= 0 && channel < channels; }
-
-  __device__ T& at(int64_t n, int64_t channel, int64_t i, int64_t j) const {
-    return data[n / rows_per_image * stride[0] + n % rows_per_image * stride[1] +
-                channel * stride[2] + i * stride[3] + j * stride[4]];
-  }
-};
-
 template <typename T, typename S>
 __global__ void __launch_bounds__(kThreads, 4)
-    loss_kernel(Channels<const T> logits, const int64_t* labels, MaskBatch masks,
+    loss_kernel(BoxChannels<const T> logits, const int64_t* labels, MaskBatch masks,
                 const Box<S>* boxes, const int64_t* match, int64_t num_rows, T* residual, S* sums) {
   __shared__ MaskCropper<S> cropper;
   const int64_t pixels = logits.height * logits.width;
@@ -96,7 +74,7 @@ __global__ void __launch_bounds__(kThreads)
 template <typename T, typename S>
 __global__ void __launch_bounds__(kThreads)
     spread_kernel(const S* grad, const T* residual, const int64_t* labels, const int64_t* count,
-                  int64_t num_rows, Channels<T> out) {
+                  int64_t num_rows, BoxChannels<T> out) {
   const int64_t pixels = out.height * out.width, of_row = out.channels * pixels;
   const S scale = *grad / (static_cast<S>(max_of<int64_t>(1, *count)) * static_cast<S>(pixels));
   for (int64_t n = blockIdx.x; n < num_rows; n += gridDim.x) {
@@ -131,7 +109,7 @@ std::tuple<Tensor, Tensor, Tensor> mask_rcnn_loss(const Tensor& logits, const Te
   dispatch_floating(logits.scalar_type(), [&]<typename T>() {
     using S = Sum<T>;
     launch(loss_kernel<T, S>, grid_of(num_rows), dim3(kThreads), 0, stream,
-           Channels<const T>(data<T>(logits), logits), data<int64_t>(labels_in),
+           BoxChannels<const T>(data<T>(logits), logits), data<int64_t>(labels_in),
            mask_batch(masks_in), reinterpret_cast<const Box<S>*>(data<S>(boxes_in)),
            data<int64_t>(match_in), num_rows, mutable_data<T>(residual), mutable_data<S>(sums));
     launch(mean_kernel<S>, dim3(1), dim3(kThreads), 0, stream, num_rows, data<S>(sums),
@@ -156,7 +134,7 @@ Tensor mask_rcnn_loss_backward(const Tensor& grad, const Tensor& residual, const
     STD_CUDA_CHECK(cudaMemsetAsync(mutable_data<T>(out), 0, out.numel() * sizeof(T), stream));
     launch(spread_kernel<T, S>, grid_of(labels.numel()), dim3(kThreads), 0, stream, data<S>(grad),
            data<T>(residual_in), data<int64_t>(labels_in), data<int64_t>(count), labels.numel(),
-           Channels<T>(mutable_data<T>(out), out));
+           BoxChannels<T>(mutable_data<T>(out), out));
   });
   return out;
 }
