@@ -12,7 +12,7 @@ def error(result: Any, exact: Any) -> float:
     """The largest over the tensors of a result, which may be nested.
 
     Of numbers: the largest difference, as a share of the largest exact number. Of indices: the
-    share that differs.
+    share that differs. Of a mask as an RLE: the share of its pixels that differs.
     """
     pairs = zip(_tensors(result), _tensors(exact), strict=True)
     return max(_error(a.detach(), b.detach()) for a, b in pairs)
@@ -22,6 +22,12 @@ def _tensors(result: Any) -> Iterator[Tensor]:
     if isinstance(result, (tuple, list)):
         for part in result:
             yield from _tensors(part)
+    elif isinstance(result, dict):
+        # Here, since a machine without it can still measure all else.
+        from pycocotools import mask as coco_mask
+
+        rle: Any = result
+        yield torch.from_numpy(coco_mask.decode(rle))
     else:
         yield torch.as_tensor(result)
 

@@ -13,7 +13,8 @@
 # a log of each, summary.json, and the result file, whose place is benchmarks/results/; then
 # `python -m benchmarks.readme_tables` writes the READMEs' tables from it. The exit code is 0 where
 # every step was right. PYTHON chooses the interpreter; it must have torch with CUDA, torchvision,
-# timm, pytest and hypothesis, and for the build pybind11, cmake, ninja and nvcc.
+# timm, pytest, hypothesis and, for two rows of bench, pycocotools; for the build pybind11, cmake,
+# ninja and nvcc.
 set -uo pipefail
 
 usage="usage: benchmarks/gpu.sh OUT [build] [test] [sanitize] [bench]"

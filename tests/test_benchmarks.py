@@ -68,8 +68,6 @@ def test_every_suite_of_the_gpu_runs_and_every_op_has_one(tmp_path: Path) -> Non
     assert run.returncode == 0, run.stdout + run.stderr
     measured = results.read(tmp_path / "cuda_none.json")
     without = {"distance_box_iou", "distance_box_iou_loss"}  # their siblings have rows
-    masks = {"crop_masks", "mask_rcnn_loss", "paste_masks", "paste_masks_rle", "encode_masks"}
-    without |= masks  # measured on the CPU alone so far
     functions = {name for name in ops.__all__ if name.islower()} - without
     assert {row.op for row in measured.rows} >= functions
     for one in measured.rows:
@@ -130,6 +128,9 @@ def test_floor_is_the_larger_of_memory_and_arithmetic() -> None:
     assert 0 < (measured.floor_ms or 0) < 40
 
 
+CORNER = torch.tensor([[[True, False], [False, False]]])
+
+
 @pytest.mark.parametrize(
     ("got", "exact", "expected"),
     [
@@ -138,6 +139,8 @@ def test_floor_is_the_larger_of_memory_and_arithmetic() -> None:
         (torch.tensor([1, 2, 3, 4]), torch.tensor([1, 2, 4, 3]), 0.5),
         (torch.tensor([1, 2, 3]), torch.tensor([1, 2, 3, 4]), 0.25),
         (torch.tensor([7]), torch.empty(0, dtype=torch.int64), 1.0),
+        (ops.encode_masks(CORNER), ops.encode_masks(CORNER), 0),
+        (ops.encode_masks(CORNER), ops.encode_masks(CORNER.flip(2)), 0.5),
     ],
 )
 def test_error(got, exact, expected: float) -> None:

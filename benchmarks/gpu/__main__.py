@@ -16,13 +16,17 @@ from pathlib import Path
 import torch
 
 from benchmarks import machine, results
-from benchmarks.gpu import detectors, ops
+from benchmarks.gpu import detectors, masks, ops
 from benchmarks.gpu.case import GpuCase, measure
 from benchmarks.gpu.device import Device
 from benchmarks.tables import times
 from fastdet.figures import three_digits
 
-SUITES: tuple[Callable[[Device], Iterator[GpuCase]], ...] = (*ops.SUITES, detectors.detectors)
+SUITES: tuple[Callable[[Device], Iterator[GpuCase]], ...] = (
+    *ops.SUITES,
+    *masks.SUITES,
+    detectors.detectors,
+)
 
 
 def file_name(device: Device) -> str:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Every operator on a GPU: the rows of KERNELS.md's CUDA table, and the operators beside them.
+"""The operators on a GPU: the rows of KERNELS.md's CUDA table, and the operators beside them.
+
+Those on masks are in masks.py.
 
 A function makes the cases of its subject; `cases` chains them, each made when its turn comes, so
 that the inputs of one do not lie in memory while another is measured.
