@@ -2,10 +2,10 @@
 """Proves that the libraries, built once, serve every torch: `make abi`.
 
 Looks at the symbols of the libraries as they lie in the package, then runs the op tests with these
-very files under the oldest supported torch, a CPU build and the newest, each in an environment of its
-own below .cache/abi; under the one that this environment has, `make test` runs them. And that its
-headers can compile the CUDA kernels: under each
-torch, the tests of all operators run over the emulator, which does so.
+very files under the oldest supported torch, a CPU build and the newest, each in an environment of
+its own below .cache/abi; under the torch that is installed here `make test` runs them. And that the
+headers of each torch can compile the CUDA kernels: the tests of all operators run over the
+emulator, which does so.
 """
 
 import os

@@ -54,7 +54,8 @@ class WinogradMode(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.filters: dict[int, _Filters] = {}  # by weight, which levels of a pyramid share
+        # By the weight's identity, which it keeps in here: levels of a pyramid share theirs.
+        self.filters: dict[int, _Filters] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.conv2d and not kwargs and _fits(*args):
@@ -71,8 +72,7 @@ def has_winograd_shape(
     outputs, inputs, *sides = weight.shape
     return (
         sides == [3, 3]
-        and tuple(stride) == tuple(dilation) == (1, 1)
-        and padding in ((1, 1), [1, 1])
+        and all(number in (1, (1, 1), [1, 1]) for number in (stride, padding, dilation))
         and groups == 1
         and outputs >= LEAST_OUTPUTS
         and inputs >= LEAST_INPUTS
@@ -84,7 +84,7 @@ class _Filters:
     """A weight's transforms, each made when it is first asked for."""
 
     def __init__(self, weight: Tensor) -> None:
-        self.weight = weight.detach()
+        self.weight = weight
 
     @functools.cached_property
     def straight(self) -> Tensor:

@@ -101,6 +101,17 @@ def test_a_step_is_seen(runs: list[tuple[int, ...]]) -> None:
 
 
 @needs_fused_multiply_add
+def test_weights_that_live_for_one_call(runs: list[tuple[int, ...]]) -> None:
+    """As parametrizations make them: the next may lie where the last one was."""
+    weight, x = noise(32, 16, 3, 3), noise(1, 16, 6, 6)
+    with WinogradMode():
+        outputs = [nn.functional.conv2d(x, weight * i, None, 1, 1) for i in range(4)]
+    assert len(runs) == 4
+    for i, y in enumerate(outputs):
+        torch.testing.assert_close(y, i * outputs[1], rtol=1e-5, atol=1e-5)
+
+
+@needs_fused_multiply_add
 def test_second_derivative(runs: list[tuple[int, ...]]) -> None:
     conv = network()[0]  # pyright: ignore[reportIndexIssue]
 
