@@ -478,49 +478,40 @@ inline void check_winograd_filters(const char* op, const Tensor& weight) {
          op, "weight", "Float (O, C, 3, 3)", weight);
 }
 
-inline void check_winograd_maps(const char* op, const char* argument,
-                                const std::vector<Tensor>& maps) {
-  if (maps.empty()) refuse(op, argument, "one or more maps", "none");
-  for (const Tensor& map : maps)
-    expect(map.is_cpu() && map.scalar_type() == kFloat32 && map.dim() == 4 &&
-               map.size(1) == maps[0].size(1),
-           op, argument, "Float (B, C, H, W) on cpu with the C of the first", map);
+inline void check_winograd_map(const char* op, const char* argument, const Tensor& map) {
+  expect(map.is_cpu() && map.scalar_type() == kFloat32 && map.dim() == 4, op, argument,
+         "Float (B, C, H, W) on cpu", map);
 }
 
-// Maps of `channels` beside the inputs, one each.
-inline void check_winograd_pairs(const char* op, const char* argument,
-                                 const std::vector<Tensor>& maps, const std::vector<Tensor>& inputs,
-                                 int64_t channels) {
-  check_winograd_maps(op, argument, maps);
-  if (maps.size() != inputs.size())
-    refuse(op, argument, std::to_string(inputs.size()) + ", one an input",
-           std::to_string(maps.size()));
-  for (size_t i = 0; i < maps.size(); ++i)
-    expect(maps[i].size(0) == inputs[i].size(0) && maps[i].size(1) == channels &&
-               maps[i].size(2) == inputs[i].size(2) && maps[i].size(3) == inputs[i].size(3),
-           op, argument, "the B, H and W of their inputs and the outputs' C", maps[i]);
+// A map beside the input.
+inline void check_winograd_pair(const char* op, const char* argument, const Tensor& map,
+                                const Tensor& input) {
+  check_winograd_map(op, argument, map);
+  expect(
+      map.size(0) == input.size(0) && map.size(2) == input.size(2) && map.size(3) == input.size(3),
+      op, argument, "the B, H and W of the input", map);
 }
 
-inline void check_winograd_conv(const char* op, const std::vector<Tensor>& inputs,
-                                const Tensor& filters, const std::optional<Tensor>& bias,
-                                const std::vector<Tensor>& summands, int64_t channels) {
-  check_winograd_maps(op, "inputs", inputs);
+inline void check_winograd_conv(const char* op, const Tensor& input, const Tensor& filters,
+                                const std::optional<Tensor>& bias,
+                                const std::optional<Tensor>& summand, int64_t channels) {
+  check_winograd_map(op, "input", input);
   expect(filters.is_cpu() && filters.scalar_type() == kFloat32 && filters.dim() == 4 &&
              filters.size(0) == 16 && filters.size(1) == (channels + 31) / 32 &&
-             filters.size(2) == inputs[0].size(1) && filters.size(3) == 32,
+             filters.size(2) == input.size(1) && filters.size(3) == 32,
          op, "filters", "what winograd_filters makes of Float (channels, C, 3, 3)", filters);
   if (bias)
     expect(bias->is_cpu() && bias->scalar_type() == kFloat32 && bias->dim() == 1 &&
                bias->size(0) == channels,
            op, "bias", "Float (channels,) on cpu", *bias);
-  if (!summands.empty()) check_winograd_pairs(op, "summands", summands, inputs, channels);
+  if (!summand) return;
+  check_winograd_pair(op, "summand", *summand, input);
+  expect(summand->size(1) == channels, op, "summand", "the channels of the output", *summand);
 }
 
-inline void check_winograd_filters_grad(const char* op, const std::vector<Tensor>& grads,
-                                        const std::vector<Tensor>& inputs) {
-  check_winograd_maps(op, "inputs", inputs);
-  check_winograd_maps(op, "grads", grads);
-  check_winograd_pairs(op, "grads", grads, inputs, grads[0].size(1));
+inline void check_winograd_filters_grad(const char* op, const Tensor& grad, const Tensor& input) {
+  check_winograd_map(op, "input", input);
+  check_winograd_pair(op, "grad", grad, input);
 }
 
 }  // namespace fastdet

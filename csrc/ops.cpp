@@ -48,7 +48,7 @@ STABLE_TORCH_LIBRARY(fastdet, m) {
 
   // On the CPU alone; their Python face is fastdet/models/winograd.py.
   m.def("winograd_filters(Tensor weight, bool turned) -> Tensor");
-  m.def("winograd_conv(Tensor[] inputs, Tensor filters, Tensor? bias, Tensor[] summands, int channels, bool relu) -> Tensor[]");
-  m.def("winograd_filters_grad(Tensor[] grads, Tensor[] inputs) -> Tensor");
+  m.def("winograd_conv(Tensor input, Tensor filters, Tensor? bias, Tensor? summand, int channels, bool relu) -> Tensor");
+  m.def("winograd_filters_grad(Tensor grad, Tensor input) -> Tensor");
 }
 // clang-format on

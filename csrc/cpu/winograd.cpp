@@ -7,8 +7,7 @@
 // A block of 2x2 tiles is transformed into 16 matrices (tiles, C) that stay in the L2 cache; each
 // is multiplied by its matrix of the filters (C, 32 outputs at a time), and the 16 products become
 // outputs while they are in the L1 cache. So a map is read and written once, and the filters' 16
-// matrices stream from the L3 cache at 4 to 10 bytes a cycle. All maps that share their filters are
-// one list of tiles: a small level fills no block of its own.
+// matrices stream from the L3 cache at 4 to 10 bytes a cycle.
 //
 // The gradient by the input is such a convolution by the filters turned round. The gradient by the
 // filters is 16 products too, of transformed outputs and inputs, summed over chunks of tiles in
@@ -52,63 +51,49 @@ class Workspace {
   std::unique_ptr<Line[]> lines_;
 };
 
-// Maps of the same channels and their 2x2 tiles, one after the other.
+// A map (B, C, H, W), whose channels lie side by side, as 2x2 tiles.
 template <typename T>
-class TiledMaps {
+class TiledMap {
  public:
-  explicit TiledMaps(const std::vector<Tensor>& maps) {
-    for (const Tensor& map : maps) {
-      Level level = {nullptr,       map.size(2),   map.size(3),   0,     0,
-                     map.stride(0), map.stride(2), map.stride(3), tiles_};
-      if constexpr (std::is_const_v<T>)
-        level.data = fastdet::data<float>(map);
-      else
-        level.data = mutable_data<float>(map);
-      level.tile_rows = (level.height + 1) / 2;
-      level.tile_columns = (level.width + 1) / 2;
-      tiles_ += map.size(0) * level.tile_rows * level.tile_columns;
-      if (tiles_ > level.first_tile) levels_.push_back(level);
-    }
+  explicit TiledMap(const Tensor& map)
+      : height_(map.size(2)),
+        width_(map.size(3)),
+        tile_rows_((height_ + 1) / 2),
+        tile_columns_((width_ + 1) / 2),
+        tiles_(map.size(0) * tile_rows_ * tile_columns_),
+        image_stride_(map.stride(0)),
+        row_stride_(map.stride(2)),
+        pixel_stride_(map.stride(3)) {
+    if constexpr (std::is_const_v<T>)
+      data_ = fastdet::data<float>(map);
+    else
+      data_ = mutable_data<float>(map);
   }
 
   int64_t tiles() const { return tiles_; }
 
-  // Calls body(i, pixels) for the tiles [begin, end): pointers to the channels of kSide x kSide
-  // pixels from `before` above and left of tile begin + i on, `outside` where the map has none.
-  template <int kSide, typename Body>
-  void for_tiles(int64_t begin, int64_t end, int64_t before, T* outside, const Body& body) const {
-    size_t l = 0;
-    for (int64_t tile = begin; tile < end; ++tile) {
-      while (l + 1 < levels_.size() && tile >= levels_[l + 1].first_tile) ++l;
-      const Level& level = levels_[l];
-      const int64_t place = tile - level.first_tile;
-      const int64_t image = place / (level.tile_rows * level.tile_columns);
-      const int64_t y = place / level.tile_columns % level.tile_rows * 2 - before;
-      const int64_t x = place % level.tile_columns * 2 - before;
-      std::array<T*, kSide * kSide> pixels;
-      for (int64_t i = 0; i < kSide; ++i)
-        for (int64_t j = 0; j < kSide; ++j) {
-          const bool inside =
-              y + i >= 0 && y + i < level.height && x + j >= 0 && x + j < level.width;
-          pixels[i * kSide + j] = inside ? level.data + image * level.image_stride +
-                                               (y + i) * level.row_stride +
-                                               (x + j) * level.pixel_stride
-                                         : outside;
-        }
-      body(tile - begin, pixels);
-    }
+  // Pointers to the channels of kSide x kSide pixels from `before` above and left of a tile on,
+  // `outside` where the map has none.
+  template <int kSide>
+  std::array<T*, kSide * kSide> pixels(int64_t tile, int64_t before, T* outside) const {
+    const int64_t image = tile / (tile_rows_ * tile_columns_);
+    const int64_t top = tile / tile_columns_ % tile_rows_ * 2 - before;
+    const int64_t left = tile % tile_columns_ * 2 - before;
+    std::array<T*, kSide * kSide> pixels;
+    for (int64_t i = 0; i < kSide; ++i)
+      for (int64_t j = 0; j < kSide; ++j) {
+        const int64_t y = top + i, x = left + j;
+        const bool inside = y >= 0 && y < height_ && x >= 0 && x < width_;
+        pixels[i * kSide + j] =
+            inside ? data_ + image * image_stride_ + y * row_stride_ + x * pixel_stride_ : outside;
+      }
+    return pixels;
   }
 
  private:
-  struct Level {
-    T* data;
-    int64_t height, width, tile_rows, tile_columns;
-    int64_t image_stride, row_stride, pixel_stride;
-    int64_t first_tile;
-  };
-
-  std::vector<Level> levels_;
-  int64_t tiles_ = 0;
+  T* data_;
+  int64_t height_, width_, tile_rows_, tile_columns_, tiles_;
+  int64_t image_stride_, row_stride_, pixel_stride_;
 };
 
 // (B, C, H, W) -> (B, H, W, C), a view.
@@ -119,12 +104,6 @@ Tensor channels_to_back(const Tensor& map) {
 Tensor in_channels_last(const Tensor& map) {
   return map.stride(1) == 1 ? map
                             : channels_to_front(torch::stable::contiguous(channels_to_back(map)));
-}
-
-std::vector<Tensor> in_channels_last(const std::vector<Tensor>& maps) {
-  std::vector<Tensor> readable;
-  for (const Tensor& map : maps) readable.push_back(in_channels_last(map));
-  return readable;
 }
 
 // Uninitialised (B, C, H, W); no view, so that a layer behind it may write over it.
@@ -183,20 +162,15 @@ Tensor winograd_filters(const Tensor& weight, bool turned) {
   return packed;
 }
 
-std::vector<Tensor> winograd_conv(const std::vector<Tensor>& inputs, const Tensor& filters,
-                                  const std::optional<Tensor>& bias,
-                                  const std::vector<Tensor>& summands, int64_t channels,
-                                  bool relu) {
-  check_winograd_conv("winograd_conv", inputs, filters, bias, summands, channels);
-  const std::vector<Tensor> readable = in_channels_last(inputs);
-  const Tensor packed = torch::stable::contiguous(filters);
-  std::vector<Tensor> outputs;
-  for (const Tensor& input : inputs)
-    outputs.push_back(
-        empty_in_channels_last(input.size(0), channels, input.size(2), input.size(3)));
-  const std::vector<Tensor> readable_summands = in_channels_last(summands);
-  const TiledMaps<const float> from(readable), added(readable_summands);
-  const TiledMaps<float> to(outputs);
+Tensor winograd_conv(const Tensor& input, const Tensor& filters, const std::optional<Tensor>& bias,
+                     const std::optional<Tensor>& summand, int64_t channels, bool relu) {
+  check_winograd_conv("winograd_conv", input, filters, bias, summand, channels);
+  const Tensor readable = in_channels_last(input), packed = torch::stable::contiguous(filters);
+  const Tensor readable_summand = in_channels_last(summand ? *summand : input);
+  const Tensor output =
+      empty_in_channels_last(input.size(0), channels, input.size(2), input.size(3));
+  const TiledMap<const float> from(readable), added(readable_summand);
+  const TiledMap<float> to(output);
   const int64_t depth = filters.size(2), panels = filters.size(1);
   std::vector<float> shift(panels * kWinogradPanel), outside(depth);
   if (bias) std::copy_n(data<float>(torch::stable::contiguous(*bias)), channels, shift.data());
@@ -211,19 +185,12 @@ std::vector<Tensor> winograd_conv(const std::vector<Tensor>& inputs, const Tenso
   parallel_for(round_up(from.tiles(), block) / block, 1, [&](int64_t first, int64_t last) {
     const Workspace transformed(kPositions * block * row_stride);
     const Workspace products(kPositions * block * kWinogradPanel);
-    std::vector<std::array<float*, 4>> output_pixels(block);
-    std::vector<std::array<const float*, 4>> summand_pixels(block);
     const int64_t position_stride = block * row_stride, product_stride = block * kWinogradPanel;
     for (int64_t b = first; b < last; ++b) {
       const int64_t begin = b * block, end = std::min(begin + block, from.tiles());
-      from.for_tiles<4>(begin, end, 1, outside.data(), [&](int64_t i, const auto& pixels) {
-        loops.input(pixels.data(), depth, transformed.data() + i * row_stride, position_stride);
-      });
-      to.for_tiles<2>(begin, end, 0, nullptr,
-                      [&](int64_t i, const auto& pixels) { output_pixels[i] = pixels; });
-      if (!summands.empty())
-        added.for_tiles<2>(begin, end, 0, nullptr,
-                           [&](int64_t i, const auto& pixels) { summand_pixels[i] = pixels; });
+      for (int64_t tile = begin; tile < end; ++tile)
+        loops.input(from.pixels<4>(tile, 1, outside.data()).data(), depth,
+                    transformed.data() + (tile - begin) * row_stride, position_stride);
       for (int64_t panel = 0; panel < panels; ++panel) {
         for (int64_t q = 0; q < kPositions; ++q)
           loops.multiply({transformed.data() + q * position_stride, row_stride, 1},
@@ -231,22 +198,24 @@ std::vector<Tensor> winograd_conv(const std::vector<Tensor>& inputs, const Tenso
                          columns + (q * panels + panel) * depth * kWinogradPanel, depth, false,
                          products.data() + q * product_stride, kWinogradPanel);
         const int64_t column = panel * kWinogradPanel;
-        for (int64_t i = 0; i < end - begin; ++i)
-          loops.output(products.data() + i * kWinogradPanel, product_stride, shift.data() + column,
-                       summands.empty() ? nullptr : summand_pixels[i].data(), relu, column,
-                       std::min(kWinogradPanel, channels - column), output_pixels[i].data());
+        for (int64_t tile = begin; tile < end; ++tile) {
+          const auto summands = added.pixels<2>(tile, 0, nullptr);
+          loops.output(products.data() + (tile - begin) * kWinogradPanel, product_stride,
+                       shift.data() + column, summand ? summands.data() : nullptr, relu, column,
+                       std::min(kWinogradPanel, channels - column),
+                       to.pixels<2>(tile, 0, nullptr).data());
+        }
       }
     }
   });
-  return outputs;
+  return output;
 }
 
-Tensor winograd_filters_grad(const std::vector<Tensor>& grads, const std::vector<Tensor>& inputs) {
-  check_winograd_filters_grad("winograd_filters_grad", grads, inputs);
-  const std::vector<Tensor> readable_grads = in_channels_last(grads);
-  const std::vector<Tensor> readable_inputs = in_channels_last(inputs);
-  const TiledMaps<const float> left(readable_grads), right(readable_inputs);
-  const int64_t filters = grads[0].size(1), channels = inputs[0].size(1);
+Tensor winograd_filters_grad(const Tensor& grad, const Tensor& input) {
+  check_winograd_filters_grad("winograd_filters_grad", grad, input);
+  const Tensor readable_grad = in_channels_last(grad), readable_input = in_channels_last(input);
+  const TiledMap<const float> left(readable_grad), right(readable_input);
+  const int64_t filters = grad.size(1), channels = input.size(1);
   const int64_t rows = round_up(filters, kWinogradRows);
   const int64_t panels = round_up(channels, kWinogradPanel) / kWinogradPanel;
   const int64_t columns = panels * kWinogradPanel;
@@ -260,21 +229,17 @@ Tensor winograd_filters_grad(const std::vector<Tensor>& grads, const std::vector
   for (int64_t first = 0; first < left.tiles(); first += kChunkTiles) {
     const int64_t tiles = std::min(kChunkTiles, left.tiles() - first);
     parallel_for(tiles, 8, [&](int64_t begin, int64_t end) {
-      left.for_tiles<2>(
-          first + begin, first + end, 0, outside.data(), [&](int64_t i, const auto& pixels) {
-            loops.output_grad(pixels.data(), filters, left_chunk.data() + (begin + i) * left_stride,
-                              kChunkTiles * left_stride);
-          });
-      right.for_tiles<4>(
-          first + begin, first + end, 1, outside.data(), [&](int64_t i, auto pixels) {
-            for (int64_t panel = 0; panel < panels; ++panel) {
-              loops.input(pixels.data(),
-                          std::min(kWinogradPanel, channels - panel * kWinogradPanel),
-                          right_chunk.data() + panel * panel_size + (begin + i) * kWinogradPanel,
-                          panels * panel_size);
-              for (const float*& pixel : pixels) pixel += kWinogradPanel;
-            }
-          });
+      for (int64_t i = begin; i < end; ++i) {
+        loops.output_grad(left.pixels<2>(first + i, 0, outside.data()).data(), filters,
+                          left_chunk.data() + i * left_stride, kChunkTiles * left_stride);
+        auto pixels = right.pixels<4>(first + i, 1, outside.data());
+        for (int64_t panel = 0; panel < panels; ++panel) {
+          loops.input(pixels.data(), std::min(kWinogradPanel, channels - panel * kWinogradPanel),
+                      right_chunk.data() + panel * panel_size + i * kWinogradPanel,
+                      panels * panel_size);
+          for (const float*& pixel : pixels) pixel += kWinogradPanel;
+        }
+      }
     });
     const int64_t pieces = round_up(rows, kChunkRows) / kChunkRows;
     parallel_for(kPositions * pieces, 1, [&](int64_t begin, int64_t end) {
@@ -290,7 +255,7 @@ Tensor winograd_filters_grad(const std::vector<Tensor>& grads, const std::vector
     });
   }
   const Tensor out = empty_in_channels_last(filters, channels, 3, 3);
-  float* grad = mutable_data<float>(out);
+  float* taps = mutable_data<float>(out);
   if (left.tiles() == 0) {
     fill_zero(out);
     return out;
@@ -298,7 +263,7 @@ Tensor winograd_filters_grad(const std::vector<Tensor>& grads, const std::vector
   parallel_for(filters, 8, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
       loops.filter_grad(sums.data() + i * columns, rows * columns, channels,
-                        grad + i * 9 * channels, channels);
+                        taps + i * 9 * channels, channels);
   });
   return out;
 }

@@ -40,13 +40,12 @@ class WinogradConv(nn.Module):
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, out_channels, H, W), with `other` added before the ReLU."""
         if other is not None and other.shape != (len(x), self.out_channels, *x.shape[2:]):
-            total = self._run(x, [], relu=False) + other
+            total = self._run(x, None, relu=False) + other
             return total.relu_() if self.relu else total
-        return self._run(x, [] if other is None else [other], self.relu)
+        return self._run(x, other, self.relu)
 
-    def _run(self, x: Tensor, summands: list[Tensor], relu: bool) -> Tensor:
-        numbers = self.out_channels, relu
-        return _ops.winograd_conv([x], self.filters, self.bias, summands, *numbers)[0]
+    def _run(self, x: Tensor, summand: Tensor | None, relu: bool) -> Tensor:
+        return _ops.winograd_conv(x, self.filters, self.bias, summand, self.out_channels, relu)
 
 
 class WinogradMode(TorchFunctionMode):
@@ -98,7 +97,7 @@ class _Filters:
 class _Conv(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None, filters: _Filters) -> Tensor:
-        return _ops.winograd_conv([x], filters.straight, bias, [], weight.shape[0], False)[0]
+        return _ops.winograd_conv(x, filters.straight, bias, None, weight.shape[0], False)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -119,9 +118,9 @@ class _Conv(torch.autograd.Function):
             ), None
         x_grad = weight_grad = bias_grad = None
         if wanted[0]:
-            x_grad = _ops.winograd_conv([grad], ctx.filters.turned, None, [], x.shape[1], False)[0]
+            x_grad = _ops.winograd_conv(grad, ctx.filters.turned, None, None, x.shape[1], False)
         if wanted[1]:
-            weight_grad = _ops.winograd_filters_grad([grad], [x])
+            weight_grad = _ops.winograd_filters_grad(grad, x)
         if wanted[2]:
             bias_grad = grad.sum((0, 2, 3))
         return x_grad, weight_grad, bias_grad, None

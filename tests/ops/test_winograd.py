@@ -19,24 +19,23 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return x.to(memory_format=torch.channels_last)
 
 
-def samples() -> dict[str, tuple[list[Tensor], Tensor]]:
-    """Name -> (inputs, weight): sides around a tile, channels around the vectors and panels."""
+def samples() -> dict[str, tuple[Tensor, Tensor]]:
+    """Name -> (input, weight): sides around a tile, channels around the vectors and panels."""
     table = {
-        f"{height} x {width}": ([noise(2, 16, height, width)], noise(32, 16, 3, 3))
+        f"{height} x {width}": (noise(2, 16, height, width), noise(32, 16, 3, 3))
         for height, width in [(1, 1), (1, 2), (2, 1), (2, 2), (3, 3), (5, 4), (13, 19)]
     }
     table |= {
-        f"{channels} -> {filters}": ([noise(1, channels, 6, 7)], noise(filters, channels, 3, 3))
+        f"{channels} -> {filters}": (noise(1, channels, 6, 7), noise(filters, channels, 3, 3))
         for channels, filters in itertools.product((1, 15, 17, 33, 64), (1, 31, 36, 65))
     }
     table |= {
-        "pyramid": ([noise(2, 20, n, n + 1) for n in (24, 12, 6, 3, 1)], noise(40, 20, 3, 3)),
-        "many tiles": ([noise(3, 8, 50, 61)], noise(9, 8, 3, 3)),
-        "many channels": ([noise(1, 700, 4, 4)], noise(130, 700, 3, 3)),
-        "NCHW": ([noise(2, 6, 5, 8).contiguous()], noise(7, 6, 3, 3).contiguous()),
-        "strided": ([noise(2, 6, 10, 16)[:, :, ::2, 1::2]], noise(7, 12, 3, 3)[:, ::2]),
-        "expanded": ([noise(1, 6, 5, 1).expand(3, 6, 5, 4)], noise(7, 6, 3, 3)),
-        "no image": ([noise(0, 6, 5, 8)], noise(7, 6, 3, 3)),
+        "many tiles": (noise(3, 8, 50, 61), noise(9, 8, 3, 3)),
+        "many channels": (noise(1, 700, 4, 4), noise(130, 700, 3, 3)),
+        "NCHW": (noise(2, 6, 5, 8).contiguous(), noise(7, 6, 3, 3).contiguous()),
+        "strided": (noise(2, 6, 10, 16)[:, :, ::2, 1::2], noise(7, 12, 3, 3)[:, ::2]),
+        "expanded": (noise(1, 6, 5, 1).expand(3, 6, 5, 4), noise(7, 6, 3, 3)),
+        "no image": (noise(0, 6, 5, 8), noise(7, 6, 3, 3)),
     }
     return table
 
@@ -45,19 +44,19 @@ named = pytest.mark.parametrize("name", samples())
 
 
 def conv(
-    inputs: list[Tensor],
+    x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    summands: list[Tensor] | None = None,
+    summand: Tensor | None = None,
     relu: bool = False,
-) -> list[Tensor]:
+) -> Tensor:
     filters = ops.winograd_filters(weight, False)
-    return ops.winograd_conv(inputs, filters, bias, summands or [], weight.shape[0], relu)
+    return ops.winograd_conv(x, filters, bias, summand, weight.shape[0], relu)
 
 
-def input_grads(grads: list[Tensor], weight: Tensor) -> list[Tensor]:
+def input_grad(grad: Tensor, weight: Tensor) -> Tensor:
     filters = ops.winograd_filters(weight, True)
-    return ops.winograd_conv(grads, filters, None, [], weight.shape[1], False)
+    return ops.winograd_conv(grad, filters, None, None, weight.shape[1], False)
 
 
 @pytest.fixture
@@ -79,27 +78,21 @@ def assert_close(got: Tensor, expected: Tensor, terms: int) -> None:
 @named
 @pytest.mark.usefixtures("instruction_set")
 def test_outputs_and_gradients_are_the_definitions(name: str, isa: str) -> None:
-    inputs, weight = samples()[name]
+    x, weight = samples()[name]
     bias = noise(1, 1, 1, weight.shape[0])[0, 0, 0]
-    leaves = [x.double().requires_grad_() for x in (*inputs, weight)]
-    *exact_inputs, exact_weight = leaves
-    expected = [F.conv2d(x, exact_weight, bias.double(), padding=1) for x in exact_inputs]
-    grads = [noise(*y.shape, seed=1) for y in expected]
-    outputs = conv(inputs, weight, bias)
-    for got, exact in zip(outputs, expected, strict=True):
-        assert_close(got, exact, 9 * weight.shape[1])
-        assert got.is_contiguous(memory_format=torch.channels_last)
-    for got, exact in zip(conv(inputs, weight, bias, relu=True), outputs, strict=True):
-        assert got.equal(exact.relu())
-    total = conv(inputs, weight, bias, summands=grads, relu=True)
-    for got, exact, summand in zip(total, outputs, grads, strict=True):
-        assert got.equal((exact + summand).relu())
+    exact_x, exact_weight = (leaf.double().requires_grad_() for leaf in (x, weight))
+    expected = F.conv2d(exact_x, exact_weight, bias.double(), padding=1)
+    output = conv(x, weight, bias)
+    assert_close(output, expected, 9 * weight.shape[1])
+    assert output.is_contiguous(memory_format=torch.channels_last)
+    grad = noise(*output.shape, seed=1)
+    assert conv(x, weight, bias, relu=True).equal(output.relu())
+    assert conv(x, weight, bias, summand=grad, relu=True).equal((output + grad).relu())
 
-    torch.autograd.backward(expected, [g.double() for g in grads])
-    for got, exact in zip(input_grads(grads, weight), exact_inputs, strict=True):
-        assert_close(got, exact.grad, 9 * weight.shape[0])
-    tiles = sum(y.numel() // max(y.shape[1], 1) for y in expected)
-    assert_close(ops.winograd_filters_grad(grads, inputs), exact_weight.grad, tiles)
+    expected.backward(grad.double())
+    assert_close(input_grad(grad, weight), exact_x.grad, 9 * weight.shape[0])
+    pixels = output.shape[0] * output.shape[2] * output.shape[3]
+    assert_close(ops.winograd_filters_grad(grad, x), exact_weight.grad, pixels)
 
 
 @isas
@@ -108,29 +101,28 @@ def test_hand_worked(isa: str) -> None:
     x = torch.arange(1.0, 10.0).reshape(1, 1, 3, 3)
     shifts = torch.zeros(9, 1, 3, 3)
     shifts.view(9, 9).fill_diagonal_(1)  # each filter picks one neighbour
-    (out,) = conv([x], shifts)
+    out = conv(x, shifts)
     assert out[0, 4].equal(x[0, 0])
     assert out[0, 0].tolist() == [[0, 0, 0], [0, 1, 2], [0, 4, 5]]
     assert out[0, 5].tolist() == [[2, 3, 0], [5, 6, 0], [8, 9, 0]]
-    (mean,) = conv([x], torch.ones(1, 1, 3, 3), torch.tensor([-45.0]))
+    mean = conv(x, torch.ones(1, 1, 3, 3), torch.tensor([-45.0]))
     assert mean[0, 0, 1, 1] == 0
 
 
 def test_error_is_about_a_direct_convolutions() -> None:
     x, weight = noise(1, 256, 40, 40), noise(256, 256, 3, 3)
     exact = F.conv2d(x.double(), weight.double(), padding=1)
-    (got,) = conv([x], weight)
+    got = conv(x, weight)
     direct = F.conv2d(x, weight, padding=1)
     assert (got - exact).abs().mean() < 4 * (direct - exact).abs().mean()
 
 
 def test_threads_do_not_matter() -> None:
-    inputs, weight = [noise(2, 40, n, 37) for n in (40, 20)], noise(50, 40, 3, 3)
-    grads = [noise(2, 50, n, 37, seed=1) for n in (40, 20)]
+    x, weight, grad = noise(2, 40, 41, 37), noise(50, 40, 3, 3), noise(2, 50, 41, 37, seed=1)
 
     def results() -> list[Tensor]:
-        weight_grad = ops.winograd_filters_grad(grads, inputs)
-        return [*conv(inputs, weight), *input_grads(grads, weight), weight_grad]
+        grads = input_grad(grad, weight), ops.winograd_filters_grad(grad, x)
+        return [conv(x, weight), *grads]
 
     threads = torch.get_num_threads()
     try:
@@ -146,17 +138,17 @@ def test_threads_do_not_matter() -> None:
 def test_an_output_depends_on_its_tiles_alone() -> None:
     weight = noise(8, 8, 3, 3)
     x = noise(1, 8, 12, 12)
-    (expected,) = conv([x], weight)
+    expected = conv(x, weight)
     x[0, 3, 5, 5] = float("nan")
-    (got,) = conv([x], weight)
+    got = conv(x, weight)
     assert got[0, :, 4:7, 4:7].isnan().all()
     assert got[:, :, :4].equal(expected[:, :, :4])
     assert got[:, :, 8:].equal(expected[:, :, 8:])
 
 
-def convolve(x: Tensor, filters: Tensor, channels: int = 8, **others) -> list[Tensor]:
-    arguments = {"inputs": [x], "bias": None, "summands": [], "relu": False, **others}
-    return ops.winograd_conv(filters=filters, channels=channels, **arguments)
+def convolve(x: Tensor, filters: Tensor, channels: int = 8, **others) -> Tensor:
+    arguments = {"bias": None, "summand": None, "relu": False, **others}
+    return ops.winograd_conv(x, filters, channels=channels, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -164,17 +156,15 @@ def convolve(x: Tensor, filters: Tensor, channels: int = 8, **others) -> list[Te
     [
         (lambda x, w, f: ops.winograd_filters(w[:, :, :2], False), r"weight: expected .*3, 3"),
         (lambda x, w, f: ops.winograd_filters(w.double(), False), "weight: expected Float"),
-        (lambda x, w, f: convolve(x, f, inputs=[]), "inputs: expected one or more"),
-        (lambda x, w, f: convolve(x[0], f), "inputs: expected Float"),
-        (lambda x, w, f: convolve(x.double(), f), "inputs: expected Float"),
-        (lambda x, w, f: convolve(x, f, inputs=[x, x[:, 1:]]), "C of the first"),
+        (lambda x, w, f: convolve(x[0], f), "input: expected Float"),
+        (lambda x, w, f: convolve(x.double(), f), "input: expected Float"),
+        (lambda x, w, f: convolve(x[:, 1:], f), "filters: expected what"),
         (lambda x, w, f: convolve(x, f, 40), "filters: expected what"),
         (lambda x, w, f: convolve(x, f, bias=x[0, 0, 0]), "bias: expected Float"),
-        (lambda x, w, f: convolve(x, f, summands=[x]), "summands: expected the B"),
-        (lambda x, w, f: convolve(x, f, summands=[x, x]), "summands: expected 1, one an input"),
-        (lambda x, w, f: ops.winograd_filters_grad([x], []), "inputs: expected one or more"),
-        (lambda x, w, f: ops.winograd_filters_grad([x], [x, x]), "grads: expected 2, one an"),
-        (lambda x, w, f: ops.winograd_filters_grad([x], [x[:, :, 1:]]), "grads: expected the B"),
+        (lambda x, w, f: convolve(x, f, summand=x), "summand: expected the channels"),
+        (lambda x, w, f: convolve(x, f, summand=x[:, :, 1:]), "summand: expected the B"),
+        (lambda x, w, f: ops.winograd_filters_grad(x, x.double()), "input: expected Float"),
+        (lambda x, w, f: ops.winograd_filters_grad(x, x[:, :, 1:]), "grad: expected the B"),
     ],
 )
 def test_bad_input(call, message: str) -> None:
