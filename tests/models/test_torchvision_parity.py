@@ -63,6 +63,13 @@ def retinanet_pair() -> tuple[torch.nn.Module, Detector]:
     return theirs, ours
 
 
+def keep_statistics(model: torch.nn.Module) -> None:
+    """BatchNorms train their weights alone."""
+    for part in model.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.eval()
+
+
 @pytest.fixture(params=[faster_rcnn_pair, retinanet_pair], ids=["faster_rcnn", "retinanet"])
 def pair(request: pytest.FixtureRequest) -> tuple[torch.nn.Module, Detector]:
     torch.manual_seed(0)
@@ -72,19 +79,17 @@ def pair(request: pytest.FixtureRequest) -> tuple[torch.nn.Module, Detector]:
     return theirs.to(memory_format=torch.channels_last), ours
 
 
-@pytest.mark.parametrize(
-    # Rounding alone takes torchvision's own gradients, here, 2 % and more away from float64's.
-    ("plain", "share"),
-    [(True, 1e-3), (False, 5e-2)],
-    ids=["the modules as they are", "faster convolutions"],
-)
+@pytest.mark.parametrize("fused", [False, True])
 def test_losses_and_gradients_equal_torchvisions(
-    pair: tuple[torch.nn.Module, Detector], plain: bool, share: float
+    pair: tuple[torch.nn.Module, Detector], fused: bool
 ) -> None:
     theirs, ours = pair
     images, targets = scene()
+    if fused:  # statistics of a few pixels would magnify what Winograd's algorithm rounds
+        keep_statistics(theirs)
+        keep_statistics(ours)
     expected = theirs(images, targets)
-    with unfused() if plain else contextlib.nullcontext():
+    with contextlib.nullcontext() if fused else unfused():
         losses = ours(images, targets)
     assert set(losses) == set(expected)
     for name, loss in losses.items():
@@ -96,7 +101,8 @@ def test_losses_and_gradients_equal_torchvisions(
     for name, parameter in ours.named_parameters():
         scale = their_gradients[name].abs().max()
         difference = (parameter.grad - their_gradients[name]).abs().max()
-        assert difference <= share * scale, name
+        # Rounding may turn a ReLU over; torchvision's own two layouts are 0.9 % apart here.
+        assert difference <= (2e-2 if fused else 1e-3) * scale, name
 
 
 def test_detections_equal_torchvisions(pair: tuple[torch.nn.Module, Detector]) -> None:
