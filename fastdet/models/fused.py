@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Networks as a CPU runs them fastest: a second form of a module, for inference alone.
+"""Networks as a CPU runs them fastest: 3x3 convolutions by Winograd's algorithm, the rest fused.
 
 `run_fused(module, x)` is `module(x)`. In eval mode, without gradients, on the CPU it runs another
 form of the module: norms are folded into convolutions, oneDNN gets weights that are laid out for it
 once, and writes a sum and an activation behind a convolution together with it; the sum goes where
-a summand lies that nobody reads again. Training, graphs of torch.compile and torch.export, other
-devices and other types than float32 and bfloat16 run the module itself.
+a summand lies that nobody reads again. In training it is the module itself that runs, but for its
+3x3 convolutions in float32 (`winograd.py`). Graphs of torch.compile and torch.export, other devices
+and other types than float32 and bfloat16 run the module as it is.
 
 The form is made at a module's first call, from a trace by torch.fx, and compared with the module on
 a corner of the input. What cannot be traced, or does not agree, runs as it is. The form holds the

@@ -95,27 +95,22 @@ class _Filters:
 
 
 class _Conv(torch.autograd.Function):
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, filters: _Filters) -> Tensor:
-        return _ops.winograd_conv(x, filters.straight, bias, None, weight.shape[0], False)
+    """The convolution of a map, a weight and a bias or None, whose transforms come with them."""
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        x, weight, _, ctx.filters = inputs
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        x, weight, bias, ctx.filters = args
         ctx.save_for_backward(x, weight)
+        return _ops.winograd_conv(x, ctx.filters.straight, bias, None, weight.shape[0], False)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> Any:
         (grad,) = grads
         x, weight = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[:3])
-        if torch.is_grad_enabled():  # somebody wants the second derivative
-            sizes = [weight.shape[0]] if wanted[2] else None
-            ones, zeros = [1, 1], [0, 0]
-            backward = torch.ops.aten.convolution_backward
-            return *backward(
-                grad, x, weight, sizes, ones, ones, ones, False, zeros, 1, wanted
-            ), None
+        if torch.is_grad_enabled():  # somebody wants the second derivative, which torch's own has
+            numbers = [len(weight)], [1, 1], [1, 1], [1, 1], False, [0, 0], 1
+            return *torch.ops.aten.convolution_backward(grad, x, weight, *numbers, wanted), None
         x_grad = weight_grad = bias_grad = None
         if wanted[0]:
             x_grad = _ops.winograd_conv(grad, ctx.filters.turned, None, None, x.shape[1], False)
@@ -137,11 +132,14 @@ def _fits(
 ) -> bool:
     return (
         is_eager(x)
+        and all(t is None or _is_plain(t) for t in (x, weight, bias))
         and x.is_contiguous(memory_format=torch.channels_last)
-        and all(
-            t is None or (t.device.type == "cpu" and t.dtype == torch.float32)
-            for t in (x, weight, bias)
-        )
         and not torch.is_autocast_enabled("cpu")
+        and not torch._C._are_functorch_transforms_active()
         and has_winograd_shape(weight, stride, padding, dilation, groups)
     )
+
+
+def _is_plain(tensor: Any) -> bool:
+    kind = type(tensor) in (Tensor, nn.Parameter)
+    return kind and tensor.device.type == "cpu" and tensor.dtype == torch.float32

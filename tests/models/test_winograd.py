@@ -41,9 +41,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
     shapes: list[tuple[int, ...]] = []
     run = _Conv.forward
 
-    def forward(x: Tensor, weight: Tensor, *rest) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, *rest) -> Tensor:
         shapes.append(tuple(weight.shape))
-        return run(x, weight, *rest)
+        return run(ctx, x, weight, *rest)
 
     monkeypatch.setattr(_Conv, "forward", staticmethod(forward))
     return shapes
@@ -171,6 +171,20 @@ def test_what_does_not_fit_runs_as_it_is(name: str, runs: list[tuple[int, ...]])
     x = noise(1, conv.in_channels, 9, 9).to(conv.weight.dtype)
     assert run_fused(conv, x).equal(conv(x))
     assert runs == []
+
+
+def test_transforms_of_functions_run_as_they_are(runs: list[tuple[int, ...]]) -> None:
+    conv, x = network()[0], noise(1, 16, 5, 5)  # pyright: ignore[reportIndexIssue]
+
+    def loss(x: Tensor) -> Tensor:
+        with WinogradMode():
+            return conv(x).square().sum()
+
+    grad = torch.func.grad(loss)(x)
+    assert runs == []
+    x.requires_grad_()
+    (expected,) = torch.autograd.grad(loss(x), x)
+    torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_autocast_nchw_and_watchers_run_as_they_are(runs: list[tuple[int, ...]]) -> None:
