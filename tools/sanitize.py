@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Runs the op tests on libraries built with AddressSanitizer and UBSan: `make sanitize`.
 
-The CUDA kernels are among them, on the CPU (tests/cuda_emulation).
+The CUDA kernels are among them, on the CPU (tests/cuda_emulation): there by the laws that every
+operator obeys, since all their tests take three quarters of an hour. Arguments go to pytest
+instead: `python tools/sanitize.py tests/ops -m "not slow and not memory"` takes them all.
 
 The package goes, with those libraries, into build/sanitized; the one in the source tree stays. The
 first read or write outside a tensor and the first undefined operation end the run: conversions of
@@ -18,6 +20,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "build" / "sanitized"
 SANITIZERS = "address,undefined,float-cast-overflow"
+SELECTIONS = (
+    ["tests/ops", "-m", "not slow and not memory and not emulation"],
+    ["tests/ops/test_cuda.py", "tests/cuda_emulation", "-m", "emulation and not memory"],
+)
 
 
 def runtime(name: str) -> str:
@@ -44,7 +50,7 @@ def install() -> None:
 
 
 def main() -> None:
-    """Builds, tests, and exits as the tests do; arguments go to pytest."""
+    """Builds, tests, and exits as the first tests that fail do."""
     install()
     # libstdc++ too: the sanitizer looks up __cxa_throw before the first library that throws.
     libraries = [runtime(name) for name in ("libasan.so", "libubsan.so", "libstdc++.so.6")]
@@ -56,10 +62,11 @@ def main() -> None:
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
     }
     # pytest may not capture the file descriptor of stderr, where the sanitizers report.
-    command = [sys.executable, "-m", "pytest", "--capture=sys", "tests/ops", "tests/cuda_emulation"]
-    chosen = ["-m", "not slow and not memory", *sys.argv[1:]]
-    result = subprocess.run([*command, *chosen], cwd=TARGET, env=environment)
-    sys.exit(result.returncode)
+    for selection in [sys.argv[1:]] if sys.argv[1:] else SELECTIONS:
+        command = [sys.executable, "-m", "pytest", "--capture=sys", *selection]
+        result = subprocess.run(command, cwd=TARGET, env=environment)
+        if result.returncode:
+            sys.exit(result.returncode)
 
 
 if __name__ == "__main__":
