@@ -175,7 +175,7 @@ Tensor winograd_conv(const Tensor& input, const Tensor& filters, const std::opti
   std::vector<float> shift(panels * kWinogradPanel), outside(depth);
   if (bias) std::copy_n(data<float>(torch::stable::contiguous(*bias)), channels, shift.data());
   const float* columns = data<float>(packed);
-  const int64_t row_stride = round_up(depth, 16);
+  const int64_t row_stride = round_up(std::max<int64_t>(depth, 1), 16);
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t fitting =
       std::min(kBlockFloats / (kPositions * row_stride), round_up(from.tiles(), threads) / threads);

@@ -117,6 +117,15 @@ def test_error_is_about_a_direct_convolutions() -> None:
     assert (got - exact).abs().mean() < 4 * (direct - exact).abs().mean()
 
 
+def test_no_channels_and_no_filters() -> None:
+    x, bias = noise(2, 0, 5, 4), torch.tensor([1.5])
+    weight = torch.empty(1, 0, 3, 3)
+    assert conv(x, weight, bias).equal(torch.full((2, 1, 5, 4), 1.5))
+    assert input_grad(noise(2, 1, 5, 4), weight).shape == x.shape
+    assert ops.winograd_filters_grad(noise(2, 1, 5, 4), x).shape == weight.shape
+    assert conv(noise(2, 3, 5, 4), torch.empty(0, 3, 3, 3)).shape == (2, 0, 5, 4)
+
+
 def test_threads_do_not_matter() -> None:
     x, weight, grad = noise(2, 40, 41, 37), noise(50, 40, 3, 3), noise(2, 50, 41, 37, seed=1)
 
