@@ -5,7 +5,6 @@ In float32 and channels_last, with stride 1 and padding 1, they take 2.25 times 
 than a direct convolution (csrc/cpu/winograd.cpp). The difference is rounding.
 """
 
-import functools
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from fastdet.models.tracing import is_eager
 
 # Fewer outputs leave most of a panel of filters empty; fewer inputs are not worth a transform.
 LEAST_OUTPUTS, LEAST_INPUTS = 24, 16
+KEPT_FILTERS = 6  # as many as a head calls at a level of the pyramid before the next one's turn
 
 _ops = torch.ops.fastdet
 
@@ -53,15 +53,21 @@ class WinogradMode(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        # By the weight's identity, which it keeps in here: levels of a pyramid share theirs.
-        self.filters: dict[int, _Filters] = {}
+        # Weights and their filters by the weight's identity, the last used last.
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.conv2d and not kwargs and _fits(*args):
             x, weight, bias = args[:3]
-            filters = self.filters.setdefault(id(weight), _Filters(weight))
-            return _Conv.apply(x, weight, bias, filters)
+            return _Conv.apply(x, weight, bias, self._filters(weight))
         return func(*args, **(kwargs or {}))
+
+    def _filters(self, weight: Tensor) -> Tensor:
+        kept = self.kept.pop(id(weight), None)
+        self.kept[id(weight)] = kept or (weight, _ops.winograd_filters(weight.detach(), False))
+        if len(self.kept) > KEPT_FILTERS:
+            self.kept.pop(next(iter(self.kept)))
+        return self.kept[id(weight)][1]
 
 
 def has_winograd_shape(
@@ -79,29 +85,14 @@ def has_winograd_shape(
     )
 
 
-class _Filters:
-    """A weight's transforms, each made when it is first asked for."""
-
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight
-
-    @functools.cached_property
-    def straight(self) -> Tensor:
-        return _ops.winograd_filters(self.weight, False)
-
-    @functools.cached_property
-    def turned(self) -> Tensor:
-        return _ops.winograd_filters(self.weight, True)
-
-
 class _Conv(torch.autograd.Function):
-    """The convolution of a map, a weight and a bias or None, whose transforms come with them."""
+    """The convolution of a map, a weight and a bias or None, with the weight's filters."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        x, weight, bias, ctx.filters = args
-        ctx.save_for_backward(x, weight)
-        return _ops.winograd_conv(x, ctx.filters.straight, bias, None, weight.shape[0], False)
+        x, weight, bias, filters = args
+        ctx.save_for_backward(x, weight)  # and not the filters, which are larger
+        return _ops.winograd_conv(x, filters, bias, None, weight.shape[0], False)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -113,7 +104,8 @@ class _Conv(torch.autograd.Function):
             return *torch.ops.aten.convolution_backward(grad, x, weight, *numbers, wanted), None
         x_grad = weight_grad = bias_grad = None
         if wanted[0]:
-            x_grad = _ops.winograd_conv(grad, ctx.filters.turned, None, None, x.shape[1], False)
+            turned = _ops.winograd_filters(weight, True)
+            x_grad = _ops.winograd_conv(grad, turned, None, None, x.shape[1], False)
         if wanted[1]:
             weight_grad = _ops.winograd_filters_grad(grad, x)
         if wanted[2]:
