@@ -25,6 +25,7 @@ from fastdet.models import from_torchvision
 SIDES = ("fastdet", "torchvision")
 PRODUCTS = ("convolution", "winograd", "linear_pointwise", "::addmm", "::mm")  # in operators' names
 LARGEST = 6
+CALLS = 5  # a single one may meet a slow moment
 
 
 def of_side(side: str, network: Any) -> Any:
@@ -42,8 +43,9 @@ def inference(name: str, side: str) -> dict[str, Any]:
     for _ in range(2):
         model(images[:1])
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        model(images[:1])
-    ms = {event.key: 1e-3 * event.self_cpu_time_total for event in profiled.key_averages()}
+        for _ in range(CALLS):
+            model(images[:1])
+    ms = {e.key: 1e-3 * e.self_cpu_time_total / CALLS for e in profiled.key_averages()}
     rest = {key: t for key, t in ms.items() if not any(part in key for part in PRODUCTS)}
     largest = sorted(rest, key=lambda key: -rest[key])[:LARGEST]
     return {
