@@ -64,10 +64,12 @@ class WinogradMode(TorchFunctionMode):
 
     def _filters(self, weight: Tensor) -> Tensor:
         kept = self.kept.pop(id(weight), None)
-        self.kept[id(weight)] = kept or (weight, _ops.winograd_filters(weight.detach(), False))
+        if kept is None:
+            kept = weight, _ops.winograd_filters(weight.detach(), False)
+        self.kept[id(weight)] = kept
         if len(self.kept) > KEPT_FILTERS:
             self.kept.pop(next(iter(self.kept)))
-        return self.kept[id(weight)][1]
+        return kept[1]
 
 
 def has_winograd_shape(
