@@ -2,12 +2,14 @@
 """Where the time of an inference goes, and the memory of a training step, beside torchvision.
 
 `python -m benchmarks.detector_profile` writes results/cpu_detectors.json: for both sides of
-bench_from_torchvision.py the milliseconds of each operator in one inference as torch's profiler
-sees it, and by how much the model and a few training steps raise the peak of resident memory.
+bench_from_torchvision.py the milliseconds of each operator in an inference as torch's profiler sees
+it, and by how much the model and a few training steps raise the peak of resident memory, which
+depends on what the C library gives back. Both are medians.
 """
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 from typing import Any
@@ -25,7 +27,7 @@ from fastdet.models import from_torchvision
 SIDES = ("fastdet", "torchvision")
 PRODUCTS = ("convolution", "winograd", "linear_pointwise", "::addmm", "::mm")  # in operators' names
 LARGEST = 6
-CALLS = 5  # a single one may meet a slow moment
+CALLS, PROCESSES = 9, 5
 
 
 def of_side(side: str, network: Any) -> Any:
@@ -42,10 +44,12 @@ def inference(name: str, side: str) -> dict[str, Any]:
     model = of_side(side, network)
     for _ in range(2):
         model(images[:1])
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        for _ in range(CALLS):
+    calls: list[dict[str, float]] = []
+    for _ in range(CALLS):
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
             model(images[:1])
-    ms = {e.key: 1e-3 * e.self_cpu_time_total / CALLS for e in profiled.key_averages()}
+        calls.append({e.key: 1e-3 * e.self_cpu_time_total for e in profiled.key_averages()})
+    ms = {key: statistics.median(call.get(key, 0.0) for call in calls) for key in calls[0]}
     rest = {key: t for key, t in ms.items() if not any(part in key for part in PRODUCTS)}
     largest = sorted(rest, key=lambda key: -rest[key])[:LARGEST]
     return {
@@ -65,9 +69,15 @@ def training_peak_mib(name: str, side: str) -> float:
     return machine.peak_memory_mib() - before
 
 
-def in_new_process(name: str, side: str) -> float:
-    command = [sys.executable, "-m", __spec__.name, "--memory-of", name, side]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def training_peaks_mib(name: str) -> dict[str, int]:
+    """Of each side in new processes, in turn."""
+    peaks: dict[str, list[float]] = {side: [] for side in SIDES}
+    for _ in range(PROCESSES):
+        for side in SIDES:
+            command = [sys.executable, "-m", __spec__.name, "--memory-of", name, side]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            peaks[side].append(float(done.stdout))
+    return {side: round(statistics.median(peaks[side])) for side in SIDES}
 
 
 def main() -> None:
@@ -77,10 +87,10 @@ def main() -> None:
     if options.memory_of:
         print(training_peak_mib(*options.memory_of))
         return
+    peaks = {name: training_peaks_mib(name) for name in MODELS}
     detectors = {
         name: {
-            side: inference(name, side) | {"training_peak_mib": round(in_new_process(name, side))}
-            for side in SIDES
+            side: inference(name, side) | {"training_peak_mib": peaks[name][side]} for side in SIDES
         }
         for name in MODELS
     }

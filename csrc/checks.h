@@ -12,6 +12,7 @@
 #include "box_iou.h"
 #include "match_rule.h"
 #include "torch.h"
+#include "winograd_filters.h"
 
 namespace fastdet {
 
@@ -470,6 +471,18 @@ inline void check_mask_edges(const char* op, const Tensor& masks) {
   expect(masks.scalar_type() == kBool && masks.dim() == 3, op, "masks", "bool (N, H, W)", masks);
 }
 
+// ---- upsample_nearest ---------------------------------------------------------------------------
+
+inline void check_upsample_nearest(const char* op, const Tensor& input, int64_t height,
+                                   int64_t width) {
+  expect(input.is_cpu() && is_floating(input) && input.dim() == 4 && input.size(2) > 0 &&
+             input.size(3) > 0,
+         op, "input", "floating (B, C, H, W) with H and W above 0, on cpu", input);
+  for (const int64_t size : {height, width})
+    if (size < 1 || size > kLargestMask)
+      refuse(op, "size", "numbers in [1, 2**20]", std::to_string(size));
+}
+
 // ---- winograd -----------------------------------------------------------------------------------
 
 inline void check_winograd_filters(const char* op, const Tensor& weight) {
@@ -497,8 +510,9 @@ inline void check_winograd_conv(const char* op, const Tensor& input, const Tenso
                                 const std::optional<Tensor>& summand, int64_t channels) {
   check_winograd_map(op, "input", input);
   expect(filters.is_cpu() && filters.scalar_type() == kFloat32 && filters.dim() == 4 &&
-             filters.size(0) == 16 && filters.size(1) == (channels + 31) / 32 &&
-             filters.size(2) == input.size(1) && filters.size(3) == 32,
+             filters.size(0) == kWinogradPositions &&
+             filters.size(1) == winograd_panels(channels) && filters.size(2) == input.size(1) &&
+             filters.size(3) == kWinogradPanel,
          op, "filters", "what winograd_filters makes of Float (channels, C, 3, 3)", filters);
   if (bias)
     expect(bias->is_cpu() && bias->scalar_type() == kFloat32 && bias->dim() == 1 &&

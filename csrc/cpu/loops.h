@@ -16,6 +16,7 @@
 #include "../mask_paste.h"
 #include "../match_rule.h"
 #include "../sigmoid_focal_loss.h"
+#include "../winograd_filters.h"
 
 namespace fastdet::cpu {
 
@@ -253,8 +254,7 @@ struct MaskLoops {
                              uint8_t* out);
 };
 
-// A panel of filters is so many outputs wide; tiles are multiplied by it so many at a time.
-constexpr int64_t kWinogradPanel = 32;
+// So many tiles are multiplied by a panel of filters at a time.
 constexpr int64_t kWinogradRows = 12;
 
 // (row, k) lies at row * row_stride + k * depth_stride.

@@ -21,8 +21,7 @@
 #include <memory>
 
 #include "../checks.h"
-#include "../feature_layout.h"
-#include "huge_pages.h"
+#include "channels_last.h"
 #include "loops.h"
 #include "parallel.h"
 
@@ -30,7 +29,6 @@ namespace fastdet::cpu {
 
 namespace {
 
-constexpr int64_t kPositions = 16;
 constexpr int64_t kBlockFloats = 150'000;  // of transformed inputs: 600 KB of a 1 MB L2 cache
 constexpr int64_t kMostBlockTiles = 72;
 constexpr int64_t kChunkTiles = 256;
@@ -96,24 +94,6 @@ class TiledMap {
   int64_t image_stride_, row_stride_, pixel_stride_;
 };
 
-// (B, C, H, W) -> (B, H, W, C), a view.
-Tensor channels_to_back(const Tensor& map) {
-  return torch::stable::transpose(torch::stable::transpose(map, 1, 2), 2, 3);
-}
-
-Tensor in_channels_last(const Tensor& map) {
-  return map.stride(1) == 1 ? map
-                            : channels_to_front(torch::stable::contiguous(channels_to_back(map)));
-}
-
-// Uninitialised (B, C, H, W); no view, so that a layer behind it may write over it.
-Tensor empty_in_channels_last(int64_t images, int64_t channels, int64_t height, int64_t width) {
-  const std::array sizes = {images, channels, height, width};
-  return in_huge_pages(torch::stable::empty({sizes.data(), sizes.size()}, kFloat32, std::nullopt,
-                                            std::nullopt, std::nullopt,
-                                            torch::headeronly::MemoryFormat::ChannelsLast));
-}
-
 }  // namespace
 
 Tensor winograd_filters(const Tensor& weight, bool turned) {
@@ -121,9 +101,9 @@ Tensor winograd_filters(const Tensor& weight, bool turned) {
   const Tensor readable = torch::stable::contiguous(channels_to_back(weight));  // (O, 3, 3, C)
   const int64_t filters = weight.size(0), channels = weight.size(1);
   const int64_t outputs = turned ? channels : filters, depth = turned ? filters : channels;
-  const int64_t panels = round_up(outputs, kWinogradPanel) / kWinogradPanel;
+  const int64_t panels = winograd_panels(outputs);
   const Tensor packed =
-      in_huge_pages(empty(weight, {kPositions, panels, depth, kWinogradPanel}, kFloat32));
+      in_huge_pages(empty(weight, {kWinogradPositions, panels, depth, kWinogradPanel}, kFloat32));
   const float* taps = data<float>(readable);
   float* out = mutable_data<float>(packed);
   const int64_t position_stride = panels * depth * kWinogradPanel;
@@ -131,26 +111,26 @@ Tensor winograd_filters(const Tensor& weight, bool turned) {
   // A panel's rows of 16 channels, which fit the L1 cache while their columns come one by one.
   constexpr int64_t kChannels = 16;
   const auto pack = [&](int64_t panel, int64_t first) {
-    alignas(64) float one[kPositions * kWinogradPanel];
+    alignas(64) float one[kWinogradPositions * kWinogradPanel];
     const int64_t count = std::min(kChannels, depth - first);
     for (int64_t column = 0; column < kWinogradPanel; ++column) {
       const int64_t filter = panel * kWinogradPanel + column;
       if (filter < outputs)
         loops.filter(taps + filter * 9 * channels + first, channels, count, one);
       else
-        std::fill_n(one, kPositions * kWinogradPanel, 0.0f);
-      for (int64_t q = 0; q < kPositions; ++q) {
+        std::fill_n(one, kWinogradPositions * kWinogradPanel, 0.0f);
+      for (int64_t q = 0; q < kWinogradPositions; ++q) {
         float* to = out + q * position_stride + (panel * depth + first) * kWinogradPanel + column;
         for (int64_t i = 0; i < count; ++i) to[i * kWinogradPanel] = one[q * kWinogradPanel + i];
       }
     }
   };
   const auto pack_turned = [&](int64_t panel, int64_t filter) {
-    alignas(64) float one[kPositions * kWinogradPanel] = {};
+    alignas(64) float one[kWinogradPositions * kWinogradPanel] = {};
     const int64_t first = panel * kWinogradPanel;
     loops.filter(taps + (filter * 9 + 8) * channels + first, -channels,
                  std::min(kWinogradPanel, channels - first), one);
-    for (int64_t q = 0; q < kPositions; ++q)
+    for (int64_t q = 0; q < kWinogradPositions; ++q)
       std::copy_n(one + q * kWinogradPanel, kWinogradPanel,
                   out + q * position_stride + (panel * depth + filter) * kWinogradPanel);
   };
@@ -168,7 +148,7 @@ Tensor winograd_conv(const Tensor& input, const Tensor& filters, const std::opti
   const Tensor readable = in_channels_last(input), packed = torch::stable::contiguous(filters);
   const Tensor readable_summand = in_channels_last(summand ? *summand : input);
   const Tensor output =
-      empty_in_channels_last(input.size(0), channels, input.size(2), input.size(3));
+      empty_in_channels_last(input.size(0), channels, input.size(2), input.size(3), kFloat32);
   const TiledMap<const float> from(readable), added(readable_summand);
   const TiledMap<float> to(output);
   const int64_t depth = filters.size(2), panels = filters.size(1);
@@ -177,14 +157,14 @@ Tensor winograd_conv(const Tensor& input, const Tensor& filters, const std::opti
   const float* columns = data<float>(packed);
   const int64_t row_stride = round_up(std::max<int64_t>(depth, 1), 16);
   const int64_t threads = torch::stable::get_num_threads();
-  const int64_t fitting =
-      std::min(kBlockFloats / (kPositions * row_stride), round_up(from.tiles(), threads) / threads);
+  const int64_t fitting = std::min(kBlockFloats / (kWinogradPositions * row_stride),
+                                   round_up(from.tiles(), threads) / threads);
   const int64_t block =
       std::clamp(round_up(fitting, kWinogradRows), kWinogradRows, kMostBlockTiles);
   const WinogradLoops& loops = winograd_loops();
   parallel_for(round_up(from.tiles(), block) / block, 1, [&](int64_t first, int64_t last) {
-    const Workspace transformed(kPositions * block * row_stride);
-    const Workspace products(kPositions * block * kWinogradPanel);
+    const Workspace transformed(kWinogradPositions * block * row_stride);
+    const Workspace products(kWinogradPositions * block * kWinogradPanel);
     const int64_t position_stride = block * row_stride, product_stride = block * kWinogradPanel;
     for (int64_t b = first; b < last; ++b) {
       const int64_t begin = b * block, end = std::min(begin + block, from.tiles());
@@ -192,7 +172,7 @@ Tensor winograd_conv(const Tensor& input, const Tensor& filters, const std::opti
         loops.input(from.pixels<4>(tile, 1, outside.data()).data(), depth,
                     transformed.data() + (tile - begin) * row_stride, position_stride);
       for (int64_t panel = 0; panel < panels; ++panel) {
-        for (int64_t q = 0; q < kPositions; ++q)
+        for (int64_t q = 0; q < kWinogradPositions; ++q)
           loops.multiply({transformed.data() + q * position_stride, row_stride, 1},
                          round_up(end - begin, kWinogradRows),
                          columns + (q * panels + panel) * depth * kWinogradPanel, depth, false,
@@ -216,14 +196,21 @@ Tensor winograd_filters_grad(const Tensor& grad, const Tensor& input) {
   const Tensor readable_grad = in_channels_last(grad), readable_input = in_channels_last(input);
   const TiledMap<const float> left(readable_grad), right(readable_input);
   const int64_t filters = grad.size(1), channels = input.size(1);
+  // Before the workspaces, which it outlives: it would keep the heap from closing over theirs.
+  const Tensor out = empty_in_channels_last(filters, channels, 3, 3, kFloat32);
+  float* taps = mutable_data<float>(out);
+  if (left.tiles() == 0) {
+    fill_zero(out);
+    return out;
+  }
   const int64_t rows = round_up(filters, kWinogradRows);
-  const int64_t panels = round_up(channels, kWinogradPanel) / kWinogradPanel;
+  const int64_t panels = winograd_panels(channels);
   const int64_t columns = panels * kWinogradPanel;
   // Rows of a power of two floats would share a few sets of the L1 cache.
   const int64_t left_stride = round_up(rows, 16) + 16, panel_size = kChunkTiles * kWinogradPanel;
-  const Workspace left_chunk(kPositions * kChunkTiles * left_stride);
-  const Workspace right_chunk(kPositions * panels * panel_size);
-  const Workspace sums(kPositions * rows * columns);
+  const Workspace left_chunk(kWinogradPositions * kChunkTiles * left_stride);
+  const Workspace right_chunk(kWinogradPositions * panels * panel_size);
+  const Workspace sums(kWinogradPositions * rows * columns);
   const std::vector<float> outside(std::max(filters, channels));
   const WinogradLoops& loops = winograd_loops();
   for (int64_t first = 0; first < left.tiles(); first += kChunkTiles) {
@@ -242,7 +229,7 @@ Tensor winograd_filters_grad(const Tensor& grad, const Tensor& input) {
       }
     });
     const int64_t pieces = round_up(rows, kChunkRows) / kChunkRows;
-    parallel_for(kPositions * pieces, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(kWinogradPositions * pieces, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t q = i / pieces, row = i % pieces * kChunkRows;
         for (int64_t panel = 0; panel < panels; ++panel)
@@ -253,12 +240,6 @@ Tensor winograd_filters_grad(const Tensor& grad, const Tensor& input) {
                          columns);
       }
     });
-  }
-  const Tensor out = empty_in_channels_last(filters, channels, 3, 3);
-  float* taps = mutable_data<float>(out);
-  if (left.tiles() == 0) {
-    fill_zero(out);
-    return out;
   }
   parallel_for(filters, 8, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)

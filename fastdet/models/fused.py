@@ -4,12 +4,12 @@
 `run_fused(module, x)` is `module(x)`. In eval mode, without gradients, on the CPU it runs another
 form of the module: norms are folded into convolutions, oneDNN gets weights that are laid out for it
 once, and writes a sum and an activation behind a convolution together with it; the sum goes where
-a summand lies that nobody reads again. In training it is the module itself that runs, but for its
-3x3 convolutions in float32 (`winograd.py`). Graphs of torch.compile and torch.export, other devices
-and other types than float32 and bfloat16 run the module as it is.
+a summand lies that nobody reads again. Elsewhere, as in training, the module itself runs, but for
+its 3x3 convolutions in float32 (`winograd.py`). Graphs of torch.compile and torch.export, other
+devices and other types than float32 and bfloat16 run the module as it is.
 
 The form is made at a module's first call, from a trace by torch.fx, and compared with the module on
-a corner of the input. What cannot be traced, or does not agree, runs as it is. The form holds the
+a corner of the input. What cannot be traced, or does not agree, has no form. The form holds the
 weights once more, until `forget_fused`; the module and its state dict are not touched.
 A call costs a look at the version of each parameter: that is how a change of weights is seen, and
 by the steps of torch's optimizers, of which the fused ones leave versions as they are.
@@ -82,16 +82,17 @@ def run_fused(module: nn.Module, inputs: Inputs) -> Any:
         return module(inputs)
     dtype = _dtype(x)
     looked = _look(module) if dtype is not None else None
-    if dtype is None or looked is None:
-        with WinogradMode():
-            return module(inputs)
-    forms = _forms.setdefault(module, {})
-    key = dtype, None if isinstance(inputs, Tensor) else len(inputs)
-    form = forms.get(key)
-    if form is None or form.state != looked[0]:
-        with _making:
-            form = forms[key] = Form(_make(module, inputs, dtype), *looked)
-    return module(inputs) if form.graph is None else form.graph(_prepared(inputs, dtype))
+    if dtype is not None and looked is not None:
+        forms = _forms.setdefault(module, {})
+        key = dtype, None if isinstance(inputs, Tensor) else len(inputs)
+        form = forms.get(key)
+        if form is None or form.state != looked[0]:
+            with _making:
+                form = forms[key] = Form(_make(module, inputs, dtype), *looked)
+        if form.graph is not None:
+            return form.graph(_prepared(inputs, dtype))
+    with WinogradMode():
+        return module(inputs)
 
 
 def forget_fused(module: nn.Module) -> None:

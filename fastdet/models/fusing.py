@@ -137,6 +137,7 @@ def fused_graph(
     graph = _Tracer().trace(module, shape or None)
     parts: dict[str, Any] = dict(module.named_modules())
     _take_sizes_of_inputs(graph, parts)
+    _take_upsampling(graph)
     _fuse(graph, parts, dtype)
     _write_over_summands(graph, parts)
     for node in graph.nodes:
@@ -349,6 +350,22 @@ def _take_sizes_of_inputs(graph: fx.Graph, parts: dict[str, Any]) -> None:
             node.args = (source.args[0], "shape")
 
 
+def _take_upsampling(graph: fx.Graph) -> None:
+    """Lets coarser levels be enlarged into huge pages (csrc/cpu/upsample_nearest.cpp)."""
+    for node in graph.nodes:
+        given = {name: value for name, value in node.kwargs.items() if value not in (None, False)}
+        plain = given.keys() == {"size", "mode"} and given["mode"] == "nearest"
+        if node.target is F.interpolate and plain:
+            node.target, node.args, node.kwargs = _upsample, (*node.args, given["size"]), {}
+
+
+def _upsample(x: Tensor, size: Any) -> Tensor:
+    if x.dim() != 4 or isinstance(size, int) or not _is_channels_last(x):
+        return F.interpolate(x, size, mode="nearest")
+    height, width = size
+    return torch.ops.fastdet.upsample_nearest(x, height, width)
+
+
 # ---- weights and memory --------------------------------------------------------------------------
 
 
@@ -375,13 +392,12 @@ def _write_over_summands(graph: fx.Graph, parts: dict[str, Any]) -> None:
             continue
         x, other = node.args
         assert isinstance(other, fx.Node)
-        new = _is_fused(other, parts) or other.target is F.interpolate
         readers = [user for user in other.users if user is not node]
         if (
-            new
+            _makes_new(other, parts)
             and x is not other
             and all(
-                (_is_fused(user, parts) or user.target is F.interpolate)
+                _makes_new(user, parts)
                 and user.args[0] is other
                 and other not in user.args[1:]
                 and place[user] < place[node]
@@ -389,6 +405,11 @@ def _write_over_summands(graph: fx.Graph, parts: dict[str, Any]) -> None:
             )
         ):
             node.update_kwarg("over_other", True)
+
+
+def _makes_new(node: fx.Node, parts: dict[str, Any]) -> bool:
+    """Whether the node is a layer whose result is new memory, no view of what it reads."""
+    return _is_fused(node, parts) or node.target in (F.interpolate, _upsample)
 
 
 def _is_fused(node: fx.Node, parts: dict[str, Any], *kinds: type[nn.Module]) -> bool:

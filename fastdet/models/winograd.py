@@ -105,11 +105,11 @@ class _Conv(torch.autograd.Function):
             numbers = [len(weight)], [1, 1], [1, 1], [1, 1], False, [0, 0], 1
             return *torch.ops.aten.convolution_backward(grad, x, weight, *numbers, wanted), None
         x_grad = weight_grad = bias_grad = None
+        if wanted[1]:
+            weight_grad = _ops.winograd_filters_grad(grad, x)
         if wanted[0]:
             turned = _ops.winograd_filters(weight, True)
             x_grad = _ops.winograd_conv(grad, turned, None, None, x.shape[1], False)
-        if wanted[1]:
-            weight_grad = _ops.winograd_filters_grad(grad, x)
         if wanted[2]:
             bias_grad = grad.sum((0, 2, 3))
         return x_grad, weight_grad, bias_grad, None

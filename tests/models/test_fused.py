@@ -82,6 +82,16 @@ def pyramid(net: Any, x: Tensor) -> list[Tensor]:
     return [net.b(total), coarse]
 
 
+def enlarged(net: Any, x: Tensor) -> list[Tensor]:
+    small = net.a(x)
+    nearest = [
+        F.interpolate(small, size=(20, 13), mode="nearest"),
+        F.interpolate(small, size=12, mode="nearest"),
+        F.interpolate(small, None, 2),
+    ]
+    return [*map(net.b, nearest), F.interpolate(small, size=(4, 13), mode="bilinear")]
+
+
 def broadcast(net: Any, x: Tensor) -> Tensor:
     return net.a(x) + net.b(F.adaptive_avg_pool2d(x, 1))
 
@@ -129,6 +139,7 @@ for function in (
     summand_read_later,
     residual,
     pyramid,
+    enlarged,
     broadcast,
     written_between,
     summand_written,
@@ -160,6 +171,24 @@ def test_form_equals_module(name: str, layout: torch.memory_format) -> None:
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
         assert torch.equal(x, before)
     assert has_form(network)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pyramids_are_enlarged_by_our_kernel(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = Graph(pyramid).eval().to(dtype)
+    run_fused(network, maps().to(dtype))
+    ours = torch.ops.fastdet.upsample_nearest
+    sizes: list[Any] = []
+    monkeypatch.setattr(
+        torch.ops.fastdet,
+        "upsample_nearest",
+        lambda x, *size: (sizes.append(size), ours(x, *size))[1],
+    )
+    run_fused(network, maps().to(dtype))
+    assert sizes == [(9, 11)]
 
 
 @torch.no_grad()

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// How filters lie that Winograd's F(2x2, 3x3) has transformed: a matrix for each of 16 positions of
+// a tile, cut into panels of so many outputs, (kWinogradPositions, panels, C, kWinogradPanel).
+#pragma once
+
+#include <cstdint>
+
+namespace fastdet {
+
+constexpr int64_t kWinogradPositions = 16;
+constexpr int64_t kWinogradPanel = 32;
+
+constexpr int64_t winograd_panels(int64_t outputs) {
+  return (outputs + kWinogradPanel - 1) / kWinogradPanel;
+}
+
+}  // namespace fastdet
