@@ -4,7 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: install demo test bench lint format abi sanitize cuda-resources clean
+.PHONY: install demo test test-everything test-smaller-isas bench lint format abi sanitize \
+  cuda-resources clean
 
 install: .venv/installed
 
@@ -16,9 +17,13 @@ install: .venv/installed
 demo: install
 	$(BIN)/fastdet demo --out demo
 
-# Everything once; then the op tests on each smaller instruction set that the processor has.
-test: install
+# Everything once, and the op tests on each smaller instruction set that the processor has.
+test: test-everything test-smaller-isas
+
+test-everything: install
 	$(BIN)/python -m pytest
+
+test-smaller-isas: install
 	for isa in $$($(BIN)/python -m tests.smaller_isas); do \
 	  FASTDET_CPU_ISA=$$isa $(BIN)/python -m pytest tests/ops -m "not slow and not emulation" || exit 1; done
 

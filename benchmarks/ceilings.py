@@ -72,5 +72,5 @@ def measure() -> Ceilings:
     sides = {name: side for name, (side, _) in work.items()}
     for run in sides.values():
         run()
-    turns = alternate(sides, Rounds(seconds=0.5, least=5, most=10))
+    turns = alternate(sides, Rounds(seconds=2, least=20, most=100))
     return Ceilings(**{n: 1e-9 * work[n][1] / min(t.per_call()) for n, t in turns.items()})
