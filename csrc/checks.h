@@ -473,14 +473,16 @@ inline void check_mask_edges(const char* op, const Tensor& masks) {
 
 // ---- upsample_nearest ---------------------------------------------------------------------------
 
+constexpr int64_t kLargestSide = int64_t(1) << 24;  // up to which float32 counts every pixel
+
 inline void check_upsample_nearest(const char* op, const Tensor& input, int64_t height,
                                    int64_t width) {
   expect(input.is_cpu() && is_floating(input) && input.dim() == 4 && input.size(2) > 0 &&
              input.size(3) > 0,
          op, "input", "floating (B, C, H, W) with H and W above 0, on cpu", input);
   for (const int64_t size : {height, width})
-    if (size < 1 || size > kLargestMask)
-      refuse(op, "size", "numbers in [1, 2**20]", std::to_string(size));
+    if (size < 1 || size > kLargestSide)
+      refuse(op, "size", "numbers in [1, 2**24]", std::to_string(size));
 }
 
 // ---- winograd -----------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ Tensor upsample_nearest(const Tensor& input, int64_t height, int64_t width) {
   const int64_t images = input.size(0), channels = input.size(1);
   const Tensor output =
       empty_in_channels_last(images, channels, height, width, input.scalar_type());
+  if (output.numel() == 0) return output;  // it may have no memory to point into
   const auto bytes = static_cast<int64_t>(input.element_size());
   const int64_t pixel = channels * bytes, image_stride = readable.stride(0) * bytes,
                 row_stride = readable.stride(2) * bytes, pixel_stride = readable.stride(3) * bytes;
