@@ -292,7 +292,7 @@ def test_no_detections(name: str) -> None:
 
 
 def learning_pair(name: str, samples: int = 20_000) -> tuple[nn.Module, nn.Module]:
-    """In training and float64, looking at all anchors and proposals: nothing is left to chance."""
+    """In training and float64. So many samples are all anchors and proposals: nothing is chance."""
     theirs = copy.deepcopy(torchvision_model(name)).train().double()
     if hasattr(theirs, "rpn"):
         for part in (theirs.rpn, theirs.roi_heads):
