@@ -13,7 +13,7 @@ from benchmarks.case import Case
 from benchmarks.ceilings import stream
 from benchmarks.conftest import Beside
 from benchmarks.workloads import gradients, seeded
-from fastdet.models.winograd import WinogradConv, WinogradMode
+from fastdet.engine.winograd import WinogradConv, WinogradMode
 
 # Channels, filters, height and width, of an image of 800 x 1216.
 LAYERS = {

@@ -17,7 +17,7 @@ from rich.table import Table
 from benchmarks import results
 from benchmarks.results import Result
 from benchmarks.tables import ABSENT, times
-from fastdet.figures import three_digits
+from fastdet.report.figures import three_digits
 
 
 def table(first: Result, second: Result) -> Table:

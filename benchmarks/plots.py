@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter
 
 from benchmarks import results
 from benchmarks.results import CPU_OPS, Result
-from fastdet.figures import three_digits
+from fastdet.report.figures import three_digits
 
 GROWTH = CPU_OPS.with_name("growth.svg")
 

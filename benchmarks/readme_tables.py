@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks import results
 from benchmarks.results import CPU_DETECTORS, CPU_OPS, Result, Row, SideResult
 from benchmarks.tables import ABSENT, errors, others, times
-from fastdet.figures import three_digits
+from fastdet.report.figures import three_digits
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.results import Result, Row
-from fastdet.figures import three_digits
+from fastdet.report.figures import three_digits
 
 ABSENT = "\N{EN DASH}"
 

@@ -46,7 +46,7 @@ STABLE_TORCH_LIBRARY(fastdet, m) {
   m.def("pasted_mask_edges(Tensor masks, Tensor boxes, int height, int width, float threshold) -> (Tensor, Tensor)");
   m.def("mask_edges(Tensor masks) -> (Tensor, Tensor)");
 
-  // For networks on the CPU alone; their Python faces are fastdet/models/fusing.py and winograd.py.
+  // For networks on the CPU alone; their Python faces are fastdet/engine/fusing.py and winograd.py.
   m.def("upsample_nearest(Tensor input, int height, int width) -> Tensor");
   m.def("winograd_filters(Tensor weight, bool turned) -> Tensor");
   m.def("winograd_conv(Tensor input, Tensor filters, Tensor? bias, Tensor? summand, int channels, bool relu) -> Tensor");

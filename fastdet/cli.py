@@ -77,7 +77,7 @@ def export(
         image_size: Height and width that it takes.
         batch_size: Images that it takes at a time; None: any number.
     """
-    from fastdet.export import export_detector
+    from fastdet.deploy.export import export_detector
     from fastdet.training.detector_module import load_detector
 
     module = load_detector(checkpoint)
@@ -91,7 +91,7 @@ def demo(out: Path = Path("demo")) -> None:
     Args:
         out: Folder for data, checkpoints and report.html.
     """
-    from fastdet.demo import demo as run
+    from fastdet.report.demo import demo as run
 
     run(out)
 

@@ -24,7 +24,7 @@ from benchmarks.results import GpuWork, Point, Result, Row, SideResult
 from benchmarks.tables import missed
 from fastdet import ops
 from fastdet.bench import TREE
-from fastdet.figures import three_digits
+from fastdet.report.figures import three_digits
 
 
 def row(threads: int = 2, theirs: float = 30.0, **fields) -> Row:

@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 from fastdet.data import eval_transforms, open_dataset, write_shapes
-from fastdet.export import export_detector
+from fastdet.deploy.export import export_detector
 from fastdet.models import retinanet
 
 from .models.scenes import spread_scores

@@ -20,7 +20,7 @@ from benchmarks.gpu import detectors, masks, ops
 from benchmarks.gpu.case import GpuCase, measure
 from benchmarks.gpu.device import Device
 from benchmarks.tables import times
-from fastdet.figures import three_digits
+from fastdet.report.figures import three_digits
 
 SUITES: tuple[Callable[[Device], Iterator[GpuCase]], ...] = (
     *ops.SUITES,

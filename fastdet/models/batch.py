@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fastdet.models.tracing import is_eager
+from fastdet.engine.tracing import is_eager
 
 # ImageNet's, on which the backbones were trained.
 IMAGE_MEAN = (0.485, 0.456, 0.406)

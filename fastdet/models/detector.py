@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from fastdet.models.batch import Batch, Detections, image_sizes, pad, restore
-from fastdet.models.fused import forget_fused
+from fastdet.engine.fused import forget_fused
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 

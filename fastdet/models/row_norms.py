@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from fastdet.models.fused import run_fused
+from fastdet.engine.fused import run_fused
 from fastdet.models.losses import widened
-from fastdet.models.tracing import is_eager
+from fastdet.engine.tracing import is_eager
 
 
 def check_batch_norms(name: str, head: nn.Module) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch._inductor.config
 
 from fastdet.models import MODELS
-from fastdet.models.fused import unfused
+from fastdet.engine.fused import unfused
 
 from .scenes import named, scene, small_model, spread_scores
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from fastdet.models import MODELS, Batch, Detections, Detector
-from fastdet.models.fused import unfused
+from fastdet.engine.fused import unfused
 
 from .scenes import garbage_beyond_counts, named, scene, small_model, spread_scores
 

@@ -16,7 +16,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from fastdet.models import Detector, faster_rcnn, retinanet
-from fastdet.models.fused import unfused
+from fastdet.engine.fused import unfused
 
 from .scenes import NUM_CLASSES, scene
 

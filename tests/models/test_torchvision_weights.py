@@ -26,7 +26,7 @@ from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from fastdet.models import from_torchvision, load_torchvision_weights
-from fastdet.models.fused import has_form, unfused
+from fastdet.engine.fused import has_form, unfused
 
 from .scenes import ellipses, named
 from .test_fixed_shapes import Detect

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.fx._symbolic_trace import PH
 from torchvision.ops import FrozenBatchNorm2d
 
-from fastdet.models.winograd import WinogradConv, has_winograd_shape
+from fastdet.engine.winograd import WinogradConv, has_winograd_shape
 
 NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d, BatchNormAct2d, FrozenBatchNormAct2d)
 SUMS = (operator.add, operator.iadd, torch.add)

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdet.export import export_detector
+from fastdet.deploy.export import export_detector
 from fastdet.models import MODELS, Batch, Detections, Detector, from_torchvision
-from fastdet.models.fused import unfused
+from fastdet.engine.fused import unfused
 
 from .models.scenes import named, small_model
 from .models.test_torchvision_weights import MODELS as TORCHVISION_MODELS
@@ -107,7 +107,7 @@ def test_onnx_finds_what_the_model_finds(name: str, tmp_path: Path) -> None:
 
 WITHOUT_THE_CODE = """
 import json, sys
-sys.modules["fastdet.models"] = sys.modules["fastdet.export"] = None
+sys.modules["fastdet.models"] = sys.modules["fastdet.deploy.export"] = None
 import torch, fastdet.ops
 extra = {"metadata.json": ""}
 package = torch.export.load(sys.argv[1], extra_files=extra).module()
@@ -153,7 +153,7 @@ def test_what_cannot_be_exported(numbers: dict[str, Any], message: str) -> None:
 def test_without_onnx_it_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "fastdet.onnx_ops", raising=False)
+    monkeypatch.delitem(sys.modules, "fastdet.deploy.onnx_ops", raising=False)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ModuleNotFoundError, match=r'pip install "fastdet\[export\]"'):
         export_detector(small_model("retinanet"), tmp_path / "detector.onnx", (32, 32))

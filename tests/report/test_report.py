@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastdet.charts import Line, line_chart
+from fastdet.report.charts import Line, line_chart
 from fastdet.evaluation import ClassMetrics, CocoMetrics
 from fastdet.evaluation.coco_metrics import STATS
-from fastdet.report import Comparison, TrainedModel, smoothed, write_report
+from fastdet.report.page import Comparison, TrainedModel, smoothed, write_report
 
 
 def metrics() -> CocoMetrics:

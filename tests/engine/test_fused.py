@@ -20,7 +20,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from fastdet.models import Detector, from_torchvision
 from fastdet.models.backbones import timm_body
-from fastdet.models.fused import _forms, forget_fused, has_form, run_fused, unfused
+from fastdet.engine.fused import _forms, forget_fused, has_form, run_fused, unfused
 
 from .scenes import scene, small_model, spread_scores
 from .test_torchvision_weights import assert_same_detections, picture, torchvision_model

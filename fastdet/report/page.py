@@ -13,9 +13,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from fastdet.charts import Line, line_chart
+from fastdet.report.charts import Line, line_chart
 from fastdet.evaluation import CocoMetrics
-from fastdet.figures import three_digits
+from fastdet.report.figures import three_digits
 from fastdet.files import replacing
 
 ABSENT = "\N{EN DASH}"

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastdet import _native
-from fastdet.models.fused import run_fused, unfused
-from fastdet.models.winograd import WinogradConv, WinogradMode, _Conv
+from fastdet.engine.fused import run_fused, unfused
+from fastdet.engine.winograd import WinogradConv, WinogradMode, _Conv
 
 needs_fused_multiply_add = pytest.mark.skipif(
     _native.cpu_isa() == "baseline", reason="the algorithm saves nothing on this instruction set"

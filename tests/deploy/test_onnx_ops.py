@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdet import ops
-from fastdet.onnx_ops import translations
+from fastdet.deploy.onnx_ops import translations
 
 SIZES = torch.tensor([[60, 90], [64, 96]])
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)

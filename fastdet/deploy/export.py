@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A detector as one file, to be run where its code is not: a torch.export package or ONNX.
+
+What is saved is `detect`, after the normalisation of the pixels, for one size of image. A package
+calls fastdet's operators: whoever loads it imports `fastdet.ops` and nothing else of this project.
+ONNX has standard operators alone (`fastdet.deploy.onnx_ops`) and needs no fastdet at all.
+"""
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fastdet
+from fastdet.files import replacing
+from fastdet.models import Batch, Detections, Detector
+
+METADATA = "metadata.json"  # the file in a .pt2 package
+
+
+def export_detector(
+    model: Detector,
+    path: str | Path,
+    image_size: tuple[int, int],
+    *,
+    batch_size: int | None = 1,
+    classes: Sequence[str] | None = None,
+) -> None:
+    """Writes what `model.detect` computes to PATH.pt2 or PATH.onnx.
+
+    Both take `images` (B, C, H, W), float32 in [0, 1], RGB, and `sizes` (B, 2) int64, how much of
+    each is real, from the upper left corner on: beyond it, pixels are not looked at. Both give
+    `boxes` (B, D, 4) xyxy in pixels of `images`, `scores` (B, D), `labels` (B, D) int64 and
+    `counts` (B,) int64, highest score first; rows from an image's count on are 0. A Mask R-CNN
+    gives `masks` too, (B, D, M, M) in [0, 1]: each for the inside of its box.
+
+    A .pt2 is run so:
+
+        import fastdet.ops
+        detect = torch.export.load("detector.pt2").module()
+        found = detect(images, sizes)
+
+    and an .onnx so:
+
+        session = onnxruntime.InferenceSession("detector.onnx")
+        boxes, scores, labels, counts = session.run(None, {"images": images, "sizes": sizes})
+
+    With the file goes what `metadata` says, as JSON: in a package as the extra file metadata.json,
+    in ONNX as one metadata property for each key.
+
+    Args:
+        model: any detector of `fastdet.models`, of float32, in either mode.
+        path: the file, .pt2 or .onnx; it is replaced whole.
+        image_size: H and W, multiples of model.size_divisor.
+        batch_size: B; None: any number.
+        classes: names by label, "background" first.
+
+    Raises:
+        ValueError: another suffix; an image_size that does not divide; a wrong number of classes.
+        ModuleNotFoundError: ONNX's packages are absent; it says what to install.
+    """
+    path = Path(path)
+    if path.suffix not in (".pt2", ".onnx"):
+        raise ValueError(f"path: expected a name that ends in .pt2 or .onnx, got {path.name}")
+    if any(side < 1 or side % model.size_divisor for side in image_size):
+        raise ValueError(
+            f"image_size: expected multiples of {model.size_divisor} (size_divisor), "
+            f"got {tuple(image_size)}"
+        )
+    if classes is not None and len(classes) != model.num_classes:
+        raise ValueError(f"classes: expected {model.num_classes} names, got {len(classes)}")
+    program = _program(model, image_size, batch_size)
+    about = metadata(model, image_size, classes)
+    with replacing(path) as temporary:
+        if path.suffix == ".pt2":
+            torch.export.save(program, temporary, extra_files={METADATA: json.dumps(about)})
+        else:
+            _save_onnx(program, temporary, about)
+
+
+def metadata(
+    model: Detector, image_size: tuple[int, int], classes: Sequence[str] | None
+) -> dict[str, Any]:
+    """What whoever feeds an exported model may want to know; plain data.
+
+    Images were resized in training so that the shorter side is `min_size`, or less where the longer
+    one would exceed `max_size`. Mean and deviation are told, not needed: they are in the model.
+    """
+    return {
+        "model": type(model).__name__,
+        "classes": None if classes is None else list(classes),
+        "num_classes": model.num_classes,
+        "image_size": list(image_size),
+        "min_size": model.min_size if isinstance(model.min_size, int) else list(model.min_size),
+        "max_size": model.max_size,
+        "image_mean": list(model.image_mean),
+        "image_std": list(model.image_std),
+        "fastdet": fastdet.__version__,
+    }
+
+
+class DetectFromPixels(nn.Module):
+    """What is exported: normalisation and `detect`, with tensors and a dict at the border.
+
+    Args:
+        model: see `export_detector`.
+    """
+
+    def __init__(self, model: Detector) -> None:
+        super().__init__()
+        self.model = model
+        self.mean: Tensor
+        self.std: Tensor
+        for name, values in (("mean", model.image_mean), ("std", model.image_std)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32)[:, None, None])
+
+    def forward(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
+        """(B, C, H, W) in [0, 1] and (B, 2) -> boxes, scores, labels, counts by name."""
+        height, width = sizes.view(-1, 2, 1, 1, 1).unbind(1)
+        row = torch.arange(images.shape[2], device=images.device)[:, None]
+        column = torch.arange(images.shape[3], device=images.device)
+        real = (row < height) & (column < width)  # (B, 1, H, W)
+        pixels = ((images - self.mean) / self.std).where(real, 0.0)
+        no_boxes = images.new_zeros((images.shape[0], 1, 4))
+        batch = Batch(
+            pixels.contiguous(memory_format=torch.channels_last),
+            sizes,
+            gt_boxes=no_boxes,
+            gt_labels=torch.zeros_like(no_boxes[..., 0], dtype=torch.int64),
+            gt_counts=torch.zeros_like(sizes[:, 0]),
+        )
+        found = self.model.detect(batch)._asdict()
+        return {name: rows for name, rows in found.items() if rows is not None}
+
+
+@torch.no_grad()
+def _program(
+    model: Detector, image_size: tuple[int, int], batch_size: int | None
+) -> torch.export.ExportedProgram:
+    any_batch = {0: torch.export.Dim("batch")}
+    images = torch.zeros(batch_size or 2, len(model.image_mean), *image_size)
+    sizes = torch.tensor([image_size] * len(images))
+    # A copy, so that whoever runs the package need not switch gradients off.
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    return torch.export.export(
+        DetectFromPixels(model),
+        (images, sizes),
+        dynamic_shapes={"images": any_batch, "sizes": any_batch} if batch_size is None else None,
+        strict=True,
+    )
+
+
+def _save_onnx(program: torch.export.ExportedProgram, path: Path, about: dict[str, Any]) -> None:
+    try:
+        from fastdet.deploy.onnx_ops import translations
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f'{error}. ONNX needs more packages: pip install "fastdet[export]"', name=error.name
+        ) from error
+    outputs = len(program.graph_signature.output_specs)
+    converted = torch.onnx.export(
+        program,
+        dynamo=True,
+        verbose=False,
+        input_names=["images", "sizes"],
+        output_names=Detections._fields[:outputs],
+        custom_translation_table=translations(),
+    )
+    assert converted is not None
+    converted.model.metadata_props.update(
+        {name: json.dumps(value) for name, value in about.items()}
+    )
+    converted.save(path, external_data=False)
