@@ -6,8 +6,13 @@ torchvision's Python functions, its autograd and its autocast end in three opera
 CUDA kernels are what is replaced, in the dispatcher, for the whole process; shapes for compiling,
 gradients and autocast stay torchvision's. What our kernels do not take goes on to torchvision's,
 which computes it, or refuses it in its own words.
+
+`batched_nms` is no operator: it shifts the boxes of each class in their own type and calls nms. In
+float16 the shift overflows, in bfloat16 it rounds boxes together. So the two functions that it
+calls are replaced as well, wherever batched_nms itself was imported to.
 """
 
+import functools
 import threading
 import warnings
 from collections.abc import Callable
@@ -21,9 +26,15 @@ from fastdet.ops import library  # noqa: F401
 
 _FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
+# What torchvision.ops.boxes.batched_nms calls, for few boxes and for many.
+_BATCHED_NMS = ("_batched_nms_coordinate_trick", "_batched_nms_vanilla")
+
 _lock = threading.Lock()
 _in_force = 0  # overrides that are not undone
 _registrations: torch.library.Library | None = None
+_replaced: dict[
+    str, Any
+] = {}  # torchvision's own functions, by their names in torchvision.ops.boxes
 
 
 class Override:
@@ -62,6 +73,8 @@ def override_torchvision() -> Override:
 
     - NMS drops a box with a NaN score or a coordinate that is not finite, and takes the IoU of two
       boxes without area as 0, where torchvision has NaN.
+    - `batched_nms` compares the ids and shifts no box, so that it is exact in every type. Compiled,
+      traced and scripted code keeps torchvision's.
     - RoIAlign of a box that is not finite, or whose image does not exist, is 0; its backward is
       deterministic on the CPU, and half types are summed in float32.
 
@@ -82,6 +95,7 @@ def override_torchvision() -> Override:
     with _lock:
         if _registrations is None:
             _registrations = _register()
+            _replace_batched_nms()
         _in_force += 1
     return Override()
 
@@ -92,6 +106,7 @@ def _release() -> None:
     if _in_force == 0 and _registrations is not None:
         _registrations._destroy()
         _registrations = None
+        _restore_batched_nms()
 
 
 def _register() -> torch.library.Library:
@@ -122,20 +137,57 @@ def _has_kernel(op: str, key: str) -> bool:
         return False
 
 
+def _replace_batched_nms() -> None:
+    from torchvision.ops import boxes
+
+    for name in _BATCHED_NMS:
+        if hasattr(boxes, name):
+            _replaced[name] = getattr(boxes, name)
+            setattr(boxes, name, _batched_nms(_replaced[name]))
+
+
+def _restore_batched_nms() -> None:
+    from torchvision.ops import boxes
+
+    while _replaced:
+        setattr(boxes, *_replaced.popitem())
+
+
+def _batched_nms(theirs: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(theirs)  # whose attributes tell torch.jit to compile torchvision's
+    def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
+        if (
+            torch.compiler.is_compiling()
+            or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+            or not _are_boxes_and_scores(boxes, scores, iou_threshold)
+            or idxs.shape != scores.shape
+            or idxs.is_floating_point()
+            or idxs.device != boxes.device
+            or not _has_kernel("fastdet::batched_nms", boxes.device.type.upper())
+        ):
+            return theirs(boxes, scores, idxs, iou_threshold)
+        return torch.ops.fastdet.batched_nms(boxes, scores, idxs.long(), iou_threshold)
+
+    return batched_nms
+
+
+def _are_boxes_and_scores(boxes: Tensor, scores: Tensor, iou_threshold: float) -> bool:
+    return (
+        boxes.dtype in _FLOATING
+        and boxes.dim() == 2
+        and boxes.shape[1] == 4
+        and scores.shape == boxes.shape[:1]
+        and scores.dtype == boxes.dtype
+        and scores.device == boxes.device
+        and 0 <= iou_threshold <= 1
+    )
+
+
 def _nms(theirs: Any) -> Callable[..., Tensor]:
     ours = torch.ops.fastdet.nms.default
 
     def nms(keys: Any, dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-        usable = (
-            dets.dtype in _FLOATING
-            and dets.dim() == 2
-            and dets.shape[1] == 4
-            and scores.shape == dets.shape[:1]
-            and scores.dtype == dets.dtype
-            and scores.device == dets.device
-            and 0 <= iou_threshold <= 1
-        )
-        if not usable:
+        if not _are_boxes_and_scores(dets, scores, iou_threshold):
             return theirs.call_boxed(keys, dets, scores, iou_threshold)
         return ours(dets, scores, iou_threshold)
 

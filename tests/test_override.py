@@ -103,6 +103,58 @@ def test_nms_is_the_same(dtype, threshold, device):
     assert (empty.dtype, empty.shape) == (torch.int64, (0,))
 
 
+def boxes_by_class(classes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Each class has the same pairs of boxes of a picture of 1,200 pixels: one of each goes."""
+    corner = torch.arange(12).float()[:, None] * 96 + torch.tensor([0.0, 8.0])
+    pairs = torch.cat([torch.cat([corner, corner + 64], 1), torch.cat([corner, corner + 62], 1)])
+    boxes = pairs.repeat(classes, 1)
+    scores = torch.linspace(0.9, 0.1, len(boxes))
+    return boxes.to(dtype), scores.to(dtype), torch.arange(classes).repeat_interleave(24)
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_batched_nms_is_exact_in_every_type(dtype, many, device):
+    boxes, scores, labels = (x.to(device) for x in boxes_by_class(80 if many else 30, dtype))
+    expected = fastdet.batched_nms(boxes, scores, labels, 0.5)
+    assert len(expected) == len(boxes) // 2
+    alone = ops.batched_nms  # as another module has it, that imported it by name
+    with fastdet.override_torchvision():
+        for ids in (labels, labels.int()):
+            assert ops.boxes.batched_nms(boxes, scores, ids, 0.5).equal(expected)
+            assert alone(boxes, scores, ids, 0.5).equal(expected)
+
+
+def test_batched_nms_is_torchvisions_again_afterwards():
+    names = ("_batched_nms_coordinate_trick", "_batched_nms_vanilla")
+    before = [getattr(ops.boxes, name) for name in names]
+    with fastdet.override_torchvision(), fastdet.override_torchvision():
+        assert all(getattr(ops.boxes, n) is not old for n, old in zip(names, before, strict=True))
+    assert [getattr(ops.boxes, name) for name in names] == before
+
+
+def test_what_our_batched_nms_does_not_take_is_torchvisions():
+    boxes, scores, labels = boxes_by_class(3, torch.float32)
+    expected = ops.batched_nms(boxes, scores, labels.float(), 0.5)
+    with fastdet.override_torchvision():
+        assert ops.batched_nms(boxes, scores, labels.float(), 0.5).equal(expected)
+        with pytest.raises(RuntimeError):
+            ops.batched_nms(boxes, scores[:-1], labels, 0.5)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_scripted_batched_nms_is_torchvisions():
+    def best(boxes: Tensor, scores: Tensor, idxs: Tensor) -> Tensor:
+        return ops.boxes._batched_nms_coordinate_trick(boxes, scores, idxs, 0.5)
+
+    boxes, scores, labels = boxes_by_class(3, torch.float32)
+    expected = best(boxes, scores, labels)
+    with fastdet.override_torchvision():
+        scripted = torch.jit.script(best)
+    assert scripted(boxes, scores, labels).equal(expected)
+    assert "fastdet" not in str(scripted.inlined_graph)
+
+
 def pooled_and_gradient(x: Tensor, rois: Tensor, **options) -> tuple[Tensor, Tensor]:
     leaf = x.detach().requires_grad_()
     pooled = ops.roi_align(leaf, rois, (7, 5), 0.5, **options)
@@ -242,19 +294,22 @@ def test_scripted_code(override):
 
 @pytest.mark.slow
 def test_compiled_code_whatever_was_in_force_when_it_was_compiled():
-    def run(x: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
+    def run(x: Tensor, rois: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         pooled = ops.roi_align(x * 2, rois, 7, 0.5, 2)
-        return pooled + 1, ops.nms(rois[:, 1:], rois[:, 1], 0.5)
+        ids = torch.zeros(len(rois), dtype=torch.int64)
+        kept = ops.batched_nms(rois[:, 1:], rois[:, 1], ids, 0.5)
+        return pooled + 1, ops.nms(rois[:, 1:], rois[:, 1], 0.5), kept
 
     x, rois = features_and_rois()
     x = x.contiguous(memory_format=torch.channels_last)
-    pooled, kept = run(x.double(), rois.double())
+    pooled, kept, kept_by_class = run(x.double(), rois.double())
     compiled = torch.compile(run, fullgraph=True)
     with fastdet.override_torchvision():
         first = compiled(x, rois)
     for got in (first, compiled(x, rois)):
         torch.testing.assert_close(got[0].double(), pooled, rtol=1e-5, atol=3e-5)  # theirs needs it
         assert got[1].equal(kept)
+        assert got[2].equal(kept_by_class)
 
 
 @pytest.fixture(scope="module")
