@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Decoding: every kind of picture becomes RGB bytes, in the orientation of the annotations."""
 
+import struct
+import warnings
+import zlib
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
-from fastdet.data import read_image
+from fastdet.data import images, read_image
 
 
 def grey(value, mode):
@@ -54,19 +58,126 @@ def test_everything_becomes_rgb(tmp_path, name):
     assert (image.int() - expected).abs().max() <= tolerance
 
 
-def test_exif_orientation_counts_only_where_the_annotations_say_so(tmp_path):
-    pixels = np.zeros((4, 6, 3), np.uint8)
-    pixels[0, 0] = 255  # the stored picture's upper left corner
+ORIENTATIONS = range(1, 9)
+
+
+def oriented(path, orientation, pixels, **options):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
-    path = tmp_path / "turned.png"
-    Image.fromarray(pixels).save(path, exif=exif)
-    for stored in (read_image(path), read_image(path, (4, 6))):
-        assert stored.shape == (3, 4, 6)
-        assert stored[0, 0, 0] == 255
-    shown = read_image(path, (6, 4))
-    assert shown.shape == (3, 6, 4)
-    assert shown[0, 0, 3] == 255
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(path, exif=exif, **options)
+    return path
+
+
+def as_array(image):
+    return image.permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+@pytest.mark.parametrize("shape", [(4, 6, 3), (5, 5, 3)])
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_a_picture_is_read_as_it_is_displayed(tmp_path, orientation, shape, suffix):
+    pixels = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
+    path = tmp_path / f"turned.{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(
+        path, exif=exif, **({"lossless": True} if suffix == "webp" else {})
+    )
+    shown = np.array(ImageOps.exif_transpose(Image.open(path)))
+    np.testing.assert_array_equal(as_array(read_image(path)), shown)
+    np.testing.assert_array_equal(as_array(read_image(path, shown.shape[:2])), shown)
+    np.testing.assert_array_equal(as_array(read_image(path, exif="ignore")), pixels)
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_annotations_of_the_stored_size_get_the_stored_picture(tmp_path, orientation):
+    pixels = np.random.default_rng(0).integers(0, 255, (4, 6, 3), np.uint8)
+    path = oriented(tmp_path / "turned.png", orientation, pixels)
+    np.testing.assert_array_equal(as_array(read_image(path, (4, 6))), pixels)
+    with pytest.raises(ValueError, match="6x4 pixels, but the annotations state 4x6"):
+        read_image(path, (6, 4), exif="ignore")
+
+
+def write_png16(path, samples, significant_bits=None):
+    """A 16-bit PNG (height, width, 1 or 3), by hand: Pillow writes neither RGB nor sBIT."""
+
+    def chunk(name, content):
+        body = name + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    height, width, channels = samples.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    header = struct.pack(">IIBBBBB", width, height, 16, 0 if channels == 1 else 2, 0, 0, 0)
+    said = chunk(b"sBIT", bytes([significant_bits] * channels)) if significant_bits else b""
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + said
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.fixture
+def no_guess_yet(monkeypatch):
+    monkeypatch.setattr(images, "_guesses", set())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
+def test_few_bits_in_a_16_bit_picture_are_seen(tmp_path, bits, channels, no_guess_yet):
+    samples = np.linspace(0, (1 << bits) - 1, 24).astype(np.int64).reshape(4, 6, 1)
+    expected = np.repeat(samples >> (bits - 8), 3, axis=2)
+    path = tmp_path / "deep.png"
+    write_png16(path, samples.repeat(channels, axis=2))
+    with pytest.warns(UserWarning, match=rf"deep\.png: taken for {bits} bits a channel"):
+        np.testing.assert_array_equal(as_array(read_image(path)), expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(as_array(read_image(path)), expected)  # told once
+        np.testing.assert_array_equal(as_array(read_image(path, bit_depth=bits)), expected)
+        dark = as_array(read_image(path, bit_depth=16))
+        np.testing.assert_array_equal(dark, np.repeat(samples >> 8, 3, axis=2))
+
+
+def test_the_file_says_how_many_bits_it_uses(tmp_path, no_guess_yet):
+    samples = np.full((4, 6, 3), 100)
+    write_png16(tmp_path / "said.png", samples, significant_bits=12)
+    grey = Image.fromarray(samples[..., 0].astype(np.uint16))
+    grey.save(tmp_path / "said.tif", tiffinfo={281: 4095})
+    for name in ("said.png", "said.tif"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert (read_image(tmp_path / name) == 100 >> 4).all()
+
+
+def test_a_bit_depth_that_does_not_hold_the_samples_is_refused(tmp_path):
+    write_png16(tmp_path / "deep.png", np.full((4, 6, 1), 5000))
+    with pytest.raises(ValueError, match=r"deep\.png: expected samples of 12 bits .* got 5000"):
+        read_image(tmp_path / "deep.png", bit_depth=12)
+
+
+@pytest.mark.parametrize(("white", "value"), [(1, 0.2), (255, 51), (65535, 13107)])
+def test_floating_point_samples(tmp_path, white, value, no_guess_yet):
+    samples = np.full((4, 6), value, np.float32)
+    samples[0, 0] = white
+    Image.fromarray(samples).save(tmp_path / "float.tif")
+    with pytest.warns(UserWarning, match=f"{white} is taken for white"):
+        image = read_image(tmp_path / "float.tif")
+    assert image[:, 0, 0].tolist() == [255] * 3
+    assert image[:, 1, 1].tolist() == [51] * 3
+    samples[0, 0] = np.nan
+    Image.fromarray(samples).save(tmp_path / "nan.tif")
+    with pytest.raises(ValueError, match=r"nan\.tif: expected finite samples"):
+        read_image(tmp_path / "nan.tif")
+
+
+def test_a_picture_of_another_size_is_refused_by_its_header(tmp_path):
+    path = tmp_path / "cut.png"
+    Image.new("RGB", (60, 40)).save(path)
+    path.write_bytes(path.read_bytes()[:60])  # the header is whole, the pixels are not
+    with pytest.raises(ValueError, match="60x40 pixels, but the annotations state 7x5"):
+        read_image(path, (5, 7))
 
 
 def test_bad_files(tmp_path):
