@@ -8,6 +8,7 @@ Invariant: every box of an item has positive width and height and lies inside it
 has a pixel.
 """
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ import torch
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from fastdet.data.coco_file import CocoFile, SkippedAnnotations, read_coco_file
-from fastdet.data.images import read_image
+from fastdet.data.coco_file import AnnotationNotes, CocoFile, read_coco_file
+from fastdet.data.images import Exif, read_image
 from fastdet.data.segmentations import areas, decode
 
 Target = dict[str, Any]
@@ -32,7 +33,7 @@ class CocoDetection(Dataset[tuple[Any, Target]]):
     (int) and, with `masks`, masks (`tv_tensors.Mask`, (G, H, W) uint8 of 0 and 1); then
     `transforms(image, target)`, where given. Boxes that reach beyond the image are clipped. Crowd
     annotations are no training target: they are left out of the items, and the evaluation reads
-    them from the file. On EXIF orientation see `read_image`.
+    them from the file. Pictures are turned as their EXIF orientation says; see `read_image`.
 
     Attributes:
         classes: names by label; label 0 is "background".
@@ -49,6 +50,10 @@ class CocoDetection(Dataset[tuple[Any, Target]]):
         transforms: Callable[[Any, Target], tuple[Any, Target]] | None = None,
         keep_empty: bool = True,
         masks: bool = False,
+        *,
+        exif: Exif = "apply",
+        bit_depth: int | None = None,
+        files_anywhere: bool = False,
     ) -> None:
         """Reads the annotation file; image files are opened item by item.
 
@@ -60,12 +65,16 @@ class CocoDetection(Dataset[tuple[Any, Target]]):
             transforms: called with an item's image and target; `train_transforms()`, for example.
             keep_empty: False leaves out the images that have no box to learn from.
             masks: read the segmentations: polygons, RLE and compressed RLE.
+            exif, bit_depth: see `read_image`.
+            files_anywhere: allow file names that lead out of the image folder.
 
         Raises:
             FileNotFoundError: no annotation file.
             ValueError: broken file; see `read_coco_file`.
         """
-        file = read_coco_file(annotations, masks)
+        file = read_coco_file(
+            annotations, masks, images=images, exif=exif, files_anywhere=files_anywhere
+        )
         rows, boxes = _training_boxes(file)
         index = file.image_index[rows]
         counts = np.bincount(index, minlength=len(file.image_ids))
@@ -85,6 +94,8 @@ class CocoDetection(Dataset[tuple[Any, Target]]):
         self.annotation_file = file.path
         self.images = Path(images)
         self.transforms = transforms
+        self.exif: Exif = exif
+        self.bit_depth = bit_depth
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -92,7 +103,12 @@ class CocoDetection(Dataset[tuple[Any, Target]]):
     def __getitem__(self, index: int) -> tuple[Any, Target]:
         height, width = self._sizes[index].tolist()
         try:
-            image = read_image(self.image_path(index), (height, width))
+            image = read_image(
+                self.image_path(index),
+                (height, width),
+                exif=self.exif,
+                bit_depth=self.bit_depth,
+            )
         except (FileNotFoundError, ValueError) as error:
             raise type(error)(f"{error} (image id {self.image_ids[index]})") from error
         target = self.target(index)
@@ -125,6 +141,7 @@ def open_dataset(
     split: str,
     transforms: Callable[[Any, Target], tuple[Any, Target]] | None = None,
     masks: bool = False,
+    **options: Any,
 ) -> CocoDetection:
     """Opens a split of a data set folder.
 
@@ -132,7 +149,7 @@ def open_dataset(
         folder: in one of two layouts: `{split}.json` beside `images/`, or COCO's own
             `annotations/instances_{split}2017.json` beside `{split}2017/`.
         split: "train" or "val", as a rule.
-        transforms, masks: see `CocoDetection`.
+        transforms, masks, options: see `CocoDetection`.
 
     Raises:
         FileNotFoundError: neither layout is there.
@@ -144,7 +161,7 @@ def open_dataset(
     ]
     for annotations, images in layouts:
         if annotations.is_file():
-            return CocoDetection(images, annotations, transforms, masks=masks)
+            return CocoDetection(images, annotations, transforms, masks=masks, **options)
     looked = " nor ".join(str(annotations) for annotations, _ in layouts)
     raise FileNotFoundError(f"no split '{split}' in {folder}: neither {looked}")
 
@@ -160,17 +177,41 @@ def _training_boxes(file: CocoFile) -> tuple[np.ndarray, np.ndarray]:
     empty = (file.boxes_xywh[:, 2:] <= 0).any(1)
     outside = ~empty & (clipped[:, 2:] <= clipped[:, :2]).any(1)
     blank = np.zeros_like(empty) if file.masks is None else areas(file.masks) == 0
-    skipped = SkippedAnnotations(file.path)
+    notes = AnnotationNotes(file.path)
     kinds = {
-        "width or height is not positive": empty,
-        "bbox is outside the image": outside,
-        "the mask has no pixel": blank & ~(empty | outside),
+        "skipped: width or height is not positive": empty,
+        "skipped: bbox is outside the image": outside,
+        "skipped: the mask has no pixel": blank & ~(empty | outside),
+        "kept that repeat another: image, category and bbox are the same": _repeats(file)
+        & ~(empty | outside | blank),
     }
     for kind, wrong in kinds.items():
         if wrong.any():
             first = int(np.argmax(wrong))
             image_id = file.image_ids[file.image_index[first]]
-            skipped.add(kind, image_id, int(file.annotation_ids[first]), int(wrong.sum()))
-    skipped.warn()
+            notes.add(kind, image_id, int(file.annotation_ids[first]), int(wrong.sum()))
+    notes.warn()
+    _warn_of_crowds_alone(file)
     usable = np.flatnonzero(~(empty | outside | blank | file.crowd))
     return usable, clipped[usable]
+
+
+def _repeats(file: CocoFile) -> np.ndarray:
+    """(A,) bool: annotations that say what an earlier one says."""
+    says = np.column_stack([file.image_index, file.labels, file.crowd, file.boxes_xywh])  # (A, 7)
+    rows = np.ascontiguousarray(says).view(np.dtype((np.void, says.strides[0]))).ravel()
+    repeats = np.ones(len(rows), bool)
+    repeats[np.unique(rows, return_index=True)[1]] = False
+    return repeats
+
+
+def _warn_of_crowds_alone(file: CocoFile) -> None:
+    objects = np.bincount(file.labels[~file.crowd], minlength=len(file.names) + 1)
+    crowds = np.bincount(file.labels[file.crowd], minlength=len(file.names) + 1)
+    alone = [file.names[label - 1] for label in np.flatnonzero((objects == 0) & (crowds > 0))]
+    if alone:
+        warnings.warn(
+            f"{file.path}: of {', '.join(alone)} there are crowds (iscrowd) alone, which are no "
+            "training target",
+            stacklevel=4,
+        )

@@ -5,9 +5,13 @@ The file is parsed once, into a few NumPy columns: 65 bytes and 4 us an annotati
 in the ascending order of the file's category ids, so two splits with the same categories agree on
 them. Masks, where they are asked for, are kept as run lengths. What a file may lack or break:
 
-- no JSON, a missing key, an id that is no integer or occurs twice: ValueError, naming file and id;
-- an annotation that points nowhere, whose box is no box or whose segmentation no mask: left out,
-  with one warning per kind that counts them and names the first.
+- no JSON, a missing key, an id that is no integer or occurs twice, an image without a size or with
+  a file outside the image folder: ValueError, naming file and id;
+- an annotation that points nowhere, whose box is no box, whose segmentation no mask or whose
+  iscrowd is neither 0 nor 1: left out, with one warning per kind that counts them and names the
+  first;
+- an annotation whose area is no number, or with a bad polygon beside good ones: kept without that,
+  with the same warning.
 """
 
 import json
@@ -15,12 +19,15 @@ import math
 import warnings
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
-from fastdet.data.segmentations import Rle, read_segmentation
+from fastdet.data.images import Exif, image_size
+from fastdet.data.segmentations import Rle, read_segmentation, without_bad_polygons
+
+LONGEST_SIDE = 1_000_000  # pixels
 
 
 @dataclass(frozen=True)
@@ -58,8 +65,8 @@ class CocoFile:
     masks: list[Rle] | None
 
 
-class SkippedAnnotations:
-    """Counts the annotations of one file that were left out, by kind, and warns once for each."""
+class AnnotationNotes:
+    """Counts what is wrong with the annotations of one file, by kind, and warns once for each."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -74,27 +81,39 @@ class SkippedAnnotations:
         """One UserWarning per kind."""
         for kind, (count, image_id, annotation_id) in self.found.items():
             warnings.warn(
-                f"{self.path}: {count} annotation{'s' if count > 1 else ''} skipped: {kind} "
+                f"{self.path}: {count} annotation{'s' if count > 1 else ''} {kind} "
                 f"(first: image id {image_id}, annotation id {annotation_id})",
                 stacklevel=3,
             )
 
 
-def read_coco_file(path: str | Path, masks: bool = False) -> CocoFile:
+def read_coco_file(
+    path: str | Path,
+    masks: bool = False,
+    *,
+    images: str | Path | None = None,
+    exif: Exif = "apply",
+    files_anywhere: bool = False,
+) -> CocoFile:
     """Parses and checks an annotation file.
 
     Args:
         path: a JSON file with `images`, `annotations` and `categories`, as COCO's instances_*.json.
         masks: read the segmentations too.
+        images: the image folder, where the size of a picture is looked up whose width and height
+            are null. Without it such an image has the size (0, 0), and no masks can be read.
+        exif: see `read_image`; of the pictures that are looked up.
+        files_anywhere: allow file names that lead out of the image folder.
 
     Returns:
         Its columns, less the annotations that name no image or category of the file, whose bbox is
-        not four finite numbers or, with `masks`, whose segmentation is not polygons or run lengths
-        of the image's size.
+        not four finite numbers, whose iscrowd is neither 0 nor 1 or, with `masks`, whose
+        segmentation is not polygons or run lengths of the image's size.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: broken JSON, a missing key, an id that is no integer or occurs twice.
+        ValueError: broken JSON, a missing key, an id that is no integer or occurs twice, a width or
+            height that is no number of pixels, a file name that leads out of the image folder.
     """
     path = Path(path)
     try:
@@ -105,49 +124,58 @@ def read_coco_file(path: str | Path, masks: bool = False) -> CocoFile:
         raise ValueError(
             f"{path}: a COCO file is a JSON object, this is a {type(content).__name__}"
         )
-    images = _records(path, content, "images", ("id", "file_name", "width", "height"))
+    image_records = _records(path, content, "images", ("id", "file_name", "width", "height"))
     categories = _records(path, content, "categories", ("id", "name"))
     annotations = _records(path, content, "annotations", ("id", "image_id", "category_id", "bbox"))
-    for image in images:
-        if not all(_is_number(image[side]) and image[side] > 0 for side in ("width", "height")):
-            raise ValueError(f"{path}: image id {image['id']}: width and height must be positive")
+    file_names = [_file_name(path, image, files_anywhere) for image in image_records]
+    folder = None if images is None else Path(images)
+    sizes = [
+        _size(path, image, None if folder is None else folder / name, exif, needed=masks)
+        for image, name in zip(image_records, file_names, strict=True)
+    ]
 
     categories = sorted(categories, key=lambda category: category["id"])
-    index_of_image = {image["id"]: index for index, image in enumerate(images)}
+    names = _unique_names(path, categories)
+    index_of_image = {image["id"]: index for index, image in enumerate(image_records)}
     label_of_category = {category["id"]: label for label, category in enumerate(categories, 1)}
-    kept, rles, skipped = [], [], SkippedAnnotations(path)
+    kept, areas, rles, notes = [], [], [], AnnotationNotes(path)
     for annotation in annotations:
+        ids = annotation["image_id"], annotation["id"]
         try:
-            _check(annotation, index_of_image, label_of_category)
+            index, label = _place(annotation, index_of_image, label_of_category)
+            bbox, crowd = _bbox(annotation), _crowd(annotation)
             if masks:
-                image = images[index_of_image[annotation["image_id"]]]
-                size = int(image["height"]), int(image["width"])
-                rles.append(read_segmentation(annotation.get("segmentation"), *size))
-            kept.append(annotation)
+                segmentation = annotation.get("segmentation")
+                usable = without_bad_polygons(segmentation)
+                rles.append(read_segmentation(usable, *sizes[index]))
+                if usable is not segmentation:
+                    notes.add("kept without a polygon that has no three finite points", *ids)
         except ValueError as error:
-            skipped.add(str(error), annotation["image_id"], annotation["id"])
-    skipped.warn()
+            notes.add(f"skipped: {error}", *ids)
+            continue
+        area = annotation.get("area")
+        if area is not None and not (_is_number(area) and math.isfinite(area) and area >= 0):
+            notes.add("kept with width * height as the area: area is not a number from 0 on", *ids)
+            area = None
+        areas.append(bbox[2] * bbox[3] if area is None else area)
+        kept.append((annotation["id"], index, label, bbox, crowd))
+    notes.warn()
 
-    boxes = np.array([annotation["bbox"] for annotation in kept], np.float64).reshape(-1, 4)
-    areas = [
-        annotation.get("area", width * height)
-        for annotation, (width, height) in zip(kept, boxes[:, 2:], strict=True)
-    ]
+    columns: Any = zip(*kept, strict=True) if kept else [()] * 5
+    annotation_ids, image_index, labels, boxes, crowds = columns
     return CocoFile(
         path=path,
-        image_ids=[image["id"] for image in images],
-        file_names=[str(image["file_name"]) for image in images],
-        image_sizes=np.array(
-            [(image["height"], image["width"]) for image in images], np.int64
-        ).reshape(-1, 2),
+        image_ids=[image["id"] for image in image_records],
+        file_names=file_names,
+        image_sizes=np.array(sizes, np.int64).reshape(-1, 2),
         category_ids=[category["id"] for category in categories],
-        names=_unique_names(categories),
-        annotation_ids=np.array([annotation["id"] for annotation in kept], np.int64),
-        image_index=np.array([index_of_image[a["image_id"]] for a in kept], np.int64),
-        labels=np.array([label_of_category[a["category_id"]] for a in kept], np.int64),
-        boxes_xywh=boxes,
+        names=names,
+        annotation_ids=np.array(annotation_ids, np.int64),
+        image_index=np.array(image_index, np.int64),
+        labels=np.array(labels, np.int64),
+        boxes_xywh=np.array(boxes, np.float64).reshape(-1, 4),
         areas=np.array(areas, np.float64),
-        crowd=np.array([bool(annotation.get("iscrowd", 0)) for annotation in kept], bool),
+        crowd=np.array(crowds, bool),
         masks=rles if masks else None,
     )
 
@@ -168,7 +196,8 @@ def _records(path: Path, content: dict, name: str, keys: tuple[str, ...]) -> lis
         for key in keys:
             if key not in record:
                 raise ValueError(f"{where} has no '{key}'")
-        if not isinstance(identity, int) or isinstance(identity, bool):
+        record["id"] = identity = _integer(identity)
+        if identity is None:
             raise ValueError(f"{where}: an id must be an integer")
         if identity in seen:
             raise ValueError(f"{where} occurs more than once")
@@ -176,28 +205,81 @@ def _records(path: Path, content: dict, name: str, keys: tuple[str, ...]) -> lis
     return content[name]
 
 
-def _check(annotation: dict[str, Any], images: dict, labels: dict) -> None:
-    """Raises ValueError, saying why, where an annotation cannot be used."""
-    bbox = annotation["bbox"]
-    if not _is_known(annotation["image_id"], images):
+def _file_name(path: Path, image: dict[str, Any], anywhere: bool) -> str:
+    """The image's file below the image folder."""
+    name = image["file_name"]
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{path}: image id {image['id']}: expected a file_name, got {name!r}")
+    parts = PurePath(name)
+    if not anywhere and (parts.is_absolute() or ".." in parts.parts):
+        raise ValueError(
+            f"{path}: image id {image['id']}: file_name {name!r} leads out of the image folder; "
+            "files_anywhere=True allows it"
+        )
+    return name
+
+
+def _size(
+    path: Path, image: dict[str, Any], file: Path | None, exif: Exif, needed: bool
+) -> tuple[int, int]:
+    """Height and width of an image, from its file where the record has null."""
+    sides = image["height"], image["width"]
+    if None in sides and file is not None:
+        return image_size(file, exif)
+    if None in sides and not needed:
+        return 0, 0
+    if not all(_is_number(side) and 1 <= side <= LONGEST_SIDE for side in sides):
+        raise ValueError(
+            f"{path}: image id {image['id']}: width and height must be positive, from 1 to "
+            f"{LONGEST_SIDE}, got {image['width']!r} and {image['height']!r}"
+        )
+    return int(sides[0]), int(sides[1])
+
+
+def _place(annotation: dict[str, Any], images: dict, labels: dict) -> tuple[int, int]:
+    """The index of an annotation's image and its label, or ValueError, which says why not."""
+    index = images.get(_integer(annotation["image_id"]))
+    if index is None:
         raise ValueError("the image is not in the file")
-    if not _is_known(annotation["category_id"], labels):
+    label = labels.get(_integer(annotation["category_id"]))
+    if label is None:
         raise ValueError("the category is not in the file")
+    return index, label
+
+
+def _bbox(annotation: dict[str, Any]) -> list[float]:
+    bbox = annotation["bbox"]
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
         raise ValueError("bbox is not four numbers")
     if not all(map(math.isfinite, bbox)):
         raise ValueError("bbox is not finite")
+    return bbox
 
 
-def _is_known(identity: Any, known: dict) -> bool:
-    return isinstance(identity, int) and identity in known
+def _crowd(annotation: dict[str, Any]) -> bool:
+    crowd = annotation.get("iscrowd")
+    if crowd not in (None, 0, 1):  # of which False, True, 0.0 and 1.0 are equal to two
+        raise ValueError("iscrowd is neither 0 nor 1")
+    return bool(crowd)
+
+
+def _integer(value: Any) -> int | None:
+    """An id, which some writers give as 3.0; None for anything else."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _unique_names(categories: list[dict[str, Any]]) -> list[str]:
+def _unique_names(path: Path, categories: list[dict[str, Any]]) -> list[str]:
+    for category in categories:
+        if not isinstance(category["name"], str | int):
+            raise ValueError(
+                f"{path}: category id {category['id']}: expected a name, got {category['name']!r}"
+            )
     counts = Counter(str(category["name"]) for category in categories)
     return [
         name if counts[name] == 1 else f"{name} #{category['id']}"

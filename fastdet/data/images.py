@@ -68,10 +68,10 @@ def read_image(
                 _refuse_size(path, stored, size)  # before a pixel is decoded
             # Pillow turns a TIFF while it decodes, and then knows the orientation no more.
             is_tiff = image.format == "TIFF"
-            orientation = image.getexif().get(_ORIENTATION) if is_tiff else None
+            orientation = image.getexif().get(_ORIENTATION, 1) if is_tiff else 1
             pixels = _rgb(path, image, bit_depth)  # (height, width, 3)
             if not is_tiff:
-                orientation = image.getexif().get(_ORIENTATION)
+                orientation = image.getexif().get(_ORIENTATION, 1)
             elif orientation in _TURNS:
                 pixels = _TURNS[{6: 8, 8: 6}.get(orientation, orientation)](pixels)
     except FileNotFoundError:
@@ -85,6 +85,26 @@ def read_image(
     if size is not None and pixels.shape[:2] != size:
         _refuse_size(path, pixels.shape[:2], size)
     return tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))))
+
+
+def image_size(path: str | Path, exif: Exif = "apply") -> tuple[int, int]:
+    """The (height, width) that `read_image` gives the picture; only its header is read.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a picture.
+    """
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            # Of a TIFF Pillow gives the size that is displayed.
+            if turned and (image.format == "TIFF") == (exif == "ignore"):
+                return image.width, image.height
+            return image.height, image.width
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such image file") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: cannot be decoded: {error}") from error
 
 
 def _refuse_size(path: Path, found: tuple[int, int], stated: tuple[int, int]) -> None:

@@ -52,6 +52,18 @@ def read_segmentation(segmentation: Any, height: int, width: int) -> Rle:
     return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
 
 
+def without_bad_polygons(segmentation: Any) -> Any:
+    """The segmentation, less the polygons that are none, if any other is one.
+
+    pycocotools gives a fragment of fewer than three points no pixel, and the others theirs.
+    """
+    if isinstance(segmentation, list):
+        polygons = [points for points in segmentation if _is_polygon(points)]
+        if 0 < len(polygons) < len(segmentation):
+            return polygons
+    return segmentation
+
+
 def decode(rles: Sequence[Rle], height: int, width: int) -> np.ndarray:
     """(N, height, width) uint8 of 0 and 1."""
     if not rles:

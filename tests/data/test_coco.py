@@ -137,6 +137,8 @@ def test_boxes_keep_the_files_order_where_images_alternate(write):
         ("bbox is not four numbers", {"bbox": None}),
         ("bbox is not finite", {"bbox": [1, 2, float("nan"), 4]}),
         ("bbox is not finite", {"bbox": [1, 2, float("inf"), 4]}),
+        ("iscrowd is neither 0 nor 1", {"iscrowd": "0"}),
+        ("iscrowd is neither 0 nor 1", {"iscrowd": 2}),
         ("width or height is not positive", {"bbox": [1, 2, 0, 4]}),
         ("width or height is not positive", {"bbox": [1, 2, 3, -4]}),
         ("bbox is outside the image", {"bbox": [40, 2, 3, 4]}),
@@ -168,6 +170,16 @@ def test_bad_annotations_are_counted_in_one_warning(write, kind, bad):
         ({"images": [{"file_name": "x"}]}, "image number 0 has no 'id'"),
         ({"images": [3]}, "image number 0 is not an object"),
         ({"images": [{"id": 1, "file_name": "x", "width": 0, "height": 2}]}, "image id 1: width"),
+        *[
+            ({"images": [{"id": 1, "file_name": "x", "width": side, "height": 2}]}, "image id 1: w")
+            for side in (-1, 0.5, 1e30, math.inf, math.nan, "9", True, [9])
+        ],
+        *[
+            ({"images": [{"id": 1, "file_name": name, "width": 9, "height": 2}]}, "image id 1: ")
+            for name in (None, "", 7, "../x.png", "sub/../../x.png", "/x.png")
+        ],
+        ({"categories": [{"id": 4, "name": None}]}, "category id 4: expected a name, got None"),
+        ({"annotations": [annotation(id=3.5)]}, "annotation id 3.5: an id must be an integer"),
         ({"images": CONTENT["images"] + CONTENT["images"][:1]}, "image id 5 occurs more than once"),
         ({"categories": [{"id": "a", "name": "x"}]}, "category id 'a': an id must be an integer"),
         ({"categories": [{"id": 4, "name": "x"}] * 2}, "category id 4 occurs more than once"),
@@ -191,6 +203,87 @@ def test_areas_names_and_crowds_of_the_file(write):
     assert file.names == ["cell #1", "other", "cell #3"]
     assert file.crowd.tolist() == [True, False]
     assert file.areas.tolist() == [25, 25]
+
+
+def test_repeated_annotations_are_counted_in_one_warning(write):
+    again = [annotation(id=i) for i in range(100, 105)]
+    others = [annotation(id=1, bbox=[1, 1, 5, 6]), annotation(id=2, image_id=0)]
+    with pytest.warns(UserWarning, match="4 annotations kept that repeat another") as caught:
+        dataset = opened(write(content(annotations=[*others, *again])))
+    assert len(caught) == 1
+    assert "(first: image id 5, annotation id 101)" in str(caught[0].message)
+    assert len(dataset.target(0)["boxes"]) == 6
+
+
+def test_a_class_of_crowds_alone_is_noted(write):
+    crowd = [annotation(id=1, iscrowd=1), annotation(id=2, category_id=4)]
+    with pytest.warns(UserWarning, match=r"of nine there are crowds \(iscrowd\) alone"):
+        opened(write(content(annotations=crowd)))
+
+
+@pytest.mark.parametrize(("area", "warned"), [(None, 0), ("", 1), ([25], 1), (-1, 1), (True, 1)])
+def test_an_area_that_is_no_number_is_that_of_the_box(write, area, warned):
+    path = write(content(annotations=[annotation(area=area, bbox=[1, 1, 5, 4])]))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert read_coco_file(path).areas.tolist() == [20]
+    assert len(caught) == warned
+    for warning in caught:
+        assert "1 annotation kept with width * height as the area" in str(warning.message)
+        assert "(first: image id 5, annotation id 100)" in str(warning.message)
+
+
+def test_ids_may_be_written_as_integral_floats(write):
+    floats = annotation(id=100.0, image_id=5.0, category_id=9.0)
+    images = [{**image, "id": float(image["id"])} for image in CONTENT["images"]]
+    categories = [{**category, "id": float(category["id"])} for category in CONTENT["categories"]]
+    path = write(content(images=images, categories=categories, annotations=[floats]))
+    file = read_coco_file(path)
+    assert file.image_ids == [5, 7, 0]
+    assert file.category_ids == [0, 4, 9]
+    assert all(type(i) is int for i in file.image_ids + file.category_ids)
+    assert file.labels.tolist() == [3]
+
+
+@pytest.mark.parametrize("crowd", [0, 1, False, True, 0.0, 1.0, None])
+def test_crowds(write, crowd):
+    path = write(content(annotations=[annotation(iscrowd=crowd)]))
+    assert read_coco_file(path).crowd.tolist() == [bool(crowd)]
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "jpg"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_size_of_null_is_read_from_the_picture(write, tmp_path, orientation, suffix):
+    images = [{"id": 5, "file_name": f"b.{suffix}", "width": None, "height": None}]
+    path = write(content(images=images, annotations=[annotation(segmentation=[TRIANGLE])]))
+    turn = Image.Exif()
+    turn[0x0112] = orientation
+    Image.new("RGB", (40, 30)).save(tmp_path / "images" / f"b.{suffix}", exif=turn)
+    for exif in ("apply", "ignore"):
+        upright = orientation in (1, 3) or exif == "ignore"
+        image, target = opened(path, masks=True, exif=exif)[0]
+        assert image.shape == ((3, 30, 40) if upright else (3, 40, 30))
+        assert target["masks"].shape == (1, *image.shape[1:])
+    assert read_coco_file(path).image_sizes.tolist() == [[0, 0]]  # nobody said where it lies
+    with pytest.raises(ValueError, match="image id 5: width and height must be positive"):
+        read_coco_file(path, masks=True)
+
+
+def test_files_outside_the_image_folder_are_read_where_that_is_allowed(write, tmp_path):
+    images = [{"id": 5, "file_name": "../outside.png", "width": 40, "height": 30}]
+    path = write(content(images=images, annotations=[]))
+    Image.new("RGB", (40, 30)).save(tmp_path / "outside.png")
+    assert opened(path, files_anywhere=True)[0][0].shape == (3, 30, 40)
+    with pytest.raises(ValueError, match=r"image id 5: file_name '\.\./outside\.png' leads out"):
+        opened(path)
+
+
+def test_options_reach_the_pictures(write, tmp_path):
+    path = write(CONTENT)
+    pixels = np.full((30, 40), 1000, np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "images" / "b.png")
+    assert (opened(path, bit_depth=12)[0][0] == 1000 >> 4).all()
+    assert (open_dataset(tmp_path, "train", bit_depth=16)[0][0] == 1000 >> 8).all()
 
 
 def test_bad_images_are_errors_that_name_the_image_id(write, tmp_path):
@@ -346,6 +439,20 @@ def test_bad_masks_are_counted_in_one_warning(write, kind, segmentation):
     assert "(first: image id 5, annotation id 101)" in str(caught[0].message)
     assert len(dataset.target(0)["masks"]) == 1
     assert len(opened(path).target(0)["boxes"]) == 3  # who wants no masks is not warned
+
+
+@pytest.mark.parametrize("fragment", [[5, 5], [1, 2, 3, 4]])
+def test_a_bad_polygon_beside_good_ones_is_left_out_alone(coco_of, write, fragment):
+    square = [5, 5, 25, 5, 25, 20, 5, 20]
+    annotations = [
+        annotation(id=i, bbox=[5, 5, 20, 14 + i], segmentation=[square, fragment]) for i in (1, 2)
+    ]
+    with pytest.warns(UserWarning, match="2 annotations kept without a polygon") as caught:
+        target = opened(write(content(annotations=annotations)), masks=True).target(0)
+    assert len(caught) == 1
+    coco = coco_of([annotation(id=1, segmentation=[square, fragment])])
+    assert np.array_equal(target["masks"][0].numpy(), coco.annToMask(coco.anns[1]))
+    assert len(target["boxes"]) == 2
 
 
 @pytest.mark.parametrize("name", ["coco_by", "nuclei"])
