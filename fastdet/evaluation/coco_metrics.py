@@ -37,6 +37,8 @@ STATS: tuple[str, ...] = (
     "ARl",
 )
 
+FEW = (1, 10)  # detections an image, of AR1 and AR10
+
 
 class ClassMetrics(NamedTuple):
     """One class's row. AP and AP50 are -1 where n_gt, the number of objects, is 0."""
@@ -52,7 +54,8 @@ class CocoMetrics:
     """What an evaluation found. -1 stands for "nothing to find", as in pycocotools.
 
     Attributes:
-        stats: COCO's twelve, by the names of `STATS`.
+        stats: COCO's twelve, by the names of `STATS`; the recall of all detections is named after
+            their number, AR300 where an image may have 300.
         per_class: in the order of the category ids.
         pr_curves: recall (101,) and precision (101,) at IoU 0.5 by class name; classes without
             objects have none.
@@ -78,7 +81,12 @@ class CocoEvaluator:
     """
 
     def __init__(
-        self, annotation_file: str | Path, category_ids: list[int], masks: bool = False
+        self,
+        annotation_file: str | Path,
+        category_ids: list[int],
+        masks: bool = False,
+        *,
+        max_detections: int = 100,
     ) -> None:
         """Reads the ground truth.
 
@@ -87,11 +95,17 @@ class CocoEvaluator:
             category_ids: the annotation file's id of each label, from label 1 on.
             masks: evaluate masks beside the boxes; annotations without a readable segmentation are
                 then no objects to find, with a warning.
+            max_detections: of an image the best so many count. COCO's 100 are too few where an
+                image has more objects: those beyond can then never be found.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: broken file, or a category id that it lacks.
+            ValueError: broken file, a category id that it lacks, or max_detections below 11.
         """
+        if max_detections <= FEW[-1]:
+            raise ValueError(
+                f"max_detections: expected a number above {FEW[-1]}, got {max_detections}"
+            )
         file = read_coco_file(annotation_file, masks)
         unknown = [i for i in category_ids if i not in set(file.category_ids)]
         if unknown:
@@ -122,6 +136,7 @@ class CocoEvaluator:
             segmentation=cast(Any, file.masks),  # a list of dicts, but not of dicts alone
         )
         self._evaluates_masks = masks
+        self._max_detections = max_detections
         self.reset()
 
     def reset(self) -> None:
@@ -202,6 +217,7 @@ class CocoEvaluator:
             ]
         evaluation = COCOeval(self._ground_truth, self._ground_truth.load_res(found), kind)
         evaluation.params.img_ids = list(self._rows)
+        evaluation.params.max_dets = [*FEW, self._max_detections]
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summary_lines()
@@ -271,7 +287,7 @@ def _metrics(
 ) -> CocoMetrics:
     accumulated = evaluation.eval
     assert accumulated is not None
-    # (IoU thresholds, recall thresholds, classes), all areas, 100 detections an image
+    # (IoU thresholds, recall thresholds, classes), all areas, the most detections an image
     precision = np.asarray(accumulated["precision"])[:, :, :, 0, -1]
     recall = np.asarray(evaluation.params.rec_thrs)
     per_class, pr_curves = [], {}
@@ -281,7 +297,9 @@ def _metrics(
         )
         if count:
             pr_curves[name] = (recall, precision[0, :, k].copy())
-    stats: dict[str, float] = dict(zip(STATS, np.asarray(evaluation.stats).tolist(), strict=True))
+    most = evaluation.params.max_dets[-1]
+    names_of_stats = [f"AR{most}" if name == "AR100" else name for name in STATS]
+    stats = dict(zip(names_of_stats, np.asarray(evaluation.stats).tolist(), strict=True))
     return CocoMetrics(stats, per_class, pr_curves, images, images_in_file)
 
 

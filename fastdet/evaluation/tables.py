@@ -14,7 +14,6 @@ _MEANING = {
     "APl": "AP, large (area > 96²)",
     "AR1": "AR, 1 detection an image",
     "AR10": "AR, 10 detections",
-    "AR100": "AR, 100 detections",
     "ARs": "AR, small",
     "ARm": "AR, medium",
     "ARl": "AR, large",
@@ -27,7 +26,9 @@ def stats_table(metrics: CocoMetrics, title: str = "COCO metrics") -> Table:
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in metrics.stats.items():
-        table.add_row(_MEANING[name], format_metric(value), end_section=name in ("APl", "AR100"))
+        meaning = _MEANING.get(name) or f"AR, {name[2:]} detections"
+        most = name not in _MEANING
+        table.add_row(meaning, format_metric(value), end_section=name == "APl" or most)
     return table
 
 

@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,6 +108,66 @@ def test_equal_to_pycocotools_to_the_last_bit(shared_data, name, ties):
         else:
             assert row.name not in metrics.pr_curves
     assert (metrics.images, metrics.images_in_file) == (len(dataset), len(dataset))
+
+
+def crowded_file(path: Path, objects: int) -> Path:
+    """One image of a grid of objects."""
+    boxes = [[i % 25 * 40, i // 25 * 40, 30, 30] for i in range(objects)]
+    path.write_text(
+        json.dumps(
+            {
+                "images": [{"id": 1, "file_name": "a.png", "width": 1000, "height": 1000}],
+                "categories": [{"id": 1, "name": "a"}],
+                "annotations": [
+                    {
+                        "id": i,
+                        "image_id": 1,
+                        "category_id": 1,
+                        "bbox": box,
+                        "area": 900,
+                        "iscrowd": 0,
+                    }
+                    for i, box in enumerate(boxes, 1)
+                ],
+            }
+        )
+    )
+    return path
+
+
+@pytest.mark.parametrize(("most", "precision"), [(100, 41 / 101), (250, 1.0), (300, 1.0)])
+def test_max_detections_lets_more_than_100_objects_be_found(tmp_path, most, precision):
+    file = crowded_file(tmp_path / "crowded.json", 250)
+    boxes = torch.tensor([a["bbox"] for a in json.loads(file.read_text())["annotations"]]).float()
+    boxes[:, 2:] += boxes[:, :2]
+    found = {
+        "boxes": boxes,
+        "scores": torch.linspace(0.9, 0.1, 250),
+        "labels": torch.ones(250, dtype=torch.int64),
+    }
+    evaluator = CocoEvaluator(file, [1], max_detections=most)
+    evaluator.update([1], [found])
+    stats = evaluator.compute().stats
+    assert stats["AP"] == pytest.approx(precision)
+    assert stats["AP50"] == pytest.approx(precision)
+    assert stats[f"AR{most}"] == pytest.approx(most / 250 if most < 250 else 1)
+    assert list(stats).index(f"AR{most}") == STATS.index("AR100")
+
+    truth = COCO(str(file))
+    theirs = COCOeval(truth, truth.loadRes(coco_results([1], [found], [1])), "bbox")
+    theirs.params.maxDets = [1, 10, most]
+    theirs.evaluate()
+    theirs.accumulate()
+    ours = evaluator.accumulated().eval
+    assert ours is not None
+    for array in ("precision", "recall", "scores"):
+        assert np.array_equal(np.asarray(ours[array]), theirs.eval[array]), array
+
+
+def test_max_detections_has_a_least(tmp_path):
+    file = crowded_file(tmp_path / "crowded.json", 3)
+    with pytest.raises(ValueError, match="max_detections: expected a number above 10, got 10"):
+        CocoEvaluator(file, [1], max_detections=10)
 
 
 def with_masks(dataset, found, rng):
