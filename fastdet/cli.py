@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastdet.training.options import ModelName, TrainOptions
+from fastdet.training.options import Exif, ModelName, TrainOptions
 
 if TYPE_CHECKING:
     from fastdet.evaluation import CocoMetrics
@@ -50,6 +50,9 @@ def predict(
     out: Path,
     score_threshold: float = 0.5,
     annotations: Path | None = None,
+    exif: Exif = "apply",
+    bit_depth: int | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Detect on pictures: annotated copies, and detections.json in COCO's results format.
 
@@ -59,11 +62,25 @@ def predict(
         out: Folder for the results.
         score_threshold: Detections below it are left out.
         annotations: COCO file that gives the pictures their image ids; else they count from 1.
+        exif: Take pictures as their EXIF orientation displays them, or as they are stored.
+        bit_depth: Bits that pictures of more than 8 bits a channel use; unset: as the file says.
+        overwrite: Write over files that are in the folder already.
     """
     from fastdet.prediction import predict as run
 
-    count = run(checkpoint, images, out, score_threshold, annotations)
-    print(f"{count} detections: {out / 'detections.json'}")
+    found = run(
+        checkpoint,
+        images,
+        out,
+        score_threshold,
+        annotations,
+        exif=exif,
+        bit_depth=bit_depth,
+        overwrite=overwrite,
+    )
+    print(f"{len(found.detections)} detections: {out / 'detections.json'}")
+    if found.unreadable:
+        sys.exit(f"fastdet: {len(found.unreadable)} pictures could not be read")
 
 
 def export(

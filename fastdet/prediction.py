@@ -1,21 +1,58 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A checkpoint applied to picture files: annotated pictures and COCO results."""
+"""A checkpoint applied to picture files: annotated pictures and COCO results.
+
+What took time is kept: results are on disk at least every half minute, a picture that cannot be
+read is named and left out, and no file is written over that was there before, unless that is asked
+for; an input picture never is.
+"""
 
 import json
+import sys
+import time
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastdet.data import eval_transforms, read_image
+from fastdet.data.images import Exif
 from fastdet.evaluation import coco_results
 from fastdet.evaluation.pictures import draw_boxes
 from fastdet.files import replacing
 from fastdet.training.detector_module import DetectorModule, load_detector
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+WRITE_EVERY = 30.0  # seconds
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture file.
+
+    Attributes:
+        path: the file.
+        name: its path below the folder that was given, or its name.
+    """
+
+    path: Path
+    name: PurePath
+
+
+@dataclass
+class Prediction:
+    """What was found on pictures.
+
+    Attributes:
+        detections: COCO results.
+        unreadable: why, for each picture that could not be read.
+    """
+
+    detections: list[dict[str, Any]] = field(default_factory=list)
+    unreadable: dict[Path, str] = field(default_factory=dict)
 
 
 def predict(
@@ -24,50 +61,82 @@ def predict(
     out: Path,
     score_threshold: float = 0.5,
     annotations: Path | None = None,
-) -> int:
+    *,
+    exif: Exif = "apply",
+    bit_depth: int | None = None,
+    overwrite: bool = False,
+) -> Prediction:
     """Detect on picture files and write what was found.
 
     Writes OUT/<name>.jpg for each picture, OUT/detections.json (COCO results) and OUT/images.json
-    (a COCO file of the pictures and categories, which maps image ids to file names).
+    (a COCO file of the pictures and categories, which maps image ids to file names). A picture that
+    cannot be read is named on stderr and has no detections.
 
     Args:
         checkpoint: a file that a training wrote.
-        images: picture files, and folders whose pictures are taken in name order.
+        images: picture files, and folders whose pictures, those of inner folders too, are taken in
+            the order of their names.
         out: folder for the results.
         score_threshold: detections below it are left out everywhere.
         annotations: COCO file whose image ids are used; without it, they count from 1.
+        exif, bit_depth: see `read_image`.
+        overwrite: write over files that are in OUT already.
 
     Returns:
-        The number of detections.
+        Detections and the pictures that could not be read.
+
+    Raises:
+        FileNotFoundError: no picture.
+        FileExistsError: a file to write is there already, or is an input picture.
+        ValueError: a picture that `annotations` does not have, or has more than once.
     """
-    files = picture_files(images)
-    records = image_records(files, annotations)
+    pictures = picture_files(images)
+    records = image_records(pictures, annotations)
+    drawings = [out / name for name in drawing_names(pictures)]
+    results, index = out / "detections.json", out / "images.json"
+    _check_outputs([*drawings, results, index], pictures, overwrite)
     module = load_detector(checkpoint)
     if torch.cuda.is_available():
         module = module.cuda()
-    results: list[dict[str, Any]] = []
-    for file, record in zip(files, records, strict=True):
-        image = read_image(file, _stated_size(record))
-        found = detect(module, [image], score_threshold)[0]
-        picture = draw_boxes(
-            image,
-            found["boxes"],
-            found["labels"],
-            module.classes,
-            found["scores"],
-            found.get("masks"),
-        )
-        with replacing(out / f"{file.stem}.jpg") as temporary:
-            picture.save(temporary, quality=92)
-        results += coco_results([record["id"]], [found], module.category_ids)
-        record["height"], record["width"] = image.shape[-2:]
     categories = [
         {"id": category_id, "name": name}
         for category_id, name in zip(module.category_ids, module.classes[1:], strict=True)
     ]
-    _write_json(out / "detections.json", results)
-    _write_json(out / "images.json", {"images": records, "categories": categories})
-    return len(results)
+    prediction, written = Prediction(), time.monotonic()
+    try:
+        for picture, record, drawing in zip(pictures, records, drawings, strict=True):
+            try:
+                image = read_image(
+                    picture.path, _stated_size(record), exif=exif, bit_depth=bit_depth
+                )
+            except (FileNotFoundError, ValueError) as error:
+                prediction.unreadable[picture.path] = str(error)
+                print(f"fastdet: left out: {error}", file=sys.stderr, flush=True)
+                continue
+            found = detect(module, [image], score_threshold)[0]
+            record["height"], record["width"] = image.shape[-2:]
+            _draw(drawing, image, found, module.classes)
+            prediction.detections += coco_results([record["id"]], [found], module.category_ids)
+            if time.monotonic() - written > WRITE_EVERY:
+                _write_json(results, prediction.detections)
+                written = time.monotonic()
+    finally:  # what was found is kept when a person stops it, or the disk is full of pictures
+        _write_json(results, prediction.detections)
+        _write_json(index, {"images": records, "categories": categories})
+    return prediction
+
+
+def _draw(path: Path, image: Tensor, found: dict[str, Tensor], classes: Sequence[str]) -> None:
+    drawing = draw_boxes(
+        image,
+        found["boxes"],
+        found["labels"],
+        classes,
+        found["scores"],
+        found.get("masks"),
+    )
+    with replacing(path) as temporary:
+        drawing.save(temporary, quality=92)
 
 
 @torch.inference_mode()
@@ -84,45 +153,114 @@ def detect(
     return detections
 
 
-def picture_files(paths: Sequence[Path]) -> list[Path]:
-    """The picture files among `paths`, folders opened one level deep.
+def picture_files(paths: Sequence[Path]) -> list[Picture]:
+    """The picture files among `paths`, and those in folders among them, at any depth.
+
+    Hidden files are left out, among them the "._" files that one system writes beside pictures.
 
     Raises:
         FileNotFoundError: a path does not exist, or there is no picture at all.
-        ValueError: two pictures have one name, so that their results would overwrite each other.
     """
-    files: list[Path] = []
+    pictures: list[Picture] = []
     for path in paths:
         if path.is_dir():
-            files += sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
+            files = (f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES)
+            shown = (f for f in files if f.is_file() and not f.name.startswith("."))
+            pictures += [Picture(f, f.relative_to(path)) for f in sorted(shown)]
         elif path.exists():
-            files.append(path)
+            pictures.append(Picture(path, PurePath(path.name)))
         else:
             raise FileNotFoundError(f"{path} does not exist")
-    if not files:
+    if not pictures:
         places = ", ".join(map(str, paths))
         raise FileNotFoundError(f"no picture ({' '.join(SUFFIXES)}) in {places}")
-    by_stem: dict[str, Path] = {}
-    for file in files:
-        if (other := by_stem.setdefault(file.stem, file)) is not file:
-            raise ValueError(f"{other} and {file} would both be written to {file.stem}.jpg")
-    return files
+    return pictures
 
 
-def image_records(files: Sequence[Path], annotations: Path | None) -> list[dict[str, Any]]:
-    """COCO's image records of the files: id, file_name and, from an annotation file, the size."""
+def drawing_names(pictures: Sequence[Picture]) -> list[PurePath]:
+    """Where each picture is drawn below the output folder: a.jpg of a.png.
+
+    a.png and a.tif are drawn as a.png.jpg and a.tif.jpg.
+
+    Raises:
+        ValueError: two pictures have the same name below the folders that were given.
+    """
+    names = [picture.name.with_suffix(".jpg") for picture in pictures]
+    uses = Counter(names)
+    for i, picture in enumerate(pictures):
+        if uses[names[i]] > 1:
+            names[i] = picture.name.with_name(f"{picture.name.name}.jpg")
+    seen: dict[PurePath, Picture] = {}
+    for name, picture in zip(names, pictures, strict=True):
+        other = seen.setdefault(name, picture)
+        if other is not picture:
+            raise ValueError(
+                f"{other.path} and {picture.path} would both be drawn as {name}: give the folder "
+                "that holds both"
+            )
+    return names
+
+
+def _check_outputs(outputs: Sequence[Path], pictures: Sequence[Picture], overwrite: bool) -> None:
+    inputs = {picture.path.resolve() for picture in pictures}
+    for path in outputs:
+        if path.resolve() in inputs:
+            raise FileExistsError(f"{path} is an input picture: give another folder for the output")
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"{path} exists: give --overwrite, or another folder")
+
+
+def image_records(pictures: Sequence[Picture], annotations: Path | None) -> list[dict[str, Any]]:
+    """COCO's image records of the pictures: id, file_name and, from an annotation file, the size.
+
+    A picture's record is the one whose file_name agrees with its path in the most last parts: all
+    parts of the file_name, or all those of the path below the folder that was given.
+
+    Raises:
+        ValueError: a picture without a record, with two that agree as well, or a record that two
+            pictures would have.
+    """
     if annotations is None:
-        return [{"id": i, "file_name": file.name} for i, file in enumerate(files, 1)]
-    known = json.loads(annotations.read_text(encoding="utf-8"))["images"]
-    by_name = {Path(record["file_name"]).name: record for record in known}
-    missing = [file.name for file in files if file.name not in by_name]
-    if missing:
-        raise ValueError(f"{annotations} has no image named {missing[0]} ({len(missing)} missing)")
-    return [by_name[file.name] for file in files]
+        return [{"id": i, "file_name": str(p.name)} for i, p in enumerate(pictures, 1)]
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for record in json.loads(annotations.read_text(encoding="utf-8"))["images"]:
+        by_name.setdefault(PurePath(record["file_name"]).name, []).append(record)
+    records, pictures_of = [], {}
+    for picture in pictures:
+        record = _record_of(picture, by_name.get(picture.name.name, []), annotations)
+        other = pictures_of.setdefault(record["id"], picture)
+        if other is not picture:
+            raise ValueError(
+                f"{annotations}: image id {record['id']}, {record['file_name']}, would be both "
+                f"{other.path} and {picture.path}"
+            )
+        records.append(record)
+    return records
+
+
+def _record_of(
+    picture: Picture, candidates: Sequence[dict[str, Any]], annotations: Path
+) -> dict[str, Any]:
+    path = picture.path.absolute().parts
+    agreeing: dict[int, list[dict[str, Any]]] = {}
+    for record in candidates:
+        name = PurePath(record["file_name"]).parts
+        pairs = list(zip(reversed(path), reversed(name), strict=False))
+        agree = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
+        if agree >= min(len(name), len(picture.name.parts)):
+            agreeing.setdefault(agree, []).append(record)
+    if not agreeing:
+        raise ValueError(f"{annotations} has no image named {picture.name}")
+    best = agreeing[max(agreeing)]
+    if len(best) > 1:
+        names = ", ".join(str(record["file_name"]) for record in best[:3])
+        raise ValueError(f"{annotations}: {picture.path} may be any of {names}")
+    return best[0]
 
 
 def _stated_size(record: dict[str, Any]) -> tuple[int, int] | None:
-    return (record["height"], record["width"]) if "height" in record else None
+    height, width = record.get("height"), record.get("width")
+    return (height, width) if height and width else None
 
 
 def _write_json(path: Path, content: object) -> None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import get_args
+from typing import Any, get_args
 
 import lightning
 import numpy as np
@@ -87,7 +87,7 @@ def test_predict_writes_and_draws_masks(shapes: Path, tmp_path: Path) -> None:
     trainer.strategy.connect(module)
     trainer.save_checkpoint(tmp_path / "any.ckpt")
     picture = shapes / "images" / "val_00000.png"
-    assert predict(tmp_path / "any.ckpt", [picture], tmp_path, 0.0) > 5
+    assert len(predict(tmp_path / "any.ckpt", [picture], tmp_path, 0.0).detections) > 5
     for result in json.loads((tmp_path / "detections.json").read_text()):
         x, y, width, height = result["bbox"]
         assert result["segmentation"]["size"] == [64, 64]
@@ -100,18 +100,173 @@ def test_predict_writes_and_draws_masks(shapes: Path, tmp_path: Path) -> None:
     assert float((drawn - before) @ towards) > 0.2 * float(towards @ towards)
 
 
-def test_predict_takes_ids_from_annotations(shapes: Path, tmp_path: Path) -> None:
-    from fastdet.prediction import image_records
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A RetinaNet without training, which finds something everywhere."""
+    from fastdet.training.detector_module import DetectorModule
 
+    torch.manual_seed(0)
+    numbers = {"fpn_channels": 8, "min_size": 64, "max_size": 64, "score_thresh": 0.0}
+    module = DetectorModule("retinanet", "resnet10t", ["background", "any"], [7], numbers)
+    trainer = lightning.Trainer(logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(module)
+    path = tmp_path_factory.mktemp("checkpoint") / "any.ckpt"
+    trainer.save_checkpoint(path)
+    return path
+
+
+def annotation_file(path: Path, names: list[str]) -> Path:
+    images = [{"id": 500 + i, "file_name": name} for i, name in enumerate(names)]
+    path.write_text(json.dumps({"images": images}))
+    return path
+
+
+def write_pictures(folder: Path, *names: str) -> Path:
+    for i, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), (i * 40 % 256, 99, 200)).save(folder / name)
+    return folder
+
+
+def ids(images: Path, annotations: Path | None) -> list[int]:
+    from fastdet.prediction import image_records, picture_files
+
+    return [record["id"] for record in image_records(picture_files([images]), annotations)]
+
+
+def test_predict_takes_ids_from_annotations(shapes: Path, tmp_path: Path) -> None:
     content = json.loads((shapes / "val.json").read_text())
     for image in content["images"]:
         image["id"] += 500
     (tmp_path / "val.json").write_text(json.dumps(content))
     file = shapes / "images" / "val_00002.png"
-    assert [r["id"] for r in image_records([file], tmp_path / "val.json")] == [503]
-    assert [r["id"] for r in image_records([file], None)] == [1]
+    assert ids(file, tmp_path / "val.json") == [503]
+    assert ids(file, None) == [1]
+    write_pictures(tmp_path, "nothing.png")
     with pytest.raises(ValueError, match=r"no image named nothing\.png"):
-        image_records([Path("nothing.png")], tmp_path / "val.json")
+        ids(tmp_path / "nothing.png", tmp_path / "val.json")
+
+
+def test_ids_belong_to_paths_and_not_to_base_names(tmp_path: Path) -> None:
+    images = write_pictures(tmp_path / "images", "cam1/0001.png", "cam2/0001.png", "cam2/0002.png")
+    write = annotation_file
+    exact = write(tmp_path / "a.json", ["cam2/0001.png", "cam1/0001.png", "cam2/0002.png"])
+    assert ids(images, exact) == [501, 500, 502]
+    assert ids(images / "cam2", exact) == [500, 502]
+    assert ids(images / "cam2" / "0001.png", exact) == [500]
+    longer = write(tmp_path / "b.json", ["x/cam1/0001.png", "x/cam2/0001.png", "x/cam2/0002.png"])
+    assert ids(images, longer) == [500, 501, 502]
+    short = write(tmp_path / "c.json", ["0001.png", "0002.png"])
+    assert ids(images / "cam2", short) == [500, 501]
+    with pytest.raises(ValueError, match=r"image id 500, 0001\.png, would be both .*cam1.*cam2"):
+        ids(images, short)
+    other = write(tmp_path / "d.json", ["cam3/0001.png", "cam4/0001.png", "cam2/0002.png"])
+    with pytest.raises(ValueError, match=r"no image named cam1/0001\.png"):
+        ids(images, other)
+    twice = write(tmp_path / "e.json", ["cam1/0001.png", "cam1/0001.png"])
+    with pytest.raises(ValueError, match=r"may be any of cam1/0001\.png, cam1/0001\.png"):
+        ids(images / "cam1", twice)
+
+
+def test_predict_draws_in_the_folders_of_the_pictures(checkpoint: Path, tmp_path: Path) -> None:
+    names = "a.png", "a.tif", "cam1/a.png", "cam2/a.png", "cam2/b.jpg", "._c.png"
+    images = write_pictures(tmp_path / "images", *names)
+    out = tmp_path / "out"
+    main(f"predict --checkpoint {checkpoint} --images {images} --out {out}".split())
+    drawn = {str(path.relative_to(out)) for path in out.rglob("*.jpg")}
+    assert drawn == {"a.png.jpg", "a.tif.jpg", "cam1/a.jpg", "cam2/a.jpg", "cam2/b.jpg"}
+    records = json.loads((out / "images.json").read_text())["images"]
+    assert [record["file_name"] for record in records] == sorted(names[:-1])
+
+
+def test_predict_writes_over_nothing(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = write_pictures(tmp_path / "images", "a.jpg", "b.png")
+    before = (images / "a.jpg").read_bytes()
+    command = f"predict --checkpoint {checkpoint} --images {images} --out".split()
+    for option in ([], ["--overwrite"]):
+        with pytest.raises(SystemExit, match=r"a\.jpg is an input picture"):
+            main([*command, str(images), *option])
+    assert (images / "a.jpg").read_bytes() == before
+    assert len(list(images.iterdir())) == 2
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "images.json").write_text("mine")
+    with pytest.raises(SystemExit, match=r"images\.json exists: give --overwrite"):
+        main([*command, str(out)])
+    assert (out / "images.json").read_text() == "mine"
+    main([*command, str(out), "--overwrite"])
+    assert json.loads((out / "images.json").read_text())["images"]
+
+
+def test_predict_goes_on_after_a_picture_that_cannot_be_read(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = write_pictures(tmp_path / "images", "a.png", "b.png", "c.png")
+    (images / "b.png").write_bytes(b"no picture")
+    out = tmp_path / "out"
+    command = f"predict --checkpoint {checkpoint} --images {images} --out {out}"
+    with pytest.raises(SystemExit, match="1 pictures could not be read") as stop:
+        main([*command.split(), "--score-threshold", "0"])
+    assert stop.value.code not in (0, None)
+    assert "b.png: cannot be decoded" in capsys.readouterr().err
+    results = json.loads((out / "detections.json").read_text())
+    assert {result["image_id"] for result in results} == {1, 3}
+    assert not (out / "b.jpg").exists()
+
+
+def test_what_predict_found_is_kept_when_it_is_stopped(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastdet import prediction
+
+    images = write_pictures(tmp_path / "images", "a.png", "b.png", "c.png")
+    read = prediction.read_image
+
+    def stopped_at_c(path: Path, *args: Any, **options: Any) -> torch.Tensor:
+        if path.name == "c.png":
+            # What a kill would leave: the file is written as results come.
+            assert json.loads((tmp_path / "out" / "detections.json").read_text())
+            raise KeyboardInterrupt
+        return read(path, *args, **options)
+
+    monkeypatch.setattr(prediction, "read_image", stopped_at_c)
+    monkeypatch.setattr(prediction, "WRITE_EVERY", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        prediction.predict(checkpoint, [images], tmp_path / "out", 0.0)
+    results = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert {result["image_id"] for result in results} == {1, 2}
+
+
+def test_predict_sees_pictures_as_they_are_displayed(checkpoint: Path, tmp_path: Path) -> None:
+    turn = Image.Exif()
+    turn[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png", exif=turn)
+    command = f"predict --checkpoint {checkpoint} --images {tmp_path / 'a.png'}"
+    main([*command.split(), "--out", str(tmp_path / "shown")])
+    main([*command.split(), "--out", str(tmp_path / "stored"), "--exif", "ignore"])
+    for folder, (width, height) in (("shown", (30, 40)), ("stored", (40, 30))):
+        record = json.loads((tmp_path / folder / "images.json").read_text())["images"][0]
+        assert (record["width"], record["height"]) == (width, height)
+        drawn = Image.open(tmp_path / folder / "a.jpg")
+        assert drawn.width * height == drawn.height * width
+
+
+def test_predict_takes_the_bit_depth(checkpoint: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.full((30, 40), 4095, np.uint16)).save(tmp_path / "a.png")
+    command = f"predict --checkpoint {checkpoint} --images {tmp_path / 'a.png'}"
+    for bits, brightest in ((12, 255), (16, 15)):
+        out = tmp_path / str(bits)
+        main([*command.split(), "--out", str(out), "--bit-depth", str(bits)])
+        assert abs(int(np.asarray(Image.open(out / "a.jpg")).max()) - brightest) <= 2
+
+
+def test_the_choices_of_exif_are_those_of_read_image() -> None:
+    from fastdet.data.images import Exif
+    from fastdet.training import options
+
+    assert get_args(options.Exif) == get_args(Exif)
 
 
 def test_detections_below_the_threshold_are_left_out() -> None:
@@ -129,14 +284,15 @@ def test_detections_below_the_threshold_are_left_out() -> None:
     assert kept["boxes"].shape == (2, 4)
 
 
-def test_predict_refuses_pictures_that_would_overwrite_each_other(tmp_path: Path) -> None:
-    from fastdet.prediction import picture_files
+def test_pictures_of_one_name_are_refused(tmp_path: Path) -> None:
+    from fastdet.prediction import drawing_names, picture_files
 
-    for name in ("a.png", "b.txt", "a.jpg"):
-        (tmp_path / name).touch()
-    with pytest.raises(ValueError, match=r"a\.jpg and .*a\.png"):
-        picture_files([tmp_path])
-    assert picture_files([tmp_path / "a.png"]) == [tmp_path / "a.png"]
+    folder = write_pictures(tmp_path, "cam1/a.png", "cam2/a.png", "cam2/notes.txt.png")
+    (folder / "b.txt").touch()
+    with pytest.raises(ValueError, match=r"cam1/a\.png and .*cam2/a\.png would both be drawn as a"):
+        drawing_names(picture_files([folder / "cam1", folder / "cam2"]))
+    assert [str(name) for name in drawing_names(picture_files([folder / "cam1"]))] == ["a.jpg"]
+    assert [p.path for p in picture_files([folder / "cam1/a.png"])] == [folder / "cam1/a.png"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no picture"):
         picture_files([tmp_path / "empty"])

@@ -8,6 +8,8 @@ from typing import Literal
 # The keys of fastdet.models.MODELS; mask_rcnn needs data with segmentations.
 ModelName = Literal["faster_rcnn", "fcos", "mask_rcnn", "retinanet"]
 
+Exif = Literal["apply", "ignore"]  # see fastdet.data.read_image
+
 
 @dataclass(frozen=True)
 class TrainOptions:
