@@ -29,8 +29,8 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
 from fastdet.engine.fusing import fused_graph
-from fastdet.engine.tracing import is_eager
 from fastdet.engine.winograd import WinogradMode
+from fastdet.ops.tracing import is_eager
 
 CORNER = 128  # pixels
 # Between a module and its form, as a share of the output's norm; rounding differs, and no more.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fastdet import _native
-from fastdet.engine.tracing import is_eager
+from fastdet.ops.tracing import is_eager
 
 # Fewer outputs leave most of a panel of filters empty; fewer inputs are not worth a transform.
 LEAST_OUTPUTS, LEAST_INPUTS = 24, 16

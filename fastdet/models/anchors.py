@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdet.engine.tracing import is_eager
+from fastdet.ops.tracing import is_eager
 
 Cells = tuple[tuple[tuple[float, ...], ...], ...]  # (L, cells of a location, 4)
 

@@ -66,7 +66,7 @@ class DetectionDataModule(lightning.LightningDataModule):
         workers: loading processes; None: none without a GPU, else up to 8.
         seed: of order and augmentation.
         validation_split: the split that validation reads.
-        masks: targets have masks.
+        masks: targets have masks; see `read_masks`.
     """
 
     def __init__(
@@ -85,8 +85,17 @@ class DetectionDataModule(lightning.LightningDataModule):
         beside_gpu = min(8, os.cpu_count() or 1)
         self.workers = workers if workers is not None else beside_gpu if on_gpu else 0
         self.seed = seed
+        self.validation_split = validation_split
         self.masks = masks
-        self.validation = open_dataset(folder, validation_split, eval_transforms(), masks)
+        self.validation = self._open_validation()
+
+    def read_masks(self) -> None:
+        """Gives the targets masks, for a model that learns them; reads the validation split again.
+
+        The classes are known without masks, so that the model can be built first and asked.
+        """
+        self.masks = True
+        self.validation = self._open_validation()
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled, augmented batches; a last, smaller one is left out."""
@@ -102,6 +111,9 @@ class DetectionDataModule(lightning.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Any]:
         """The validation images in the dataset's order."""
         return DataLoader(self.validation, batch_size=self.batch_size, **self._loading())
+
+    def _open_validation(self) -> CocoDetection:
+        return open_dataset(self.folder, self.validation_split, eval_transforms(), self.masks)
 
     def _loading(self) -> dict[str, Any]:
         return {

@@ -32,7 +32,8 @@ class TrainOptions:
     """Longest side that the shorter side's target may lead to."""
     size_divisor: int = 32
     """Height and width of a batch are multiples of it: larger means fewer shapes, more padding."""
-    fpn_channels: int = 256
+    fpn_channels: int | None = None
+    """Width of the feature pyramid; unset: the model's own, 256."""
     precision: str = "32-true"
     """As Lightning spells it: 32-true, bf16-mixed, 16-mixed."""
     workers: int | None = None

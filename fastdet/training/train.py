@@ -66,7 +66,7 @@ def train(options: TrainOptions, model_options: dict[str, Any] | None = None) ->
 
     Args:
         options: see `TrainOptions`.
-        model_options: further keywords of the model's constructor.
+        model_options: further keyword arguments of the function that builds the model.
 
     Returns:
         The module with the last weights; `.metrics` are its last validation's.
@@ -79,13 +79,7 @@ def train(options: TrainOptions, model_options: dict[str, Any] | None = None) ->
     if last.exists() and not options.resume:
         raise FileExistsError(f"{last} exists: give --resume to go on, or another --out")
     lightning.seed_everything(options.seed, workers=True, verbose=False)
-    data = DetectionDataModule(
-        options.data,
-        options.batch_size,
-        options.workers,
-        options.seed,
-        masks=options.model == "mask_rcnn",
-    )
+    data = DetectionDataModule(options.data, options.batch_size, options.workers, options.seed)
     module = DetectorModule(
         model=options.model,
         backbone=options.backbone,
@@ -95,13 +89,15 @@ def train(options: TrainOptions, model_options: dict[str, Any] | None = None) ->
             "min_size": options.min_size,
             "max_size": options.max_size,
             "size_divisor": options.size_divisor,
-            "fpn_channels": options.fpn_channels,
+            **({} if options.fpn_channels is None else {"fpn_channels": options.fpn_channels}),
             **(model_options or {}),
         },
         pretrained_backbone=options.pretrained,
         lr=options.lr,
         seed=options.seed,
     )
+    if module.model.learns_masks:
+        data.read_masks()
     resume = last if options.resume else None
     steps_done = 0
     if resume is not None:
