@@ -20,6 +20,7 @@ from torch.fx._symbolic_trace import PH
 from torchvision.ops import FrozenBatchNorm2d
 
 from fastdet.engine.winograd import WinogradConv, has_winograd_shape
+from fastdet.ops.upsample_nearest import upsample_nearest
 
 NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d, BatchNormAct2d, FrozenBatchNormAct2d)
 SUMS = (operator.add, operator.iadd, torch.add)
@@ -351,7 +352,7 @@ def _take_sizes_of_inputs(graph: fx.Graph, parts: dict[str, Any]) -> None:
 
 
 def _take_upsampling(graph: fx.Graph) -> None:
-    """Lets coarser levels be enlarged into huge pages (csrc/cpu/upsample_nearest.cpp)."""
+    """Replaces nearest-neighbour resizes by our operator, which writes into huge pages."""
     for node in graph.nodes:
         given = {name: value for name, value in node.kwargs.items() if value not in (None, False)}
         plain = given.keys() == {"size", "mode"} and given["mode"] == "nearest"
@@ -363,7 +364,7 @@ def _upsample(x: Tensor, size: Any) -> Tensor:
     if x.dim() != 4 or isinstance(size, int) or not _is_channels_last(x):
         return F.interpolate(x, size, mode="nearest")
     height, width = size
-    return torch.ops.fastdet.upsample_nearest(x, height, width)
+    return upsample_nearest(x, height, width)
 
 
 # ---- weights and memory --------------------------------------------------------------------------
