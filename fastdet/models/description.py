@@ -193,10 +193,14 @@ def _run(
 
 
 def _parts(model: Detector) -> Iterator[tuple[str, nn.Module]]:
-    """The modules two levels below the model; whole, a backbone without a pyramid."""
+    """The model's modules, each divided into its own modules once.
+
+    Not divided: a layer, a Sequential, a backbone without a pyramid.
+    """
     for name, child in model.named_children():
-        own = next(child.parameters(recurse=False), None)
-        if own is not None or (name == "backbone" and not hasattr(child, "fpn")):
+        layer = next(child.parameters(recurse=False), None) is not None
+        whole_backbone = name == "backbone" and not hasattr(child, "fpn")
+        if layer or isinstance(child, nn.Sequential) or whole_backbone:
             yield name, child
         else:
             yield from ((f"{name}.{inner}", part) for inner, part in child.named_children())
