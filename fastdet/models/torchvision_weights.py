@@ -314,12 +314,13 @@ def _border(transform: Any) -> Border:
     if transform._skip_resize:
         _refuse("transform._skip_resize", "False: training would not resize, detection would", True)
     min_sizes = list(transform.min_size)
-    width_and_height: Any = transform.fixed_size
+    width_and_height = transform.fixed_size
+    height_and_width: Any = width_and_height and tuple(reversed(width_and_height))
     return Border(
         min_size=min_sizes if len(min_sizes) > 1 else min_sizes[0],
         max_size=transform.max_size,
         size_divisor=transform.size_divisible,
-        fixed_size=width_and_height and tuple(reversed(width_and_height)),
+        fixed_size=height_and_width,
         image_mean=tuple(map(float, transform.image_mean)),
         image_std=tuple(map(float, transform.image_std)),
     )
