@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from fastdet.engine.fused import run_fused
 from fastdet.models.anchors import Cells, cell_anchors
 from fastdet.models.backbones import feature_maps, level_scales, timm_pyramid
 from fastdet.models.batch import Batch

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdet.engine.fused import run_fused
 from fastdet.models.anchors import Cells, cell_anchors, in_anchor_order, pyramid_anchors
 from fastdet.models.backbones import feature_maps, timm_pyramid
 from fastdet.models.batch import Batch

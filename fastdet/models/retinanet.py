@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastdet.engine.fused import run_fused
 from fastdet.models.anchors import Cells, cell_anchors, in_anchor_order, pyramid_anchors
 from fastdet.models.backbones import feature_maps, timm_pyramid
 from fastdet.models.batch import Batch

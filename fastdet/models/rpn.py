@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdet.engine.fused import run_fused
 from fastdet.models.anchors import Cells, in_anchor_order, pyramid_anchors
 from fastdet.models.batch import Batch
 from fastdet.models.losses import box_regression_loss, widened
