@@ -18,7 +18,7 @@ from fastdet.ops.winograd import winograd_conv, winograd_filters, winograd_filte
 
 # Fewer outputs leave most of a panel of filters empty; fewer inputs are not worth a transform.
 LEAST_OUTPUTS, LEAST_INPUTS = 24, 16
-KEPT_FILTERS = 6  # as many as a head calls at a level of the pyramid before the next one's turn
+KEPT_FILTERS = 6  # a head calls about so many convolutions at one level before the next level
 
 
 class WinogradConv(nn.Module):
@@ -48,7 +48,7 @@ class WinogradConv(nn.Module):
 
 
 class WinogradMode(TorchFunctionMode):
-    """Within it convolutions that the algorithm fits run by it, their gradients too."""
+    """Within it the algorithm computes the convolutions that it fits, and their gradients."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class WinogradMode(TorchFunctionMode):
 def has_winograd_shape(
     weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> bool:
-    """Whether the algorithm fits a convolution of this shape, and this processor it."""
+    """Whether the algorithm can compute such a convolution, and is faster on this processor."""
     outputs, inputs, *sides = weight.shape
     return (
         sides == [3, 3]
@@ -100,7 +100,7 @@ class _Conv(torch.autograd.Function):
         (grad,) = grads
         x, weight = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[:3])
-        if torch.is_grad_enabled():  # somebody wants the second derivative, which torch's own has
+        if torch.is_grad_enabled():  # create_graph=True: torch's own is differentiable again
             numbers = [len(weight)], [1, 1], [1, 1], [1, 1], False, [0, 0], 1
             return *torch.ops.aten.convolution_backward(grad, x, weight, *numbers, wanted), None
         x_grad = weight_grad = bias_grad = None

@@ -6,27 +6,24 @@ particular to it: `class_layers`, `anchor_cells`, `learns_masks`, `parameter_gro
 description and export ask a detector for these, and never which family it is.
 """
 
-import dataclasses
-import functools
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import ParamSpec, Self
+from typing_extensions import Self
 
 from fastdet.engine.fused import forget_fused, run_fused
 from fastdet.models.anchors import Cells
 from fastdet.models.batch import Batch, restore
 from fastdet.models.border import Border
 from fastdet.models.checks import check_num_classes
+from fastdet.models.deprecation import moved_to_border
 from fastdet.models.running import networks_run_by
 from fastdet.ops import paste_masks
 from fastdet.ops.detections import Detections
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
-Parameters = ParamSpec("Parameters")
 
 
 class ParameterGroup(NamedTuple):
@@ -49,6 +46,13 @@ class Detector(nn.Module):
     Raises:
         ValueError: less than 2 classes.
     """
+
+    min_size = moved_to_border("min_size")
+    max_size = moved_to_border("max_size")
+    size_divisor = moved_to_border("size_divisor")
+    fixed_size = moved_to_border("fixed_size")
+    image_mean = moved_to_border("image_mean")
+    image_std = moved_to_border("image_std")
 
     def __init__(
         self,
@@ -184,54 +188,6 @@ class Detector(nn.Module):
 
     def _weighted(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: loss * self.loss_weights.get(name, 1.0) for name, loss in losses.items()}
-
-
-def _moved_to_border(name: str) -> property:
-    """The deprecated attribute `name` of a Detector, which its border has now."""
-    warning = f"a detector's {name} is now its border's: model.border.{name}"
-
-    def read(model: Detector) -> Any:
-        warnings.warn(warning, DeprecationWarning, stacklevel=2)
-        return getattr(model.border, name)
-
-    def write(model: Detector, value: Any) -> None:
-        warnings.warn(warning, DeprecationWarning, stacklevel=2)
-        model.border = dataclasses.replace(model.border, **{name: value})
-
-    return property(read, write)
-
-
-for _field in dataclasses.fields(Border):
-    setattr(Detector, _field.name, _moved_to_border(_field.name))
-
-
-def or_from_options(
-    parts_of: Callable[..., dict[str, Any]],
-) -> Callable[[Callable[Parameters, None]], Callable[Parameters, None]]:
-    """Lets the __init__ of a detector also take (backbone, num_classes, **options): deprecated.
-
-    Args:
-        parts_of: makes the arguments of the __init__ from those.
-    """
-
-    def decorate(init: Callable[Parameters, None]) -> Callable[Parameters, None]:
-        @functools.wraps(init)
-        def either(self: Detector, *args: Any, **options: Any) -> None:
-            first = args[0] if args else options.get("border", options.get("backbone"))
-            if not isinstance(first, nn.Module):
-                return init(self, *args, **options)  # type: ignore[call-arg]
-            name = type(self).__name__
-            warnings.warn(
-                f"{name}(backbone, num_classes, ...) is deprecated: build it of a Border and its "
-                "parts, or by its builder function",
-                DeprecationWarning,
-                stacklevel=2,
-            )
-            return init(self, **parts_of(*args, **options))  # type: ignore[call-arg]
-
-        return either  # type: ignore[return-value]
-
-    return decorate
 
 
 def channels_last(model: AnyModule) -> AnyModule:

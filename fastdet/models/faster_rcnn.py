@@ -15,7 +15,8 @@ from fastdet.models.anchors import Cells, cell_anchors
 from fastdet.models.backbones import feature_maps, level_scales, timm_pyramid
 from fastdet.models.batch import Batch
 from fastdet.models.border import IMAGE_MEAN, IMAGE_STD, Border
-from fastdet.models.detector import Detector, channels_last, or_from_options
+from fastdet.models.deprecation import or_from_options
+from fastdet.models.detector import Detector, channels_last
 from fastdet.models.necks import LastLevelMaxPool
 from fastdet.models.roi_heads import (
     FastRCNNPredictor,

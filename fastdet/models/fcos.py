@@ -18,7 +18,8 @@ from fastdet.models.anchors import Cells, cell_anchors, in_anchor_order, pyramid
 from fastdet.models.backbones import feature_maps, timm_pyramid
 from fastdet.models.batch import Batch
 from fastdet.models.border import IMAGE_MEAN, IMAGE_STD, Border
-from fastdet.models.detector import Detector, channels_last, or_from_options
+from fastdet.models.deprecation import or_from_options
+from fastdet.models.detector import Detector, channels_last
 from fastdet.models.losses import PRIOR_LOGIT, masked_iou_loss, widened
 from fastdet.models.necks import LastLevelP6P7
 from fastdet.models.running import run

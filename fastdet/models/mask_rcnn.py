@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 
 from fastdet.models.backbones import level_scales, timm_pyramid
-from fastdet.models.detector import channels_last, or_from_options
+from fastdet.models.deprecation import or_from_options
+from fastdet.models.detector import channels_last
 from fastdet.models.faster_rcnn import FasterRCNN, faster_rcnn_parts
 from fastdet.models.necks import LastLevelMaxPool
 from fastdet.models.roi_heads import MaskBranch, RoIPooling

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Batches for a training: order and augmentation are a function of (seed, epoch, image).
 
-Each item is made under its own random seed. So the batches of an epoch are the same with any
-number of workers, and the same when a training stopped and resumed.
+Each item is made with its own random seed. So the batches of an epoch are the same with any number
+of workers, and the same after a training stopped and resumed.
 """
 
 import os
@@ -41,7 +41,7 @@ class EpochShuffle(Sampler[Key]):
 
 
 class SeededItems(Dataset[Any]):
-    """The items of a dataset, each made under a random seed of its own."""
+    """The items of a dataset, each made with a random seed of its own."""
 
     def __init__(self, dataset: CocoDetection, seed: int) -> None:
         self.dataset = dataset
@@ -63,7 +63,7 @@ class DetectionDataModule(lightning.LightningDataModule):
     Args:
         folder: what `fastdet.data.open_dataset` opens.
         batch_size: images a batch.
-        workers: loading processes; None: none without a GPU, else up to 8.
+        workers: loading processes; None: up to 8 if there is a GPU, else none.
         seed: of order and augmentation.
         validation_split: the split that validation reads.
         masks: targets have masks; see `read_masks`.

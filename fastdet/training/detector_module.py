@@ -38,8 +38,8 @@ class DetectorModule(lightning.LightningModule):
         model_options: further keyword arguments of that function.
         pretrained_backbone: start from timm's weights.
         lr: peak learning rate.
-        weight_decay: of AdamW, on matrices and kernels; norms and biases are left free.
-        seed: of what is random in the model; epoch k draws the same numbers after a resume.
+        weight_decay: of AdamW, on matrices and kernels, but not on norms and biases.
+        seed: of the random numbers in the model; epoch k draws the same ones after a resume.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class DetectorModule(lightning.LightningModule):
 
 
 def _with_segmentations(found: Detections, images: list[Tensor]) -> list[dict[str, Any]]:
-    """Each image's detections, masks as run lengths: none is pasted into a picture."""
+    """Each image's detections, with masks as run lengths: no mask of image size is made."""
     answers: list[dict[str, Any]] = [*found.to_list()]
     for answer, image in zip(answers, images, strict=True):
         if "masks" in answer:

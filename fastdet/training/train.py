@@ -18,7 +18,7 @@ from fastdet.training.options import TrainOptions
 
 
 class ValidationLine(lightning.Callback):
-    """Prints a line after each validation: what a log without a progress bar shows."""
+    """Prints a line after each validation, also where there is no progress bar."""
 
     def on_validation_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
@@ -38,7 +38,7 @@ class ValidationLine(lightning.Callback):
 
 
 class ShapesLine(lightning.Callback):
-    """Prints at the end how many shapes of batches there were: what a compiled model pays for."""
+    """Prints at the end how many shapes of batches there were: each costs a compilation."""
 
     def on_train_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
@@ -62,7 +62,7 @@ def train(options: TrainOptions, model_options: dict[str, Any] | None = None) ->
     """Train as `options` say.
 
     Writes OUT/last.ckpt and OUT/best.ckpt after each validation, each whole at every moment, and
-    OUT/metrics.csv. With `options.resume`, the result is what an unbroken training gives.
+    OUT/metrics.csv. With `options.resume`, the result is that of an uninterrupted training.
 
     Args:
         options: see `TrainOptions`.
@@ -128,7 +128,7 @@ def evaluate(checkpoint: Path, data: Path, split: str = "val", batch_size: int =
 
 
 def _checkpoints(folder: Path) -> list[lightning.Callback]:
-    """After each validation: best.ckpt where val/AP rose, then last.ckpt, which knows of it."""
+    """After each validation: best.ckpt if val/AP rose, then last.ckpt, which records it."""
     when: dict[str, Any] = {"save_on_train_epoch_end": False, "enable_version_counter": False}
     return [
         ModelCheckpoint(folder, "best", monitor="val/AP", mode="max", **when),
@@ -139,7 +139,7 @@ def _checkpoints(folder: Path) -> list[lightning.Callback]:
 def _trainer(
     callbacks: list[lightning.Callback] | None = None, **options: Any
 ) -> lightning.Trainer:
-    """One device, a progress bar where a person looks on, no summary."""
+    """One device, a progress bar if the output is a terminal, no summary."""
     on_terminal = sys.stdout.isatty()
     bar: list[lightning.Callback] = [RichProgressBar()] if on_terminal else []
     return lightning.Trainer(

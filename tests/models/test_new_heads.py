@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A Cascade R-CNN is a FasterRCNN with other RoI heads: three stages, of which each
-refines the boxes of the one before.
+"""A Cascade R-CNN is a FasterRCNN with other RoI heads, of three stages.
 
-Paper: https://arxiv.org/abs/1712.00726. As in torchvision's heads each class has its own deltas; the
-next stage gets the boxes of the likeliest class.
+Each stage refines the boxes of the one before. As in torchvision's heads each class has its own
+deltas; the next stage gets the boxes of the likeliest class. Paper:
+https://arxiv.org/abs/1712.00726.
 """
 
 from collections.abc import Sequence
