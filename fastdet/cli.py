@@ -86,7 +86,7 @@ def predict(
 def export(
     checkpoint: Path, out: Path, image_size: tuple[int, int], batch_size: int | None = 1
 ) -> None:
-    """Write a checkpoint's detector to be run without its code: a torch.export package, or ONNX.
+    """Write a checkpoint's detector as a file that runs without its code: .pt2 or ONNX.
 
     Args:
         checkpoint: A best.ckpt or last.ckpt.
@@ -117,7 +117,7 @@ def describe(
     model: ModelName = "faster_rcnn",
     backbone: str = "resnet50",
     num_classes: int = 91,
-    fpn_channels: int = 256,
+    fpn_channels: int | None = None,
     image_size: tuple[int, int] = (800, 1216),
     checkpoint: Path | None = None,
 ) -> None:
@@ -127,9 +127,9 @@ def describe(
         model: The family.
         backbone: Name of a timm backbone.
         num_classes: With background.
-        fpn_channels: Width of the pyramid.
+        fpn_channels: Width of the pyramid; unset: the model's own, 256.
         image_size: Height and width of the padded image, in pixels.
-        checkpoint: A best.ckpt or last.ckpt, instead of the four above.
+        checkpoint: A best.ckpt or last.ckpt, instead of model to fpn_channels.
     """
     from fastdet.models import MODELS, describe
 
@@ -138,7 +138,8 @@ def describe(
 
         detector = load_detector(checkpoint).model
     else:
-        detector = MODELS[model](backbone, num_classes, fpn_channels=fpn_channels)
+        options = {} if fpn_channels is None else {"fpn_channels": fpn_channels}
+        detector = MODELS[model](backbone, num_classes, **options)
     print(describe(detector, image_size))
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A detector as one file, to be run where its code is not: a torch.export package or ONNX.
+"""A detector as one file that runs without its code: a torch.export package or ONNX.
 
-What is saved is `detect`, after the normalisation of the pixels, for one size of image. A package
-calls fastdet's operators: whoever loads it imports `fastdet.ops` and nothing else of this project.
+The file computes `detect`, after the normalisation of the pixels, for one size of image. A package
+calls fastdet's operators: to load it, import `fastdet.ops` and nothing else of this project.
 ONNX has standard operators alone (`fastdet.deploy.onnx_ops`) and needs no fastdet at all.
 """
 
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 import fastdet
 from fastdet.files import replacing
-from fastdet.models import Batch, Detections, Detector
+from fastdet.models import Batch, Detector
+from fastdet.ops.detections import Detections
 
 METADATA = "metadata.json"  # the file in a .pt2 package
 
@@ -32,30 +33,30 @@ def export_detector(
 ) -> None:
     """Writes what `model.detect` computes to PATH.pt2 or PATH.onnx.
 
-    Both take `images` (B, C, H, W), float32 in [0, 1], RGB, and `sizes` (B, 2) int64, how much of
-    each is real, from the upper left corner on: beyond it, pixels are not looked at. Both give
-    `boxes` (B, D, 4) xyxy in pixels of `images`, `scores` (B, D), `labels` (B, D) int64 and
-    `counts` (B,) int64, highest score first; rows from an image's count on are 0. A Mask R-CNN
-    gives `masks` too, (B, D, M, M) in [0, 1]: each for the inside of its box.
+    Both take `images` (B, C, H, W), float32 in [0, 1], RGB, and `sizes` (B, 2) int64, the height
+    and width of each image, from the upper left corner on: pixels beyond are padding and not read.
+    Both give `boxes` (B, D, 4) xyxy in pixels of `images`, `scores` (B, D), `labels` (B, D) int64
+    and `counts` (B,) int64, highest score first; rows from an image's count on are 0. A model that
+    finds masks gives `masks` (B, D, M, M) in [0, 1], too: each covers its box.
 
-    A .pt2 is run so:
+    How to run a .pt2:
 
         import fastdet.ops
         detect = torch.export.load("detector.pt2").module()
         found = detect(images, sizes)
 
-    and an .onnx so:
+    and an .onnx:
 
         session = onnxruntime.InferenceSession("detector.onnx")
         boxes, scores, labels, counts = session.run(None, {"images": images, "sizes": sizes})
 
-    With the file goes what `metadata` says, as JSON: in a package as the extra file metadata.json,
-    in ONNX as one metadata property for each key.
+    The file contains what `metadata` returns, as JSON: a package as the extra file metadata.json,
+    ONNX as one metadata property for each key.
 
     Args:
         model: any detector of `fastdet.models`, of float32, in either mode.
         path: the file, .pt2 or .onnx; it is replaced whole.
-        image_size: H and W, multiples of model.size_divisor.
+        image_size: H and W, multiples of model.border.size_divisor.
         batch_size: B; None: any number.
         classes: names by label, "background" first.
 
@@ -66,10 +67,10 @@ def export_detector(
     path = Path(path)
     if path.suffix not in (".pt2", ".onnx"):
         raise ValueError(f"path: expected a name that ends in .pt2 or .onnx, got {path.name}")
-    if any(side < 1 or side % model.size_divisor for side in image_size):
+    divisor = model.border.size_divisor
+    if any(side < 1 or side % divisor for side in image_size):
         raise ValueError(
-            f"image_size: expected multiples of {model.size_divisor} (size_divisor), "
-            f"got {tuple(image_size)}"
+            f"image_size: expected multiples of {divisor} (size_divisor), got {tuple(image_size)}"
         )
     if classes is not None and len(classes) != model.num_classes:
         raise ValueError(f"classes: expected {model.num_classes} names, got {len(classes)}")
@@ -85,20 +86,21 @@ def export_detector(
 def metadata(
     model: Detector, image_size: tuple[int, int], classes: Sequence[str] | None
 ) -> dict[str, Any]:
-    """What whoever feeds an exported model may want to know; plain data.
+    """What the user of an exported model may need to know; plain data.
 
     Images were resized in training so that the shorter side is `min_size`, or less where the longer
-    one would exceed `max_size`. Mean and deviation are told, not needed: they are in the model.
+    one would exceed `max_size`. The model itself normalises by the mean and the standard deviation.
     """
+    border = model.border
     return {
         "model": type(model).__name__,
         "classes": None if classes is None else list(classes),
         "num_classes": model.num_classes,
         "image_size": list(image_size),
-        "min_size": model.min_size if isinstance(model.min_size, int) else list(model.min_size),
-        "max_size": model.max_size,
-        "image_mean": list(model.image_mean),
-        "image_std": list(model.image_std),
+        "min_size": border.min_size if isinstance(border.min_size, int) else list(border.min_size),
+        "max_size": border.max_size,
+        "image_mean": list(border.image_mean),
+        "image_std": list(border.image_std),
         "fastdet": fastdet.__version__,
     }
 
@@ -113,9 +115,10 @@ class DetectFromPixels(nn.Module):
     def __init__(self, model: Detector) -> None:
         super().__init__()
         self.model = model
+        border = model.border
         self.mean: Tensor
         self.std: Tensor
-        for name, values in (("mean", model.image_mean), ("std", model.image_std)):
+        for name, values in (("mean", border.image_mean), ("std", border.image_std)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32)[:, None, None])
 
     def forward(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
@@ -142,9 +145,9 @@ def _program(
     model: Detector, image_size: tuple[int, int], batch_size: int | None
 ) -> torch.export.ExportedProgram:
     any_batch = {0: torch.export.Dim("batch")}
-    images = torch.zeros(batch_size or 2, len(model.image_mean), *image_size)
+    images = torch.zeros(batch_size or 2, len(model.border.image_mean), *image_size)
     sizes = torch.tensor([image_size] * len(images))
-    # A copy, so that whoever runs the package need not switch gradients off.
+    # A copy without gradients, so that its user need not switch them off.
     model = copy.deepcopy(model).eval().requires_grad_(False)
     return torch.export.export(
         DetectFromPixels(model),

@@ -2,17 +2,18 @@
 """Networks as a CPU runs them fastest: 3x3 convolutions by Winograd's algorithm, the rest fused.
 
 `run_fused(module, x)` is `module(x)`. In eval mode, without gradients, on the CPU it runs another
-form of the module: norms are folded into convolutions, oneDNN gets weights that are laid out for it
-once, and writes a sum and an activation behind a convolution together with it; the sum goes where
-a summand lies that nobody reads again. Elsewhere, as in training, the module itself runs, but for
-its 3x3 convolutions in float32 (`winograd.py`). Graphs of torch.compile and torch.export, other
-devices and other types than float32 and bfloat16 run the module as it is.
+form of the module: norms are folded into convolutions, weights are laid out for oneDNN once, and a
+convolution is written together with the sum and the activation that follow it; a sum is written
+over a summand that nothing reads afterwards. Elsewhere, for example in training, the module itself
+runs, and only its 3x3 convolutions in float32 are replaced (`winograd.py`). Graphs of torch.compile
+and torch.export, other devices and other types than float32 and bfloat16 run the module as it is.
 
 The form is made at a module's first call, from a trace by torch.fx, and compared with the module on
-a corner of the input. What cannot be traced, or does not agree, has no form. The form holds the
-weights once more, until `forget_fused`; the module and its state dict are not touched.
-A call costs a look at the version of each parameter: that is how a change of weights is seen, and
-by the steps of torch's optimizers, of which the fused ones leave versions as they are.
+a corner of the input. A module that cannot be traced, or whose form gives other results, has no
+form. The form keeps a second copy of the weights until `forget_fused`; the module and its state
+dict stay as they are.
+Each call compares the versions of the parameters, to see a change of the weights. torch's fused
+optimizers do not change versions; so the steps of all optimizers are counted, too.
 """
 
 import contextlib
@@ -29,11 +30,11 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
 from fastdet.engine.fusing import fused_graph
-from fastdet.engine.tracing import is_eager
 from fastdet.engine.winograd import WinogradMode
+from fastdet.ops.tracing import is_eager
 
 CORNER = 128  # pixels
-# Between a module and its form, as a share of the output's norm; rounding differs, and no more.
+# Of a form's output from the module's, as a share of its norm: only rounding may differ.
 LARGEST_DIFFERENCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 Inputs = Tensor | Sequence[Tensor]
@@ -45,7 +46,7 @@ class Form(NamedTuple):
     Attributes:
         graph: None: the module has no second form.
         state: of the module when this was made.
-        parts: what `state` identifies, kept so that nothing else takes its identity.
+        parts: the objects that `state` names by id(), kept so that no new object gets such an id.
     """
 
     graph: nn.Module | None
@@ -68,14 +69,14 @@ register_optimizer_step_post_hook(_count_step)
 
 
 def run_fused(module: nn.Module, inputs: Inputs) -> Any:
-    """`module(inputs)`, by the module's second form where nobody can tell.
+    """`module(inputs)`, by the module's second form where that gives the same result.
 
     Args:
-        module: of a tensor or a list of them. Its weights may change in any way that torch counts
-            as a version of them; what is written through `.data` is seen after `forget_fused`.
+        module: of a tensor or a list of them. Its weights may change in any way that changes their
+            torch version; a write through `.data` is seen only after `forget_fused`.
         inputs: what the module takes.
 
-    Under autocast results are of its type, where a norm that autocast does not know would widen.
+    Under autocast all results have its type; a norm that autocast does not know would widen them.
     """
     x = inputs if isinstance(inputs, Tensor) else inputs[0]
     if x.device.type != "cpu" or not is_eager(x) or is_in_torch_dispatch_mode() or _off.get():
@@ -130,7 +131,7 @@ def _dtype(x: Tensor) -> torch.dtype | None:
 
 
 def _look(module: nn.Module) -> tuple[list[Any], list[Any]] | None:
-    """The module's state: which parts, which tensors, which version of each; and all of them.
+    """The module's state (which parts, which tensors, which version of each), and all of these.
 
     None for a module that trains or is watched by hooks.
     """
@@ -161,7 +162,7 @@ def _make(module: nn.Module, inputs: Inputs, dtype: torch.dtype) -> nn.Module | 
     try:
         graph = fused_graph(module, inputs, dtype)
         expected, found = _tensors(module(corner)), _tensors(graph(_prepared(corner, dtype)))
-    except Exception:  # a module that cannot be traced says so in its own way
+    except Exception:  # each module that cannot be traced raises an error of its own
         return None
     if [x.shape for x in found] != [x.shape for x in expected]:
         return None

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """How a network's graph becomes one of fused convolutions: `fused.py` says when, this says how.
 
-A convolution takes with it what its result alone goes through: a norm, then a sum, then an
-activation. Where what it would jump over writes over something, it does not jump.
+A convolution absorbs what only its own result goes through: a norm, then a sum, then an activation.
+It absorbs nothing that comes after an operation which writes over one of its inputs.
 """
 
 import functools
@@ -20,10 +20,11 @@ from torch.fx._symbolic_trace import PH
 from torchvision.ops import FrozenBatchNorm2d
 
 from fastdet.engine.winograd import WinogradConv, has_winograd_shape
+from fastdet.ops.upsample_nearest import upsample_nearest
 
 NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d, BatchNormAct2d, FrozenBatchNormAct2d)
 SUMS = (operator.add, operator.iadd, torch.add)
-# What oneDNN can do to a result before it writes it, by module, function or method.
+# The activations that oneDNN applies before it writes a result, by module, function or method.
 ACTIVATIONS: dict[Any, str] = {
     **dict.fromkeys((nn.ReLU, F.relu, torch.relu, "relu", "relu_"), "relu"),
     **dict.fromkeys((nn.Hardswish, F.hardswish), "hardswish"),
@@ -52,11 +53,11 @@ class FusedConv(nn.Module):
         self.out_channels = conv.out_channels
         self.activation = activation
         self.bias = None if bias is None else bias.to(dtype)
-        # Plain: oneDNN's own layout depends on the size of the maps, and another one's costs more.
+        # Not in oneDNN's layout: that depends on the size of the maps, and a wrong one costs more.
         self.weight = weight.to(dtype, memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, other: Tensor | None = None, over_other: bool = False) -> Tensor:
-        """(B, C, H, W) -> (B, out_channels, H', W'); `over_other`: written where `other` lies."""
+        """(B, C, H, W) -> (B, out_channels, H', W'); `over_other`: written over `other`."""
         arguments = self.weight, self.bias, *self.geometry
         fused = torch.ops.mkldnn._convolution_pointwise
         if other is None:
@@ -83,7 +84,7 @@ class FusedLinear(nn.Module):
         linear: the layer.
         activation: one of ACTIVATIONS' values, or "none".
         dtype: of the weights.
-        flattens: it takes maps and flattens them; channels_last ones as they lie.
+        flattens: it takes maps and flattens them, channels_last ones in their order in memory.
     """
 
     def __init__(
@@ -172,7 +173,7 @@ class _Tracer(fx.Tracer):
 
 
 class _Chain(NamedTuple):
-    """What a layer's result alone goes through."""
+    """The operations that only a layer's result goes through."""
 
     last: fx.Node
     norm: str | None = None
@@ -181,7 +182,7 @@ class _Chain(NamedTuple):
 
 
 def _fuse(graph: fx.Graph, parts: dict[str, Any], dtype: torch.dtype) -> None:
-    """Puts FusedConv and FusedLinear in place of layers and what follows them."""
+    """Replaces layers, and the operations behind them, by FusedConv and FusedLinear."""
     made: dict[Any, str] = {}  # a layer that is called at several levels is made once
     for node in list(graph.nodes):
         layer = parts.get(node.target) if node.op == "call_module" else None
@@ -351,7 +352,7 @@ def _take_sizes_of_inputs(graph: fx.Graph, parts: dict[str, Any]) -> None:
 
 
 def _take_upsampling(graph: fx.Graph) -> None:
-    """Lets coarser levels be enlarged into huge pages (csrc/cpu/upsample_nearest.cpp)."""
+    """Replaces nearest-neighbour resizes by our operator, which writes into huge pages."""
     for node in graph.nodes:
         given = {name: value for name, value in node.kwargs.items() if value not in (None, False)}
         plain = given.keys() == {"size", "mode"} and given["mode"] == "nearest"
@@ -363,7 +364,7 @@ def _upsample(x: Tensor, size: Any) -> Tensor:
     if x.dim() != 4 or isinstance(size, int) or not _is_channels_last(x):
         return F.interpolate(x, size, mode="nearest")
     height, width = size
-    return torch.ops.fastdet.upsample_nearest(x, height, width)
+    return upsample_nearest(x, height, width)
 
 
 # ---- weights and memory --------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 """3x3 convolutions on the CPU by Winograd's algorithm, for inference and for training.
 
 In float32 and channels_last, with stride 1 and padding 1, they take 2.25 times fewer multiply-adds
-than a direct convolution (csrc/cpu/winograd.cpp). The difference is rounding.
+than a direct convolution (`fastdet.ops.winograd`). The difference is rounding.
 """
 
 from typing import Any
@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fastdet import _native
-from fastdet.engine.tracing import is_eager
+from fastdet.ops.tracing import is_eager
+from fastdet.ops.winograd import winograd_conv, winograd_filters, winograd_filters_grad
 
 # Fewer outputs leave most of a panel of filters empty; fewer inputs are not worth a transform.
 LEAST_OUTPUTS, LEAST_INPUTS = 24, 16
-KEPT_FILTERS = 6  # as many as a head calls at a level of the pyramid before the next one's turn
-
-_ops = torch.ops.fastdet
+KEPT_FILTERS = 6  # a head calls about so many convolutions at one level before the next level
 
 
 class WinogradConv(nn.Module):
@@ -33,7 +32,7 @@ class WinogradConv(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None, relu: bool) -> None:
         super().__init__()
         self.out_channels = weight.shape[0]
-        self.filters = _ops.winograd_filters(weight.float(), False)
+        self.filters = winograd_filters(weight.float(), False)
         self.bias = None if bias is None else bias.float()
         self.relu = relu
 
@@ -45,11 +44,11 @@ class WinogradConv(nn.Module):
         return self._run(x, other, self.relu)
 
     def _run(self, x: Tensor, summand: Tensor | None, relu: bool) -> Tensor:
-        return _ops.winograd_conv(x, self.filters, self.bias, summand, self.out_channels, relu)
+        return winograd_conv(x, self.filters, self.bias, summand, self.out_channels, relu)
 
 
 class WinogradMode(TorchFunctionMode):
-    """Within it convolutions that the algorithm fits run by it, their gradients too."""
+    """Within it the algorithm computes the convolutions that it fits, and their gradients."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +64,7 @@ class WinogradMode(TorchFunctionMode):
     def _filters(self, weight: Tensor) -> Tensor:
         kept = self.kept.pop(id(weight), None)
         if kept is None:
-            kept = weight, _ops.winograd_filters(weight.detach(), False)
+            kept = weight, winograd_filters(weight.detach(), False)
         self.kept[id(weight)] = kept
         if len(self.kept) > KEPT_FILTERS:
             self.kept.pop(next(iter(self.kept)))
@@ -75,7 +74,7 @@ class WinogradMode(TorchFunctionMode):
 def has_winograd_shape(
     weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> bool:
-    """Whether the algorithm fits a convolution of this shape, and this processor it."""
+    """Whether the algorithm can compute such a convolution, and is faster on this processor."""
     outputs, inputs, *sides = weight.shape
     return (
         sides == [3, 3]
@@ -94,22 +93,22 @@ class _Conv(torch.autograd.Function):
     def forward(ctx: Any, *args: Any) -> Tensor:
         x, weight, bias, filters = args
         ctx.save_for_backward(x, weight)  # and not the filters, which are larger
-        return _ops.winograd_conv(x, filters, bias, None, weight.shape[0], False)
+        return winograd_conv(x, filters, bias, None, weight.shape[0], False)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (grad,) = grads
         x, weight = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[:3])
-        if torch.is_grad_enabled():  # somebody wants the second derivative, which torch's own has
+        if torch.is_grad_enabled():  # create_graph=True: torch's own is differentiable again
             numbers = [len(weight)], [1, 1], [1, 1], [1, 1], False, [0, 0], 1
             return *torch.ops.aten.convolution_backward(grad, x, weight, *numbers, wanted), None
         x_grad = weight_grad = bias_grad = None
         if wanted[1]:
-            weight_grad = _ops.winograd_filters_grad(grad, x)
+            weight_grad = winograd_filters_grad(grad, x)
         if wanted[0]:
-            turned = _ops.winograd_filters(weight, True)
-            x_grad = _ops.winograd_conv(grad, turned, None, None, x.shape[1], False)
+            turned = winograd_filters(weight, True)
+            x_grad = winograd_conv(grad, turned, None, None, x.shape[1], False)
         if wanted[2]:
             bias_grad = grad.sum((0, 2, 3))
         return x_grad, weight_grad, bias_grad, None

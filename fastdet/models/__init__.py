@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Detectors on a fixed-shape core: torchvision's conventions outside, padded batches inside.
+"""Detectors: torchvision's conventions outside, padded batches of fixed shape inside.
 
-`faster_rcnn`, `fcos`, `mask_rcnn` and `retinanet` build a detector on a backbone of timm's;
+`faster_rcnn`, `fcos`, `mask_rcnn` and `retinanet` build a detector on a timm backbone;
 `from_torchvision` and `load_torchvision_weights` make one from torchvision's; `replace_classes`
-readies one for other classes; `describe` says what it costs. In training mode `model(images,
-targets)` returns losses, in eval mode `model(images)` returns detections; see `Detector`.
+prepares one for other classes; `describe` says what it costs. In training mode `model(images,
+targets)` returns losses, in eval mode `model(images)` returns detections; see `Detector`. A new
+family is a subclass of `Detector` with three methods.
 """
 
 from collections.abc import Callable
 
-from fastdet.models.batch import Batch, Detections
+from fastdet.models.batch import Batch
+from fastdet.models.border import Border
 from fastdet.models.description import Description, describe
 from fastdet.models.detector import Detector
 from fastdet.models.faster_rcnn import FasterRCNN, faster_rcnn
@@ -18,6 +20,7 @@ from fastdet.models.mask_rcnn import MaskRCNN, mask_rcnn
 from fastdet.models.new_classes import replace_classes
 from fastdet.models.retinanet import RetinaNet, retinanet
 from fastdet.models.torchvision_weights import from_torchvision, load_torchvision_weights
+from fastdet.ops.detections import Detections
 
 MODELS: dict[str, Callable[..., Detector]] = {
     "faster_rcnn": faster_rcnn,
@@ -30,6 +33,7 @@ __all__ = [
     "FCOS",
     "MODELS",
     "Batch",
+    "Border",
     "Description",
     "Detections",
     "Detector",

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Anchors of a feature pyramid, and the order that everything per anchor follows.
+"""Anchors of a feature pyramid, and their order, which logits and deltas share.
 
-The order is level, row, column, cell (torchvision's). Anchors depend on the padded shape only, so
-in eager mode they are made once for each shape; under a trace they are plain arange arithmetic.
-All of them are exact in float32: integers and halves of integers.
+The order is level, row, column, cell (torchvision's). Anchors depend only on the padded shape: in
+eager mode they are made once for each shape, in a trace they are computed by arange. All of them
+are exact in float32: integers and halves of integers.
 """
 
 import functools
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdet.engine.tracing import is_eager
+from fastdet.ops.tracing import is_eager
 
 Cells = tuple[tuple[tuple[float, ...], ...], ...]  # (L, cells of a location, 4)
 

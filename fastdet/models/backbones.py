@@ -6,7 +6,7 @@ do. From scratch everything trains, with ordinary BatchNorm; pretrained, the fir
 BatchNorms are frozen, as in torchvision.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import timm
@@ -16,6 +16,15 @@ from torch import Tensor, nn
 from fastdet.models.necks import FeaturePyramidNetwork
 
 STRIDES = (4, 8, 16, 32)
+
+
+def level_scales(backbone: Any) -> dict[int, float]:
+    """Feature pixels per image pixel of a backbone's levels, by their indices.
+
+    Args:
+        backbone: a module with `strides`, as BackboneWithFPN.
+    """
+    return {level: 1 / stride for level, stride in enumerate(backbone.strides)}
 
 
 def feature_maps(output: Tensor | Mapping[str, Tensor] | Sequence[Tensor]) -> list[Tensor]:
@@ -43,6 +52,42 @@ class BackboneWithFPN(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> L maps (B, out_channels, H_l, W_l), finest first."""
         return self.fpn(self.body(images)[-len(self.strides) :])
+
+
+def timm_pyramid(
+    name: str,
+    extra_levels: Callable[[int], nn.Module],
+    *,
+    maps: int = 4,
+    fpn_channels: int = 256,
+    pretrained_backbone: bool = False,
+    trainable_backbone_layers: int | None = None,
+    frozen_batch_norm: bool | None = None,
+) -> BackboneWithFPN:
+    """A timm model with a feature pyramid on top of its last maps.
+
+    Args:
+        name: timm's model name, e.g. "resnet18".
+        extra_levels: makes the pyramid's extra_blocks from the number of its channels.
+        maps: how many maps of the model the pyramid takes, the last ones of four.
+        fpn_channels: of each level of the pyramid.
+        pretrained_backbone: timm's weights, downloaded at the first use.
+        trainable_backbone_layers: see `timm_body`.
+        frozen_batch_norm: see `timm_body`.
+
+    Raises:
+        ValueError: as `timm_body`.
+    """
+    body, channels = timm_body(
+        name,
+        pretrained=pretrained_backbone,
+        trainable_layers=trainable_backbone_layers,
+        frozen_batch_norm=frozen_batch_norm,
+    )
+    # The extra levels come before the pyramid: so a seed always gives the same weights.
+    extra_blocks = extra_levels(fpn_channels)
+    fpn = FeaturePyramidNetwork(channels[-maps:], fpn_channels, extra_blocks)
+    return BackboneWithFPN(body, fpn)
 
 
 def timm_body(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a detector is made of: parameters, FLOPs and anchors, at one image size.
+"""What a detector consists of: parameters, FLOPs and anchors, at one image size.
 
-The model runs once on tensors that have shapes and no values: under a second and without memory,
-whatever its size. Neither its weights nor its mode are touched.
+The model runs once on tensors that have shapes and no values: in less than a second and without
+memory, whatever its size. Its weights and its mode stay as they are.
 """
 
 import copy
@@ -16,8 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastdet.models.backbones import feature_maps
-from fastdet.models.batch import Batch, Detections
+from fastdet.models.batch import Batch
 from fastdet.models.detector import Detector
+from fastdet.ops.detections import Detections
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Description:
-    """What `describe` found; as a string, two tables."""
+    """What `describe` found; as a string, a table of parts and, if there are anchors, of levels."""
 
     model: str
     image_size: tuple[int, int]
@@ -102,18 +103,15 @@ class Description:
             for level in self.levels
         ]
         height, width = self.image_size
-        return "\n".join(
-            (
-                f"{self.model}, one image of {height} x {width} (height x width)",
-                "",
-                *_table(("part", "parameters", "trainable", "GFLOPs"), parts, left=(0,)),
-                "",
-                *_table(
-                    ("stride", "locations", "anchors", "width x height of each"), levels, left=(3,)
-                ),
-                f"{self.anchors:,} anchors",
-            )
-        )
+        lines = [
+            f"{self.model}, one image of {height} x {width} (height x width)",
+            "",
+            *_table(("part", "parameters", "trainable", "GFLOPs"), parts, left=(0,)),
+        ]
+        if levels:
+            header = ("stride", "locations", "anchors", "width x height of each")
+            lines += ["", *_table(header, levels, left=(3,)), f"{self.anchors:,} anchors"]
+        return "\n".join(lines)
 
 
 def describe(model: Detector, image_size: tuple[int, int] = (800, 1216)) -> Description:
@@ -134,17 +132,16 @@ def describe(model: Detector, image_size: tuple[int, int] = (800, 1216)) -> Desc
     """
     if min(image_size) < 1:
         raise ValueError(f"image_size: expected height and width above 0, got {image_size}")
-    divisor = model.size_divisor
+    divisor = model.border.size_divisor
     height, width = (-(-side // divisor) * divisor for side in image_size)
     counts, grids = _run(model, (height, width))
-    cells: Any = getattr(model, "rpn", model).cells
     levels = [
         Level(
             stride=(height // grid[0], width // grid[1]),
             grid=grid,
             sizes=tuple((int(x2 - x1), int(y2 - y1)) for x1, y1, x2, y2 in level),
         )
-        for grid, level in zip(grids, cells, strict=True)
+        for grid, level in zip(grids, model.anchor_cells() or (), strict=True)
     ]
     parts = [
         Part(
@@ -173,19 +170,20 @@ class Detect(nn.Module):
 def _run(
     model: Detector, image_size: tuple[int, int]
 ) -> tuple[dict[str, dict[Any, int]], list[tuple[int, int]]]:
-    """FLOPs by module and operator, and the grid of each level."""
+    """FLOPs by module and operator, and the grid of each level that has anchors."""
     tensors = (*model.parameters(), *model.buffers())
     # A copy that shares the weights: its mode and hooks are its own.
     model = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}).eval()
     grids: list[tuple[int, int]] = []
-    model.get_submodule("backbone").register_forward_hook(
-        lambda _module, _inputs, output: grids.extend(
-            (level.shape[2], level.shape[3]) for level in feature_maps(output)
+    if model.anchor_cells() is not None:
+        model.get_submodule("backbone").register_forward_hook(
+            lambda _module, _inputs, output: grids.extend(
+                (level.shape[2], level.shape[3]) for level in feature_maps(output)
+            )
         )
-    )
     counter = FlopCounterMode(display=False)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), counter:
-        images = next(model.parameters()).new_zeros((1, len(model.image_mean), *image_size))
+        images = next(model.parameters()).new_zeros((1, len(model.border.image_mean), *image_size))
         sizes = torch.tensor([image_size], device=images.device)
         boxes = images.new_zeros((1, 8, 4), dtype=torch.float32)
         labels = boxes.new_zeros((1, 8), dtype=torch.int64)
@@ -195,10 +193,14 @@ def _run(
 
 
 def _parts(model: Detector) -> Iterator[tuple[str, nn.Module]]:
-    """The modules two levels below the model; whole, a backbone without a pyramid."""
+    """The model's modules, each divided into its own modules once.
+
+    Not divided: a layer, a Sequential, a backbone without a pyramid.
+    """
     for name, child in model.named_children():
-        own = next(child.parameters(recurse=False), None)
-        if own is not None or (name == "backbone" and not hasattr(child, "fpn")):
+        layer = next(child.parameters(recurse=False), None) is not None
+        whole_backbone = name == "backbone" and not hasattr(child, "fpn")
+        if layer or isinstance(child, nn.Sequential) or whole_backbone:
             yield name, child
         else:
             yield from ((f"{name}.{inner}", part) for inner, part in child.named_children())

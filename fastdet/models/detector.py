@@ -1,67 +1,115 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What every detector is: torchvision's interface outside, a fixed-shape core inside.
+"""What every detector is: torchvision's interface outside, a computation of fixed shape inside.
 
-A family gives `losses`, `detect` and `losses_and_detections` on a Batch; the border is the same.
+A family gives three methods, `outputs`, `losses_of` and `detections_of`, and whatever else is
+particular to it: `class_layers`, `anchor_cells`, `learns_masks`, `parameter_groups`. Training,
+description and export ask a detector for these, and never which family it is.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from fastdet.engine.fused import forget_fused
-from fastdet.models.batch import Batch, Detections, image_sizes, pad, restore
+from fastdet.engine.fused import forget_fused, run_fused
+from fastdet.models.anchors import Cells
+from fastdet.models.batch import Batch, restore
+from fastdet.models.border import Border
+from fastdet.models.checks import check_num_classes
+from fastdet.models.deprecation import moved_to_border
+from fastdet.models.running import networks_run_by
+from fastdet.ops import paste_masks
+from fastdet.ops.detections import Detections
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
+class ParameterGroup(NamedTuple):
+    """Parameters that train at one rate: `lr_factor` times the learning rate of the training."""
+
+    parameters: list[nn.Parameter]
+    lr_factor: float = 1.0
+
+
 class Detector(nn.Module):
-    """The border around a fixed-shape core.
+    """The base of all families.
 
     Args:
+        border: how images are resized, normalised and padded.
         num_classes: with background, which is 0.
-        min_size: see `pad`; of several, each image draws one in training, else the last one holds.
-        max_size, size_divisor, fixed_size, image_mean, image_std: see `pad`.
-        loss_weights: the factor of each loss, by name.
-
-    Attributes:
-        learns_masks: whether targets need masks.
+        loss_weights: the factor of each loss, by name; 1 for a loss without one.
+        mask_threshold: of a detector that finds masks: a pixel belongs to an object if its
+            probability is above this; None: `forward` returns the probabilities.
 
     Raises:
-        ValueError: less than 2 classes, or a size_divisor below 1.
+        ValueError: less than 2 classes.
     """
 
-    learns_masks = False
+    min_size = moved_to_border("min_size")
+    max_size = moved_to_border("max_size")
+    size_divisor = moved_to_border("size_divisor")
+    fixed_size = moved_to_border("fixed_size")
+    image_mean = moved_to_border("image_mean")
+    image_std = moved_to_border("image_std")
 
     def __init__(
         self,
+        border: Border,
         num_classes: int,
         *,
-        min_size: int | Sequence[int],
-        max_size: int,
-        size_divisor: int,
-        fixed_size: tuple[int, int] | None,
-        image_mean: Sequence[float],
-        image_std: Sequence[float],
-        loss_weights: Mapping[str, float],
+        loss_weights: Mapping[str, float] | None = None,
+        mask_threshold: float | None = 0.5,
     ) -> None:
         super().__init__()
-        if num_classes < 2:
-            raise ValueError(
-                f"num_classes: expected background and at least one, got {num_classes}"
-            )
-        if size_divisor < 1:
-            raise ValueError(f"size_divisor: expected a number above 0, got {size_divisor}")
+        check_num_classes(num_classes)
+        self.border = border
         self.num_classes = num_classes
-        self.min_size = min_size
-        self.max_size = max_size
-        self.size_divisor = size_divisor
-        self.fixed_size = fixed_size
-        self.image_mean = image_mean
-        self.image_std = image_std
-        self.loss_weights = dict(loss_weights)
+        self.loss_weights = dict(loss_weights or {})
+        self.mask_threshold = mask_threshold
+
+    # ---- what a family gives ---------------------------------------------------------------------
+
+    def outputs(self, batch: Batch) -> Any:
+        """What the networks say of `batch.images`: all that the next two methods need."""
+        raise NotImplementedError
+
+    def losses_of(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        """Named scalar losses without their weights."""
+        raise NotImplementedError
+
+    def detections_of(self, outputs: Any, batch: Batch) -> Detections:
+        """Detections in the pixels of `batch.images`; the ground truth is not read."""
+        raise NotImplementedError
+
+    # ---- what a detector is asked ----------------------------------------------------------------
+
+    @property
+    def learns_masks(self) -> bool:
+        """Whether targets need masks, and detections have them."""
+        return False
+
+    def class_layers(self) -> dict[str, float]:
+        """The layers whose outputs are counted by class: their names, and their bias at the start.
+
+        Each is an nn.Linear or an nn.Conv2d. A part that has such a layer and an attribute
+        `num_classes` gets the new number of classes, too.
+        """
+        return {}
+
+    def anchor_cells(self) -> Cells | None:
+        """The anchors of a location at each level; None: the detector has none.
+
+        A detector that has some has a `backbone`, which returns the map of each of these levels.
+        """
+        return None
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Which parameters train, and how fast: by default all that need a gradient, equally."""
+        return [ParameterGroup([p for p in self.parameters() if p.requires_grad])]
+
+    # ---- what every detector does ----------------------------------------------------------------
 
     @overload
     def forward(
@@ -95,51 +143,51 @@ class Detector(nn.Module):
                 raise ValueError("targets: expected one for each image in training mode, got None")
             return self.losses(self.pad(images, targets))
         batch = self.pad(images)
-        found = restore(self.detect(batch), batch.sizes, image_sizes(images))
-        return self.answers(found, images)
-
-    def train(self, mode: bool = True) -> Self:
-        """As nn.Module's; what inference alone needs is freed when training begins."""
-        if mode:
-            forget_fused(self)
-        return super().train(mode)
+        found = restore(self.detect(batch), batch).to_list()
+        for of_image, image in zip(found, images, strict=True):
+            if "masks" in of_image:
+                size = image.shape[-2], image.shape[-1]
+                masks = paste_masks(of_image["masks"], of_image["boxes"], size, self.mask_threshold)
+                of_image["masks"] = masks[:, None]
+        return found
 
     def pad(
         self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
     ) -> Batch:
-        """Images and targets as this model's core takes them; see `fastdet.models.batch.pad`."""
-        min_size = self.min_size
-        return pad(
+        """Images and targets as one batch for this model; see `Border.pad`."""
+        return self.border.pad(
             images,
             targets,
             num_classes=self.num_classes,
-            min_size=min_size if self.training or isinstance(min_size, int) else min_size[-1],
-            max_size=self.max_size,
-            size_divisor=self.size_divisor,
-            fixed_size=self.fixed_size,
-            image_mean=self.image_mean,
-            image_std=self.image_std,
             masks=self.learns_masks,
+            training=self.training,
         )
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Named scalar losses, weighted; their sum is what to minimise."""
-        raise NotImplementedError
+        with networks_run_by(run_fused):
+            return self._weighted(self.losses_of(self.outputs(batch), batch))
 
     def detect(self, batch: Batch) -> Detections:
-        """Detections in the padded batch's pixels; the ground truth is not read."""
-        raise NotImplementedError
+        """Detections in the pixels of `batch.images`; the ground truth is not read."""
+        with networks_run_by(run_fused):
+            return self.detections_of(self.outputs(batch), batch)
 
     def losses_and_detections(self, batch: Batch) -> tuple[dict[str, Tensor], Detections]:
-        """Both from one run of the backbone: what a validation step needs."""
-        raise NotImplementedError
+        """Both from one run of the networks: what a validation step needs."""
+        with networks_run_by(run_fused):
+            outputs = self.outputs(batch)
+            losses = self._weighted(self.losses_of(outputs, batch))
+            return losses, self.detections_of(outputs, batch)
 
-    def answers(self, found: Detections, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """What `model(images)` returns, of detections in the pixels of the images."""
-        return found.to_list()
+    def train(self, mode: bool = True) -> Self:
+        """As nn.Module's; the memory that only inference needs is freed when training begins."""
+        if mode:
+            forget_fused(self)
+        return super().train(mode)
 
     def _weighted(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: loss * self.loss_weights[name] for name, loss in losses.items()}
+        return {name: loss * self.loss_weights.get(name, 1.0) for name, loss in losses.items()}
 
 
 def channels_last(model: AnyModule) -> AnyModule:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""FCOS: one stage without anchors, a class, a box and a centredness for every location.
+"""FCOS: one stage without anchors; a class, a box and a centredness for every location.
 
 Definitions, defaults, loss names and parameter names are torchvision's (models/detection/fcos.py),
 the column of class 0 included, which is never a target. Paper: https://arxiv.org/abs/1904.01355.
@@ -7,28 +7,29 @@ A location is the centre of a square of its level's stride, which is what deltas
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdet.engine.fused import run_fused
 from fastdet.models.anchors import Cells, cell_anchors, in_anchor_order, pyramid_anchors
-from fastdet.models.backbones import BackboneWithFPN, feature_maps, timm_body
-from fastdet.models.batch import IMAGE_MEAN, IMAGE_STD, Batch, Detections
+from fastdet.models.backbones import feature_maps, timm_pyramid
+from fastdet.models.batch import Batch
+from fastdet.models.border import IMAGE_MEAN, IMAGE_STD, Border
+from fastdet.models.deprecation import or_from_options
 from fastdet.models.detector import Detector, channels_last
-from fastdet.models.losses import masked_iou_loss, widened
-from fastdet.models.necks import FeaturePyramidNetwork, LastLevelP6P7
+from fastdet.models.losses import PRIOR_LOGIT, masked_iou_loss, widened
+from fastdet.models.necks import LastLevelP6P7
+from fastdet.models.running import run
 from fastdet.ops import nms_padded, sigmoid_focal_loss
+from fastdet.ops.detections import Detections
 from fastdet.ops.padded_rows import row_mask, take_rows
-
-PRIOR = 0.01  # probability of an object at the start: the focal loss needs rare positives
 
 
 class Outputs(NamedTuple):
-    """What the head says of each location, level by level."""
+    """The head's outputs for each location, level by level."""
 
     logits: list[Tensor]  # L x (B, A_l, C)
     deltas: list[Tensor]  # L x (B, A_l, 4): left, top, right, bottom, in sides of the square
@@ -88,11 +89,16 @@ class FCOSHead(nn.Module):
         self.classification_head = classification_head
         self.regression_head = regression_head
 
+    @property
+    def num_classes(self) -> int:
+        """With background."""
+        return self.classification_head.num_classes
+
 
 def fcos_head(in_channels: int, num_classes: int) -> FCOSHead:
     """The head of the paper: two towers of four convolutions with GroupNorm, 8 channels a group."""
     cls_logits = _conv(in_channels, num_classes)
-    nn.init.constant_(cls_logits.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
+    nn.init.constant_(cls_logits.bias, PRIOR_LOGIT)  # type: ignore[arg-type]
     return FCOSHead(
         FCOSClassificationHead(_tower(in_channels), cls_logits, num_classes),
         FCOSRegressionHead(_tower(in_channels), _conv(in_channels, 4), _conv(in_channels, 1)),
@@ -114,95 +120,126 @@ def _conv(in_channels: int, out_channels: int) -> nn.Conv2d:
     return conv
 
 
-class FCOS(Detector):
-    """FCOS on a backbone that yields a feature pyramid of levels 3 to 7.
+def fcos_parts(
+    backbone: Any,
+    num_classes: int,
+    *,
+    min_size: int | Sequence[int] = 800,
+    max_size: int = 1333,
+    size_divisor: int = 32,
+    fixed_size: tuple[int, int] | None = None,
+    image_mean: Sequence[float] = IMAGE_MEAN,
+    image_std: Sequence[float] = IMAGE_STD,
+    anchor_sizes: Sequence[float] = (8, 16, 32, 64, 128),
+    cells: Cells | None = None,
+    head: FCOSHead | None = None,
+    center_sampling_radius: float = 1.5,
+    score_thresh: float = 0.2,
+    nms_thresh: float = 0.6,
+    detections_per_img: int = 100,
+    topk_candidates: int = 1000,
+    classification_weight: float = 1.0,
+    bbox_regression_weight: float = 1.0,
+    bbox_ctrness_weight: float = 1.0,
+) -> dict[str, Any]:
+    """FCOS's arguments from torchvision's options and defaults.
 
     Args:
-        backbone: images -> pyramid, as BackboneWithFPN with LastLevelP6P7, or any module of
-            torchvision's kind.
+        backbone: images -> levels, as BackboneWithFPN with LastLevelP6P7, or any module of
+            torchvision's kind. Without the attribute `out_channels` it needs head.
         num_classes: with background, which is 0.
-        min_size, max_size, size_divisor, fixed_size, image_mean, image_std: see Detector.
-        anchor_sizes: each level's square, as long as its stride.
+        min_size, max_size, size_divisor, fixed_size, image_mean, image_std: see Border.
+        anchor_sizes: side of each level's square in pixels, which is the level's stride.
         cells: one square for each level, instead of anchor_sizes.
-        head: instead of the one of `fcos_head`; without one the backbone needs `out_channels`.
+        head: instead of the one of `fcos_head`.
+        center_sampling_radius, score_thresh, nms_thresh, detections_per_img, topk_candidates: see
+            FCOS.
+        *_weight: the factor of each loss.
+    """
+    return {
+        "border": Border(min_size, max_size, size_divisor, fixed_size, image_mean, image_std),
+        "backbone": backbone,
+        "head": fcos_head(backbone.out_channels, num_classes) if head is None else head,
+        "cells": cells or cell_anchors([(size,) for size in anchor_sizes], (1.0,)),
+        "center_sampling_radius": center_sampling_radius,
+        "score_thresh": score_thresh,
+        "nms_thresh": nms_thresh,
+        "detections_per_img": detections_per_img,
+        "topk_candidates": topk_candidates,
+        "loss_weights": {
+            "classification": classification_weight,
+            "bbox_regression": bbox_regression_weight,
+            "bbox_ctrness": bbox_ctrness_weight,
+        },
+    }
+
+
+class FCOS(Detector):
+    """A detector of one stage without anchors.
+
+    Args:
+        border: how images are resized, normalised and padded.
+        backbone: images (B, C, H, W) -> maps of each level, finest first: a list, a dict or one
+            tensor.
+        head: its two parts run on these maps.
+        cells: for each level one square, whose side is the level's stride.
         center_sampling_radius: a location may be positive this many strides from a box's centre.
         score_thresh: a detection's score, the root of probability times centredness, is above it.
         nms_thresh: IoU above which a detection suppresses another of its class.
         detections_per_img: D.
         topk_candidates: pairs of location and class at each level that reach the suppression.
-        *_weight: the factor of each loss.
+        loss_weights: the factor of each loss, by name; 1 for a loss without one.
+
+    Raises:
+        ValueError: less than 2 classes.
     """
 
+    @or_from_options(fcos_parts)
     def __init__(
         self,
-        backbone: Any,
-        num_classes: int,
+        border: Border,
+        backbone: nn.Module,
+        head: FCOSHead,
+        cells: Cells,
         *,
-        min_size: int | Sequence[int] = 800,
-        max_size: int = 1333,
-        size_divisor: int = 32,
-        fixed_size: tuple[int, int] | None = None,
-        image_mean: Sequence[float] = IMAGE_MEAN,
-        image_std: Sequence[float] = IMAGE_STD,
-        anchor_sizes: Sequence[float] = (8, 16, 32, 64, 128),
-        cells: Cells | None = None,
-        head: FCOSHead | None = None,
-        center_sampling_radius: float = 1.5,
-        score_thresh: float = 0.2,
-        nms_thresh: float = 0.6,
-        detections_per_img: int = 100,
-        topk_candidates: int = 1000,
-        classification_weight: float = 1.0,
-        bbox_regression_weight: float = 1.0,
-        bbox_ctrness_weight: float = 1.0,
+        center_sampling_radius: float,
+        score_thresh: float,
+        nms_thresh: float,
+        detections_per_img: int,
+        topk_candidates: int,
+        loss_weights: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(
-            num_classes,
-            min_size=min_size,
-            max_size=max_size,
-            size_divisor=size_divisor,
-            fixed_size=fixed_size,
-            image_mean=image_mean,
-            image_std=image_std,
-            loss_weights={
-                "classification": classification_weight,
-                "bbox_regression": bbox_regression_weight,
-                "bbox_ctrness": bbox_ctrness_weight,
-            },
-        )
+        super().__init__(border, head.num_classes, loss_weights=loss_weights)
         self.backbone = backbone
-        self.cells = cells or cell_anchors([(size,) for size in anchor_sizes], (1.0,))
-        self.head = head if head is not None else fcos_head(backbone.out_channels, num_classes)
+        self.head = head
+        self.cells = cells
         self.center_sampling_radius = center_sampling_radius
         self.score_thresh = score_thresh
         self.nms_thresh = nms_thresh
         self.detections_per_img = detections_per_img
         self.topk_candidates = topk_candidates
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses named classification, bbox_regression and bbox_ctrness."""
-        return self._losses(self._outputs(batch), batch)
+    def class_layers(self) -> dict[str, float]:
+        """The last layer of the head's classification."""
+        return {"head.classification_head.cls_logits": PRIOR_LOGIT}
 
-    def detect(self, batch: Batch) -> Detections:
-        """Detections in the padded batch's pixels; the ground truth is not read."""
-        return self._detect(self._outputs(batch), batch)
+    def anchor_cells(self) -> Cells:
+        """The square of each level."""
+        return self.cells
 
-    def losses_and_detections(self, batch: Batch) -> tuple[dict[str, Tensor], Detections]:
-        """Both from one run of the backbone and the head."""
-        outputs = self._outputs(batch)
-        return self._losses(outputs, batch), self._detect(outputs, batch)
-
-    def _outputs(self, batch: Batch) -> Outputs:
-        features = feature_maps(run_fused(self.backbone, batch.images))
-        logits = run_fused(self.head.classification_head, features)
-        deltas, centredness = run_fused(self.head.regression_head, features)
+    def outputs(self, batch: Batch) -> Outputs:
+        """Logits, deltas and centredness of each level, and the squares."""
+        features = feature_maps(run(self.backbone, batch.images))
+        logits = run(self.head.classification_head, features)
+        deltas, centredness = run(self.head.regression_head, features)
         anchors = pyramid_anchors(batch.images, features, self.cells)
         return Outputs(logits, deltas, centredness, anchors)
 
-    def _losses(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Each a sum over locations, divided by the batch's positives.
+    def losses_of(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """Losses named classification, bbox_regression and bbox_ctrness.
 
-        Follows torchvision's FCOSHead.compute_loss.
+        Each is a sum over locations, divided by the batch's positives. Follows torchvision's
+        FCOSHead.compute_loss.
         """
         anchors = outputs.anchors
         match = self._match(anchors, [level.shape[1] for level in outputs.logits], batch)
@@ -219,13 +256,11 @@ class FCOS(Detector):
             weight=positive.to(boxes.dtype),
             reduction="sum",
         )
-        return self._weighted(
-            {
-                "classification": focal.sum() / count,
-                "bbox_regression": giou.sum() / count,
-                "bbox_ctrness": centredness / count,
-            }
-        )
+        return {
+            "classification": focal.sum() / count,
+            "bbox_regression": giou.sum() / count,
+            "bbox_ctrness": centredness / count,
+        }
 
     def _match(self, anchors: Tensor, level_rows: list[int], batch: Batch) -> Tensor:
         """The box that each location learns, (B, A) int64; -1: none.
@@ -251,7 +286,7 @@ class FCOS(Detector):
         return match.where(smallness >= 1e-5, -1)
 
     @torch.no_grad()
-    def _detect(self, outputs: Outputs, batch: Batch) -> Detections:
+    def detections_of(self, outputs: Outputs, batch: Batch) -> Detections:
         """Follows torchvision's FCOS.postprocess_detections."""
         found = []
         anchors = outputs.anchors.split([level.shape[1] for level in outputs.logits])
@@ -325,7 +360,7 @@ def fcos(
     trainable_backbone_layers: int | None = None,
     frozen_batch_norm: bool | None = None,
     fpn_channels: int = 256,
-    **numbers: Any,
+    **options: Any,
 ) -> FCOS:
     """An FCOS with a timm backbone and a feature pyramid of levels 3 to 7.
 
@@ -336,15 +371,15 @@ def fcos(
         trainable_backbone_layers: see `timm_body`.
         frozen_batch_norm: see `timm_body`.
         fpn_channels: width of the pyramid and the head.
-        numbers: FCOS's keyword arguments, min_size and max_size among them.
+        options: keyword arguments of `fcos_parts`, such as min_size and max_size.
     """
-    body, channels = timm_body(
+    pyramid = timm_pyramid(
         backbone,
-        pretrained=pretrained_backbone,
-        trainable_layers=trainable_backbone_layers,
+        lambda channels: LastLevelP6P7(channels, channels),
+        maps=3,
+        fpn_channels=fpn_channels,
+        pretrained_backbone=pretrained_backbone,
+        trainable_backbone_layers=trainable_backbone_layers,
         frozen_batch_norm=frozen_batch_norm,
     )
-    fpn = FeaturePyramidNetwork(
-        channels[1:], fpn_channels, LastLevelP6P7(fpn_channels, fpn_channels)
-    )
-    return channels_last(FCOS(BackboneWithFPN(body, fpn), num_classes, **numbers))
+    return channels_last(FCOS(**fcos_parts(pyramid, num_classes, **options)))

@@ -2,9 +2,11 @@
 """The regression losses of the heads, over the rows of a mask.
 
 Rows outside the mask may hold anything, infinities and NaN included: they give no loss and no
-gradient. A NaN would survive the product with zero and the backward of `where` around the loss, so
-the arguments themselves are replaced.
+gradient. A product with zero would not remove a NaN, nor would `where` around the loss in its
+backward. So the arguments themselves are replaced.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +26,9 @@ IOU_LOSSES = {
     "ciou": complete_box_iou_loss,
 }
 BOX_LOSSES = ("l1", "smooth_l1", *IOU_LOSSES)
+
+PRIOR = 0.01  # probability of an object at the start: the focal loss needs rare positives
+PRIOR_LOGIT = -math.log((1 - PRIOR) / PRIOR)
 
 
 def widened(values: Tensor) -> Tensor:

@@ -1,32 +1,25 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Mask R-CNN: Faster R-CNN with a third head that says which part of each box is the object.
+"""Mask R-CNN: a Faster R-CNN whose RoI heads also say which part of each box is the object.
 
 Definitions, defaults, loss names and parameter names are torchvision's
-(models/detection/mask_rcnn.py). Paper: https://arxiv.org/abs/1703.06870. In training the mask head
-sees the positives alone: the first batch_size_per_image * positive_fraction rows of each image's
-sample, a fixed number.
+(models/detection/mask_rcnn.py). Paper: https://arxiv.org/abs/1703.06870.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from fastdet.models.backbones import BackboneWithFPN, timm_body
-from fastdet.models.batch import Batch, Detections, rows_in_use
+from fastdet.models.backbones import level_scales, timm_pyramid
+from fastdet.models.deprecation import or_from_options
 from fastdet.models.detector import channels_last
-from fastdet.models.faster_rcnn import FasterRCNN, FirstStage, scales_of
-from fastdet.models.losses import widened
-from fastdet.models.necks import FeaturePyramidNetwork, LastLevelMaxPool
-from fastdet.models.roi_heads import RoIPooling, Sample
-from fastdet.models.row_norms import check_batch_norms, run_on_rows
-from fastdet.ops import mask_rcnn_loss, paste_masks
-from fastdet.ops.padded_rows import row_mask, take_rows
+from fastdet.models.faster_rcnn import FasterRCNN, faster_rcnn_parts
+from fastdet.models.necks import LastLevelMaxPool
+from fastdet.models.roi_heads import MaskBranch, RoIPooling
 
 
 class MaskRCNNHeads(nn.Sequential):
-    """3x3 convolutions over the pooled features, `layers` wide."""
+    """3x3 convolutions over the pooled features, of the widths `layers`."""
 
     def __init__(self, in_channels: int, layers: Sequence[int]) -> None:
         widths = [in_channels, *layers]
@@ -39,7 +32,7 @@ class MaskRCNNHeads(nn.Sequential):
 
 
 class MaskRCNNPredictor(nn.Sequential):
-    """Mask logits of each class, of twice the size of what comes in."""
+    """Mask logits of each class, at twice the size of the input."""
 
     def __init__(self, in_channels: int, hidden_channels: int, num_classes: int) -> None:
         super().__init__()
@@ -50,117 +43,72 @@ class MaskRCNNPredictor(nn.Sequential):
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
 
 
-class MaskRCNN(FasterRCNN):
-    """A Faster R-CNN that finds masks too.
-
-    `model(images)` adds masks (K, 1, H, W) in each image's pixels: bool, where the probability is
-    above mask_threshold; or the probabilities, where that is None. Targets need masks (G, H, W).
+def mask_rcnn_parts(
+    backbone: Any,
+    num_classes: int,
+    *,
+    mask_scales: Mapping[int, float] | None = None,
+    mask_output_size: tuple[int, int] = (14, 14),
+    mask_sampling_ratio: int = 2,
+    mask_canonical_scale: int = 224,
+    mask_canonical_level: int = 4,
+    mask_head: nn.Module | None = None,
+    mask_predictor: nn.Module | None = None,
+    mask_layers: Sequence[int] | None = None,
+    mask_threshold: float | None = 0.5,
+    loss_mask_weight: float = 1.0,
+    **options: Any,
+) -> dict[str, Any]:
+    """MaskRCNN's arguments from torchvision's options and defaults.
 
     Args:
-        backbone, num_classes: see FasterRCNN.
+        backbone, num_classes: see `faster_rcnn_parts`.
         mask_scales, mask_output_size, mask_sampling_ratio, mask_canonical_scale,
             mask_canonical_level: as box_scales and so on.
-        mask_head, mask_predictor: instead of MaskRCNNHeads and a MaskRCNNPredictor. BatchNorms as
-            RoIHeads has them.
+        mask_head, mask_predictor: instead of MaskRCNNHeads and a MaskRCNNPredictor.
         mask_layers: widths of the MaskRCNNHeads; None: four times the backbone's.
-        mask_threshold: in [0, 1], or None.
+        mask_threshold: see Detector.
         loss_mask_weight: the factor of loss_mask.
-        others: see FasterRCNN.
-
-    Raises:
-        ValueError: a BatchNorm where padding would enter its statistics.
+        options: the other keyword arguments of `faster_rcnn_parts`.
     """
 
-    learns_masks = True
-
-    def __init__(
-        self,
-        backbone: Any,
-        num_classes: int,
-        *,
-        mask_scales: Mapping[int, float] | None = None,
-        mask_output_size: tuple[int, int] = (14, 14),
-        mask_sampling_ratio: int = 2,
-        mask_canonical_scale: int = 224,
-        mask_canonical_level: int = 4,
-        mask_head: nn.Module | None = None,
-        mask_predictor: nn.Module | None = None,
-        mask_layers: Sequence[int] | None = None,
-        mask_threshold: float | None = 0.5,
-        loss_mask_weight: float = 1.0,
-        **others: Any,
-    ) -> None:
-        super().__init__(backbone, num_classes, **others)
+    def mask_branch() -> MaskBranch:
         layers = mask_layers or (backbone.out_channels,) * 4
-        if mask_head is None:
-            mask_head = MaskRCNNHeads(backbone.out_channels, layers)
-        if mask_predictor is None:
-            mask_predictor = MaskRCNNPredictor(layers[-1], layers[-1], num_classes)
-        check_batch_norms("mask_head", mask_head)
-        check_batch_norms("mask_predictor", mask_predictor)
-        # Among the RoI heads, where torchvision has them: the names of the parameters are the same.
-        self.roi_heads.mask_head = mask_head
-        self.roi_heads.mask_predictor = mask_predictor
-        self.mask_pooling = RoIPooling(
-            mask_scales or scales_of(backbone),
-            mask_output_size,
-            mask_sampling_ratio,
-            mask_canonical_scale,
-            mask_canonical_level,
+        head, predictor = mask_head, mask_predictor
+        if head is None:
+            head = MaskRCNNHeads(backbone.out_channels, layers)
+        if predictor is None:
+            predictor = MaskRCNNPredictor(layers[-1], layers[-1], num_classes)
+        return MaskBranch(
+            head,
+            predictor,
+            RoIPooling(
+                mask_scales or level_scales(backbone),
+                mask_output_size,
+                mask_sampling_ratio,
+                mask_canonical_scale,
+                mask_canonical_level,
+            ),
         )
-        self.mask_threshold = mask_threshold
-        self.loss_weights["loss_mask"] = loss_mask_weight
 
-    def _head_losses(
-        self, features: list[Tensor], sample: Sample, batch: Batch
-    ) -> dict[str, Tensor]:
-        """FasterRCNN's, and loss_mask, a mean over the pixels of all positives.
+    parts = faster_rcnn_parts(backbone, num_classes, mask_branch=mask_branch, **options)
+    parts["loss_weights"]["loss_mask"] = loss_mask_weight
+    return parts | {"mask_threshold": mask_threshold}
 
-        Follows torchvision's maskrcnn_loss.
-        """
-        if batch.gt_masks is None:
-            raise ValueError("gt_masks: expected a batch with masks, made by this model's pad")
-        heads = self.roi_heads
-        match = sample.match.where(sample.valid, -1)
-        match = match[:, : int(heads.batch_size_per_image * heads.positive_fraction)]
-        counts = (match >= 0).sum(dim=1)
-        match = match[:, : rows_in_use(counts, match.shape[1])]
-        boxes = sample.boxes[:, : match.shape[1]]
-        logits = self._mask_logits(features, boxes, counts)
-        labels = take_rows(batch.gt_labels, match).where(match >= 0, 0)
-        loss = mask_rcnn_loss(logits, labels, batch.gt_masks, boxes, match)
-        return heads.losses(features, sample, batch) | {"loss_mask": loss}
 
-    def _detect(self, first: FirstStage, batch: Batch) -> Detections:
-        """FasterRCNN's, and how probable each pixel of their boxes is for their labels.
+class MaskRCNN(FasterRCNN):
+    """The name of a FasterRCNN whose RoI heads have a MaskBranch; nothing else differs.
 
-        Follows torchvision's maskrcnn_inference.
-        """
-        found = super()._detect(first, batch)
-        total = found.boxes.shape[1]
-        rows = rows_in_use(found.counts, total)
-        logits = self._mask_logits(first.features, found.boxes[:, :rows], found.counts)
-        labels = found.labels[:, :rows, None, None, None].expand(-1, -1, 1, *logits.shape[3:])
-        masks = widened(logits.gather(2, labels).squeeze(2)).sigmoid()
-        masks = masks.where(row_mask(found.counts, rows)[..., None, None], 0.0)
-        return found._replace(masks=F.pad(masks, (0, 0, 0, 0, 0, total - rows)))
+    `model(images)` adds masks (K, 1, H, W) in each image's pixels: bool, true where the probability
+    is above mask_threshold; or the probabilities, if that is None. Targets need masks (G, H, W).
 
-    def _mask_logits(self, features: list[Tensor], boxes: Tensor, counts: Tensor) -> Tensor:
-        """Pyramid, boxes (B, K, 4) xyxy, counts (B,) -> (B, K, C, M, M)."""
-        pooled = self.mask_pooling(features, boxes, counts).flatten(0, 1)
-        real = row_mask(counts, boxes.shape[1]).flatten()
-        heads: Any = self.roi_heads
-        logits = run_on_rows(heads.mask_predictor, run_on_rows(heads.mask_head, pooled, real), real)
-        return logits.unflatten(0, boxes.shape[:2])
+    Args:
+        arguments: FasterRCNN's.
+    """
 
-    def answers(self, found: Detections, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """Detector's, with masks pasted where their boxes are."""
-        answers = super().answers(found, images)
-        for answer, image in zip(answers, images, strict=True):
-            size = image.shape[-2], image.shape[-1]
-            masks = paste_masks(answer["masks"], answer["boxes"], size, self.mask_threshold)
-            answer["masks"] = masks[:, None]
-        return answers
+    @or_from_options(mask_rcnn_parts)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
 
 
 def mask_rcnn(
@@ -171,7 +119,7 @@ def mask_rcnn(
     trainable_backbone_layers: int | None = None,
     frozen_batch_norm: bool | None = None,
     fpn_channels: int = 256,
-    **numbers: Any,
+    **options: Any,
 ) -> MaskRCNN:
     """A Mask R-CNN with a timm backbone and a feature pyramid.
 
@@ -182,13 +130,14 @@ def mask_rcnn(
         trainable_backbone_layers: see `timm_body`.
         frozen_batch_norm: see `timm_body`.
         fpn_channels: width of the pyramid, the RPN and the mask head.
-        numbers: the keyword arguments of MaskRCNN and FasterRCNN.
+        options: keyword arguments of `mask_rcnn_parts` and `faster_rcnn_parts`.
     """
-    body, channels = timm_body(
+    pyramid = timm_pyramid(
         backbone,
-        pretrained=pretrained_backbone,
-        trainable_layers=trainable_backbone_layers,
+        lambda _: LastLevelMaxPool(),
+        fpn_channels=fpn_channels,
+        pretrained_backbone=pretrained_backbone,
+        trainable_backbone_layers=trainable_backbone_layers,
         frozen_batch_norm=frozen_batch_norm,
     )
-    fpn = FeaturePyramidNetwork(channels, fpn_channels, LastLevelMaxPool())
-    return channels_last(MaskRCNN(BackboneWithFPN(body, fpn), num_classes, **numbers))
+    return channels_last(MaskRCNN(**mask_rcnn_parts(pyramid, num_classes, **options)))

@@ -3,32 +3,32 @@
 
 Definitions, defaults, loss names and parameter names are torchvision's
 (models/detection/retinanet.py), the column of class 0 included, which is never a target. Paper:
-https://arxiv.org/abs/1708.02002. What the head says stays in its maps, level by level: detection
-reads it there, and only the losses join the levels.
+https://arxiv.org/abs/1708.02002. The head's outputs stay in its maps, level by level: detection
+reads them there, and only the losses join the levels.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fastdet.engine.fused import run_fused
 from fastdet.models.anchors import Cells, cell_anchors, in_anchor_order, pyramid_anchors
-from fastdet.models.backbones import BackboneWithFPN, feature_maps, timm_body
-from fastdet.models.batch import IMAGE_MEAN, IMAGE_STD, Batch, Detections
+from fastdet.models.backbones import feature_maps, timm_pyramid
+from fastdet.models.batch import Batch
+from fastdet.models.border import IMAGE_MEAN, IMAGE_STD, Border
+from fastdet.models.deprecation import or_from_options
 from fastdet.models.detector import Detector, channels_last
-from fastdet.models.losses import BOX_LOSSES, anchor_box_loss, widened
-from fastdet.models.necks import FeaturePyramidNetwork, LastLevelP6P7
+from fastdet.models.losses import BOX_LOSSES, PRIOR_LOGIT, anchor_box_loss, widened
+from fastdet.models.necks import LastLevelP6P7
+from fastdet.models.running import run
 from fastdet.ops import match_anchors, retinanet_detections, sigmoid_focal_loss
+from fastdet.ops.detections import Detections
 from fastdet.ops.padded_rows import take_rows
-
-PRIOR = 0.01  # probability of an object at the start: the focal loss needs rare positives
 
 
 class Outputs(NamedTuple):
-    """What the head says of each anchor, level by level."""
+    """The head's outputs for each anchor, level by level."""
 
     logits: list[Tensor]  # L x (B, A_l, C)
     deltas: list[Tensor]  # L x (B, A_l, 4)
@@ -38,8 +38,9 @@ class Outputs(NamedTuple):
 def _tower(channels: int) -> nn.Sequential:
     """Four 3x3 convolutions with ReLU.
 
-    He's initialisation, where torchvision has a deviation of 0.01: that one damps a signal of 64
-    channels a thousandfold, and from scratch the classes then stay alike for hundreds of steps.
+    He's initialisation, where torchvision has a standard deviation of 0.01: with that one a signal
+    of 64 channels gets a thousand times smaller, and a training from scratch does not tell the
+    classes apart for hundreds of steps.
     """
     tower = nn.Sequential(
         *(
@@ -110,6 +111,11 @@ class RetinaNetHead(nn.Module):
         self.classification_head = classification_head
         self.regression_head = regression_head
 
+    @property
+    def num_classes(self) -> int:
+        """With background."""
+        return self.classification_head.num_classes
+
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Pyramid -> logits (B, A_l, num_classes) and deltas (B, A_l, 4) of each level."""
         return self.classification_head(features), self.regression_head(features)
@@ -122,25 +128,86 @@ def retinanet_head(in_channels: int, num_anchors: int, num_classes: int) -> Reti
     return RetinaNetHead(
         RetinaNetClassificationHead(
             _tower(in_channels),
-            _init_conv(cls_logits, bias=-math.log((1 - PRIOR) / PRIOR)),
+            _init_conv(cls_logits, bias=PRIOR_LOGIT),
             num_classes,
         ),
         RetinaNetRegressionHead(_tower(in_channels), _init_conv(bbox_reg)),
     )
 
 
-class RetinaNet(Detector):
-    """RetinaNet on a backbone that yields a feature pyramid of levels 3 to 7.
+def retinanet_parts(
+    backbone: Any,
+    num_classes: int,
+    *,
+    min_size: int | Sequence[int] = 800,
+    max_size: int = 1333,
+    size_divisor: int = 32,
+    fixed_size: tuple[int, int] | None = None,
+    image_mean: Sequence[float] = IMAGE_MEAN,
+    image_std: Sequence[float] = IMAGE_STD,
+    anchor_sizes: Sequence[float] = (32, 64, 128, 256, 512),
+    cells: Cells | None = None,
+    head: RetinaNetHead | None = None,
+    score_thresh: float = 0.05,
+    nms_thresh: float = 0.5,
+    detections_per_img: int = 300,
+    fg_iou_thresh: float = 0.5,
+    bg_iou_thresh: float = 0.4,
+    low_quality_matches: bool = True,
+    box_loss: str = "l1",
+    topk_candidates: int = 1000,
+    classification_weight: float = 1.0,
+    bbox_regression_weight: float = 1.0,
+) -> dict[str, Any]:
+    """RetinaNet's arguments from torchvision's options and defaults.
 
     Args:
-        backbone: images -> pyramid, as BackboneWithFPN with LastLevelP6P7, or any module of
-            torchvision's kind.
+        backbone: images -> levels, as BackboneWithFPN with LastLevelP6P7, or any module of
+            torchvision's kind. Without the attribute `out_channels` it needs head.
         num_classes: with background, which is 0.
-        min_size, max_size, size_divisor, fixed_size, image_mean, image_std: see Detector.
+        min_size, max_size, size_divisor, fixed_size, image_mean, image_std: see Border.
         anchor_sizes: the smallest anchor's square root of area for each level, in pixels; two
             more sizes follow it, 2^(1/3) and 2^(2/3) times as large.
         cells: anchors of each level, instead of anchor_sizes.
-        head: instead of the one of `retinanet_head`; without one the backbone needs `out_channels`.
+        head: instead of the one of `retinanet_head`.
+        score_thresh, nms_thresh, detections_per_img, topk_candidates, fg_iou_thresh, bg_iou_thresh,
+            low_quality_matches, box_loss: see RetinaNet.
+        *_weight: the factor of each loss.
+    """
+    cells = cells or cell_anchors(
+        [(x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in anchor_sizes]
+    )
+    if head is None:
+        head = retinanet_head(backbone.out_channels, len(cells[0]), num_classes)
+    return {
+        "border": Border(min_size, max_size, size_divisor, fixed_size, image_mean, image_std),
+        "backbone": backbone,
+        "head": head,
+        "cells": cells,
+        "score_thresh": score_thresh,
+        "nms_thresh": nms_thresh,
+        "detections_per_img": detections_per_img,
+        "fg_iou_thresh": fg_iou_thresh,
+        "bg_iou_thresh": bg_iou_thresh,
+        "low_quality_matches": low_quality_matches,
+        "box_loss": box_loss,
+        "topk_candidates": topk_candidates,
+        "loss_weights": {
+            "classification": classification_weight,
+            "bbox_regression": bbox_regression_weight,
+        },
+    }
+
+
+class RetinaNet(Detector):
+    """A detector of one stage, with anchors.
+
+    Args:
+        border: how images are resized, normalised and padded.
+        backbone: images (B, C, H, W) -> maps of each level, finest first: a list, a dict or one
+            tensor.
+        head: maps -> logits and deltas.
+        cells: anchors of each level, as many as the head has outputs for; see `cell_anchors`.
         score_thresh: a detection's probability is above it.
         nms_thresh: IoU above which a detection suppresses another of its class.
         detections_per_img: D.
@@ -149,59 +216,36 @@ class RetinaNet(Detector):
             background below the second.
         low_quality_matches: every box gets the anchors that overlap it most, whatever their IoU.
         box_loss: "l1" or "smooth_l1" of the deltas; "giou", "diou" or "ciou" of the boxes.
-        *_weight: the factor of each loss.
+        loss_weights: the factor of each loss, by name; 1 for a loss without one.
 
     Raises:
-        ValueError: an unknown box_loss, and what Detector refuses.
+        ValueError: less than 2 classes, or an unknown box_loss.
     """
 
+    @or_from_options(retinanet_parts)
     def __init__(
         self,
-        backbone: Any,
-        num_classes: int,
+        border: Border,
+        backbone: nn.Module,
+        head: RetinaNetHead,
+        cells: Cells,
         *,
-        min_size: int | Sequence[int] = 800,
-        max_size: int = 1333,
-        size_divisor: int = 32,
-        fixed_size: tuple[int, int] | None = None,
-        image_mean: Sequence[float] = IMAGE_MEAN,
-        image_std: Sequence[float] = IMAGE_STD,
-        anchor_sizes: Sequence[float] = (32, 64, 128, 256, 512),
-        cells: Cells | None = None,
-        head: RetinaNetHead | None = None,
-        score_thresh: float = 0.05,
-        nms_thresh: float = 0.5,
-        detections_per_img: int = 300,
-        fg_iou_thresh: float = 0.5,
-        bg_iou_thresh: float = 0.4,
+        score_thresh: float,
+        nms_thresh: float,
+        detections_per_img: int,
+        topk_candidates: int,
+        fg_iou_thresh: float,
+        bg_iou_thresh: float,
         low_quality_matches: bool = True,
         box_loss: str = "l1",
-        topk_candidates: int = 1000,
-        classification_weight: float = 1.0,
-        bbox_regression_weight: float = 1.0,
+        loss_weights: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(
-            num_classes,
-            min_size=min_size,
-            max_size=max_size,
-            size_divisor=size_divisor,
-            fixed_size=fixed_size,
-            image_mean=image_mean,
-            image_std=image_std,
-            loss_weights={
-                "classification": classification_weight,
-                "bbox_regression": bbox_regression_weight,
-            },
-        )
+        super().__init__(border, head.num_classes, loss_weights=loss_weights)
         if box_loss not in BOX_LOSSES:
             raise ValueError(f"box_loss: expected one of {BOX_LOSSES}, got {box_loss!r}")
         self.backbone = backbone
-        self.cells = cells or cell_anchors(
-            [(x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in anchor_sizes]
-        )
-        if head is None:
-            head = retinanet_head(backbone.out_channels, len(self.cells[0]), num_classes)
         self.head = head
+        self.cells = cells
         self.score_thresh = score_thresh
         self.nms_thresh = nms_thresh
         self.detections_per_img = detections_per_img
@@ -211,28 +255,25 @@ class RetinaNet(Detector):
         self.box_loss = box_loss
         self.topk_candidates = topk_candidates
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses named classification and bbox_regression."""
-        return self._losses(self._outputs(batch), batch)
+    def class_layers(self) -> dict[str, float]:
+        """The last layer of the head's classification."""
+        return {"head.classification_head.cls_logits": PRIOR_LOGIT}
 
-    def detect(self, batch: Batch) -> Detections:
-        """Detections in the padded batch's pixels; the ground truth is not read."""
-        return self._detect(self._outputs(batch), batch)
+    def anchor_cells(self) -> Cells:
+        """The anchors of a location at each level."""
+        return self.cells
 
-    def losses_and_detections(self, batch: Batch) -> tuple[dict[str, Tensor], Detections]:
-        """Both from one run of the backbone and the head."""
-        outputs = self._outputs(batch)
-        return self._losses(outputs, batch), self._detect(outputs, batch)
-
-    def _outputs(self, batch: Batch) -> Outputs:
-        features = feature_maps(run_fused(self.backbone, batch.images))
-        logits, deltas = run_fused(self.head, features)
+    def outputs(self, batch: Batch) -> Outputs:
+        """Logits and deltas of each level, and the anchors."""
+        features = feature_maps(run(self.backbone, batch.images))
+        logits, deltas = run(self.head, features)
         return Outputs(logits, deltas, pyramid_anchors(batch.images, features, self.cells))
 
-    def _losses(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Each a mean over images of a sum over anchors, divided by the image's positives.
+    def losses_of(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """Losses named classification and bbox_regression.
 
-        Follows torchvision's compute_loss of the two heads.
+        Each is a mean over images of a sum over anchors, divided by the image's positives. Follows
+        torchvision's compute_loss of the two heads.
         """
         match, _ = match_anchors(
             outputs.anchors,
@@ -254,14 +295,13 @@ class RetinaNet(Detector):
             take_rows(batch.gt_boxes, match),
             positive,
         )  # (B, A)
-        return self._weighted(
-            {
-                "classification": (focal.sum(dim=(1, 2)) / counts).mean(),
-                "bbox_regression": (boxes.sum(dim=1) / counts).mean(),
-            }
-        )
+        return {
+            "classification": (focal.sum(dim=(1, 2)) / counts).mean(),
+            "bbox_regression": (boxes.sum(dim=1) / counts).mean(),
+        }
 
-    def _detect(self, outputs: Outputs, batch: Batch) -> Detections:
+    def detections_of(self, outputs: Outputs, batch: Batch) -> Detections:
+        """Follows torchvision's RetinaNet.postprocess_detections."""
         found = retinanet_detections(
             outputs.logits,
             outputs.deltas,
@@ -283,7 +323,7 @@ def retinanet(
     trainable_backbone_layers: int | None = None,
     frozen_batch_norm: bool | None = None,
     fpn_channels: int = 256,
-    **numbers: Any,
+    **options: Any,
 ) -> RetinaNet:
     """A RetinaNet with a timm backbone and a feature pyramid of levels 3 to 7.
 
@@ -294,15 +334,15 @@ def retinanet(
         trainable_backbone_layers: see `timm_body`.
         frozen_batch_norm: see `timm_body`.
         fpn_channels: width of the pyramid and the head.
-        numbers: RetinaNet's keyword arguments, min_size and max_size among them.
+        options: keyword arguments of `retinanet_parts`, such as min_size and max_size.
     """
-    body, channels = timm_body(
+    pyramid = timm_pyramid(
         backbone,
-        pretrained=pretrained_backbone,
-        trainable_layers=trainable_backbone_layers,
+        lambda channels: LastLevelP6P7(channels, channels),
+        maps=3,
+        fpn_channels=fpn_channels,
+        pretrained_backbone=pretrained_backbone,
+        trainable_backbone_layers=trainable_backbone_layers,
         frozen_batch_norm=frozen_batch_norm,
     )
-    fpn = FeaturePyramidNetwork(
-        channels[1:], fpn_channels, LastLevelP6P7(fpn_channels, fpn_channels)
-    )
-    return channels_last(RetinaNet(BackboneWithFPN(body, fpn), num_classes, **numbers))
+    return channels_last(RetinaNet(**retinanet_parts(pyramid, num_classes, **options)))

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The second stage of Faster R-CNN: what each proposal shows, and where exactly it lies.
+"""The second stage of Faster R-CNN: the class and the exact box of each proposal, and its mask.
 
 Definitions are torchvision's (models/detection/roi_heads.py), on padded batches. In training the
-ground truth joins the proposals, so that there is a positive from the first step on.
+ground truth joins the proposals, so that there is a positive from the first step on. The mask head
+learns from positives alone: from the first batch_size_per_image * positive_fraction rows of each
+image's sample, a fixed number.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,16 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdet.models.batch import Batch, Detections, rows_in_use
+from fastdet.models.batch import Batch, rows_in_use
 from fastdet.models.losses import box_regression_loss, widened
 from fastdet.models.row_norms import check_batch_norms, run_on_rows
 from fastdet.ops import (
     encode_boxes,
+    mask_rcnn_loss,
     match_anchors,
     multiscale_roi_align,
     roi_detections,
     sample_matches,
 )
+from fastdet.ops.detections import Detections
 from fastdet.ops.padded_rows import row_mask, take_rows
 
 
@@ -54,7 +58,7 @@ class FastRCNNPredictor(nn.Module):
 
 @dataclass(frozen=True)
 class RoIPooling:
-    """From where in the pyramid, and how finely, RoIs are pooled.
+    """From which levels, and into how many bins, RoIs are pooled.
 
     Attributes:
         scales: feature pixels per image pixel of the levels to pool from, by the level's index.
@@ -81,22 +85,37 @@ class RoIPooling:
         )
 
 
+class MaskBranch(NamedTuple):
+    """What RoIHeads need to find masks.
+
+    Attributes:
+        head: pooled (K, C, h, w) -> hidden, as MaskRCNNHeads.
+        predictor: hidden -> mask logits (K, num_classes, M, M), as MaskRCNNPredictor.
+        pooling: what the head sees of a box.
+    """
+
+    head: nn.Module
+    predictor: nn.Module
+    pooling: RoIPooling
+
+
 class Sample(NamedTuple):
     """Boxes to learn from: of each image first positives, then background, then padding."""
 
     boxes: Tensor  # (B, S, 4) xyxy
     match: Tensor  # (B, S) int64, the gt row that each one matches, negative for background
-    valid: Tensor  # (B, S) bool, whether each is real: a prefix of the image's rows
+    valid: Tensor  # (B, S) bool, whether each is real: always the first rows of an image
 
 
 class RoIHeads(nn.Module):
-    """Classifies and refines proposals.
+    """Classifies and refines proposals, and finds a mask for each if it has a MaskBranch.
 
     Args:
         box_head: pooled (K, C, h, w) -> hidden, as TwoMLPHead. BatchNorms that train must lie in
             Sequentials alone, where their statistics can leave out padding.
         box_predictor: hidden -> logits and deltas, as FastRCNNPredictor.
         pooling: what the box_head sees of a box.
+        num_classes: with background, which is 0.
         fg_iou_thresh, bg_iou_thresh: a proposal is positive from the first IoU with a box on, and
             background below the second.
         batch_size_per_image, positive_fraction: proposals sampled for the losses.
@@ -104,6 +123,7 @@ class RoIHeads(nn.Module):
         score_thresh: a detection's probability is above it.
         nms_thresh: IoU above which a detection suppresses another of its class.
         detections_per_img: D.
+        masks: the heads for masks; BatchNorms as in the box_head.
 
     Raises:
         ValueError: a BatchNorm where padding would enter its statistics.
@@ -116,6 +136,7 @@ class RoIHeads(nn.Module):
         box_head: nn.Module,
         box_predictor: nn.Module,
         pooling: RoIPooling,
+        num_classes: int,
         *,
         fg_iou_thresh: float,
         bg_iou_thresh: float,
@@ -125,13 +146,17 @@ class RoIHeads(nn.Module):
         score_thresh: float,
         nms_thresh: float,
         detections_per_img: int,
+        masks: MaskBranch | None = None,
     ) -> None:
         super().__init__()
-        check_batch_norms("box_head", box_head)
-        check_batch_norms("box_predictor", box_predictor)
         self.box_head = box_head
         self.box_predictor = box_predictor
+        # torchvision's names of the parameters.
+        self.mask_head, self.mask_predictor, self.mask_pooling = masks or (None, None, None)
+        for name, head in self.named_children():
+            check_batch_norms(name, head)
         self.pooling = pooling
+        self.num_classes = num_classes
         self.fg_iou_thresh = fg_iou_thresh
         self.bg_iou_thresh = bg_iou_thresh
         self.batch_size_per_image = batch_size_per_image
@@ -140,6 +165,16 @@ class RoIHeads(nn.Module):
         self.score_thresh = score_thresh
         self.nms_thresh = nms_thresh
         self.detections_per_img = detections_per_img
+
+    @property
+    def learns_masks(self) -> bool:
+        """Whether there is a MaskBranch."""
+        return self.mask_head is not None
+
+    def class_layers(self) -> dict[str, float]:
+        """The layers whose outputs are counted by class, and their bias at the start."""
+        layers = {"box_predictor.cls_score": 0.0, "box_predictor.bbox_pred": 0.0}
+        return layers | ({"mask_predictor.mask_fcn_logits": 0.0} if self.learns_masks else {})
 
     def forward(
         self, features: Sequence[Tensor], proposals: Tensor, counts: Tensor
@@ -151,6 +186,16 @@ class RoIHeads(nn.Module):
         logits, deltas = run_on_rows(self.box_predictor, hidden, real)
         shape = (*proposals.shape[:2], logits.shape[1])
         return logits.reshape(shape), deltas.reshape(*shape, 4)
+
+    def mask_logits(self, features: Sequence[Tensor], boxes: Tensor, counts: Tensor) -> Tensor:
+        """Pyramid, boxes (B, K, 4) xyxy, counts (B,) -> (B, K, num_classes, M, M)."""
+        assert self.mask_pooling is not None
+        pooled = self.mask_pooling(features, boxes, counts).flatten(0, 1)
+        real = row_mask(counts, boxes.shape[1]).flatten()
+        for network in (self.mask_head, self.mask_predictor):
+            assert network is not None
+            pooled = run_on_rows(network, pooled, real)
+        return pooled.unflatten(0, boxes.shape[:2])
 
     def sample(self, proposals: Tensor, counts: Tensor, batch: Batch) -> Sample:
         """What to learn from among proposals (B, P, 4) xyxy, counts (B,), and the ground truth.
@@ -179,7 +224,26 @@ class RoIHeads(nn.Module):
         sampled, valid = sampled[:, :rows], valid[:, :rows]
         return Sample(take_rows(boxes, sampled), match.gather(1, sampled), valid)
 
-    def losses(self, features: Sequence[Tensor], sample: Sample, batch: Batch) -> dict[str, Tensor]:
+    def losses(
+        self, features: Sequence[Tensor], proposals: Tensor, counts: Tensor, batch: Batch
+    ) -> dict[str, Tensor]:
+        """loss_classifier, loss_box_reg and, with a MaskBranch, loss_mask.
+
+        Args:
+            features: the levels of the pyramid.
+            proposals: (B, P, 4) xyxy.
+            counts: (B,), how many of them are real.
+            batch: the ground truth.
+        """
+        sample = self.sample(proposals, counts, batch)
+        if not self.learns_masks:
+            return self.box_losses(features, sample, batch)
+        loss_mask = self.mask_loss(features, sample, batch)
+        return self.box_losses(features, sample, batch) | {"loss_mask": loss_mask}
+
+    def box_losses(
+        self, features: Sequence[Tensor], sample: Sample, batch: Batch
+    ) -> dict[str, Tensor]:
         """loss_classifier and loss_box_reg, means over the batch's sampled proposals.
 
         Follows torchvision's fastrcnn_loss.
@@ -201,13 +265,32 @@ class RoIHeads(nn.Module):
         loss_box_reg = box_regression_loss(deltas, targets, positive)
         return {"loss_classifier": loss_classifier / count, "loss_box_reg": loss_box_reg / count}
 
+    def mask_loss(self, features: Sequence[Tensor], sample: Sample, batch: Batch) -> Tensor:
+        """loss_mask, a mean over the pixels of all positives' masks.
+
+        Follows torchvision's maskrcnn_loss.
+        """
+        if batch.gt_masks is None:
+            raise ValueError("gt_masks: expected a batch with masks, made by this model's pad")
+        match = sample.match.where(sample.valid, -1)
+        match = match[:, : int(self.batch_size_per_image * self.positive_fraction)]
+        counts = (match >= 0).sum(dim=1)
+        match = match[:, : rows_in_use(counts, match.shape[1])]
+        boxes = sample.boxes[:, : match.shape[1]]
+        logits = self.mask_logits(features, boxes, counts)
+        labels = take_rows(batch.gt_labels, match).where(match >= 0, 0)
+        return mask_rcnn_loss(logits, labels, batch.gt_masks, boxes, match)
+
     def detect(
         self, features: Sequence[Tensor], proposals: Tensor, counts: Tensor, sizes: Tensor
     ) -> Detections:
-        """The best classes of all proposals of each image, clipped to its size (B, 2)."""
+        """The best classes of all proposals of each image, clipped to its size (B, 2).
+
+        With a MaskBranch, a mask for each detection, too.
+        """
         proposals = proposals[:, : rows_in_use(counts, proposals.shape[1])]
         logits, deltas = self(features, proposals, counts)
-        found = roi_detections(
+        kept = roi_detections(
             logits,
             deltas,
             proposals,
@@ -219,4 +302,18 @@ class RoIHeads(nn.Module):
             self.detections_per_img,
             self.min_size,
         )
-        return Detections(*found)
+        found = Detections(*kept)
+        return self._with_masks(features, found) if self.learns_masks else found
+
+    def _with_masks(self, features: Sequence[Tensor], found: Detections) -> Detections:
+        """The detections, and how probable each pixel of their boxes is for their labels.
+
+        Follows torchvision's maskrcnn_inference.
+        """
+        total = found.boxes.shape[1]
+        rows = rows_in_use(found.counts, total)
+        logits = self.mask_logits(features, found.boxes[:, :rows], found.counts)
+        labels = found.labels[:, :rows, None, None, None].expand(-1, -1, 1, *logits.shape[3:])
+        masks = widened(logits.gather(2, labels).squeeze(2)).sigmoid()
+        masks = masks.where(row_mask(found.counts, rows)[..., None, None], 0.0)
+        return found._replace(masks=F.pad(masks, (0, 0, 0, 0, 0, total - rows)))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Heads with BatchNorm on padded rows: the statistics come from the real rows alone.
 
-torchvision's heads see the RoIs of a batch one after another, without padding; so that ours learn
-the same, a BatchNorm that trains gets a mask. All else in a head looks at each row for itself.
+torchvision's heads see the RoIs of a batch without padding. To learn the same, a BatchNorm that
+trains gets a mask here; all other layers of a head treat each row separately.
 """
 
 from typing import Any
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from fastdet.engine.fused import run_fused
-from fastdet.engine.tracing import is_eager
 from fastdet.models.losses import widened
+from fastdet.models.running import run
+from fastdet.ops.tracing import is_eager
 
 
 def check_batch_norms(name: str, head: nn.Module) -> None:
@@ -31,18 +31,18 @@ def check_batch_norms(name: str, head: nn.Module) -> None:
 
 
 def run_on_rows(head: nn.Module, rows: Tensor, real: Tensor) -> Any:
-    """`head(rows)`, for rows (N, ...) of which `real` (N,) bool are no padding."""
+    """`head(rows)` for rows (N, ...), of which those outside `real` (N,) bool are padding."""
     if head.training and _is_sequential(head):
         for child in head.children():
             rows = run_on_rows(child, rows, real)
         return rows
     if head.training and isinstance(head, nn.BatchNorm2d) and not _all_known(real):
         return _batch_norm(head, rows, real)
-    return run_fused(head, rows)
+    return run(head, rows)
 
 
 def _all_known(real: Tensor) -> bool:
-    """Whether nothing is padding, where reading the mask is free: torch's own norm is faster."""
+    """Whether reading the mask is free and nothing is padding: then torch's own norm is faster."""
     return is_eager(real) and real.device.type == "cpu" and bool(real.all())
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The region proposal network: where in an image there may be an object of any class.
 
-Definitions are torchvision's (models/detection/rpn.py), on padded batches. What the head says stays
+Definitions are torchvision's (models/detection/rpn.py), on padded batches. The head's outputs stay
 in its maps, level by level; only the losses join the levels.
 """
 
@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdet.engine.fused import run_fused
 from fastdet.models.anchors import Cells, in_anchor_order, pyramid_anchors
-from fastdet.models.batch import Batch, Detections
+from fastdet.models.batch import Batch
 from fastdet.models.losses import box_regression_loss, widened
+from fastdet.models.running import run
 from fastdet.ops import encode_boxes, match_anchors, rpn_proposals, sample_matches
+from fastdet.ops.detections import Detections
 from fastdet.ops.padded_rows import take_rows
 
 
@@ -44,7 +45,7 @@ class RegionProposalNetwork(nn.Module):
 
     Args:
         head: as RPNHead.
-        cells: `cell_anchors`, as many at each level as the head has outputs for.
+        cells: see `cell_anchors`; as many at each level as the head has outputs for.
         fg_iou_thresh, bg_iou_thresh: an anchor is positive from the first IoU with a box on, and
             negative below the second.
         batch_size_per_image, positive_fraction: anchors sampled for the losses.
@@ -52,9 +53,8 @@ class RegionProposalNetwork(nn.Module):
             each level.
         nms_thresh: IoU above which a proposal suppresses another of its level.
         score_thresh: least probability of a proposal.
+        min_size: least length of a proposal's sides in pixels, after it is clipped to the image.
     """
-
-    min_size = 1e-3  # pixels; a proposal that clipping leaves without a side is none
 
     def __init__(
         self,
@@ -69,6 +69,7 @@ class RegionProposalNetwork(nn.Module):
         post_nms_top_n: tuple[int, int],
         nms_thresh: float,
         score_thresh: float,
+        min_size: float = 1e-3,
     ) -> None:
         super().__init__()
         self.head = head
@@ -81,12 +82,13 @@ class RegionProposalNetwork(nn.Module):
         self.post_nms_top_n = post_nms_top_n
         self.nms_thresh = nms_thresh
         self.score_thresh = score_thresh
+        self.min_size = min_size
 
     def forward(
         self, images: Tensor, features: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Objectness logits (B, A_l), deltas (B, A_l, 4), and the anchors (A, 4) of all levels."""
-        objectness, deltas = run_fused(self.head, features)
+        objectness, deltas = run(self.head, features)
         logits = [level.squeeze(2) for level in in_anchor_order(objectness, 1)]
         anchors = pyramid_anchors(images, features, self.cells)
         return logits, in_anchor_order(deltas, 4), anchors

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""torchvision's detectors as ours: same weights, same numbers, same answers.
+"""torchvision's detectors as ours: same weights, same numbers, same detections.
 
-What torchvision's models are made of (backbone, pyramid, heads) is copied as it is, with its names
-of parameters, so that a state dict of either fits the other; what they do around it (resizing,
-anchors, matching, sampling, losses, suppression) is ours. A part that says nothing that our core
-could repeat is refused by name.
+The networks of torchvision's models (backbone, pyramid, heads) are copied as they are, with the
+names of their parameters, so that a state dict of either fits the other. What surrounds them
+(resizing, anchors, matching, sampling, losses, suppression) is replaced by ours, with the same
+numbers. A part that does anything else than torchvision's own is refused by name.
 """
 
 import copy
@@ -40,6 +40,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, box_iou
 
 from fastdet.models.anchors import Cells
+from fastdet.models.border import Border
 from fastdet.models.detector import Detector, channels_last
 from fastdet.models.faster_rcnn import FasterRCNN
 from fastdet.models.fcos import FCOS, FCOSClassificationHead, FCOSHead, FCOSRegressionHead
@@ -50,6 +51,8 @@ from fastdet.models.retinanet import (
     RetinaNetHead,
     RetinaNetRegressionHead,
 )
+from fastdet.models.roi_heads import MaskBranch, RoIHeads, RoIPooling
+from fastdet.models.rpn import RegionProposalNetwork
 
 PROBE_SIZE = 256  # pixels: a multiple of every stride
 
@@ -87,7 +90,7 @@ def from_torchvision(model: nn.Module) -> Detector:
 
 
 def load_torchvision_weights(
-    name: str, path: str | Path | None = None, *, weights: Any = "DEFAULT", **numbers: Any
+    name: str, path: str | Path | None = None, *, weights: Any = "DEFAULT", **options: Any
 ) -> Detector:
     """Our detector with the weights of one of torchvision's checkpoints, in eval mode.
 
@@ -97,7 +100,7 @@ def load_torchvision_weights(
             write it: one of torchvision's own, or one of a fine-tuned model, of any number of
             classes. Without a path torchvision downloads `weights`.
         weights: a member of the builder's weights enum, or its name.
-        numbers: the builder's other arguments, min_size or box_score_thresh for example.
+        options: the builder's other arguments, min_size or box_score_thresh for example.
 
     Returns:
         The detector. From a path BatchNorms are frozen if the file has no count of batches for
@@ -110,11 +113,11 @@ def load_torchvision_weights(
         RuntimeError: keys or shapes in the file that are not those of the builder's model.
     """
     if path is None:
-        return from_torchvision(get_model(name, weights=weights, **numbers).eval())
+        return from_torchvision(get_model(name, weights=weights, **options).eval())
     state = torch.load(path, map_location="cpu", weights_only=True)
     state = state.get("model", state)
     model = get_model(
-        name, weights=None, weights_backbone=None, num_classes=_classes_of(state, path), **numbers
+        name, weights=None, weights_backbone=None, num_classes=_classes_of(state, path), **options
     )
     if not any(key.endswith("num_batches_tracked") for key in state):
         # The first checkpoints were trained while FrozenBatchNorm2d ignored its eps.
@@ -173,54 +176,65 @@ def _two_stages(model: Any) -> FasterRCNN:
     _check_matcher("roi_heads.proposal_matcher", heads.proposal_matcher, low_quality=False)
     num_classes = _num_classes(heads, maps)
     masks = _mask_branch(heads, num_classes, maps)
-    detector = (MaskRCNN if masks else FasterRCNN)(
+    return (FasterRCNN if masks is None else MaskRCNN)(
+        border,
         copy.deepcopy(model.backbone),
-        num_classes,
-        **border,
-        **masks,
-        cells=cells,
-        rpn_head=copy.deepcopy(rpn.head),
-        rpn_pre_nms_top_n_train=rpn._pre_nms_top_n["training"],
-        rpn_pre_nms_top_n_test=rpn._pre_nms_top_n["testing"],
-        rpn_post_nms_top_n_train=rpn._post_nms_top_n["training"],
-        rpn_post_nms_top_n_test=rpn._post_nms_top_n["testing"],
-        rpn_nms_thresh=rpn.nms_thresh,
-        rpn_fg_iou_thresh=rpn.proposal_matcher.high_threshold,
-        rpn_bg_iou_thresh=rpn.proposal_matcher.low_threshold,
-        rpn_batch_size_per_image=rpn.fg_bg_sampler.batch_size_per_image,
-        rpn_positive_fraction=rpn.fg_bg_sampler.positive_fraction,
-        rpn_score_thresh=rpn.score_thresh,
-        **_pooling("box", heads.box_roi_pool, maps),
-        box_head=copy.deepcopy(heads.box_head),
-        box_predictor=copy.deepcopy(heads.box_predictor),
-        box_score_thresh=heads.score_thresh,
-        box_nms_thresh=heads.nms_thresh,
-        box_detections_per_img=heads.detections_per_img,
-        box_fg_iou_thresh=heads.proposal_matcher.high_threshold,
-        box_bg_iou_thresh=heads.proposal_matcher.low_threshold,
-        box_batch_size_per_image=heads.fg_bg_sampler.batch_size_per_image,
-        box_positive_fraction=heads.fg_bg_sampler.positive_fraction,
-        bbox_reg_weights=tuple(heads.box_coder.weights),
+        _first_stage(rpn, cells),
+        _second_stage(heads, num_classes, _pooling("box", heads.box_roi_pool, maps), masks),
+        mask_threshold=None,  # torchvision's masks are probabilities
     )
-    detector.rpn.min_size = rpn.min_size
-    return detector
 
 
-def _mask_branch(heads: Any, num_classes: int, maps: dict[str, Tensor]) -> dict[str, Any]:
-    """MaskRCNN's arguments beside FasterRCNN's; none where `heads` find no masks."""
+def _first_stage(rpn: Any, cells: Cells) -> RegionProposalNetwork:
+    return RegionProposalNetwork(
+        copy.deepcopy(rpn.head),
+        cells,
+        fg_iou_thresh=rpn.proposal_matcher.high_threshold,
+        bg_iou_thresh=rpn.proposal_matcher.low_threshold,
+        batch_size_per_image=rpn.fg_bg_sampler.batch_size_per_image,
+        positive_fraction=rpn.fg_bg_sampler.positive_fraction,
+        pre_nms_top_n=(rpn._pre_nms_top_n["training"], rpn._pre_nms_top_n["testing"]),
+        post_nms_top_n=(rpn._post_nms_top_n["training"], rpn._post_nms_top_n["testing"]),
+        nms_thresh=rpn.nms_thresh,
+        score_thresh=rpn.score_thresh,
+        min_size=rpn.min_size,
+    )
+
+
+def _second_stage(
+    heads: Any, num_classes: int, pooling: RoIPooling, masks: MaskBranch | None
+) -> RoIHeads:
+    return RoIHeads(
+        copy.deepcopy(heads.box_head),
+        copy.deepcopy(heads.box_predictor),
+        pooling,
+        num_classes,
+        fg_iou_thresh=heads.proposal_matcher.high_threshold,
+        bg_iou_thresh=heads.proposal_matcher.low_threshold,
+        batch_size_per_image=heads.fg_bg_sampler.batch_size_per_image,
+        positive_fraction=heads.fg_bg_sampler.positive_fraction,
+        bbox_reg_weights=tuple(heads.box_coder.weights),
+        score_thresh=heads.score_thresh,
+        nms_thresh=heads.nms_thresh,
+        detections_per_img=heads.detections_per_img,
+        masks=masks,
+    )
+
+
+def _mask_branch(heads: Any, num_classes: int, maps: dict[str, Tensor]) -> MaskBranch | None:
+    """None if `heads` find no masks."""
     names = ("mask_roi_pool", "mask_head", "mask_predictor")
     missing = [name for name in names if getattr(heads, name) is None]
     if len(missing) == len(names):
-        return {}
+        return None
     if missing:
         _refuse(f"roi_heads.{missing[0]}", f"all of {', '.join(names)} or none", None)
     pooling = _pooling("mask", heads.mask_roi_pool, maps)
-    branch = nn.Sequential(copy.deepcopy(heads.mask_head), copy.deepcopy(heads.mask_predictor))
-    channels = _on_pooled(branch, heads.mask_roi_pool, maps).shape[1]
+    head, predictor = copy.deepcopy(heads.mask_head), copy.deepcopy(heads.mask_predictor)
+    channels = _on_pooled(nn.Sequential(head, predictor), heads.mask_roi_pool, maps).shape[1]
     if channels != num_classes:
         _refuse("roi_heads.mask_predictor", f"a mask for each of {num_classes} classes", channels)
-    # torchvision's border gives probabilities.
-    return {**pooling, "mask_head": branch[0], "mask_predictor": branch[1], "mask_threshold": None}
+    return MaskBranch(head, predictor, pooling)
 
 
 def _retinanet(model: Any) -> RetinaNet:
@@ -235,16 +249,15 @@ def _retinanet(model: Any) -> RetinaNet:
     _check_matcher("proposal_matcher", model.proposal_matcher)
     border = _border(model.transform)
     return RetinaNet(
+        border,
         copy.deepcopy(model.backbone),
-        classes.num_classes,
-        **border,
-        cells=_cells("anchor_generator", model.anchor_generator, _probe(model)),
-        head=RetinaNetHead(
+        RetinaNetHead(
             RetinaNetClassificationHead(
                 copy.deepcopy(classes.conv), copy.deepcopy(classes.cls_logits), classes.num_classes
             ),
             RetinaNetRegressionHead(copy.deepcopy(boxes.conv), copy.deepcopy(boxes.bbox_reg)),
         ),
+        _cells("anchor_generator", model.anchor_generator, _probe(model)),
         score_thresh=model.score_thresh,
         nms_thresh=model.nms_thresh,
         detections_per_img=model.detections_per_img,
@@ -272,11 +285,9 @@ def _fcos(model: Any) -> FCOS:
             _refuse(f"{name}.normalize_by_size", True, False)
     border = _border(model.transform)
     return FCOS(
+        border,
         copy.deepcopy(model.backbone),
-        classes.num_classes,
-        **border,
-        cells=_cells("anchor_generator", model.anchor_generator, _probe(model)),
-        head=FCOSHead(
+        FCOSHead(
             FCOSClassificationHead(
                 copy.deepcopy(classes.conv), copy.deepcopy(classes.cls_logits), classes.num_classes
             ),
@@ -286,6 +297,7 @@ def _fcos(model: Any) -> FCOS:
                 copy.deepcopy(boxes.bbox_ctrness),
             ),
         ),
+        _cells("anchor_generator", model.anchor_generator, _probe(model)),
         center_sampling_radius=model.center_sampling_radius,
         score_thresh=model.score_thresh,
         nms_thresh=model.nms_thresh,
@@ -297,21 +309,21 @@ def _fcos(model: Any) -> FCOS:
 # ---- what is read of the parts -------------------------------------------------------------------
 
 
-def _border(transform: Any) -> dict[str, Any]:
-    """Detector's arguments."""
+def _border(transform: Any) -> Border:
     _expect("transform", transform, GeneralizedRCNNTransform)
     if transform._skip_resize:
         _refuse("transform._skip_resize", "False: training would not resize, detection would", True)
     min_sizes = list(transform.min_size)
     width_and_height = transform.fixed_size
-    return {
-        "min_size": min_sizes if len(min_sizes) > 1 else min_sizes[0],
-        "max_size": transform.max_size,
-        "size_divisor": transform.size_divisible,
-        "fixed_size": width_and_height and tuple(reversed(width_and_height)),
-        "image_mean": tuple(map(float, transform.image_mean)),
-        "image_std": tuple(map(float, transform.image_std)),
-    }
+    height_and_width: Any = width_and_height and tuple(reversed(width_and_height))
+    return Border(
+        min_size=min_sizes if len(min_sizes) > 1 else min_sizes[0],
+        max_size=transform.max_size,
+        size_divisor=transform.size_divisible,
+        fixed_size=height_and_width,
+        image_mean=tuple(map(float, transform.image_mean)),
+        image_std=tuple(map(float, transform.image_std)),
+    )
 
 
 @torch.no_grad()
@@ -358,17 +370,17 @@ def _on_pooled(head: nn.Module, pool: Any, maps: dict[str, Tensor]) -> Any:
     return copy.deepcopy(head).eval()(level.new_zeros((2, level.shape[1], *pool.output_size)))
 
 
-def _pooling(kind: str, pool: Any, maps: dict[str, Tensor]) -> dict[str, Any]:
-    """The arguments of a `kind` of RoIs, "box" or "mask"."""
+def _pooling(kind: str, pool: Any, maps: dict[str, Tensor]) -> RoIPooling:
+    """How a `kind` of RoIs, "box" or "mask", is pooled."""
     name = f"roi_heads.{kind}_roi_pool"
     _expect(name, pool, MultiScaleRoIAlign)
-    return {
-        f"{kind}_scales": _pooled_scales(name, pool, maps),
-        f"{kind}_output_size": tuple(pool.output_size),
-        f"{kind}_sampling_ratio": pool.sampling_ratio,
-        f"{kind}_canonical_scale": pool.canonical_scale,
-        f"{kind}_canonical_level": pool.canonical_level,
-    }
+    return RoIPooling(
+        _pooled_scales(name, pool, maps),
+        tuple(pool.output_size),
+        pool.sampling_ratio,
+        pool.canonical_scale,
+        pool.canonical_level,
+    )
 
 
 def _pooled_scales(name: str, pool: Any, maps: dict[str, Tensor]) -> dict[int, float]:

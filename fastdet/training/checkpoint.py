@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Checkpoints on disk: written whole or not at all.
 
-Lightning's own writer goes through a temporary folder that may lie on another file system, where
-a rename is a copy and a kill leaves half a file; this one stays in the checkpoint's folder.
+Lightning's own writer uses a temporary folder, which may be on another file system: there a rename
+is a copy, and a kill leaves half a file. This one writes in the checkpoint's own folder.
 """
 
 import os
@@ -23,6 +23,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path: str | os.PathLike[str],
         storage_options: Any | None = None,
     ) -> None:
-        """Write `checkpoint` to `path`, which holds the old or the new one at every moment."""
+        """Write `checkpoint` to `path`, which at every moment holds the whole old or new one."""
         with replacing(path) as temporary:
             torch.save(checkpoint, temporary)

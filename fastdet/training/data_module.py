@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Batches for a training: order and augmentation are a function of (seed, epoch, image).
 
-Each item is made under its own random seed. So the batches of an epoch are the same with any
-number of workers, and the same when a training stopped and resumed.
+Each item is made with its own random seed. So the batches of an epoch are the same with any number
+of workers, and the same after a training stopped and resumed.
 """
 
 import os
@@ -41,7 +41,7 @@ class EpochShuffle(Sampler[Key]):
 
 
 class SeededItems(Dataset[Any]):
-    """The items of a dataset, each made under a random seed of its own."""
+    """The items of a dataset, each made with a random seed of its own."""
 
     def __init__(self, dataset: CocoDetection, seed: int) -> None:
         self.dataset = dataset
@@ -63,10 +63,10 @@ class DetectionDataModule(lightning.LightningDataModule):
     Args:
         folder: what `fastdet.data.open_dataset` opens.
         batch_size: images a batch.
-        workers: loading processes; None: none without a GPU, else up to 8.
+        workers: loading processes; None: up to 8 if there is a GPU, else none.
         seed: of order and augmentation.
         validation_split: the split that validation reads.
-        masks: targets have masks.
+        masks: targets have masks; see `read_masks`.
     """
 
     def __init__(
@@ -85,8 +85,17 @@ class DetectionDataModule(lightning.LightningDataModule):
         beside_gpu = min(8, os.cpu_count() or 1)
         self.workers = workers if workers is not None else beside_gpu if on_gpu else 0
         self.seed = seed
+        self.validation_split = validation_split
         self.masks = masks
-        self.validation = open_dataset(folder, validation_split, eval_transforms(), masks)
+        self.validation = self._open_validation()
+
+    def read_masks(self) -> None:
+        """Gives the targets masks, for a model that learns them; reads the validation split again.
+
+        The classes are known without masks, so that the model can be built first and asked.
+        """
+        self.masks = True
+        self.validation = self._open_validation()
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled, augmented batches; a last, smaller one is left out."""
@@ -102,6 +111,9 @@ class DetectionDataModule(lightning.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Any]:
         """The validation images in the dataset's order."""
         return DataLoader(self.validation, batch_size=self.batch_size, **self._loading())
+
+    def _open_validation(self) -> CocoDetection:
+        return open_dataset(self.folder, self.validation_split, eval_transforms(), self.masks)
 
     def _loading(self) -> dict[str, Any]:
         return {

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A detector as a LightningModule: its losses, its optimiser, its validation.
 
-Validation runs the backbone once a batch: losses and detections come from the same features, and
+Validation runs the networks once a batch: losses and detections come from the same features, and
 one hook logs both at one step. A loss that is not finite ends the training.
 """
 
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from fastdet.evaluation import CocoEvaluator, CocoMetrics
 from fastdet.models import MODELS
-from fastdet.models.batch import Detections, batch_shape, image_sizes, restore
+from fastdet.models.batch import batch_shape, restore
 from fastdet.ops import paste_masks_rle
+from fastdet.ops.detections import Detections
 from fastdet.training.schedules import warmup_cosine
 
 
@@ -25,20 +26,20 @@ class NonFiniteLossError(FloatingPointError):
 
 
 class DetectorModule(lightning.LightningModule):
-    """A model, what it was built from, and how it learns.
+    """A detector, what it was built from, and how it learns.
 
     Its hyperparameters are plain data in the checkpoint: `load_detector` needs nothing else.
 
     Args:
-        model: a key of `fastdet.models.MODELS`.
+        model: a key of `fastdet.models.MODELS`, whose function builds the detector.
         backbone: name of a timm backbone.
         classes: names by label, "background" first.
         category_ids: the data set's category id of each label from 1 on.
-        model_options: further keyword numbers of the model's constructor.
+        model_options: further keyword arguments of that function.
         pretrained_backbone: start from timm's weights.
         lr: peak learning rate.
-        weight_decay: of AdamW, on matrices and kernels; norms and biases are left free.
-        seed: of what is random in the model; epoch k draws the same numbers after a resume.
+        weight_decay: of AdamW, on matrices and kernels, but not on norms and biases.
+        seed: of the random numbers in the model; epoch k draws the same ones after a resume.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class DetectorModule(lightning.LightningModule):
         for name, value in losses.items():
             self.validation_losses[name] += value.item() * len(images)
         self.validated_images += len(images)
-        found = restore(detections, padded.sizes, image_sizes(images))
+        found = restore(detections, padded)
         image_ids = [target["image_id"] for target in targets]
         self.evaluator.update(image_ids, _with_segmentations(found, images))
 
@@ -138,13 +139,16 @@ class DetectorModule(lightning.LightningModule):
         self.log_dict({f"val/{name}": float(value) for name, value in logged.items()})
 
     def configure_optimizers(self) -> Any:
-        """AdamW with warm-up and cosine decay, a step at a time."""
-        parameters = [p for p in self.parameters() if p.requires_grad]
+        """AdamW on the model's `parameter_groups`; warm-up, then cosine decay, step by step."""
+        groups: list[dict[str, Any]] = []
+        for parameters, lr_factor in self.model.parameter_groups():
+            lr = self.lr * lr_factor
+            groups += [
+                {"params": [p for p in parameters if p.ndim > 1], "lr": lr},
+                {"params": [p for p in parameters if p.ndim <= 1], "lr": lr, "weight_decay": 0.0},
+            ]
         optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in parameters if p.ndim > 1]},
-                {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-            ],
+            groups,
             lr=self.lr,
             weight_decay=self.weight_decay,
             # One pass over the weights; Lightning cannot clip such a step under float16's scaler.
@@ -161,7 +165,7 @@ class DetectorModule(lightning.LightningModule):
 
 
 def _with_segmentations(found: Detections, images: list[Tensor]) -> list[dict[str, Any]]:
-    """Each image's detections, masks as run lengths: none is pasted into a picture."""
+    """Each image's detections, with masks as run lengths: no mask of image size is made."""
     answers: list[dict[str, Any]] = [*found.to_list()]
     for answer, image in zip(answers, images, strict=True):
         if "masks" in answer:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The CSV log of a training: one row a logged step, one column a metric.
 
-A validation's row bears the step of the last training batch before it; steps count from 0.
+A validation's row has the step of the last training batch before it; steps count from 0.
 Lightning's CSVLogger deletes the old file when a training resumes; this one keeps the rows before
-the step that it resumes from. A row costs one appended line; a new column rewrites the file.
+the step that it resumes from. A row is appended as one line; a new column rewrites the file.
 """
 
 import csv
@@ -62,7 +62,7 @@ class MetricsLog(Logger):
     def log_hyperparams(
         self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
     ) -> None:
-        """Nothing: the checkpoint carries them."""
+        """Does nothing: they are in the checkpoint."""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append one row."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a training can be told. Light on imports, so that `fastdet --help` answers at once."""
+"""The options of a training. It imports little, so that `fastdet --help` answers at once."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +31,11 @@ class TrainOptions:
     min_size: int = 800
     """Shorter side of the images that the model sees, in pixels."""
     max_size: int = 1333
-    """Longest side that the shorter side's target may lead to."""
+    """Limit of the longer side: where min_size would exceed it, images get smaller."""
     size_divisor: int = 32
     """Height and width of a batch are multiples of it: larger means fewer shapes, more padding."""
-    fpn_channels: int = 256
+    fpn_channels: int | None = None
+    """Width of the feature pyramid; unset: the model's own, 256."""
     precision: str = "32-true"
     """As Lightning spells it: 32-true, bf16-mixed, 16-mixed."""
     workers: int | None = None
@@ -43,4 +44,4 @@ class TrainOptions:
     """Epochs from one validation, and one checkpoint, to the next."""
     seed: int = 0
     resume: bool = False
-    """Go on from OUT/last.ckpt."""
+    """Continue from OUT/last.ckpt."""

@@ -18,7 +18,7 @@ from fastdet.training.options import TrainOptions
 
 
 class ValidationLine(lightning.Callback):
-    """Prints a line after each validation: what a log without a progress bar shows."""
+    """Prints a line after each validation, also where there is no progress bar."""
 
     def on_validation_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
@@ -38,7 +38,7 @@ class ValidationLine(lightning.Callback):
 
 
 class ShapesLine(lightning.Callback):
-    """Prints at the end how many shapes of batches there were: what a compiled model pays for."""
+    """Prints at the end how many shapes of batches there were: each costs a compilation."""
 
     def on_train_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
@@ -62,11 +62,11 @@ def train(options: TrainOptions, model_options: dict[str, Any] | None = None) ->
     """Train as `options` say.
 
     Writes OUT/last.ckpt and OUT/best.ckpt after each validation, each whole at every moment, and
-    OUT/metrics.csv. With `options.resume`, the result is what an unbroken training gives.
+    OUT/metrics.csv. With `options.resume`, the result is that of an uninterrupted training.
 
     Args:
         options: see `TrainOptions`.
-        model_options: further keywords of the model's constructor.
+        model_options: further keyword arguments of the function that builds the model.
 
     Returns:
         The module with the last weights; `.metrics` are its last validation's.
@@ -79,13 +79,7 @@ def train(options: TrainOptions, model_options: dict[str, Any] | None = None) ->
     if last.exists() and not options.resume:
         raise FileExistsError(f"{last} exists: give --resume to go on, or another --out")
     lightning.seed_everything(options.seed, workers=True, verbose=False)
-    data = DetectionDataModule(
-        options.data,
-        options.batch_size,
-        options.workers,
-        options.seed,
-        masks=options.model == "mask_rcnn",
-    )
+    data = DetectionDataModule(options.data, options.batch_size, options.workers, options.seed)
     module = DetectorModule(
         model=options.model,
         backbone=options.backbone,
@@ -95,13 +89,15 @@ def train(options: TrainOptions, model_options: dict[str, Any] | None = None) ->
             "min_size": options.min_size,
             "max_size": options.max_size,
             "size_divisor": options.size_divisor,
-            "fpn_channels": options.fpn_channels,
+            **({} if options.fpn_channels is None else {"fpn_channels": options.fpn_channels}),
             **(model_options or {}),
         },
         pretrained_backbone=options.pretrained,
         lr=options.lr,
         seed=options.seed,
     )
+    if module.model.learns_masks:
+        data.read_masks()
     resume = last if options.resume else None
     steps_done = 0
     if resume is not None:
@@ -132,7 +128,7 @@ def evaluate(checkpoint: Path, data: Path, split: str = "val", batch_size: int =
 
 
 def _checkpoints(folder: Path) -> list[lightning.Callback]:
-    """After each validation: best.ckpt where val/AP rose, then last.ckpt, which knows of it."""
+    """After each validation: best.ckpt if val/AP rose, then last.ckpt, which records it."""
     when: dict[str, Any] = {"save_on_train_epoch_end": False, "enable_version_counter": False}
     return [
         ModelCheckpoint(folder, "best", monitor="val/AP", mode="max", **when),
@@ -143,7 +139,7 @@ def _checkpoints(folder: Path) -> list[lightning.Callback]:
 def _trainer(
     callbacks: list[lightning.Callback] | None = None, **options: Any
 ) -> lightning.Trainer:
-    """One device, a progress bar where a person looks on, no summary."""
+    """One device, a progress bar if the output is a terminal, no summary."""
     on_terminal = sys.stdout.isatty()
     bar: list[lightning.Callback] = [RichProgressBar()] if on_terminal else []
     return lightning.Trainer(

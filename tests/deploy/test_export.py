@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Exported detectors find what the model finds, without the model's code and without fastdet."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -17,10 +18,9 @@ from torch import Tensor
 from fastdet.deploy.export import export_detector
 from fastdet.engine.fused import unfused
 from fastdet.models import MODELS, Batch, Detections, Detector, from_torchvision
-
-from ..models.scenes import named, small_model
-from ..models.test_torchvision_weights import MODELS as TORCHVISION_MODELS
-from ..models.test_torchvision_weights import picture, with_detections
+from tests.models.scenes import named, small_model
+from tests.models.test_torchvision_weights import MODELS as TORCHVISION_MODELS
+from tests.models.test_torchvision_weights import picture, with_detections
 
 SIZE = (96, 128)
 CLASSES = ["background", "cat", "dog", "bird"]
@@ -38,7 +38,7 @@ def detector(name: str) -> Detector:
             model.roi_heads.score_thresh = 0.3
         return model
     model = from_torchvision(with_detections(TORCHVISION_MODELS[name]()))
-    model.size_divisor = 32
+    model.border = dataclasses.replace(model.border, size_divisor=32)
     return model
 
 
@@ -52,7 +52,9 @@ def pixels(*sizes: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 def detect(model: Detector, images: Tensor, sizes: Tensor) -> Detections:
     """By the model itself, on images that it has padded."""
-    mean, std = (torch.tensor(x)[:, None, None] for x in (model.image_mean, model.image_std))
+    mean, std = (
+        torch.tensor(x)[:, None, None] for x in (model.border.image_mean, model.border.image_std)
+    )
     padded = torch.zeros(images.shape).contiguous(memory_format=torch.channels_last)
     for own, image, (height, width) in zip(padded, images, sizes.tolist(), strict=True):
         own[:, :height, :width] = (image[:, :height, :width] - mean) / std

@@ -21,9 +21,8 @@ from torchvision.ops import FrozenBatchNorm2d
 from fastdet.engine.fused import _forms, forget_fused, has_form, run_fused, unfused
 from fastdet.models import Detector, from_torchvision
 from fastdet.models.backbones import timm_body
-
-from ..models.scenes import scene, small_model, spread_scores
-from ..models.test_torchvision_weights import assert_same_detections, picture, torchvision_model
+from tests.models.scenes import scene, small_model, spread_scores
+from tests.models.test_torchvision_weights import assert_same_detections, picture, torchvision_model
 
 
 def norm(channels: int, kind: Callable[[int], Any] = nn.BatchNorm2d) -> Any:

@@ -1,22 +1,27 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The border: what `pad` makes of images and targets, what it refuses, and the way back."""
+"""The border: what `Border.pad` makes of images and targets, what it refuses, and the way back."""
 
 import pytest
 import torch
 from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from fastdet.models import Detections
-from fastdet.models.batch import batch_shape, image_sizes, pad, restore, rows_in_use
+from fastdet.models import Batch, Border, Detections
+from fastdet.models.batch import batch_shape, restore, rows_in_use
 from fastdet.ops.padded_rows import take_rows
 
 BOXES = torch.tensor([[1.0, 2, 11, 22]])
 LABELS = torch.tensor([1])
 
 
-def pad_small(images: list[Tensor], targets: list[dict[str, Tensor]] | None = None, **numbers):
-    sizes = {"num_classes": 4, "min_size": 64, "max_size": 96}
-    return pad(images, targets, **(sizes | numbers))
+def pad_small(
+    images: list[Tensor],
+    targets: list[dict[str, Tensor]] | None = None,
+    masks: bool = False,
+    **numbers,
+) -> Batch:
+    border = Border(**({"min_size": 64, "max_size": 96} | numbers))
+    return border.pad(images, targets, num_classes=4, masks=masks, training=True)
 
 
 def test_shapes_and_layout() -> None:
@@ -86,7 +91,7 @@ def test_boxes_follow_the_resize_and_come_back() -> None:
     detections = Detections(
         batch.gt_boxes[:, :1], torch.ones(2, 1), torch.ones(2, 1).long(), batch.gt_counts
     )
-    restored = restore(detections, batch.sizes, image_sizes(images)).to_list()
+    restored = restore(detections, batch).to_list()
     for of_image in restored:
         torch.testing.assert_close(of_image["boxes"], BOXES)
 

@@ -7,9 +7,8 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from fastdet.models import FCOS, MODELS, FasterRCNN, MaskRCNN, faster_rcnn
+from fastdet.models import FCOS, MODELS, Batch, FasterRCNN, MaskRCNN, faster_rcnn
 from fastdet.models.anchors import pyramid_anchors
-from fastdet.models.batch import Batch
 from fastdet.models.losses import box_regression_loss
 from fastdet.models.roi_heads import Sample
 
@@ -242,7 +241,7 @@ def test_bad_numbers(numbers: dict[str, int], message: str) -> None:
 def test_batch_is_a_tuple_of_tensors_for_pytrees() -> None:
     model = small_faster_rcnn()
     leaves, spec = torch.utils._pytree.tree_flatten(model.pad(*scene()))
-    assert [leaf is None for leaf in leaves] == [False] * 5 + [True]  # no masks
+    assert [leaf is None for leaf in leaves] == [False] * 5 + [True, False]  # no masks
     assert isinstance(torch.utils._pytree.tree_unflatten(leaves, spec), Batch)
 
 
@@ -291,8 +290,8 @@ def test_the_mask_head_learns_from_every_positive_and_nothing_else() -> None:
     boxes = torch.cat((batch.gt_boxes[:, :3], torch.tensor([80.0, 80, 90, 90]).expand(3, 5, 4)), 1)
     match = torch.tensor([[0, 1, 2, -1, -1, -1, -1, -1], [0, *[-1] * 7], [-1] * 8])
     valid = torch.arange(8) < torch.tensor([[6], [2], [5]])
-    features = model._first_stage(batch).features
-    loss = model._head_losses(features, Sample(boxes, match, valid), batch)["loss_mask"]
+    features = model.outputs(batch).features
+    loss = model.roi_heads.mask_loss(features, Sample(boxes, match, valid), batch)
     assert len(seen[0]) == 3 * 3  # trimmed to the largest number of positives
     hook.remove()
     assert batch.gt_masks is not None
@@ -302,7 +301,7 @@ def test_the_mask_head_learns_from_every_positive_and_nothing_else() -> None:
             rois = torch.cat((torch.zeros(1, 1), boxes[image, row][None]), 1)
             mask = batch.gt_masks[image, row].float()[None, None]
             target = roi_align(mask, rois, 28, 1.0)[0, 0]
-            logits = model._mask_logits(
+            logits = model.roi_heads.mask_logits(
                 [f[image][None] for f in features], boxes[image, row][None, None], torch.tensor([1])
             )
             expected.append(binary_cross_entropy_with_logits(logits[0, 0, label], target))

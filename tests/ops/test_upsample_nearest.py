@@ -4,9 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import fastdet.ops  # noqa: F401 (loads the library)
-
-upsample_nearest = torch.ops.fastdet.upsample_nearest
+from fastdet.ops.upsample_nearest import upsample_nearest
 
 
 def noise(*shape: int) -> Tensor:
@@ -64,3 +62,10 @@ def test_every_pixel_is_torchs(side: int) -> None:
 def test_bad_input(x: Tensor, size: tuple[int, int], message: str) -> None:
     with pytest.raises(RuntimeError, match=f"fastdet::upsample_nearest: {message}"):
         upsample_nearest(x, *size)
+
+
+@pytest.mark.parametrize("name", ["channels_last", "NCHW", "strided", "one pixel"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_opcheck(name: str, dtype: torch.dtype) -> None:
+    arguments = INPUTS[name].to(dtype), 13, 17
+    torch.library.opcheck(torch.ops.fastdet.upsample_nearest, arguments)

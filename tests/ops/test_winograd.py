@@ -5,9 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-import fastdet.ops  # noqa: F401 (loads the library)
 from fastdet import _native
+from fastdet.ops.winograd import winograd_conv, winograd_filters, winograd_filters_grad
 
 ops = torch.ops.fastdet
 isas = pytest.mark.parametrize("isa", _native.usable_cpu_isas())
@@ -180,3 +181,30 @@ def test_bad_input(call, message: str) -> None:
     weight = noise(8, 6, 3, 3)
     with pytest.raises(RuntimeError, match=message):
         call(noise(2, 6, 5, 7), weight, ops.winograd_filters(weight, False))
+
+
+@pytest.mark.parametrize("name", ["5 x 4", "33 -> 36", "many channels", "NCHW", "strided"])
+def test_opcheck(name: str) -> None:
+    x, weight = samples()[name]
+    grad = noise(len(x), len(weight), *x.shape[2:])
+    bias = noise(1, 1, 1, len(weight))[0, 0, 0]
+    filters = winograd_filters(weight, False)
+    for turned in (False, True):
+        torch.library.opcheck(ops.winograd_filters, (weight, turned))
+    for others in ((None, None, len(weight), False), (bias, grad, len(weight), True)):
+        torch.library.opcheck(ops.winograd_conv, (x, filters, *others))
+    torch.library.opcheck(ops.winograd_filters_grad, (grad, x))
+
+
+def test_fake_results_are_laid_out_as_the_ops() -> None:
+    x, weight = noise(2, 6, 5, 8), noise(40, 6, 3, 3)
+
+    def results(x: Tensor, weight: Tensor) -> list[Tensor]:
+        filters = winograd_filters(weight, False)
+        output = winograd_conv(x, filters, None, None, 40, False)
+        return [filters, winograd_filters(weight, True), output, winograd_filters_grad(output, x)]
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fake = results(torch.empty_like(x), torch.empty_like(weight))
+    for ours, real in zip(fake, results(x, weight), strict=True):
+        assert (ours.shape, ours.stride(), ours.dtype) == (real.shape, real.stride(), real.dtype)

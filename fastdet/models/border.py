@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The border of a detector: from a list of images and targets to one padded batch.
+
+`Border.pad` and `restore` are the only places that loop over images.
+Cost: one pass over the pixels to resize them and one to copy them into the batch.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from fastdet.models.batch import Batch, xyxy_ratios
+from fastdet.models.checks import check_images, check_targets, plain
+
+# ImageNet's, on which the backbones were trained.
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Border:
+    """How a detector resizes, normalises and pads images.
+
+    Attributes:
+        min_size: length of the shorter side after resizing, in pixels. If there are several, each
+            image draws one in training, and the last one holds otherwise.
+        max_size: limit of the longer side: if min_size would exceed it, the image gets smaller.
+        size_divisor: H and W of a batch are rounded up to a multiple of it. A larger divisor gives
+            fewer shapes for a compiled model and more padding. It also changes what a network sees
+            near an image's right and lower edges, and all results of a GroupNorm.
+        fixed_size: height and width of every image after resizing, instead of min and max_size.
+        image_mean: of the pixels, one number for each of the C channels.
+        image_std: as image_mean.
+
+    Raises:
+        ValueError: a number below 1 where pixels are counted, or means and deviations of different
+            length.
+    """
+
+    min_size: int | Sequence[int] = 800
+    max_size: int = 1333
+    size_divisor: int = 32
+    fixed_size: tuple[int, int] | None = None
+    image_mean: Sequence[float] = IMAGE_MEAN
+    image_std: Sequence[float] = IMAGE_STD
+
+    def __post_init__(self) -> None:
+        for name, sizes in (
+            ("min_size", [self.min_size] if isinstance(self.min_size, int) else self.min_size),
+            ("max_size", [self.max_size]),
+            ("size_divisor", [self.size_divisor]),
+            ("fixed_size", self.fixed_size or [1]),
+        ):
+            if not sizes or min(sizes) < 1:
+                got = getattr(self, name)
+                raise ValueError(f"{name}: expected a number above 0, got {got}")
+        if len(self.image_mean) != len(self.image_std):
+            raise ValueError(
+                "image_std: expected one number for each channel of image_mean, "
+                f"{len(self.image_mean)}, got {len(self.image_std)}"
+            )
+
+    def pad(
+        self,
+        images: Sequence[Tensor],
+        targets: Sequence[dict[str, Tensor]] | None = None,
+        *,
+        num_classes: int,
+        masks: bool = False,
+        training: bool = False,
+    ) -> Batch:
+        """Resizes, normalises and pads images and targets into one batch.
+
+        Args:
+            images: B tensors (C, h, w), floating point in [0, 1], RGB; or grey ones (1, h, w),
+                whose channel is used C times.
+            targets: B dicts of boxes (g, 4) xyxy in pixels of the original image, labels (g,) int64
+                and, if `masks`, masks (g, h, w), bool or uint8 of 0 and 1. None: no ground truth.
+            num_classes: labels are 1 .. num_classes - 1.
+            masks: the batch gets the masks of the targets.
+            training: each image draws its own min_size.
+
+        Returns:
+            A Batch on the images' device; G is the power of two >= 8 that holds the largest count.
+
+        Raises:
+            TypeError, ValueError: naming the index of the image and what was expected.
+
+        The arithmetic is that of torchvision's GeneralizedRCNNTransform.
+        """
+        check_images(images, len(self.image_mean))
+        if targets is not None:
+            check_targets(targets, images, num_classes, masks)
+        resized = [self._resize(self._normalise(image), training) for image in images]
+        padded = _pad_images(resized, self.size_divisor)
+        sizes, original_sizes = image_sizes(resized), image_sizes(images)
+        dtype = torch.promote_types(padded.dtype, torch.float32)
+        boxes, labels, counts = _pad_targets(targets, sizes, original_sizes, dtype)
+        gt_masks = None
+        if targets is not None and masks:
+            gt_masks = _pad_masks(targets, resized, boxes.shape[1], padded.shape)
+        return Batch(padded, sizes, boxes, labels, counts, gt_masks, original_sizes)
+
+    def _normalise(self, image: Tensor) -> Tensor:
+        """(1 or C, h, w) -> (C, h, w)."""
+        image = plain(image)
+        mean = torch.tensor(self.image_mean, dtype=image.dtype, device=image.device)[:, None, None]
+        std = torch.tensor(self.image_std, dtype=image.dtype, device=image.device)[:, None, None]
+        return (image - mean) / std
+
+    def _resize(self, image: Tensor, training: bool) -> Tensor:
+        if self.fixed_size is not None:
+            return F.interpolate(
+                image[None], self.fixed_size, mode="bilinear", align_corners=False
+            )[0]
+        height, width = image.shape[-2:]
+        min_size = self.min_size
+        if not isinstance(min_size, int):
+            # torchvision's draw, so that the same seed gives the same sizes.
+            draw = int(torch.empty(1).uniform_(0, len(min_size))) if training else -1
+            min_size = min_size[draw]
+        scale = min(min_size / min(height, width), self.max_size / max(height, width))
+        if scale == 1:
+            return image
+        # By scale_factor and not by size, because the rounding of the size is then torchvision's.
+        return F.interpolate(
+            image[None],
+            scale_factor=scale,
+            mode="bilinear",
+            recompute_scale_factor=True,
+            align_corners=False,
+        )[0]
+
+
+def image_sizes(images: Sequence[Tensor]) -> Tensor:
+    """(B, 2) int64: height and width of each image (C, h, w), on the images' device."""
+    sizes = [tuple(image.shape[-2:]) for image in images]
+    return torch.tensor(sizes, dtype=torch.int64, device=images[0].device)
+
+
+def _pad_images(images: Sequence[Tensor], size_divisor: int) -> Tensor:
+    """(C, h, w) each -> (B, C, H, W) channels_last, zero beyond each image."""
+    height, width = (
+        math.ceil(max(image.shape[side] for image in images) / size_divisor) * size_divisor
+        for side in (1, 2)
+    )
+    padded = torch.empty(
+        (len(images), len(images[0]), height, width),
+        dtype=images[0].dtype,
+        device=images[0].device,
+        memory_format=torch.channels_last,
+    ).zero_()
+    for row, image in zip(padded, images, strict=True):
+        row[:, : image.shape[1], : image.shape[2]].copy_(image)
+    return padded
+
+
+def _pad_targets(
+    targets: Sequence[dict[str, Tensor]] | None,
+    sizes: Tensor,
+    original_sizes: Tensor,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ground truth as (B, G, 4), (B, G) and (B,), in the pixels of the resized images."""
+    device, batch = sizes.device, len(sizes)
+    counts = [len(target["boxes"]) for target in targets] if targets else [0] * batch
+    rows = max(8, 1 << (max(counts) - 1).bit_length())
+    boxes = torch.zeros((batch, rows, 4), dtype=dtype, device=device)
+    labels = torch.zeros((batch, rows), dtype=torch.int64, device=device)
+    if targets:
+        own_boxes = pad_sequence([plain(t["boxes"]) for t in targets], batch_first=True)
+        own_labels = pad_sequence([plain(t["labels"]) for t in targets], batch_first=True)
+        boxes[:, : own_boxes.shape[1]] = own_boxes.to(device, dtype)
+        labels[:, : own_labels.shape[1]] = own_labels.to(device)
+    boxes *= xyxy_ratios(original_sizes, sizes)[:, None]
+    return boxes, labels, torch.tensor(counts, dtype=torch.int64, device=device)
+
+
+def _pad_masks(
+    targets: Sequence[dict[str, Tensor]], images: Sequence[Tensor], rows: int, shape: torch.Size
+) -> Tensor:
+    """Masks for the padded images of `shape` (B, C, H, W): (B, rows, H, W) bool.
+
+    Each is resized to its image (C, h, w) by the nearest neighbour.
+    """
+    device = images[0].device
+    padded = torch.zeros((len(targets), rows, *shape[2:]), dtype=torch.bool, device=device)
+    for own, target, image in zip(padded, targets, images, strict=True):
+        masks, size = plain(target["masks"]).to(device), image.shape[1:]
+        if masks.shape[1:] != size:
+            masks = F.interpolate(masks[:, None].view(torch.uint8), size)[:, 0]
+        own[: len(masks), : size[0], : size[1]] = masks
+    return padded

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What detectors had before they were built of parts: it works, with a DeprecationWarning."""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from typing_extensions import ParamSpec
+
+Parameters = ParamSpec("Parameters")
+
+
+def moved_to_border(name: str) -> property:
+    """The deprecated attribute `name` of a Detector, which its border has now."""
+    warning = f"a detector's {name} is now its border's: model.border.{name}"
+
+    def read(model: Any) -> Any:
+        warnings.warn(warning, DeprecationWarning, stacklevel=2)
+        return getattr(model.border, name)
+
+    def write(model: Any, value: Any) -> None:
+        warnings.warn(warning, DeprecationWarning, stacklevel=3)  # nn.Module is between
+        model.border = dataclasses.replace(model.border, **{name: value})
+
+    return property(read, write)
+
+
+def or_from_options(
+    parts_of: Callable[..., dict[str, Any]],
+) -> Callable[[Callable[Parameters, None]], Callable[Parameters, None]]:
+    """Lets the __init__ of a detector also take (backbone, num_classes, **options): deprecated.
+
+    Args:
+        parts_of: makes the arguments of the __init__ from those.
+    """
+
+    def decorate(init: Callable[Parameters, None]) -> Callable[Parameters, None]:
+        @functools.wraps(init)
+        def either(self: Any, *args: Any, **options: Any) -> None:
+            first = args[0] if args else options.get("border", options.get("backbone"))
+            if not isinstance(first, nn.Module):
+                return init(self, *args, **options)  # type: ignore[call-arg]
+            name = type(self).__name__
+            warnings.warn(
+                f"{name}(backbone, num_classes, ...) is deprecated: build it of a Border and its "
+                "parts, or by its builder function",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            return init(self, **parts_of(*args, **options))  # type: ignore[call-arg]
+
+        return either  # type: ignore[return-value]
+
+    return decorate

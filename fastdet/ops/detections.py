@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The detections of a batch, in rows of a fixed number: what every detector ends with."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Detections(NamedTuple):
+    """Detections of a batch, highest score first, zero beyond `counts`.
+
+    The first four fields are the results of `rpn_proposals`, `roi_detections` and
+    `retinanet_detections`, in their order.
+
+    Attributes:
+        boxes: (B, D, 4) xyxy in pixels.
+        scores: (B, D) in [0, 1].
+        labels: (B, D) int64.
+        counts: (B,) int64.
+        masks: (B, D, M, M) in [0, 1], or None if the model finds no masks: the probability that
+            each part of the box belongs to the object.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    counts: Tensor
+    masks: Tensor | None = None
+
+    def to_list(self) -> list[dict[str, Tensor]]:
+        """One dict of boxes (K, 4), labels (K,), scores (K,) and masks (K, M, M) for each image."""
+        rows = {"boxes": self.boxes, "labels": self.labels, "scores": self.scores}
+        if self.masks is not None:
+            rows["masks"] = self.masks
+        return [
+            {name: values[i, :count] for name, values in rows.items()}
+            for i, count in enumerate(self.counts.tolist())
+        ]

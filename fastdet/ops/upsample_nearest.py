@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Nearest-neighbour resize of channels_last maps on the CPU."""
+
+import torch
+from torch import Tensor
+
+from . import library  # noqa: F401
+
+
+def upsample_nearest(input: Tensor, height: int, width: int) -> Tensor:
+    """`F.interpolate(input, (height, width), mode="nearest")`, to the bit; there is no gradient.
+
+    Args:
+        input: (B, C, H, W) of a floating type, H and W above 0; a map that is not channels_last is
+            copied.
+        height, width: in 1 .. 2^24.
+
+    Returns:
+        (B, C, height, width) in the type of the input, channels_last, always new memory.
+
+    Raises:
+        RuntimeError: wrong shape, dtype or device; a size outside 1 .. 2^24.
+    """
+    return torch.ops.fastdet.upsample_nearest(input, height, width)
+
+
+@torch.library.register_fake("fastdet::upsample_nearest")
+def _(input: Tensor, height: int, width: int) -> Tensor:
+    shape = (*input.shape[:2], height, width)
+    options = {"dtype": input.dtype, "device": input.device}
+    return torch.empty(shape, **options, memory_format=torch.channels_last)

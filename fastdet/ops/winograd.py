@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""3x3 convolutions by Winograd's algorithm F(2x2, 3x3): on the CPU, float32, stride 1, padding 1.
+
+They take 2.25 times fewer multiply-adds than a direct convolution; the difference is rounding. The
+ops have no gradients of their own: `fastdet.engine.winograd` has the convolution that has.
+Paper: https://arxiv.org/abs/1509.09308.
+"""
+
+import torch
+from torch import Tensor
+
+from . import library  # noqa: F401
+
+POSITIONS = 16  # of a transformed tile
+PANEL = 32  # outputs that are stored together
+
+
+def winograd_filters(weight: Tensor, turned: bool) -> Tensor:
+    """The filters of a convolution, transformed for `winograd_conv`.
+
+    Args:
+        weight: (K, C, 3, 3) float32.
+        turned: the filters of the gradient by the input instead, which is a convolution from K to C
+            channels.
+
+    Returns:
+        (16, panels, C, 32) float32, or (16, panels, K, 32) if turned: the outputs (K; C if turned)
+        in panels of 32, the last one filled with zeros.
+
+    Raises:
+        RuntimeError: wrong shape, dtype or device.
+    """
+    return torch.ops.fastdet.winograd_filters(weight, turned)
+
+
+def winograd_conv(
+    input: Tensor,
+    filters: Tensor,
+    bias: Tensor | None,
+    summand: Tensor | None,
+    channels: int,
+    relu: bool,
+) -> Tensor:
+    """`F.conv2d(input, weight, bias, padding=1)`, plus a summand, through a ReLU.
+
+    Args:
+        input: (B, C, H, W) float32; a map that is not channels_last is copied.
+        filters: `winograd_filters` of the weight.
+        bias: (channels,) float32, or None.
+        summand: (B, channels, H, W) float32, or None.
+        channels: K, which the panels of the filters round up.
+        relu: whether negative results become 0.
+
+    Returns:
+        (B, channels, H, W) float32, channels_last. The same with any number of threads.
+
+    Raises:
+        RuntimeError: wrong shape, dtype or device.
+    """
+    return torch.ops.fastdet.winograd_conv(input, filters, bias, summand, channels, relu)
+
+
+def winograd_filters_grad(grad: Tensor, input: Tensor) -> Tensor:
+    """The gradient of the convolution by its weight.
+
+    Args:
+        grad: (B, K, H, W) float32, the gradient by the output.
+        input: (B, C, H, W) float32.
+
+    Returns:
+        (K, C, 3, 3) float32, channels_last. The same with any number of threads.
+
+    Raises:
+        RuntimeError: wrong shape, dtype or device.
+    """
+    return torch.ops.fastdet.winograd_filters_grad(grad, input)
+
+
+@torch.library.register_fake("fastdet::winograd_filters")
+def _(weight: Tensor, turned: bool) -> Tensor:
+    filters, channels = weight.shape[:2]
+    outputs, depth = (channels, filters) if turned else (filters, channels)
+    shape = (POSITIONS, (outputs + PANEL - 1) // PANEL, depth, PANEL)
+    return weight.new_empty(shape)
+
+
+@torch.library.register_fake("fastdet::winograd_conv")
+def _(
+    input: Tensor,
+    filters: Tensor,
+    bias: Tensor | None,
+    summand: Tensor | None,
+    channels: int,
+    relu: bool,
+) -> Tensor:
+    shape = (input.shape[0], channels, *input.shape[2:])
+    return torch.empty(shape, device=input.device, memory_format=torch.channels_last)
+
+
+@torch.library.register_fake("fastdet::winograd_filters_grad")
+def _(grad: Tensor, input: Tensor) -> Tensor:
+    shape = (grad.shape[1], input.shape[1], 3, 3)
+    return torch.empty(shape, device=input.device, memory_format=torch.channels_last)
