@@ -30,7 +30,16 @@ def train(training: TrainOptions) -> None:
     print(f"checkpoints and log: {training.out}")
 
 
-def evaluate(checkpoint: Path, data: Path, split: str = "val", batch_size: int = 8) -> None:
+def evaluate(
+    checkpoint: Path,
+    data: Path,
+    split: str = "val",
+    batch_size: int = 8,
+    drop_other_classes: bool = False,
+    exif: Exif = "apply",
+    bit_depth: int | None = None,
+    files_anywhere: bool = False,
+) -> None:
     """Print the COCO metrics of a checkpoint.
 
     Args:
@@ -38,10 +47,24 @@ def evaluate(checkpoint: Path, data: Path, split: str = "val", batch_size: int =
         data: Folder in the layout that training takes.
         split: Which annotation file of it.
         batch_size: Images at a time.
+        drop_other_classes: Leave out what the split has of classes that the checkpoint lacks.
+        exif: Take pictures as their EXIF orientation displays them, or as they are stored.
+        bit_depth: Bits that pictures of more than 8 bits a channel use; unset: as the file says.
+        files_anywhere: Allow file names in the annotations that lead out of the image folder.
     """
     from fastdet.training.train import evaluate as run
 
-    _print_metrics(run(checkpoint, data, split, batch_size), f"{checkpoint} on {split}")
+    metrics = run(
+        checkpoint,
+        data,
+        split,
+        batch_size,
+        drop_other_classes=drop_other_classes,
+        exif=exif,
+        bit_depth=bit_depth,
+        files_anywhere=files_anywhere,
+    )
+    _print_metrics(metrics, f"{checkpoint} on {split}")
 
 
 def predict(

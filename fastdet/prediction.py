@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdet.data import eval_transforms, read_image
+from fastdet.data import Classes, eval_transforms, read_image
 from fastdet.data.images import Exif
 from fastdet.evaluation import coco_results
 from fastdet.evaluation.pictures import draw_boxes
@@ -98,9 +98,10 @@ def predict(
     module = load_detector(checkpoint)
     if torch.cuda.is_available():
         module = module.cuda()
+    category_ids = _category_ids(module, checkpoint, annotations)
     categories = [
         {"id": category_id, "name": name}
-        for category_id, name in zip(module.category_ids, module.classes[1:], strict=True)
+        for category_id, name in zip(category_ids, module.classes[1:], strict=True)
     ]
     prediction, written = Prediction(), time.monotonic()
     try:
@@ -116,7 +117,7 @@ def predict(
             found = detect(module, [image], score_threshold)[0]
             record["height"], record["width"] = image.shape[-2:]
             _draw(drawing, image, found, module.classes)
-            prediction.detections += coco_results([record["id"]], [found], module.category_ids)
+            prediction.detections += coco_results([record["id"]], [found], category_ids)
             if time.monotonic() - written > WRITE_EVERY:
                 _write_json(results, prediction.detections)
                 written = time.monotonic()
@@ -124,6 +125,19 @@ def predict(
         _write_json(results, prediction.detections)
         _write_json(index, {"images": records, "categories": categories})
     return prediction
+
+
+def _category_ids(module: DetectorModule, checkpoint: Path, annotations: Path | None) -> list[int]:
+    """The id of each label from 1 on: that of the annotation file's category of the same name."""
+    categories = [] if annotations is None else _read_json(annotations).get("categories")
+    if not categories:
+        return module.category_ids
+    names = ["background", *(category["name"] for category in categories)]
+    labels = Classes(module.classes, checkpoint, drop_others=True).labels_of(
+        names, str(annotations)
+    )
+    ids = dict(zip(labels[1:].tolist(), (c["id"] for c in categories), strict=True))
+    return [ids[label] for label in range(1, len(module.classes))]
 
 
 def _draw(path: Path, image: Tensor, found: dict[str, Tensor], classes: Sequence[str]) -> None:
@@ -223,7 +237,7 @@ def image_records(pictures: Sequence[Picture], annotations: Path | None) -> list
     if annotations is None:
         return [{"id": i, "file_name": str(p.name)} for i, p in enumerate(pictures, 1)]
     by_name: dict[str, list[dict[str, Any]]] = {}
-    for record in json.loads(annotations.read_text(encoding="utf-8"))["images"]:
+    for record in _read_json(annotations)["images"]:
         by_name.setdefault(PurePath(record["file_name"]).name, []).append(record)
     records, pictures_of = [], {}
     for picture in pictures:
@@ -261,6 +275,16 @@ def _record_of(
 def _stated_size(record: dict[str, Any]) -> tuple[int, int] | None:
     height, width = record.get("height"), record.get("width")
     return (height, width) if height and width else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: not a JSON file: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+        raise ValueError(f"{path}: expected a COCO file, with a list 'images'")
+    return content
 
 
 def _write_json(path: Path, content: object) -> None:

@@ -168,6 +168,27 @@ def test_ids_belong_to_paths_and_not_to_base_names(tmp_path: Path) -> None:
         ids(images / "cam1", twice)
 
 
+def test_predict_takes_category_ids_by_name(checkpoint: Path, tmp_path: Path) -> None:
+    images = write_pictures(tmp_path / "images", "a.png")
+    file = annotation_file(tmp_path / "a.json", ["a.png"])
+    content = json.loads(file.read_text())
+    command = f"predict --checkpoint {checkpoint} --images {images} --annotations {file}".split()
+    command += ["--score-threshold", "0", "--out"]
+    for names, expected in (([], 7), (["other", "any"], 31)):
+        categories = [{"id": 30 + i, "name": name} for i, name in enumerate(names)]
+        file.write_text(json.dumps({**content, "categories": categories}))
+        out = tmp_path / str(expected)
+        main([*command, str(out)])
+        assert {c["id"] for c in json.loads((out / "images.json").read_text())["categories"]} == {
+            expected
+        }
+        results = json.loads((out / "detections.json").read_text())
+        assert {result["category_id"] for result in results} == {expected}
+    file.write_text(json.dumps({**content, "categories": [{"id": 7, "name": "other"}]}))
+    with pytest.raises((SystemExit, ValueError), match=r"any is only in .*any\.ckpt"):
+        main([*command, str(tmp_path / "refused")])
+
+
 def test_predict_draws_in_the_folders_of_the_pictures(checkpoint: Path, tmp_path: Path) -> None:
     names = "a.png", "a.tif", "cam1/a.png", "cam2/a.png", "cam2/b.jpg", "._c.png"
     images = write_pictures(tmp_path / "images", *names)

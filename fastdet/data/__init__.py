@@ -2,12 +2,14 @@
 """Data: COCO-format files, transforms, batching, and a sample data set that needs no download."""
 
 from fastdet.data.batching import collate
+from fastdet.data.classes import Classes
 from fastdet.data.coco import CocoDetection, open_dataset
 from fastdet.data.images import read_image
 from fastdet.data.shapes import write_shapes
 from fastdet.data.transforms import ScaleJitter, eval_transforms, train_transforms
 
 __all__ = [
+    "Classes",
     "CocoDetection",
     "ScaleJitter",
     "collate",

@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from fastdet.data.classes import Classes
 from fastdet.data.coco_file import AnnotationNotes, CocoFile, read_coco_file
 from fastdet.data.images import Exif, read_image
 from fastdet.data.segmentations import areas, decode
@@ -54,6 +55,7 @@ class CocoDetection(Dataset[tuple[Any, Target]]):
         exif: Exif = "apply",
         bit_depth: int | None = None,
         files_anywhere: bool = False,
+        classes: Classes | None = None,
     ) -> None:
         """Reads the annotation file; image files are opened item by item.
 
@@ -67,15 +69,22 @@ class CocoDetection(Dataset[tuple[Any, Target]]):
             masks: read the segmentations: polygons, RLE and compressed RLE.
             exif, bit_depth: see `read_image`.
             files_anywhere: allow file names that lead out of the image folder.
+            classes: whose labels the items have, matched by name; None: the file's own, in the
+                order of their ids.
 
         Raises:
             FileNotFoundError: no annotation file.
-            ValueError: broken file; see `read_coco_file`.
+            ValueError: broken file; see `read_coco_file`. Other classes than `classes`.
         """
         file = read_coco_file(
             annotations, masks, images=images, exif=exif, files_anywhere=files_anywhere
         )
+        names = ["background", *file.names]
+        classes = classes or Classes(names, file.path)
+        new_labels = classes.labels_of(names, file.path)
         rows, boxes = _training_boxes(file)
+        known = new_labels[file.labels[rows]] > 0
+        rows, boxes = rows[known], boxes[known]
         index = file.image_index[rows]
         counts = np.bincount(index, minlength=len(file.image_ids))
         shown = np.arange(len(counts)) if keep_empty else np.flatnonzero(counts)
@@ -84,13 +93,14 @@ class CocoDetection(Dataset[tuple[Any, Target]]):
         # An image that is not shown has no boxes, so leaving it out does not move an offset.
         self._offsets = np.concatenate([[0], np.cumsum(counts[shown])])
         self._boxes = boxes[order]
-        self._labels = file.labels[rows]
+        self._labels = new_labels[file.labels[rows]]
         self._masks = None if file.masks is None else [file.masks[row] for row in rows]
         self._sizes = file.image_sizes[shown]
         self._file_names = [file.file_names[i] for i in shown]
         self.image_ids = [file.image_ids[i] for i in shown]
-        self.category_ids = file.category_ids
-        self.classes = ["background", *file.names]
+        ids = dict(zip(new_labels[1:].tolist(), file.category_ids, strict=True))
+        self.category_ids = [ids[label] for label in range(1, len(classes.names))]
+        self.classes = list(classes.names)
         self.annotation_file = file.path
         self.images = Path(images)
         self.transforms = transforms
@@ -99,6 +109,11 @@ class CocoDetection(Dataset[tuple[Any, Target]]):
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    @property
+    def num_objects(self) -> int:
+        """How many boxes all items have together."""
+        return len(self._boxes)
 
     def __getitem__(self, index: int) -> tuple[Any, Target]:
         height, width = self._sizes[index].tolist()

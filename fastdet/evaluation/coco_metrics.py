@@ -92,7 +92,8 @@ class CocoEvaluator:
 
         Args:
             annotation_file: COCO format.
-            category_ids: the annotation file's id of each label, from label 1 on.
+            category_ids: the annotation file's id of each label, from label 1 on. Categories that
+                are not among them are not evaluated.
             masks: evaluate masks beside the boxes; annotations without a readable segmentation are
                 then no objects to find, with a warning.
             max_detections: of an image the best so many count. COCO's 100 are too few where an
@@ -115,6 +116,7 @@ class CocoEvaluator:
         self._category_ids = list(category_ids)
         numbers = {category_id: n for n, category_id in enumerate(file.category_ids, 1)}
         self._number_of_label = np.array([0] + [numbers[i] for i in category_ids], np.float64)
+        self._evaluated = sorted(numbers[i] for i in category_ids)
         # pycocotools goes through the images in the order of their ids, which decides ties.
         order = sorted(range(len(file.image_ids)), key=file.image_ids.__getitem__)
         self._number_of_image = {file.image_ids[index]: n for n, index in enumerate(order, 1)}
@@ -183,12 +185,13 @@ class CocoEvaluator:
             ValueError: no image was given.
         """
         shown = np.isin(self._object_images, list(self._rows))
-        counts = np.bincount(self._object_numbers[shown], minlength=len(self._names) + 1)[1:]
+        counts = np.bincount(self._object_numbers[shown], minlength=len(self._names) + 1)
+        counts, names = counts[self._evaluated], [self._names[n - 1] for n in self._evaluated]
         images = len(self._rows), len(self._number_of_image)
-        metrics = _metrics(self.accumulated(), self._names, counts, *images)
+        metrics = _metrics(self.accumulated(), names, counts, *images)
         if not self._evaluates_masks:
             return metrics
-        masks = _metrics(self.accumulated("segm"), self._names, counts, *images)
+        masks = _metrics(self.accumulated("segm"), names, counts, *images)
         return replace(metrics, masks=masks)
 
     def accumulated(self, kind: Literal["bbox", "segm"] = "bbox") -> COCOeval:
@@ -217,6 +220,7 @@ class CocoEvaluator:
             ]
         evaluation = COCOeval(self._ground_truth, self._ground_truth.load_res(found), kind)
         evaluation.params.img_ids = list(self._rows)
+        evaluation.params.cat_ids = self._evaluated
         evaluation.params.max_dets = [*FEW, self._max_detections]
         evaluation.evaluate()
         evaluation.accumulate()

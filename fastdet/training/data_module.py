@@ -7,6 +7,7 @@ of workers, and the same after a training stopped and resumed.
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,15 @@ import lightning
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from fastdet.data import CocoDetection, collate, eval_transforms, open_dataset, train_transforms
+from fastdet.data import (
+    Classes,
+    CocoDetection,
+    collate,
+    eval_transforms,
+    open_dataset,
+    train_transforms,
+)
+from fastdet.data.images import Exif
 
 Key = tuple[int, int]
 
@@ -67,6 +76,18 @@ class DetectionDataModule(lightning.LightningDataModule):
         seed: of order and augmentation.
         validation_split: the split that validation reads.
         masks: targets have masks; see `read_masks`.
+        classes: those of a checkpoint; None: those of the training split.
+        drop_other_classes: leave out what the validation split has of classes that are not learnt.
+        trains: whether there is training; without, the training split is not read.
+        exif, bit_depth, files_anywhere: see `fastdet.data.CocoDetection`.
+
+    Attributes:
+        training, validation: the data sets; training is None where there is none.
+        classes: names by label; the same for both.
+
+    Raises:
+        ValueError: splits that differ in their classes, a split without images, or nothing to
+            learn from.
     """
 
     def __init__(
@@ -77,6 +98,13 @@ class DetectionDataModule(lightning.LightningDataModule):
         seed: int = 0,
         validation_split: str = "val",
         masks: bool = False,
+        *,
+        classes: Classes | None = None,
+        drop_other_classes: bool = False,
+        trains: bool = True,
+        exif: Exif = "apply",
+        bit_depth: int | None = None,
+        files_anywhere: bool = False,
     ) -> None:
         super().__init__()
         self.folder = folder
@@ -87,24 +115,41 @@ class DetectionDataModule(lightning.LightningDataModule):
         self.seed = seed
         self.validation_split = validation_split
         self.masks = masks
-        self.validation = self._open_validation()
+        self.trains = trains
+        self.drop_other_classes = drop_other_classes
+        self.reading: dict[str, Any] = {
+            "exif": exif,
+            "bit_depth": bit_depth,
+            "files_anywhere": files_anywhere,
+        }
+        self._open(classes)
 
     def read_masks(self) -> None:
-        """Gives the targets masks, for a model that learns them; reads the validation split again.
+        """Gives the targets masks, for a model that learns them; reads the splits again.
 
         The classes are known without masks, so that the model can be built first and asked.
         """
         self.masks = True
-        self.validation = self._open_validation()
+        self._open(self._classes)
+
+    @property
+    def classes(self) -> list[str]:
+        """Names by label."""
+        return self.validation.classes
+
+    @property
+    def category_ids(self) -> list[int]:
+        """Of the labels from 1 on, in the training split if that is read."""
+        return (self.training or self.validation).category_ids
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled, augmented batches; a last, smaller one is left out."""
-        dataset = open_dataset(self.folder, "train", train_transforms(), self.masks)
+        assert self.training is not None
         return DataLoader(
-            SeededItems(dataset, self.seed),
+            SeededItems(self.training, self.seed),
             batch_size=self.batch_size,
-            sampler=EpochShuffle(len(dataset), self.seed),
-            drop_last=len(dataset) >= self.batch_size,
+            sampler=EpochShuffle(len(self.training), self.seed),
+            drop_last=len(self.training) >= self.batch_size,
             **self._loading(),
         )
 
@@ -112,8 +157,26 @@ class DetectionDataModule(lightning.LightningDataModule):
         """The validation images in the dataset's order."""
         return DataLoader(self.validation, batch_size=self.batch_size, **self._loading())
 
-    def _open_validation(self) -> CocoDetection:
-        return open_dataset(self.folder, self.validation_split, eval_transforms(), self.masks)
+    def _open(self, classes: Classes | None) -> None:
+        self.training: CocoDetection | None = None
+        if self.trains:
+            self.training = self._split("train", train_transforms(), classes)
+            if not self.training.num_objects:
+                what = "object with a mask" if self.masks else "object"
+                raise ValueError(f"{self.training.annotation_file}: no {what} to learn from")
+            source = classes.source if classes else self.training.annotation_file
+            classes = Classes(self.training.classes, source)
+        self._classes = classes
+        if classes is not None:
+            classes = replace(classes, drop_others=self.drop_other_classes)
+        self.validation = self._split(self.validation_split, eval_transforms(), classes)
+
+    def _split(self, split: str, transforms: Any, classes: Classes | None) -> CocoDetection:
+        options = {"classes": classes, **self.reading}
+        dataset = open_dataset(self.folder, split, transforms, self.masks, **options)
+        if not len(dataset):
+            raise ValueError(f"{dataset.annotation_file}: expected images, got none")
+        return dataset
 
     def _loading(self) -> dict[str, Any]:
         return {

@@ -103,13 +103,13 @@ class DetectorModule(lightning.LightningModule):
         """Open an evaluator on the annotation file of the validation split."""
         assert self.trainer.val_dataloaders is not None
         dataset = self.trainer.val_dataloaders.dataset
-        if dataset.category_ids != self.category_ids:
+        if dataset.classes != self.classes:
             raise ValueError(
-                f"{dataset.annotation_file} has the category ids {dataset.category_ids}; "
-                f"the model was made for {self.category_ids}"
+                f"{dataset.annotation_file} has the labels {dataset.classes}; the model was made "
+                f"for {self.classes}"
             )
         self.evaluator = CocoEvaluator(
-            dataset.annotation_file, self.category_ids, self.model.learns_masks
+            dataset.annotation_file, dataset.category_ids, self.model.learns_masks
         )
         self.validation_losses: dict[str, float] = defaultdict(float)
         self.validated_images = 0

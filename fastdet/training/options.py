@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The options of a training. It imports little, so that `fastdet --help` answers at once."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 # The keys of fastdet.models.MODELS; mask_rcnn needs data with segmentations.
 ModelName = Literal["faster_rcnn", "fcos", "mask_rcnn", "retinanet"]
 
 Exif = Literal["apply", "ignore"]  # see fastdet.data.read_image
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]  # as Lightning names them
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,46 @@ class TrainOptions:
     """Height and width of a batch are multiples of it: larger means fewer shapes, more padding."""
     fpn_channels: int | None = None
     """Width of the feature pyramid; unset: the model's own, 256."""
-    precision: str = "32-true"
-    """As Lightning spells it: 32-true, bf16-mixed, 16-mixed."""
+    precision: Precision = "32-true"
+    """float32, or mixed with bfloat16 or float16."""
     workers: int | None = None
     """Processes that load images; unset: none on a CPU, up to 8 beside a GPU."""
     validate_every: int = 1
-    """Epochs from one validation, and one checkpoint, to the next."""
+    """Epochs from one validation, and one checkpoint, to the next; the last epoch has both."""
+    drop_other_classes: bool = False
+    """Leave out what the validation split has of classes that the training split lacks."""
+    exif: Exif = "apply"
+    """Take pictures as their EXIF orientation displays them, or as they are stored."""
+    bit_depth: int | None = None
+    """Bits that pictures of more than 8 bits a channel use; unset: as the file says."""
+    files_anywhere: bool = False
+    """Allow file names in the annotations that lead out of the image folder."""
     seed: int = 0
     resume: bool = False
     """Continue from OUT/last.ckpt."""
+
+    def __post_init__(self) -> None:
+        for name in COUNTS:
+            count = getattr(self, name)
+            _expect(count is None or count >= 1, name, "a number from 1 on", count)
+        _expect(0 < self.lr < math.inf, "lr", "a finite number above 0", self.lr)
+        _expect(self.workers is None or self.workers >= 0, "workers", "0 or more", self.workers)
+        choices = get_args(Precision)
+        _expect(self.precision in choices, "precision", " or ".join(choices), self.precision)
+
+
+COUNTS = (
+    "epochs",
+    "batch_size",
+    "min_size",
+    "max_size",
+    "size_divisor",
+    "fpn_channels",
+    "validate_every",
+    "bit_depth",
+)
+
+
+def _expect(holds: bool, option: str, expected: str, actual: object) -> None:
+    if not holds:
+        raise ValueError(f"{option}: expected {expected}, got {actual}")

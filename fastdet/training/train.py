@@ -9,12 +9,25 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 
+from fastdet.data import Classes
+from fastdet.data.images import Exif
 from fastdet.evaluation import CocoMetrics
 from fastdet.training.checkpoint import AtomicCheckpointIO
 from fastdet.training.data_module import DetectionDataModule
 from fastdet.training.detector_module import DetectorModule, load_detector
 from fastdet.training.metrics_log import MetricsLog
 from fastdet.training.options import TrainOptions
+
+
+class ValidateLastEpoch(lightning.Callback):
+    """Validates after the last epoch whatever `check_val_every_n_epoch` is; so it is saved, too."""
+
+    def on_train_epoch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Makes the last epoch one that is validated."""
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            trainer.check_val_every_n_epoch = 1
 
 
 class ValidationLine(lightning.Callback):
@@ -79,12 +92,27 @@ def train(options: TrainOptions, model_options: dict[str, Any] | None = None) ->
     if last.exists() and not options.resume:
         raise FileExistsError(f"{last} exists: give --resume to go on, or another --out")
     lightning.seed_everything(options.seed, workers=True, verbose=False)
-    data = DetectionDataModule(options.data, options.batch_size, options.workers, options.seed)
+    steps_done, classes = 0, None
+    if options.resume:
+        before = torch.load(last, mmap=True, weights_only=True)
+        steps_done = before["global_step"]
+        classes = Classes(before["hyper_parameters"]["classes"], last)
+    data = DetectionDataModule(
+        options.data,
+        options.batch_size,
+        options.workers,
+        options.seed,
+        classes=classes,
+        drop_other_classes=options.drop_other_classes,
+        exif=options.exif,
+        bit_depth=options.bit_depth,
+        files_anywhere=options.files_anywhere,
+    )
     module = DetectorModule(
         model=options.model,
         backbone=options.backbone,
-        classes=data.validation.classes,
-        category_ids=data.validation.category_ids,
+        classes=data.classes,
+        category_ids=data.category_ids,
         model_options={
             "min_size": options.min_size,
             "max_size": options.max_size,
@@ -98,10 +126,6 @@ def train(options: TrainOptions, model_options: dict[str, Any] | None = None) ->
     )
     if module.model.learns_masks:
         data.read_masks()
-    resume = last if options.resume else None
-    steps_done = 0
-    if resume is not None:
-        steps_done = torch.load(resume, mmap=True, weights_only=True)["global_step"]
     trainer = _trainer(
         max_epochs=options.epochs,
         precision=options.precision,
@@ -110,18 +134,51 @@ def train(options: TrainOptions, model_options: dict[str, Any] | None = None) ->
         num_sanity_val_steps=0,
         log_every_n_steps=1,
         logger=MetricsLog(options.out / "metrics.csv", first_step=steps_done),
-        callbacks=[*_checkpoints(options.out), ValidationLine(), ShapesLine()],
+        callbacks=[ValidateLastEpoch(), *_checkpoints(options.out), ValidationLine(), ShapesLine()],
         plugins=[AtomicCheckpointIO()],
     )
+    resume = last if options.resume else None
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     return module
 
 
-def evaluate(checkpoint: Path, data: Path, split: str = "val", batch_size: int = 8) -> CocoMetrics:
-    """COCO metrics of a checkpoint on a split of a COCO-format folder."""
+def evaluate(
+    checkpoint: Path,
+    data: Path,
+    split: str = "val",
+    batch_size: int = 8,
+    *,
+    drop_other_classes: bool = False,
+    exif: Exif = "apply",
+    bit_depth: int | None = None,
+    files_anywhere: bool = False,
+) -> CocoMetrics:
+    """COCO metrics of a checkpoint on a split of a COCO-format folder.
+
+    Args:
+        checkpoint: a file that a training wrote.
+        data, split: see `fastdet.data.open_dataset`. Its classes are those of the checkpoint, in
+            any order and with any ids.
+        batch_size: images at a time.
+        drop_other_classes: leave out what the split has of classes that the checkpoint lacks.
+        exif, bit_depth, files_anywhere: see `fastdet.data.CocoDetection`.
+
+    Raises:
+        ValueError: other classes.
+    """
     module = load_detector(checkpoint)
-    masks = module.model.learns_masks
-    batches = DetectionDataModule(data, batch_size, validation_split=split, masks=masks)
+    batches = DetectionDataModule(
+        data,
+        batch_size,
+        validation_split=split,
+        masks=module.model.learns_masks,
+        classes=Classes(module.classes, checkpoint),
+        drop_other_classes=drop_other_classes,
+        trains=False,
+        exif=exif,
+        bit_depth=bit_depth,
+        files_anywhere=files_anywhere,
+    )
     _trainer(logger=False).validate(module, datamodule=batches, verbose=False)
     assert module.metrics is not None
     return module.metrics

@@ -3,8 +3,11 @@
 
 import json
 import math
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -128,18 +131,130 @@ def test_stop_at_a_loss_that_is_not_finite_then_resume_as_if_unbroken(
     assert read_metrics(broken.out / "metrics.csv") == read_metrics(run / "metrics.csv")
 
 
-def test_categories_that_differ_are_refused(
+def with_categories(data: Path, copy: Path, change: Callable[[str], int | str]) -> Path:
+    """A copy of a data set whose val.json has `change(name)` as id or name of each category."""
+    shutil.copytree(data, copy)
+    content = json.loads((copy / "val.json").read_text())
+    ids = {}
+    for category in content["categories"]:
+        old, new = category["id"], change(category["name"])
+        category["name" if isinstance(new, str) else "id"] = new
+        ids[old] = category["id"]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = ids[annotation["category_id"]]
+    (copy / "val.json").write_text(json.dumps(content))
+    return copy
+
+
+def test_categories_are_matched_by_name(run: Path, options: TrainOptions, tmp_path: Path) -> None:
+    """Training, evaluation and resuming give the same numbers with val.json's ids reversed."""
+    names = load_detector(run / "last.ckpt").classes
+    data = with_categories(options.data, tmp_path / "data", lambda name: 90 - names.index(name))
+    expected = evaluate(run / "last.ckpt", options.data)
+    with pytest.warns(UserWarning, match=r"val\.json: its classes are in another order"):
+        found = evaluate(run / "last.ckpt", data)
+    assert found.stats == pytest.approx(expected.stats)  # means over classes in another order
+    assert {row.name: row for row in found.per_class} == {
+        row.name: row for row in expected.per_class
+    }
+    with pytest.warns(UserWarning, match=r"val\.json: its classes are in another order"):
+        module = train(replace(options, data=data, out=tmp_path / "run"))
+    assert module.metrics is not None
+    assert module.metrics.stats == pytest.approx(expected.stats)
+    assert module.category_ids == [1, 2, 3, 4, 5, 6]
+    content = json.loads((data / "train.json").read_text())
+    for category in content["categories"]:
+        category["id"] = 90 - names.index(category["name"])
+    content["annotations"] = []
+    (data / "train.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"train\.json: no object to learn from"):
+        train(replace(options, data=data, out=tmp_path / "run", resume=True))
+
+
+def test_other_classes_are_refused_or_dropped(
     run: Path, options: TrainOptions, tmp_path: Path
 ) -> None:
+    renamed = with_categories(
+        options.data, tmp_path / "a", lambda name: "moon" if name == "star" else name
+    )
+    with pytest.raises(ValueError, match=r"moon is only in .*val\.json and star is only in .*tr"):
+        train(replace(options, data=renamed, out=tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"moon is only in .*val\.json and star is .*last\.ckpt"):
+        evaluate(run / "last.ckpt", renamed)
+
     content = json.loads((options.data / "val.json").read_text())
-    for category in content["categories"]:
-        category["id"] += 10
+    content["categories"].append({"id": 70, "name": "moon"})
+    content["annotations"].append({**content["annotations"][0], "id": 9999, "category_id": 70})
+    shutil.copytree(options.data, tmp_path / "b")
+    (tmp_path / "b" / "val.json").write_text(json.dumps(content))
+    expected = evaluate(run / "last.ckpt", options.data)
+    with pytest.raises(ValueError, match=r"moon is only in .*val\.json"):
+        evaluate(run / "last.ckpt", tmp_path / "b")
+    found = evaluate(run / "last.ckpt", tmp_path / "b", drop_other_classes=True)
+    assert found.stats == expected.stats
+    assert [row.name for row in found.per_class] == [row.name for row in expected.per_class]
+
+
+@pytest.mark.parametrize(("epochs", "every"), [(1, 3), (3, 2)])
+def test_the_last_epoch_is_validated_and_saved(
+    options: TrainOptions, tmp_path: Path, epochs: int, every: int
+) -> None:
+    few = {"model": "retinanet", "out": tmp_path, "epochs": epochs, "validate_every": every}
+    module = train(replace(options, **few))
+    assert module.metrics is not None
+    rows = [row for row in read_metrics(tmp_path / "metrics.csv") if "val/AP" in row]
+    assert [row["epoch"] for row in rows] == [*range(every - 1, epochs - 1, every), epochs - 1]
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["epoch"] == epochs - 1
+    assert (tmp_path / "best.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs: expected a number from 1 on, got 0"),
+        ({"batch_size": 0}, "batch_size: expected a number from 1 on, got 0"),
+        ({"validate_every": -1}, "validate_every: expected"),
+        ({"fpn_channels": 0}, "fpn_channels: expected"),
+        ({"bit_depth": 0}, "bit_depth: expected"),
+        ({"lr": math.nan}, "lr: expected a finite number above 0, got nan"),
+        ({"lr": math.inf}, "lr: expected"),
+        ({"lr": 0.0}, "lr: expected"),
+        ({"workers": -1}, "workers: expected 0 or more, got -1"),
+        ({"precision": "fp16"}, "precision: expected 32-true or bf16-mixed or 16-mixed, got fp16"),
+    ],
+)
+def test_options_out_of_range_are_refused(
+    options: TrainOptions, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(options, **changes)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_without_images_is_refused(
+    options: TrainOptions, tmp_path: Path, split: str
+) -> None:
+    shutil.copytree(options.data, tmp_path / "data")
+    file = tmp_path / "data" / f"{split}.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "images": [], "annotations": []}))
+    with pytest.raises(ValueError, match=rf"{split}\.json: (expected images|no object)"):
+        train(replace(options, data=tmp_path / "data", out=tmp_path / "run"))
+
+
+def test_mask_rcnn_needs_masks(options: TrainOptions, tmp_path: Path) -> None:
+    shutil.copytree(options.data, tmp_path / "data")
+    file = tmp_path / "data" / "train.json"
+    content = json.loads(file.read_text())
     for annotation in content["annotations"]:
-        annotation["category_id"] += 10
-    (tmp_path / "val.json").write_text(json.dumps(content))
-    (tmp_path / "images").symlink_to(options.data / "images")
-    with pytest.raises(ValueError, match="category ids"):
-        evaluate(run / "last.ckpt", tmp_path)
+        annotation.pop("segmentation", None)
+    file.write_text(json.dumps(content))
+    masks = replace(options, model="mask_rcnn", data=tmp_path / "data", out=tmp_path / "run")
+    with (
+        pytest.warns(UserWarning, match="skipped: no segmentation"),
+        pytest.raises(ValueError, match=r"train\.json: no object with a mask to learn from"),
+    ):
+        train(masks)
 
 
 def test_unknown_model_is_refused(options: TrainOptions, tmp_path: Path) -> None:
