@@ -5,8 +5,8 @@ The numbers are pycocotools' to the last bit (tested), at a fiftieth of its time
 is given the annotation file as it is: unlike in the training data, annotations without a proper box
 count as objects to find, and crowds are ignored regions, so that results compare with published
 ones.
-One difference is meant: pycocotools takes a match with an annotation whose id is 0 for no match;
-here images, categories and annotations are renumbered from 1, so any ids do.
+One difference is intended: pycocotools counts a match with an annotation of id 0 as no match. Here
+images, categories and annotations are renumbered from 1, so that any id is allowed.
 """
 
 import itertools

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""COCO metrics as rich tables for the terminal. A dash stands where there was nothing to find."""
+"""COCO metrics as rich tables for the terminal. A dash means that there was nothing to find."""
 
 from rich.table import Table
 

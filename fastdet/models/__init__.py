@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Detectors: torchvision's conventions outside, padded batches of fixed shape inside.
 
-`faster_rcnn`, `fcos`, `mask_rcnn` and `retinanet` build a detector on a timm backbone;
+`faster_rcnn`, `fcos`, `mask_rcnn` and `retinanet` build a detector on a timm backbone, with the
+options of `faster_rcnn_parts` and so on, which have torchvision's names and defaults;
 `from_torchvision` and `load_torchvision_weights` make one from torchvision's; `replace_classes`
 prepares one for other classes; `describe` says what it costs. In training mode `model(images,
 targets)` returns losses, in eval mode `model(images)` returns detections; see `Detector`. A new
@@ -14,11 +15,11 @@ from fastdet.models.batch import Batch
 from fastdet.models.border import Border
 from fastdet.models.description import Description, describe
 from fastdet.models.detector import Detector
-from fastdet.models.faster_rcnn import FasterRCNN, faster_rcnn
-from fastdet.models.fcos import FCOS, fcos
-from fastdet.models.mask_rcnn import MaskRCNN, mask_rcnn
+from fastdet.models.faster_rcnn import FasterRCNN, faster_rcnn, faster_rcnn_parts
+from fastdet.models.fcos import FCOS, fcos, fcos_parts
+from fastdet.models.mask_rcnn import MaskRCNN, mask_rcnn, mask_rcnn_parts
 from fastdet.models.new_classes import replace_classes
-from fastdet.models.retinanet import RetinaNet, retinanet
+from fastdet.models.retinanet import RetinaNet, retinanet, retinanet_parts
 from fastdet.models.torchvision_weights import from_torchvision, load_torchvision_weights
 from fastdet.ops.detections import Detections
 
@@ -42,10 +43,14 @@ __all__ = [
     "RetinaNet",
     "describe",
     "faster_rcnn",
+    "faster_rcnn_parts",
     "fcos",
+    "fcos_parts",
     "from_torchvision",
     "load_torchvision_weights",
     "mask_rcnn",
+    "mask_rcnn_parts",
     "replace_classes",
     "retinanet",
+    "retinanet_parts",
 ]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Backbones: a timm network that yields feature maps, with a feature pyramid on top.
 
-Any timm model that has `features_only` and strides of 4, 8, 16 and 32 in its last four stages will
-do. From scratch everything trains, with ordinary BatchNorm; pretrained, the first stages and all
-BatchNorms are frozen, as in torchvision.
+Any timm model works that has `features_only` and strides of 4, 8, 16 and 32 in its last four
+stages. From scratch everything trains, with ordinary BatchNorm. Of a pretrained one, the first
+stages and all BatchNorms are frozen, as in torchvision.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The package shows itself: two detectors trained on the sample data, and a report.
+"""The demonstration: two detectors trained on the sample data, and a report.
 
-About four minutes on two CPU cores; no network. The trainings are short, so their numbers say
-that everything works together, not how good a detector can get.
+About four minutes on two CPU cores; no network. The trainings are short: their numbers show
+that everything works together, and not how good a detector can get.
 """
 
 import json
@@ -32,8 +32,9 @@ TITLES: dict[ModelName, str] = {"faster_rcnn": "Faster R-CNN", "retinanet": "Ret
 
 TRAIN_IMAGES, VAL_IMAGES, IMAGE_SIZE = 1000, 100, 128
 
-# Objects are 8 to 64 px, and a few hundred steps have to do: anchors an octave or two below COCO's,
-# few proposals, and for RetinaNet more weight on the classes, which it learns later than the boxes.
+# Objects are 8 to 64 px, and a few hundred steps must be enough: anchors two to four times smaller
+# than COCO's, few proposals, and for RetinaNet more weight on the classes, which it learns later
+# than the boxes.
 MODEL_OPTIONS: dict[str, dict[str, Any]] = {
     "faster_rcnn": {
         "anchor_sizes": [8, 16, 32, 64, 128],

@@ -238,6 +238,12 @@ def test_bad_numbers(numbers: dict[str, int], message: str) -> None:
         faster_rcnn("resnet18", **({"num_classes": 4} | numbers), fpn_channels=8)
 
 
+@every_family
+def test_an_unknown_option_is_named(family: str) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'min_sise'"):
+        small_model(family, min_sise=96)
+
+
 def test_batch_is_a_tuple_of_tensors_for_pytrees() -> None:
     model = small_faster_rcnn()
     leaves, spec = torch.utils._pytree.tree_flatten(model.pad(*scene()))
