@@ -103,7 +103,8 @@ def predict(
     )
     print(f"{len(found.detections)} detections: {out / 'detections.json'}")
     if found.unreadable:
-        sys.exit(f"fastdet: {len(found.unreadable)} pictures could not be read")
+        print(f"fastdet: {len(found.unreadable)} pictures could not be read", file=sys.stderr)
+        sys.exit(1)
 
 
 def export(
@@ -228,33 +229,57 @@ EXTRAS = {"bench": "bench", "compare": "bench", "export": "export,train"}  # of 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line `arguments`, or the process's own."""
+    """Run the command line `arguments`, or the process's own.
+
+    What goes wrong is one line on stderr: with exit code 2 where the user can mend it by other
+    arguments or files, and 1 elsewhere. `--debug` shows the traceback instead.
+    """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
     if arguments == ["info"]:
         info()
         return
     _quiet()
     try:
-        import tyro
-
-        tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="fastdet",
-            description="Object detection on its own C++/CUDA kernels.",
-            args=arguments,
-            config=(tyro.conf.OmitArgPrefixes,),
-        )
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "fastdet":
+        _run(arguments)
+    except Exception as error:
+        if debug:
             raise
-        extra = EXTRAS.get(arguments[0], "train")
-        sys.exit(
-            f'fastdet: {error}. This command needs more packages: pip install "fastdet[{extra}]"'
-        )
-    except (FileNotFoundError, FileExistsError, FloatingPointError) as error:
-        sys.exit(f"fastdet: {error}")
-    except subprocess.CalledProcessError as error:
+        _stop(error, arguments)
+
+
+def _run(arguments: Sequence[str]) -> None:
+    import tyro
+
+    tyro.extras.subcommand_cli_from_dict(
+        COMMANDS,
+        prog="fastdet",
+        description="Object detection on its own C++/CUDA kernels. --debug shows tracebacks.",
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+
+
+def _stop(error: Exception, arguments: Sequence[str]) -> None:
+    """Ends the process with one line that says what is wrong."""
+    if isinstance(error, subprocess.CalledProcessError):  # which has said it
         sys.exit(error.returncode)
+    message, code = " ".join(str(error).split()), 2
+    if isinstance(error, ModuleNotFoundError) and _package(error) != "fastdet":
+        extra = EXTRAS.get(arguments[0], "train")
+        message += f'. This command needs more packages: pip install "fastdet[{extra}]"'
+    elif isinstance(error, FloatingPointError):
+        code = 1
+    elif not isinstance(error, OSError | ValueError):
+        message = f"{type(error).__name__}: {message} (--debug shows where)"
+        code = 1
+    print(f"fastdet: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _package(error: ModuleNotFoundError) -> str:
+    return (error.name or "").partition(".")[0]
 
 
 def _print_metrics(metrics: "CocoMetrics", title: str) -> None:

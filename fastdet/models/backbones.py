@@ -6,6 +6,7 @@ stages. From scratch everything trains, with ordinary BatchNorm. Of a pretrained
 stages and all BatchNorms are frozen, as in torchvision.
 """
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -114,6 +115,9 @@ def timm_body(
 
     Follows torchvision's _resnet_fpn_extractor and _validate_trainable_layers.
     """
+    if ":" not in name and not timm.is_model(name):  # with a colon it is an address
+        near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=4)) or "none"
+        raise ValueError(f"backbone: expected the name of a timm model, got {name!r}; near: {near}")
     body: Any = timm.create_model(
         name, pretrained=pretrained, features_only=True, out_indices=(-4, -3, -2, -1)
     )

@@ -18,6 +18,7 @@ from fastdet.models import MODELS
 from fastdet.models.batch import batch_shape, restore
 from fastdet.ops import paste_masks_rle
 from fastdet.ops.detections import Detections
+from fastdet.training.checkpoint import read_checkpoint
 from fastdet.training.schedules import warmup_cosine
 
 
@@ -179,7 +180,13 @@ def load_detector(checkpoint: Path) -> DetectorModule:
 
     Args:
         checkpoint: a file that `train` wrote. Only tensors and plain data are unpickled.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint of fastdet; see `read_checkpoint`.
     """
+    checkpoint = Path(checkpoint)
+    read_checkpoint(checkpoint)
     module = DetectorModule.load_from_checkpoint(
         checkpoint, map_location="cpu", weights_only=True, pretrained_backbone=False
     )

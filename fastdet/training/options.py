@@ -13,6 +13,17 @@ Exif = Literal["apply", "ignore"]  # see fastdet.data.read_image
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]  # as Lightning names them
 
+_COUNTS = (
+    "epochs",
+    "batch_size",
+    "min_size",
+    "max_size",
+    "size_divisor",
+    "fpn_channels",
+    "validate_every",
+    "bit_depth",
+)
+
 
 @dataclass(frozen=True)
 class TrainOptions:
@@ -57,26 +68,15 @@ class TrainOptions:
     resume: bool = False
     """Continue from OUT/last.ckpt."""
 
-    def __post_init__(self) -> None:
-        for name in COUNTS:
+    def check(self) -> None:
+        """Raises ValueError, naming the option, where one is out of range."""
+        for name in _COUNTS:
             count = getattr(self, name)
             _expect(count is None or count >= 1, name, "a number from 1 on", count)
         _expect(0 < self.lr < math.inf, "lr", "a finite number above 0", self.lr)
         _expect(self.workers is None or self.workers >= 0, "workers", "0 or more", self.workers)
         choices = get_args(Precision)
         _expect(self.precision in choices, "precision", " or ".join(choices), self.precision)
-
-
-COUNTS = (
-    "epochs",
-    "batch_size",
-    "min_size",
-    "max_size",
-    "size_divisor",
-    "fpn_channels",
-    "validate_every",
-    "bit_depth",
-)
 
 
 def _expect(holds: bool, option: str, expected: str, actual: object) -> None:

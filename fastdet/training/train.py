@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 
 from fastdet.data import Classes
-from fastdet.data.images import Exif
 from fastdet.evaluation import CocoMetrics
-from fastdet.training.checkpoint import AtomicCheckpointIO
+from fastdet.training.checkpoint import AtomicCheckpointIO, read_checkpoint
 from fastdet.training.data_module import DetectionDataModule
 from fastdet.training.detector_module import DetectorModule, load_detector
 from fastdet.training.metrics_log import MetricsLog
-from fastdet.training.options import TrainOptions
+from fastdet.training.options import Exif, TrainOptions
 
 
 class ValidateLastEpoch(lightning.Callback):
@@ -86,17 +84,26 @@ def train(options: TrainOptions, model_options: dict[str, Any] | None = None) ->
 
     Raises:
         FileExistsError: OUT holds a training and `options.resume` is off.
+        ValueError: an option out of range, or data that nothing can be learnt from.
         NonFiniteLossError: a loss is NaN or infinite; OUT/last.ckpt is from before it.
     """
+    options.check()
     last = options.out / "last.ckpt"
     if last.exists() and not options.resume:
         raise FileExistsError(f"{last} exists: give --resume to go on, or another --out")
     lightning.seed_everything(options.seed, workers=True, verbose=False)
     steps_done, classes = 0, None
     if options.resume:
-        before = torch.load(last, mmap=True, weights_only=True)
+        before = read_checkpoint(last)
         steps_done = before["global_step"]
-        classes = Classes(before["hyper_parameters"]["classes"], last)
+        made_with = before["hyper_parameters"]
+        for name in ("model", "backbone"):
+            if made_with[name] != getattr(options, name):
+                raise ValueError(
+                    f"{name}: {last} was trained with {made_with[name]}, got "
+                    f"{getattr(options, name)}"
+                )
+        classes = Classes(made_with["classes"], last)
     data = DetectionDataModule(
         options.data,
         options.batch_size,

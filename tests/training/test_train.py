@@ -227,7 +227,7 @@ def test_options_out_of_range_are_refused(
     options: TrainOptions, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        replace(options, **changes)
+        train(replace(options, **changes))
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
