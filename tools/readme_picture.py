@@ -9,7 +9,7 @@ scikit-image:
     .venv/bin/pip install scikit-image
     .venv/bin/python tools/readme_picture.py
 
-The same seed gives the same scenes. About 20 minutes on one CPU core.
+The same seed gives the same scenes. Under ten minutes on one CPU core.
 """
 
 import argparse
@@ -115,7 +115,7 @@ def star(rng: np.random.Generator, x: float, y: float, scale: float) -> np.ndarr
     halo = np.exp(-radius / (0.8 * scale))
     light = rng.uniform(2, 5) * core + rng.uniform(0.8, 2) * spikes + rng.uniform(0.2, 0.6) * halo
     colour = np.ones(3, np.float32) - rng.uniform(0, 0.35, 3).astype(np.float32)
-    # Long wavelengths are bent farther: a spike ends red.
+    # Diffraction spreads the colours along a spike.
     rainbow = 1 + 0.5 * np.cos(radius[..., None] / scale * 2 + np.array([0, 2, 4]))
     return light[..., None] * colour * np.where(radius[..., None] > scale, rainbow, 1)
 
@@ -229,7 +229,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch-size", type=int, default=4)
     options = parser.parse_args()
-    from skimage.data import hubble_deep_field
+    from skimage.data import hubble_deep_field  # here: the tests draw scenes without it
 
     if options.weights and options.weights.exists():
         weights = torch.load(options.weights, weights_only=True)
