@@ -28,7 +28,7 @@ SIZE = 160  # of a scene, in pixels
 VISIBLE = 0.17  # an object ends where its light is below this share of white
 SMALLEST = 9  # pixels: what is smaller is drawn, but is no target
 GALAXIES = (3, 13)  # from, to below
-STARS = (0, 3)
+STARS = (0, 4)
 SPECKS = (30, 90)  # the far galaxies of a few pixels
 SCENES = 400
 SHOWN = 0.6  # the score from which a detection is drawn
@@ -110,6 +110,8 @@ def star(rng: np.random.Generator, x: float, y: float, scale: float) -> np.ndarr
     along, across = grid(x, y, rng.uniform(0, np.pi / 2), 1)
     radius = np.hypot(along, across)
     off_spike = np.minimum(np.abs(along), np.abs(across))
+    if rng.random() < 0.5:  # a second, turned cross
+        off_spike = np.minimum(off_spike, np.abs(np.abs(along) - np.abs(across)) / np.sqrt(2))
     spikes = np.exp(-((off_spike / rng.uniform(0.5, 0.9)) ** 2)) * np.exp(-radius / (2.2 * scale))
     core = np.exp(-((radius / (0.45 * scale + 1)) ** 2))
     halo = np.exp(-radius / (0.8 * scale))
@@ -226,7 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("docs/images/hubble.jpg"))
     parser.add_argument("--weights", type=Path, help="used if the file exists, else written")
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=4)
     options = parser.parse_args()
     from skimage.data import hubble_deep_field  # here: the tests draw scenes without it
