@@ -9,6 +9,7 @@ none to 2^20.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import NamedTuple
 
 import pytest
@@ -48,8 +49,9 @@ def rois_of(rows: Tensor) -> Tensor:
     return torch.cat([torch.arange(len(rows))[:, None] % 2, rows], 1)
 
 
+@lru_cache(maxsize=1)  # tests of one size come one after another
 def calls(n: int, extent: float = 100) -> dict[str, Call]:
-    """Every public operator on n boxes (anchors, RoIs, rows of logits)."""
+    """Every public operator on n boxes (anchors, RoIs, rows of logits); not to be changed."""
     rows, others = boxes(n, extent=extent), boxes(n, seed=3, extent=extent)
     scores, ids = noise(n), integers(-(2**62), 2**62, 3)[integers(0, 3, n)]
     gts = boxes(560, seed=4, extent=extent).reshape(2, 280, 4)
