@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Each operator once more, slow and obvious, in float64: what the kernels are compared with.
+"""A slow and obvious version of each operator in float64, with which the kernels are compared.
 
 Everything here takes CPU tensors of any floating type and computes on Python floats or float64
 tensors. Where an operator's contract fixes the arithmetic (the IoU of NMS is rounded once in

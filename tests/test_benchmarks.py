@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The suites run, every operator has one, and what they report is what they measured."""
+"""The benchmark suites run, cover every operator and report what they measured."""
 
 import itertools
 import subprocess

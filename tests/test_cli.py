@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The command line from end to end, and what it says to a person who lacks a package."""
+"""The command line from end to end, and its messages where a package is missing."""
 
 import json
 import subprocess
