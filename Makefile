@@ -84,4 +84,4 @@ sanitize: install
 	$(BIN)/python tools/sanitize.py
 
 clean:
-	rm -rf build demo .cache fastdet/*.so .venv/installed
+	rm -rf build demo .cache fastdet/*.so .venv/installed .venv/built
