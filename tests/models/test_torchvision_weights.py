@@ -393,6 +393,7 @@ def test_levels_of_a_pooler_that_has_run_are_kept() -> None:
 SMALL = [name for name in MODELS if "_of_" in name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_exported_detect_equals_eager(name: str) -> None:
     ours = from_torchvision(copy.deepcopy(torchvision_model(name)).double())
