@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from fastdet.report import demo as demo_module
 from fastdet.models import MODELS
+from fastdet.report import demo as demo_module
 from fastdet.report.demo import MODEL_OPTIONS, TITLES, demo, recipe
 from fastdet.training.options import TrainOptions
 
 
+@pytest.mark.slow
 def test_demo_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
