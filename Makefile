@@ -1,5 +1,5 @@
-# What a person types. On a machine that has never seen fastdet each of these installs it first, by
-# the two commands of the README.
+# What a person types. On a machine that has never seen fastdet each of these installs it first, with
+# the commands of the README.
 #
 #   make check    before each commit: lint, and the tests that are quick; about 3 minutes on 2 cores
 #   make build    after an edit of C++ or CUDA code: compiles what changed, without pip
@@ -14,8 +14,10 @@ PARTS := test-models test-rest test-ops test-emulation test-smaller-isas
 install: .venv/installed
 	@$(MAKE) --silent --no-print-directory .venv/built
 
+# torch comes first: the build needs its headers, and pip would unpack a second torch to build with.
 .venv/installed: pyproject.toml setup.py build_backend.py
 	$(PYTHON) -m venv .venv
+	$(BIN)/pip install torch torchvision
 	$(BIN)/pip install -e ".[dev]"
 	touch $@ .venv/built
 
