@@ -218,7 +218,10 @@ MODELS: dict[str, Callable[[], nn.Module]] = {name: builder(name) for name in BU
     "retinanet_of_parts": retinanet_of_parts,
     "fcos_of_parts": fcos_of_parts,
 }
-every_model = pytest.mark.parametrize("name", MODELS)
+every_model = pytest.mark.parametrize(
+    "name",
+    [pytest.param(x, marks=pytest.mark.slow) if "resnet50" in x else x for x in MODELS],
+)
 
 
 @functools.cache
