@@ -67,16 +67,16 @@ std::vector<size_t> order_of(size_t n) {
   return ordered(std::move(numbers));
 }
 
-// A stack of its own, with the registers of where it was left.
+// A stack, and the registers at the point where it was left.
 struct Fiber {
   ucontext_t start;
   jmp_buf registers;
   bool entered = true;
 };
 
-// Leaves `from` and goes on in `to`; returns when someone goes back to `from`. swapcontext asks the
-// system for the signal mask at each switch, which takes longer than most kernels run between two;
-// AddressSanitizer knows it, however, and not jumps between stacks.
+// Leaves `from` and continues in `to`; returns when something switches back to `from`. swapcontext
+// makes a system call to save the signal mask, which takes longer than a lane runs between two
+// switches; it stays under AddressSanitizer, which does not support jumps between stacks.
 void switch_fiber(Fiber& from, Fiber& to) {
   if (FASTDET_SANITIZED) {
     swapcontext(&from.start, &to.start);
@@ -128,7 +128,7 @@ class Block {
  private:
   static void enter() { block_->run_current(); }
 
-  // The body of a fiber: block after block runs its lane of this number.
+  // The body of a lane's fiber: runs the lane in one block after another.
   void run_current() {
     for (;;) {
       arrived(nullptr, &scheduler_stack_, &scheduler_bytes_);
@@ -140,7 +140,7 @@ class Block {
     }
   }
 
-  // Makes the fiber new. It begins at `enter`.
+  // Gives the lane a new fiber, which starts at `enter`.
   static void renew(Lane& lane) {
     if (!lane.stack) lane.stack = std::make_unique<std::byte[]>(kStackBytes);
     lane.fake_stack = nullptr;
@@ -159,7 +159,7 @@ class Block {
     num_ended_ = 0;
     for (size_t i = 0; i < n; ++i) {
       Lane& lane = lanes_[i];
-      // A lane that did not end is still inside a kernel that was given up.
+      // A lane that did not end is still inside a kernel that an error stopped.
       if (FASTDET_SANITIZED || !lane.stack || lane.state != State::kEnded) renew(lane);
       lane.index = dim3(i % size.x, i / size.x % size.y, i / size.x / size.y);
       lane.state = State::kReady;
@@ -250,7 +250,7 @@ class Block {
   static inline Block* block_ = nullptr;
 
   const std::function<void()>* kernel_ = nullptr;
-  std::vector<Lane> lanes_ = std::vector<Lane>(1024);  // never moved: a fiber is where it is
+  std::vector<Lane> lanes_ = std::vector<Lane>(1024);  // a fiber must not move
   size_t num_lanes_ = 0, num_ended_ = 0, current_ = 0;
   Fiber scheduler_;
   const void* scheduler_stack_ = nullptr;
