@@ -120,7 +120,8 @@ print(extra["metadata.json"])
 """
 
 
-@pytest.mark.parametrize("name", ["faster_rcnn", *slow(sorted(set(MODELS) - {"faster_rcnn"}))])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(MODELS))
 def test_a_package_runs_without_the_models_code(name: str, tmp_path: Path) -> None:
     model = detector(name)
     export_detector(model, tmp_path / "detector.pt2", SIZE, batch_size=2, classes=CLASSES)
