@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """torchvision's post-processing and matching as functions of tensors: the peers of several suites.
 
-Its methods are called on stand-ins that hold their numbers.
+Its methods are called on simple objects that hold the settings they read.
 """
 
 from types import SimpleNamespace

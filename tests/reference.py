@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Each operator once more, slow and obvious, in float64: what the kernels are compared with.
+"""A slow and obvious version of each operator in float64, with which the kernels are compared.
 
 Everything here takes CPU tensors of any floating type and computes on Python floats or float64
 tensors. Where an operator's contract fixes the arithmetic (the IoU of NMS is rounded once in
 float32), the reference is told the type to round to.
 """
 
+import ctypes
 import math
 
 import torch
@@ -13,10 +14,10 @@ from torch import Tensor
 
 
 def iou(a: list[float], b: list[float], dtype: torch.dtype = torch.float64) -> float:
-    """IoU of two xyxy boxes; each step rounded to `dtype`."""
+    """IoU of two xyxy boxes; each step rounded to `dtype`, float32 or float64."""
 
     def rounded(x: float) -> float:
-        return torch.tensor(x, dtype=torch.float64).to(dtype).item()
+        return x if dtype == torch.float64 else ctypes.c_float(x).value
 
     def area(box: list[float]) -> float:
         return rounded(rounded(box[2] - box[0]) * rounded(box[3] - box[1]))
@@ -164,6 +165,7 @@ def match_anchors(
         g: [iou(box, row, dtype) if ok else -1.0 for row, ok in zip(rows, usable, strict=True)]
         for g, box in gts.items()
     }
+    highest = {g: max(row, default=-1.0) for g, row in overlaps.items()}
     index, best = [], []
     for a, ok in enumerate(usable):
         if not ok or not gts:
@@ -174,7 +176,7 @@ def match_anchors(
         best.append(overlaps[best_gt][a])
         label = best_gt if best[a] >= high else -2 if best[a] >= low else -1
         for g in gts:
-            if overlaps[g][a] == max(overlaps[g]):
+            if overlaps[g][a] == highest[g]:
                 if low_quality == "anchor_best":
                     label = best_gt
                 elif low_quality == "gt_best" and overlaps[g][a] > 0:
@@ -238,12 +240,19 @@ def roi_align(
         usable = all(map(math.isfinite, (image, x1, y1, x2, y2))) and 0 <= image < len(input)
         rows = taps(y1, y2, output_size[0], 0) if usable else [[]] * output_size[0]
         columns = taps(x1, x2, output_size[1], 1) if usable else [[]] * output_size[1]
-        bins = [
-            sum((features[int(image), :, y, x] * (v * w) for y, v in r for x, w in c), zero)
-            for r in rows
-            for c in columns
+        samples = [
+            (p * output_size[1] + q, y, x, v * w)
+            for p, r in enumerate(rows)
+            for q, c in enumerate(columns)
+            for y, v in r
+            for x, w in c
         ]
-        pooled.append(torch.stack(bins, 1).reshape(-1, *output_size))
+        bins = zero[:, None].repeat(1, output_size[0] * output_size[1])
+        if samples:
+            of_bin, y, x = torch.tensor([sample[:3] for sample in samples]).unbind(1)
+            weights = torch.tensor([sample[3] for sample in samples], dtype=torch.float64)
+            bins = bins.index_add(1, of_bin, features[int(image), :, y, x] * weights)
+        pooled.append(bins.reshape(-1, *output_size))
     return torch.stack(pooled) if pooled else features.new_zeros(0, len(zero), *output_size)
 
 

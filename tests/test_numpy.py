@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""fastdet.numpy: hand-worked samples, and the very bits of the torch ops."""
+"""fastdet.numpy: hand-worked samples, and the same bits as the torch ops."""
 
 import subprocess
 import sys
@@ -413,7 +413,7 @@ def test_box_coding_is_that_of_torch(dtypes, shape, anchor_shape):
 
 
 def layouts(array: np.ndarray) -> dict[str, np.ndarray]:
-    """The same numbers, lying otherwise."""
+    """The same numbers in another memory layout."""
     wide = np.zeros((*array.shape[:-1], 2 * array.shape[-1]), array.dtype)
     wide[..., ::2] = array
     unaligned = np.frombuffer(b"\0" + array.tobytes(), array.dtype, offset=1).reshape(array.shape)

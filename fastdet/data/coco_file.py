@@ -3,10 +3,10 @@
 
 The file is parsed once, into a few NumPy columns: 65 bytes and 4 us an annotation. Labels are 1..C
 in the ascending order of the file's category ids, so two splits with the same categories agree on
-them. Masks, where they are asked for, are kept as run lengths. What a file may lack or break:
+them. Masks, if requested, are kept as run lengths. Defects of a file:
 
 - no JSON, a missing key, an id that is no integer or occurs twice: ValueError, naming file and id;
-- an annotation that points nowhere, whose box is no box or whose segmentation no mask: left out,
+- an annotation of an unknown image or category, or with an unusable box or segmentation: left out,
   with one warning per kind that counts them and names the first.
 """
 
