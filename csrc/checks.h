@@ -8,11 +8,11 @@
 #include <stdexcept>
 #include <string>
 
-#include "bilinear.h"
-#include "box_iou.h"
-#include "match_rule.h"
+#include "geometry/bilinear.h"
+#include "geometry/box_iou.h"
+#include "matching/match_rule.h"
 #include "torch.h"
-#include "winograd_filters.h"
+#include "network/winograd_filters.h"
 
 namespace fastdet {
 

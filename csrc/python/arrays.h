@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "../box.h"
+#include "../geometry/box.h"
 
 namespace fastdet::python {
 

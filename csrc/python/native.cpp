@@ -3,7 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "../cpu/isa.h"
+#include "../isa/isa.h"
 #include "arrays.h"
 
 namespace py = pybind11;
