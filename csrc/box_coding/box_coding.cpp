@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Boxes to deltas and back, one pass over the rows, threads over pieces of them, a block of rows at
-// a time. Rows that do not stand one after another, or in half types, pass through a block that
-// stays in the L1 cache; half types are computed in float32 and rounded once.
+// Boxes to deltas and back: one pass over the rows, a block of rows at a time, threads over pieces
+// of the rows. Rows that are not contiguous or are of a half type pass through a block that stays
+// in the L1 cache; half types are computed in float32 and rounded once.
 #include "../geometry/box_coding.h"
 
 #include <algorithm>
 
-#include "../checks.h"
-#include "../tensors/rows.h"
-#include "../isa/loops.h"
 #include "../host/parallel.h"
+#include "../tensors/rows.h"
+#include "box_coding.loops.h"
+#include "contract.h"
 
 namespace fastdet::cpu {
 
@@ -27,7 +27,7 @@ struct Reader {
   explicit Reader(const Rows<T>& rows) : rows(rows) {}
 
   const Row* read(int64_t begin, int64_t n) {
-    if (const RowMaths<T>* p = rows.in_place(begin, n)) return reinterpret_cast<const Row*>(p);
+    if (const Sum<T>* p = rows.in_place(begin, n)) return reinterpret_cast<const Row*>(p);
     for (int64_t i = 0; i < n; ++i) block[i] = rows.template read<Row>(begin + i);
     return block;
   }
@@ -36,7 +36,7 @@ struct Reader {
 // The same to write, all rows one after another.
 template <typename Row, typename T>
 struct Writer {
-  static constexpr bool kInPlace = std::is_same_v<T, RowMaths<T>>;
+  static constexpr bool kInPlace = std::is_same_v<T, Sum<T>>;
   T* out;
   Row block[kInPlace ? 1 : kBlockRows];
 
@@ -51,7 +51,7 @@ struct Writer {
 
   void flush(int64_t begin, int64_t n) {
     if constexpr (!kInPlace) {
-      const auto* p = reinterpret_cast<const RowMaths<T>*>(block);
+      const auto* p = reinterpret_cast<const Sum<T>*>(block);
       for (int64_t i = 0; i < 4 * n; ++i) out[4 * begin + i] = static_cast<T>(p[i]);
     }
   }
@@ -92,10 +92,10 @@ Tensor encode_boxes(const Tensor& boxes, const Tensor& anchors, double wx, doubl
   check_encode_boxes(boxes, anchors);
   const Tensor deltas = torch::stable::new_empty(boxes, boxes.sizes());
   dispatch_floating(boxes.scalar_type(), [&]<typename T>() {
-    using M = RowMaths<T>;
+    using M = Sum<T>;
     const Rows<T> box_rows = rows<T>(boxes), anchor_rows = rows<T>(anchors);
     const Deltas<M> weights = {M(wx), M(wy), M(ww), M(wh)};
-    const auto run = box_loops<M>().encode_boxes;
+    const auto run = current_loops<BoxCodingLoops<M>>().encode_boxes;
     parallel_for(boxes.numel() / 4, kGrain, [&](int64_t first, int64_t last) {
       Reader<Box<M>, T> box_reader(box_rows), anchor_reader(anchor_rows);
       Writer<Deltas<M>, T> out(deltas);
@@ -116,10 +116,10 @@ Tensor decode_boxes(const Tensor& deltas, const Tensor& anchors, double wx, doub
   const Images images(sizes_in, deltas);
   const Tensor boxes = torch::stable::new_empty(deltas, deltas.sizes());
   dispatch_floating(deltas.scalar_type(), [&]<typename T>() {
-    using M = RowMaths<T>;
+    using M = Sum<T>;
     const Rows<T> delta_rows = rows<T>(deltas), anchor_rows = rows<T>(anchors);
     const Deltas<M> weights = {M(wx), M(wy), M(ww), M(wh)};
-    const auto run = box_loops<M>().decode_boxes;
+    const auto run = current_loops<BoxCodingLoops<M>>().decode_boxes;
     parallel_for(deltas.numel() / 4, kGrain, [&](int64_t first, int64_t last) {
       Reader<Deltas<M>, T> delta_reader(delta_rows);
       Reader<Box<M>, T> anchor_reader(anchor_rows);
@@ -142,11 +142,11 @@ Tensor decode_boxes_backward(const Tensor& grad, const Tensor& deltas, const Ten
   const Images images(sizes_in, deltas);
   const Tensor grad_deltas = torch::stable::new_empty(deltas, deltas.sizes());
   dispatch_floating(deltas.scalar_type(), [&]<typename T>() {
-    using M = RowMaths<T>;
+    using M = Sum<T>;
     const Rows<T> grad_rows = rows<T>(grad), delta_rows = rows<T>(deltas);
     const Rows<T> anchor_rows = rows<T>(anchors);
     const Deltas<M> weights = {M(wx), M(wy), M(ww), M(wh)};
-    const auto run = box_loops<M>().decode_boxes_backward;
+    const auto run = current_loops<BoxCodingLoops<M>>().decode_boxes_backward;
     parallel_for(deltas.numel() / 4, kGrain, [&](int64_t first, int64_t last) {
       Reader<Box<M>, T> grad_reader(grad_rows), anchor_reader(anchor_rows);
       Reader<Deltas<M>, T> delta_reader(delta_rows);

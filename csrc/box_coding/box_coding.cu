@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Boxes to deltas and back, one pass, one thread a row, which it moves as one vector wherever the
-// rows of a tensor allow it. 267k rows of float32 are 12.8 MB, 3.8 us at 3.35 TB/s; the 100 to 150
-// instructions of a row take half as long. Half types are computed in float32 and rounded once.
-#include "../geometry/box_coding.h"
-#include "../checks.h"
-#include "../tensors/rows.h"
+// Boxes to deltas and back in one pass, one thread a row, which is loaded and stored as one vector
+// wherever the rows of the tensor allow it. 267k rows of float32 are 12.8 MB, 3.8 us at 3.35 TB/s;
+// the 100 to 150 instructions of a row take half as long. Half types are computed in float32 and
+// rounded once.
 #include "../device/packs.cuh"
+#include "../geometry/box_coding.h"
+#include "../tensors/rows.h"
+#include "contract.h"
 
 namespace fastdet::cuda {
 
 namespace {
 
-// Rows by any strides; as packs where each row is one and begins where a pack may.
+// Rows of any strides; loaded as packs where each row is contiguous and aligned.
 template <typename T>
 struct PackedRows {
   Rows<T> rows;
@@ -26,7 +27,7 @@ struct PackedRows {
   __device__ Row read(int64_t row) const {
     const int64_t offset = rows.offset(row);
     if (!packed) return rows.template read_at<Row>(offset);
-    using M = RowMaths<T>;
+    using M = Sum<T>;
     const Pack<T, 4> pack = load_pack<4>(rows.data + offset);
     return {static_cast<M>(pack[0]), static_cast<M>(pack[1]), static_cast<M>(pack[2]),
             static_cast<M>(pack[3])};
@@ -61,7 +62,7 @@ struct Limits {
 template <typename T>
 void encode_rows(const Tensor& boxes, const Tensor& anchors, const Deltas<double>& weights,
                  const Tensor& deltas) {
-  using M = RowMaths<T>;
+  using M = Sum<T>;
   const PackedRows<T> box_rows(boxes), anchor_rows(anchors);
   const Deltas<M> w = {M(weights.dx), M(weights.dy), M(weights.dw), M(weights.dh)};
   T* const out = mutable_data<T>(deltas);
@@ -75,7 +76,7 @@ void encode_rows(const Tensor& boxes, const Tensor& anchors, const Deltas<double
 template <typename T>
 void decode_rows(const Tensor& deltas, const Tensor& anchors, const Deltas<double>& weights,
                  const Limits& limits, const Tensor& boxes) {
-  using M = RowMaths<T>;
+  using M = Sum<T>;
   const PackedRows<T> delta_rows(deltas), anchor_rows(anchors);
   const Deltas<M> w = {M(weights.dx), M(weights.dy), M(weights.dw), M(weights.dh)};
   T* const out = mutable_data<T>(boxes);
@@ -91,7 +92,7 @@ template <typename T>
 void decode_rows_backward(const Tensor& grad, const Tensor& deltas, const Tensor& anchors,
                           const Deltas<double>& weights, const Limits& limits,
                           const Tensor& grad_deltas) {
-  using M = RowMaths<T>;
+  using M = Sum<T>;
   const PackedRows<T> grad_rows(grad), delta_rows(deltas), anchor_rows(anchors);
   const Deltas<M> w = {M(weights.dx), M(weights.dy), M(weights.dw), M(weights.dh)};
   T* const out = mutable_data<T>(grad_deltas);

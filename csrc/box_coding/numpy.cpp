@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Boxes to deltas and back, for NumPy arrays: one pass over the rows, with the arithmetic of the
-// torch ops. Anchors repeat where there are fewer of them than rows.
-#include "../geometry/box_coding.h"
-
+// Boxes to deltas and back, for NumPy arrays: one pass over the rows, with the loops of the torch
+// operators. Anchors repeat where there are fewer of them than rows.
 #include <array>
 
-#include "../isa/loops.h"
 #include "../python/arrays.h"
+#include "box_coding.loops.h"
+#include "contract.h"
 
 namespace fastdet::python {
 
@@ -25,16 +24,6 @@ const Deltas<T>* deltas_of(const Array<T>& array) {
   return reinterpret_cast<const Deltas<T>*>(array.data());
 }
 
-// The shape of `anchors` is the end of that of `rows`.
-void expect_rows(const char* op, const char* argument, const py::array& rows,
-                 const py::array& anchors) {
-  expect(rows.ndim() >= 1 && is_boxes(rows, rows.ndim()), op, argument, "(..., 4)", rows);
-  bool fits = anchors.ndim() >= 1 && anchors.ndim() <= rows.ndim();
-  for (py::ssize_t d = 1; fits && d <= anchors.ndim(); ++d)
-    fits = anchors.shape(anchors.ndim() - d) == rows.shape(rows.ndim() - d);
-  expect(fits, op, "anchors", "the last dimensions of the first argument", anchors);
-}
-
 template <typename T>
 Array<T> like(const Array<T>& array) {
   return Array<T>(std::vector<py::ssize_t>(array.shape(), array.shape() + array.ndim()));
@@ -42,15 +31,15 @@ Array<T> like(const Array<T>& array) {
 
 template <typename T>
 Array<T> encode_boxes(const Array<T>& boxes, const Array<T>& anchors, const Weights& weights) {
-  expect_rows("encode_boxes", "boxes", boxes, anchors);
+  check_repeated_anchors("encode_boxes", "boxes", boxes, anchors);
   Array<T> deltas = like(boxes);
   auto* out = reinterpret_cast<Deltas<T>*>(deltas.mutable_data());
   const py::gil_scoped_release no_gil;
   const int64_t n = boxes.size() / 4, num_anchors = anchors.size() / 4;
   const Deltas<T> w = rounded<T>(weights);
   for (int64_t begin = 0; begin < n; begin += num_anchors)
-    cpu::box_loops<T>().encode_boxes(boxes_of(boxes) + begin, boxes_of(anchors), num_anchors, w,
-                                     out + begin);
+    cpu::current_loops<cpu::BoxCodingLoops<T>>().encode_boxes(
+        boxes_of(boxes) + begin, boxes_of(anchors), num_anchors, w, out + begin);
   return deltas;
 }
 
@@ -58,11 +47,8 @@ template <typename T>
 Array<T> decode_boxes(const Array<T>& deltas, const Array<T>& anchors, const Weights& weights,
                       const std::optional<Sizes>& sizes) {
   const char* const op = "decode_boxes";
-  expect_rows(op, "deltas", deltas, anchors);
-  if (sizes)
-    expect(sizes->ndim() == 2 && deltas.ndim() >= 2 && sizes->shape(0) == deltas.shape(0) &&
-               sizes->shape(1) == 2,
-           op, "sizes", "(B, 2) with the B of deltas (B, ..., 4)", *sizes);
+  check_repeated_anchors(op, "deltas", deltas, anchors);
+  if (sizes) check_sizes(op, *sizes, deltas);
   Array<T> boxes = like(deltas);
   auto* out = reinterpret_cast<Box<T>*>(boxes.mutable_data());
   const int64_t* size = sizes ? sizes->data() : nullptr;
@@ -70,8 +56,8 @@ Array<T> decode_boxes(const Array<T>& deltas, const Array<T>& anchors, const Wei
   const int64_t n = deltas.size() / 4, num_anchors = anchors.size() / 4;
   const Deltas<T> w = rounded<T>(weights);
   for (int64_t begin = 0; begin < n; begin += num_anchors)
-    cpu::box_loops<T>().decode_boxes(deltas_of(deltas) + begin, boxes_of(anchors), num_anchors, w,
-                                     nullptr, out + begin);
+    cpu::current_loops<cpu::BoxCodingLoops<T>>().decode_boxes(
+        deltas_of(deltas) + begin, boxes_of(anchors), num_anchors, w, nullptr, out + begin);
   if (!size || n == 0) return boxes;
   const int64_t num_images = deltas.shape(0), rows = n / num_images;
   for (int64_t b = 0; b < num_images; ++b)
@@ -81,18 +67,20 @@ Array<T> decode_boxes(const Array<T>& deltas, const Array<T>& anchors, const Wei
 }
 
 template <typename T>
-void bind(py::module_& m) {
+void bind_type(py::module_& m) {
   m.def("encode_boxes", encode_boxes<T>, py::arg("boxes").noconvert(),
         py::arg("anchors").noconvert(), py::arg("weights"));
   m.def("decode_boxes", decode_boxes<T>, py::arg("deltas").noconvert(),
         py::arg("anchors").noconvert(), py::arg("weights"), py::arg("sizes").noconvert());
 }
 
-}  // namespace
-
-void bind_box_coding(py::module_& m) {
-  bind<float>(m);
-  bind<double>(m);
+void bind(py::module_& m) {
+  bind_type<float>(m);
+  bind_type<double>(m);
 }
+
+const Entries entries(bind);
+
+}  // namespace
 
 }  // namespace fastdet::python

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The IoU of every pair of boxes, in four kinds (see ../box_iou.h), and its derivative by both
-// arguments. O(N M) time; beside inputs and outputs O(N + M) memory, for boxes2 by planes. Rows in
-// parallel, the pairs of a row in vectors. The derivative computes each pair twice, once for either
-// argument, so that every sum has one owner and a fixed order.
+// The IoU of every pair of boxes, in four kinds (geometry/box_iou.h), and its gradient with respect
+// to both arguments. O(N M) time; beside inputs and outputs O(N + M) memory, for the coordinates of
+// boxes2. Rows run in parallel, the pairs of a row in vectors. The gradient computes each pair
+// twice, once for each argument, so that every sum has one owner and a fixed order.
 #include <algorithm>
 
-#include "../checks.h"
 #include "../host/huge_pages.h"
-#include "iou_planes.h"
 #include "../host/parallel.h"
+#include "contract.h"
+#include "iou_planes.h"
 
 namespace fastdet::cpu {
 
@@ -16,7 +16,7 @@ namespace {
 
 constexpr int64_t kGrainPairs = 1 << 14;
 
-// Both arguments as (B, N, 4) and (B, M, 4), boxes2 also by planes of B * M.
+// Both arguments as (B, N, 4) and (B, M, 4); boxes2 also as one array of B * M for each coordinate.
 template <typename T>
 struct Pairs {
   IouKind kind;
@@ -52,7 +52,7 @@ struct Pairs {
 
 template <typename T>
 void forward(const Pairs<T>& in, T* out) {
-  const auto& loops = box_loops<T>();
+  const auto& loops = current_loops<BoxIouLoops<T>>();
   const int64_t grain = std::max<int64_t>(1, kGrainPairs / std::max<int64_t>(1, in.m));
   parallel_for(in.num_batches * in.n, grain, [&](int64_t begin, int64_t end) {
     for (int64_t j = 0; j < in.m; j += kIouTileColumns)
@@ -65,7 +65,7 @@ void forward(const Pairs<T>& in, T* out) {
 
 template <typename T>
 void backward_rows(const Pairs<T>& in, const T* grad, Box<T>* grad1) {
-  const auto& loops = box_loops<T>();
+  const auto& loops = current_loops<BoxIouLoops<T>>();
   const int64_t grain = std::max<int64_t>(1, kGrainPairs / std::max<int64_t>(1, in.m));
   parallel_for(in.num_batches * in.n, grain, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row)
@@ -78,8 +78,8 @@ void backward_rows(const Pairs<T>& in, const T* grad, Box<T>* grad1) {
 template <typename T>
 void backward_columns(const Pairs<T>& in, const T* grad, Box<T>* grad2) {
   constexpr int64_t kColumns = 256;
-  const auto& loops = box_loops<T>();
-  // Few columns in narrow tiles, so that there is work for all threads; no sum changes with them.
+  const auto& loops = current_loops<BoxIouLoops<T>>();
+  // Where there are few columns, tiles are narrow so that all threads have work; no sum changes.
   const int64_t width = in.num_batches * in.m < 8 * kColumns ? 32 : kColumns;
   const int64_t num_tiles = (in.m + width - 1) / width;
   parallel_for(in.num_batches * num_tiles, 1, [&](int64_t begin, int64_t end) {

@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The IoU of every pair of boxes, in four kinds (see ../box_iou.h), and its derivative by both
-// arguments.
+// The IoU of every pair of boxes, in four kinds (geometry/box_iou.h), and its gradient with respect
+// to both arguments.
 //
 // Forward writes the matrix once, in stores of 16 bytes. A thread keeps the boxes of a few columns,
-// as many as a store holds, while rows go by. Rows of a width that is no multiple of a store begin
-// at different places between two stores; a block takes only rows that begin at the same one, so
-// that its columns are the same in all of them. 100 x 267k floats are 107 MB, 32 us at 3.35 TB/s,
-// and for the plain kind about 20 instructions a pair, 18 us; boxes add a tenth to the bytes.
+// as many as one store holds, while it goes over the rows. Where the width of a row is not a
+// multiple of a store, rows begin at different offsets between two stores; a block takes only rows
+// with the same offset, so that its columns are the same in all of them. 100 x 267k floats are 107
+// MB, 32 us at 3.35 TB/s; the plain kind takes about 20 instructions a pair, 18 us; reading the
+// boxes adds a tenth to the bytes.
 //
-// Backward computes each pair once and reads its gradient once. A block sums its tile's derivatives
-// by columns in registers and by rows across each warp, and a second kernel sums the tiles in
-// order: no atomics, so the result is the same in each run. It takes 100 to 200 instructions a
-// pair, so the arithmetic bounds it; the tiles' sums are an eighth of the gradient's size at most.
-#include "../checks.h"
+// Backward computes each pair once and reads its gradient once. A block sums the derivatives of its
+// tile by columns in registers and by rows across each warp, and a second kernel sums the tiles in
+// order: no atomics, so every run gives the same result. A pair takes 100 to 200 instructions, so
+// arithmetic is the limit; the sums of the tiles take at most an eighth of the gradient's size.
 #include "../device/packs.cuh"
 #include "../device/warp.cuh"
+#include "contract.h"
 
 namespace fastdet::cuda {
 
@@ -36,22 +37,22 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // ---- forward ------------------------------------------------------------------------------------
 
-// The plain kind goes through iou(), so that it has the bits that NMS compares. Most pairs do not
-// meet; theirs is no division.
+// The plain kind calls iou(), so that it has the same bits as in NMS. Most pairs do not overlap and
+// need no division.
 template <IouKind kind, typename T>
 __device__ T similarity_of(const IouBox<T>& a, const IouBox<T>& b, const IouEps<T>& eps) {
   if constexpr (kind != IouKind::kIou) return similarity<kind>(a, b, eps);
   return intersection(a.box, b.box) > T(0) ? iou(a.box, a.area, b.box, b.area) : T(0);
 }
 
-// How the matrix is cut. All rows of one phase begin at the same place between two packs.
+// How the matrix is divided. All rows of one phase begin at the same offset between two packs.
 template <typename T>
 struct RowPhases {
   static constexpr int kWidth = kPackWidth<T>;
   int num_phases;
   int64_t packs;            // that the columns of a row touch, at most
   dim3 block;               // columns by rows
-  int64_t rows_per_thread;  // so many that the GPU is filled, or what repays loading the columns
+  int64_t rows_per_thread;  // few enough to fill the GPU, enough to repay loading the columns
   int64_t chunks;           // of the rows of a phase
 
   explicit RowPhases(const PairSizes& s) : num_phases(1), packs(s.m / kWidth + 2), block(1) {
@@ -140,7 +141,7 @@ struct BackwardArguments {
   Box<T>* columns;  // sums of (row_tiles, B, M)
 };
 
-// One tile: thread by thread a column of it, row by row.
+// One tile: each thread takes a column and goes over the rows.
 template <IouKind kind, typename T>
 __device__ void sum_tile(const BackwardArguments<T>& in, int64_t batch, int64_t row_tile) {
   __shared__ Box<T> of_warps[kTileRows][kThreads / kWarp];
@@ -178,7 +179,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(BackwardArguments<T>
     sum_tile<kind>(in, y / in.row_tiles, y % in.row_tiles);
 }
 
-// A warp to a box, where there are more tiles than a thread adds up in little time.
+// One warp a box, where there are too many tiles for one thread to add up quickly.
 template <typename T>
 __global__ void sum_many_tiles_kernel(int64_t n, int64_t tiles, const Box<T>* sums, Box<T>* out) {
   const int64_t step = int64_t(gridDim.x) * (blockDim.x / kWarp);

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The IoU losses of boxes row by row, 1 - similarity (see ../box_iou.h), and their derivative by
-// both arguments. One pass each, no memory beside inputs and outputs.
-#include "../checks.h"
+// The IoU losses of boxes row by row, 1 - similarity (geometry/box_iou.h), and their gradient with
+// respect to both arguments. One pass each, no memory beside inputs and outputs.
 #include "../host/grad_blocks.h"
-#include "../isa/loops.h"
 #include "../host/parallel.h"
+#include "box_iou_loss.loops.h"
+#include "contract.h"
 
 namespace fastdet::cpu {
 
@@ -27,7 +27,8 @@ Tensor box_iou_loss(const Tensor& boxes1, const Tensor& boxes2, double eps,
     const Box<T>*a = data<Box<T>>(in1), *b = data<Box<T>>(in2);
     T* loss = mutable_data<T>(out);
     parallel_for(out.numel(), kGrainRows, [&](int64_t begin, int64_t end) {
-      box_loops<T>().box_iou_loss(kind, a + begin, b + begin, end - begin, e, loss + begin);
+      current_loops<BoxIouLossLoops<T>>().box_iou_loss(kind, a + begin, b + begin, end - begin, e,
+                                                       loss + begin);
     });
   });
   return out;
@@ -49,7 +50,8 @@ std::tuple<Tensor, Tensor> box_iou_loss_backward(const Tensor& grad, const Tenso
     Box<T>*da = mutable_data<Box<T>>(grad1), *db = mutable_data<Box<T>>(grad2);
     parallel_for(grad.numel(), kGrainRows, [&](int64_t begin, int64_t end) {
       for_grad_blocks<T>(repeated, begin, end, [&](int64_t i, int64_t count, const T* g) {
-        box_loops<T>().box_iou_loss_backward(kind, a + i, b + i, count, e, g, da + i, db + i);
+        current_loops<BoxIouLossLoops<T>>().box_iou_loss_backward(kind, a + i, b + i, count, e, g,
+                                                                  da + i, db + i);
       });
     });
   });

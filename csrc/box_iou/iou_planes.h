@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Boxes by planes, as the IoU loops take them: x1, y1, x2, y2, area and angle, `total` values each.
+// Boxes as the IoU loops take them: arrays of x1, y1, x2, y2, area and angle, `total` values each.
 #pragma once
 
-#include "../isa/loops.h"
+#include "box_iou.loops.h"
 
 namespace fastdet::cpu {
 

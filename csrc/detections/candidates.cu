@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Suppression of candidates by rank and label; its last launch writes the boxes kept.
-#include "../geometry/threshold.h"
-#include "candidates.cuh"
-#include "../nms/greedy_nms.cuh"
+// Suppression of candidates by rank and label; the last launch writes the kept boxes.
 #include "../device/packs.cuh"
+#include "../geometry/threshold.h"
+#include "../nms/greedy_nms.cuh"
+#include "candidates.cuh"
 
 namespace fastdet::cuda {
 
@@ -29,12 +29,12 @@ struct WriteKept {
 
 }  // namespace
 
-DetectionTensors keep_detections(const CandidateTensors& candidates, Rank rank, double nms_thresh,
-                                 int64_t detections_per_img) {
+DetectionTensors keep_detections(const CandidateTensors& candidates, Rank rank,
+                                 double iou_threshold, int64_t detections_per_img) {
   const DetectionTensors out = empty_detections(candidates.ranks, detections_per_img);
   dispatch_box(candidates.boxes.scalar_type(), [&]<typename S>() {
     greedy_nms<S>(
-        candidates.boxes, candidates.ranks, nms_thresh, detections_per_img, candidates.labels,
+        candidates.boxes, candidates.ranks, iou_threshold, detections_per_img, candidates.labels,
         candidates.counts, std::get<3>(out),
         WriteKept<S>{candidates.rows<S>(), detection_rows<S>(out), rank, detections_per_img});
   });

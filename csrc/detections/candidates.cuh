@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The end of every detector: candidates of a batch of images, and of those the ones that are kept.
+// The last step of every detector: the candidates of a batch of images, and which of them are kept.
 #pragma once
 
-#include "detection_tensors.h"
 #include "../device/launch.cuh"
+#include "tensors.h"
 
 namespace fastdet::cuda {
 
@@ -36,7 +36,7 @@ struct CandidateTensors {
 enum class Rank { kScore, kLogit };
 
 // The best of each image that survive suppression, of equal rank the first ones.
-DetectionTensors keep_detections(const CandidateTensors& candidates, Rank rank, double nms_thresh,
-                                 int64_t detections_per_img);
+DetectionTensors keep_detections(const CandidateTensors& candidates, Rank rank,
+                                 double iou_threshold, int64_t detections_per_img);
 
 }  // namespace fastdet::cuda

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The end of every detector, over raw pointers: candidates of an image, suppression among equal
-// labels, and the rows of fixed number that it fills. Plain C++, no torch.
+// The last step of every detector, over raw pointers: the candidates of an image, suppression among
+// equal labels, and the fixed number of rows that it fills. Plain C++, no torch.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <vector>
 
-#include "detection_rows.h"
 #include "../nms/greedy_nms.h"
+#include "detection_rows.h"
 
 namespace fastdet::cpu {
 
-// Candidates of an image or of a part of it. `ranks` is what they are suppressed by: scores, or
-// logits.
+// Candidates of an image or of a part of it. `ranks` are the scores or logits by which they are
+// suppressed.
 template <typename S>
 struct Candidates {
   std::vector<Box<S>> boxes;
@@ -33,15 +33,15 @@ struct Candidates {
   }
 };
 
-// Fills image b's D rows with the best of its candidates that survive, of equal rank the first
-// ones; score(rank) is what is written.
+// Fills the D rows of image b with its best surviving candidates, of equal rank the first ones, and
+// writes score(rank) as their scores.
 template <typename S, typename Score, typename Parallel>
-void write_kept(int64_t b, const Candidates<S>& all, S nms_thresh, int64_t rows, const Score& score,
-                const DetectionRows<S>& out, const Parallel& parallel) {
+void write_kept(int64_t b, const Candidates<S>& all, S iou_threshold, int64_t rows,
+                const Score& score, const DetectionRows<S>& out, const Parallel& parallel) {
   const int64_t n = static_cast<int64_t>(all.boxes.size()), most = std::min(n, rows);
   std::vector<int64_t> keep(most);
   const NmsInput<S> in = {all.boxes.data(), all.ranks.data(), all.labels.data(), n};
-  const int64_t kept = greedy_nms(in, nms_thresh, most, keep.data(), parallel);
+  const int64_t kept = greedy_nms(in, iou_threshold, most, keep.data(), parallel);
   for (int64_t i = 0, row = b * rows; i < rows; ++i, ++row) {
     out.boxes[row] = i < kept ? all.boxes[keep[i]] : Box<S>{};
     out.scores[row] = i < kept ? score(all.ranks[keep[i]]) : S(0);
@@ -50,7 +50,8 @@ void write_kept(int64_t b, const Candidates<S>& all, S nms_thresh, int64_t rows,
   out.counts[b] = kept;
 }
 
-// body(b) for each image. Threads do not nest: a single image is left to those of its suppression.
+// Calls body(b) for each image. Threads do not nest: the threads of a single image are those of its
+// suppression.
 template <typename Body, typename Parallel>
 void for_each_image(int64_t num_images, const Body& body, const Parallel& parallel) {
   if (num_images == 1) return body(0);

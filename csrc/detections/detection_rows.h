@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What every detection op writes, over raw pointers: plain C++, no torch.
+// The output arrays of every detection operator, as raw pointers: plain C++, no torch.
 #pragma once
 
 #include "../geometry/box.h"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // From boxes with a score for each class to detections, over raw pointers: plain C++, no torch. The
-// scores are read once, in the order in which they lie; what follows grows with the candidates.
-// Memory: O(boxes) where a box has one label, else O(candidates).
+// scores are read once, in memory order; the rest grows with the candidates. Memory: O(boxes) where
+// a box has one label, else O(candidates).
 #pragma once
 
 #include <algorithm>
@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "../nms/greedy_nms.h"
-#include "../isa/loops.h"
 #include "../selection/top_logits.h"
+#include "../selection/top_logits.loops.h"
 
 namespace fastdet::cpu {
 
@@ -80,9 +80,9 @@ LabelledBoxes<T> candidates_of_best_class(const ScoredBoxes<T>& in, const Multic
   std::vector<int64_t> label(in.num_boxes), index(kSpan);
   const int64_t total = in.num_boxes * in.num_classes;
   for (int64_t begin = 0; begin < total; begin += kSpan) {
-    const int64_t found =
-        feature_loops<T>().find_above(in.scores + begin, std::min(kSpan, total - begin),
-                                      rule.score_threshold, begin, score.data(), index.data());
+    const int64_t found = current_loops<TopLogitsLoops<T>>().find_above(
+        in.scores + begin, std::min(kSpan, total - begin), rule.score_threshold, begin,
+        score.data(), index.data());
     for (int64_t j = 0; j < found; ++j) {
       const int64_t b = in.box(index[j]);
       if (!(score[j] > best[b])) continue;

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// RetinaNet's detections for NumPy arrays: the driver of the torch op on the calling thread.
-#include "retinanet_detections.h"
-
+// RetinaNet's detections, and boxes with class scores to detections, for NumPy arrays: the drivers
+// of the CPU on the calling thread.
 #include <algorithm>
 #include <tuple>
 
+#include "../geometry/threshold.h"
 #include "../python/arrays.h"
+#include "contract.h"
+#include "multiclass_nms.h"
+#include "pyramid_detections.h"
 
 namespace fastdet::python {
 
@@ -15,35 +18,37 @@ template <typename T>
 using Levels = std::vector<Array<T>>;
 
 template <typename T>
-void check(const Levels<T>& logits, const Levels<T>& deltas, const Array<T>& anchors,
-           const Array<int64_t>& sizes) {
-  const char* const op = "retinanet_detections";
-  if (deltas.size() != logits.size())
-    throw py::value_error("retinanet_detections: deltas: expected one array a level, " +
-                          std::to_string(logits.size()) + ", got " + std::to_string(deltas.size()));
-  const Array<T>& first = logits.at(0);
-  int64_t num_anchors = 0;
-  for (size_t l = 0; l < logits.size(); ++l) {
-    const Array<T>&own = logits[l], &own_deltas = deltas[l];
-    expect(own.ndim() == 3 && own.shape(0) == first.shape(0) && own.shape(2) == first.shape(2), op,
-           "logits", "(B, A, C) for each level, with the B and C of the first", own);
-    expect(is_boxes(own_deltas, 3) && own_deltas.shape(0) == own.shape(0) &&
-               own_deltas.shape(1) == own.shape(1),
-           op, "deltas", "(B, A, 4) with the B and A of the level's logits", own_deltas);
-    num_anchors += own.shape(1);
+Array<T> array_of_boxes(const std::vector<Box<T>>& boxes) {
+  const auto n = static_cast<py::ssize_t>(boxes.size());
+  return Array<T>({n, py::ssize_t(4)}, reinterpret_cast<const T*>(boxes.data()));
+}
+
+template <typename T>
+std::tuple<Array<T>, Array<T>, Array<int64_t>> multiclass_nms(
+    const Array<T>& boxes, const Array<T>& scores, bool by_class, double score_threshold,
+    double iou_threshold, int64_t max_detections, bool multi_label, int64_t max_candidates) {
+  check_multiclass_nms("multiclass_nms", boxes, scores, by_class);
+  const int64_t n = boxes.shape(0);
+  const cpu::ScoredBoxes<T> in = {boxes_of(boxes), scores.data(), n, scores.shape(by_class ? 0 : 1),
+                                  by_class};
+  const cpu::MulticlassRule<T> rule = {
+      round_down<T>(score_threshold), round_down<T>(iou_threshold), multi_label,
+      std::min<int64_t>(max_candidates, scores.size()), max_detections};
+  cpu::LabelledBoxes<T> out;
+  {
+    const py::gil_scoped_release no_gil;
+    out = cpu::multiclass_nms(in, rule, kSerial);
   }
-  expect(is_boxes(anchors, 2) && anchors.shape(0) == num_anchors, op, "anchors",
-         "(A, 4), A counting all levels", anchors);
-  expect(sizes.ndim() == 2 && sizes.shape(0) == first.shape(0) && sizes.shape(1) == 2, op, "sizes",
-         "(B, 2) with the B of logits", sizes);
+  return {array_of_boxes(out.boxes), array_of(out.scores), array_of(out.labels)};
 }
 
 template <typename T>
 std::tuple<Array<T>, Array<T>, Array<int64_t>, Array<int64_t>> retinanet_detections(
     const Levels<T>& logits, const Levels<T>& deltas, const Array<T>& anchors,
-    const Array<int64_t>& sizes, double score_thresh, int64_t topk_candidates, double nms_thresh,
-    int64_t detections_per_img) {
-  check(logits, deltas, anchors, sizes);
+    const Array<int64_t>& sizes, double score_threshold, int64_t topk_candidates,
+    double iou_threshold, int64_t detections_per_img) {
+  check_pyramid_head("retinanet_detections", "logits", arguments(logits), 3, arguments(deltas),
+                     anchors, sizes);
   const int64_t num_images = sizes.shape(0), rows = detections_per_img;
   cpu::PyramidHead<T> head = {{}, boxes_of(anchors), sizes.data(), num_images, logits[0].shape(2)};
   int64_t most_logits = 0;
@@ -60,25 +65,32 @@ std::tuple<Array<T>, Array<T>, Array<int64_t>, Array<int64_t>> retinanet_detecti
                                 counts.mutable_data()};
   {
     const py::gil_scoped_release no_gil;
-    cpu::write_retinanet_detections(head, score_thresh, std::min(topk_candidates, most_logits),
-                                    nms_thresh, rows, out, kSerial);
+    const auto rule = retinanet_rule<T>(score_threshold, std::min(topk_candidates, most_logits),
+                                        iou_threshold, rows);
+    cpu::PyramidDetections(head, rule, kSerial).write(out);
   }
   return {boxes, scores, labels, counts};
 }
 
 template <typename T>
-void bind(py::module_& m) {
+void bind_type(py::module_& m) {
+  m.def("multiclass_nms", multiclass_nms<T>, py::arg("boxes").noconvert(),
+        py::arg("scores").noconvert(), py::arg("by_class"), py::arg("score_threshold"),
+        py::arg("iou_threshold"), py::arg("max_detections"), py::arg("multi_label"),
+        py::arg("max_candidates"));
   m.def("retinanet_detections", retinanet_detections<T>, py::arg("logits").noconvert(),
         py::arg("deltas").noconvert(), py::arg("anchors").noconvert(), py::arg("sizes").noconvert(),
-        py::arg("score_thresh"), py::arg("topk_candidates"), py::arg("nms_thresh"),
+        py::arg("score_threshold"), py::arg("topk_candidates"), py::arg("iou_threshold"),
         py::arg("detections_per_img"));
 }
 
-}  // namespace
-
-void bind_retinanet_detections(py::module_& m) {
-  bind<float>(m);
-  bind<double>(m);
+void bind(py::module_& m) {
+  bind_type<float>(m);
+  bind_type<double>(m);
 }
+
+const Entries entries(bind);
+
+}  // namespace
 
 }  // namespace fastdet::python

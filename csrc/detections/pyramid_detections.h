@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// From the maps of a dense head to the boxes that are kept, over raw pointers: plain C++, no torch.
-// Of each level the best logits above a bound, their boxes decoded and clipped, then suppression of
-// each image by falling logit (ties: the lower level, then the lower index), so that no rounding of
-// the probabilities decides. Threads share the logits by pieces and then take whole levels.
+// From the maps of a dense head to the kept boxes, over raw pointers: plain C++, no torch. The best
+// logits of each level above a bound are selected, their boxes decoded and clipped, and each image
+// is suppressed by falling logit (ties: the lower level, then the lower index), so that no rounding
+// of the probabilities decides. Threads share the logits in pieces and then take whole levels.
 // Cost: one read of the logits; everything else grows with the candidates, not with the anchors.
 // Memory: O(levels x k) for an image and O(threads x k) for the selection.
 #pragma once
@@ -13,14 +13,13 @@
 #include <vector>
 
 #include "../geometry/box_coding.h"
-#include "detection_rule.h"
-#include "candidates.h"
-#include "../isa/loops.h"
 #include "../selection/top_logits.h"
+#include "candidates.h"
+#include "detection_rule.h"
 
 namespace fastdet::cpu {
 
-// What the head says of one level, its rows dense: logits (B, anchors, classes) and deltas
+// The head's output for one level, with dense rows: logits (B, anchors, classes) and deltas
 // (B, anchors, 4), with the distances from one image to the next.
 template <typename T>
 struct HeadLevel {
@@ -139,7 +138,7 @@ class PyramidDetections {
   void suppress(int64_t b, const DetectionRows<S>& out) {
     Candidates<S> all;
     for (int64_t l = 0; l < num_levels_; ++l) all.append(slots_[b * num_levels_ + l].candidates);
-    write_kept(b, all, rule_.nms_thresh, rule_.max_boxes, sigmoid<S>, out, parallel_);
+    write_kept(b, all, rule_.iou_threshold, rule_.max_boxes, sigmoid<S>, out, parallel_);
   }
 
   const PyramidHead<T>& head_;

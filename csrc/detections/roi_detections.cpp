@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The torch op over roi_detections.h, where the method is told.
+// roi_detections for torch tensors; roi_detections.h explains the method.
 #include "roi_detections.h"
 
-#include "../checks.h"
-#include "detection_tensors.h"
 #include "../host/parallel.h"
+#include "contract.h"
+#include "tensors.h"
 
 namespace fastdet::cpu {
 
 DetectionTensors roi_detections(const Tensor& logits, const Tensor& deltas, const Tensor& proposals,
                                 const std::optional<Tensor>& counts, const Tensor& sizes, double wx,
-                                double wy, double ww, double wh, double score_thresh,
-                                double nms_thresh, int64_t detections_per_img, double min_size) {
+                                double wy, double ww, double wh, double score_threshold,
+                                double iou_threshold, int64_t detections_per_img, double min_size) {
   check_roi_detections(logits, deltas, proposals, counts, sizes, detections_per_img);
   const Tensor logits_in = torch::stable::contiguous(logits);
   const Tensor deltas_in = torch::stable::contiguous(deltas);
@@ -30,7 +30,7 @@ DetectionTensors roi_detections(const Tensor& logits, const Tensor& deltas, cons
                              logits.size(1),
                              logits.size(2),
                              {S(wx), S(wy), S(ww), S(wh)}};
-    write_roi_detections(head, score_thresh, nms_thresh, detections_per_img, min_size,
+    write_roi_detections(head, score_threshold, iou_threshold, detections_per_img, min_size,
                          detection_rows<S>(out), kTorchPool);
   });
   return out;

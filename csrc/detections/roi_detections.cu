@@ -2,30 +2,31 @@
 // The detections of a box head: softmax of each RoI's logits, the classes above the threshold
 // decoded and clipped, suppression by class (candidates.cu).
 //
-// Two launches, one half-warp a RoI: the first counts what passes, block by block, the second
-// computes the softmax again, which costs less than to keep it, and writes the candidates densely,
-// by RoI, then by class; so suppression sorts what passed, and ties fall as the RoIs lie. The
-// partial sums and their order are the CPU's (softmax.loops.h), so that both round alike. Floor:
-// the bytes of the logits, 1 MB for 2000 RoIs of 91 classes, which the second launch finds in the
-// L2. Memory: no more candidates than can be above the threshold at once, 1 / threshold a RoI.
-#include "../geometry/box_coding.h"
-#include "../checks.h"
-#include "../tensors/rows.h"
+// Two launches, one half-warp a RoI. The first counts the classes that pass, block by block. The
+// second computes the softmax again, which costs less than storing it, and writes the candidates
+// densely, by RoI and then by class: so the suppression sorts only what passed, and ties are
+// decided by the order of the RoIs. The partial sums and their order are the CPU's
+// (softmax.loops.cpp), so that both round alike. Floor: the bytes of the logits, 1 MB for 2000 RoIs
+// of 91 classes; the second launch finds them in the L2 cache. Memory: at most as many candidates
+// as can be above the threshold at once, 1 / threshold a RoI.
 #include "../device/block_sum.cuh"
-#include "candidates.cuh"
 #include "../device/packs.cuh"
+#include "../geometry/box_coding.h"
+#include "../geometry/numbers.h"
+#include "candidates.cuh"
+#include "contract.h"
 
 namespace fastdet::cuda {
 
 namespace {
 
-// Of a RoI: as many as the CPU's softmax has partial sums.
+// Lanes for one RoI: as many as the CPU's softmax has partial sums.
 constexpr int kRoiLanes = 16, kRoisPerBlock = kThreads / kRoiLanes;
 
 // K RoIs an image: logits (B, K, C), deltas (B, K, C, 4), boxes (B, K, 4); class 0 is background.
 template <typename T>
 struct RoiHead {
-  using S = RowMaths<T>;
+  using S = Sum<T>;
 
   const T *logits, *deltas;
   const Box<S>* proposals;
@@ -34,14 +35,14 @@ struct RoiHead {
   int64_t num_images, num_rois, num_classes;
   int64_t num_blocks;  // of an image
   Deltas<S> weights;
-  S score_thresh, min_size;
+  S score_threshold, min_size;
   int* block_counts;  // (B, num_blocks): candidates
 };
 
-// The RoI of a half-warp. All of a warp's lanes make one, so that they can speak.
+// The RoI of a half-warp. All lanes of a warp construct one, so that the shuffles include them all.
 template <typename T>
 struct RoiSoftmax {
-  using S = RowMaths<T>;
+  using S = Sum<T>;
 
   int64_t image, roi;  // the RoI among those of all images
   int first_class;     // the lane takes every kRoiLanes-th from there on
@@ -63,11 +64,11 @@ struct RoiSoftmax {
     return static_cast<S>(in.logits[roi * in.num_classes + c]);
   }
 
-  // False where the RoI is none or the class is background; of a NaN score, too.
+  // False where the RoI does not exist, the class is background, or the score is NaN.
   __device__ bool passes(const RoiHead<T>& in, int64_t c, S& score) const {
     if (!exists || c == 0 || c >= in.num_classes) return false;
     score = exp_of(logit(in, c) - largest) / total;
-    return score > in.score_thresh;
+    return score > in.score_threshold;
   }
 
  private:
@@ -91,7 +92,7 @@ struct RoiSoftmax {
 template <typename T>
 __global__ void __launch_bounds__(kThreads) count_kernel(RoiHead<T> in) {
   const RoiSoftmax<T> roi(in);
-  RowMaths<T> score;
+  Sum<T> score;
   int passing = 0;
   for (int64_t c = roi.first_class; c < in.num_classes; c += kRoiLanes)
     passing += roi.passes(in, c, score);
@@ -101,9 +102,8 @@ __global__ void __launch_bounds__(kThreads) count_kernel(RoiHead<T> in) {
 
 template <typename T>
 __device__ void write_candidate(const RoiHead<T>& in, const RoiSoftmax<T>& roi, int64_t label,
-                                RowMaths<T> score, const CandidateRows<RowMaths<T>>& out,
-                                int64_t row) {
-  using S = RowMaths<T>;
+                                Sum<T> score, const CandidateRows<Sum<T>>& out, int64_t row) {
+  using S = Sum<T>;
   const T* d = in.deltas + 4 * (roi.roi * in.num_classes + label);
   const Deltas<S> deltas = {S(d[0]), S(d[1]), S(d[2]), S(d[3])};
   const S height = S(in.sizes[2 * roi.image]), width = S(in.sizes[2 * roi.image + 1]);
@@ -115,8 +115,7 @@ __device__ void write_candidate(const RoiHead<T>& in, const RoiSoftmax<T>& roi, 
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
-    write_kernel(RoiHead<T> in, CandidateRows<RowMaths<T>> out) {
+__global__ void __launch_bounds__(kThreads) write_kernel(RoiHead<T> in, CandidateRows<Sum<T>> out) {
   const RoiSoftmax<T> roi(in);
   const int64_t own_block = blockIdx.x % in.num_blocks;
   int64_t before = 0;
@@ -126,11 +125,11 @@ __global__ void __launch_bounds__(kThreads)
   if (own_block == in.num_blocks - 1 && threadIdx.x == 0)
     out.counts[roi.image] = before + in.block_counts[blockIdx.x];
 
-  RowMaths<T> score;
+  Sum<T> score;
   int passing = 0;
   for (int64_t c = roi.first_class; c < in.num_classes; c += kRoiLanes)
     passing += roi.passes(in, c, score);
-  // The half-warp's first row; then class by class, of which each lane has one.
+  // The half-warp's first row; then the classes in order, one in each lane.
   const int half = threadIdx.x % kWarp / kRoiLanes * kRoiLanes;
   int64_t row = before + __shfl_sync(kAllLanes, block_sum(passing).before, half);
   for (int64_t c = roi.first_class; c - roi.first_class < in.num_classes; c += kRoiLanes) {
@@ -144,23 +143,24 @@ __global__ void __launch_bounds__(kThreads)
 
 // How many classes of a RoI can be above the threshold: their scores add up to 1, but for rounding.
 template <typename S>
-int64_t most_passing(S score_thresh, int64_t num_classes) {
+int64_t most_passing(S score_threshold, int64_t num_classes) {
   const double sum = 1 + (num_classes + 2) * 0x1p-22;
-  const double most = sum / score_thresh;
+  const double most = sum / score_threshold;
   return most > 0 && most < num_classes - 1 ? static_cast<int64_t>(most) : num_classes - 1;
 }
 
 template <typename T>
 CandidateTensors candidates(const Tensor& logits, const Tensor& deltas, const Tensor& proposals,
                             const std::optional<Tensor>& counts, const Tensor& sizes,
-                            const Deltas<double>& weights, double score_thresh, double min_size) {
-  using S = RowMaths<T>;
+                            const Deltas<double>& weights, double score_threshold,
+                            double min_size) {
+  using S = Sum<T>;
   const int64_t num_images = logits.size(0), num_rois = logits.size(1),
                 num_classes = logits.size(2);
   const int64_t num_blocks = std::max<int64_t>((num_rois + kRoisPerBlock - 1) / kRoisPerBlock, 1);
   const Tensor block_counts = empty(logits, {num_images, num_blocks}, ScalarType::Int);
   const CandidateTensors out(logits,
-                             num_rois * most_passing(static_cast<S>(score_thresh), num_classes));
+                             num_rois * most_passing(static_cast<S>(score_threshold), num_classes));
   const RoiHead<T> head = {data<T>(logits),
                            data<T>(deltas),
                            data<Box<S>>(proposals),
@@ -171,7 +171,7 @@ CandidateTensors candidates(const Tensor& logits, const Tensor& deltas, const Te
                            num_classes,
                            num_blocks,
                            {S(weights.dx), S(weights.dy), S(weights.dw), S(weights.dh)},
-                           static_cast<S>(score_thresh),
+                           static_cast<S>(score_threshold),
                            static_cast<S>(min_size),
                            mutable_data<int>(block_counts)};
   const cudaStream_t stream = current_stream(logits);
@@ -185,17 +185,17 @@ CandidateTensors candidates(const Tensor& logits, const Tensor& deltas, const Te
 
 DetectionTensors roi_detections(const Tensor& logits, const Tensor& deltas, const Tensor& proposals,
                                 const std::optional<Tensor>& counts, const Tensor& sizes, double wx,
-                                double wy, double ww, double wh, double score_thresh,
-                                double nms_thresh, int64_t detections_per_img, double min_size) {
+                                double wy, double ww, double wh, double score_threshold,
+                                double iou_threshold, int64_t detections_per_img, double min_size) {
   check_roi_detections(logits, deltas, proposals, counts, sizes, detections_per_img);
   const DeviceGuard guard(logits.get_device_index());
   const CandidateTensors all = dispatch_floating(logits.scalar_type(), [&]<typename T>() {
     return candidates<T>(torch::stable::contiguous(logits), torch::stable::contiguous(deltas),
                          box_input(proposals, box_dtype(logits)), contiguous(counts),
-                         torch::stable::contiguous(sizes), {wx, wy, ww, wh}, score_thresh,
+                         torch::stable::contiguous(sizes), {wx, wy, ww, wh}, score_threshold,
                          min_size);
   });
-  return keep_detections(all, Rank::kScore, nms_thresh, detections_per_img);
+  return keep_detections(all, Rank::kScore, iou_threshold, detections_per_img);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdet, CUDA, m) {

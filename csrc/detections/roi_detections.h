@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The detections of a box head over raw pointers: softmax of each RoI's logits, the classes above
-// the threshold decoded and clipped, suppression by class. Plain C++, no torch.
-// Cost: one read of the logits and an exp for each; the deltas are read where a class passes.
-// Memory: O(candidates), which are all that pass.
+// the threshold decoded and clipped, suppression by class. Plain C++, no torch. Cost: one read of
+// the logits and an exp for each; deltas are read only where a class passes. Memory: O(candidates),
+// which are all that pass.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +10,9 @@
 
 #include "../geometry/box_coding.h"
 #include "../geometry/threshold.h"
+#include "../selection/top_logits.loops.h"
 #include "candidates.h"
-#include "../isa/loops.h"
+#include "softmax.loops.h"
 
 namespace fastdet::cpu {
 
@@ -29,9 +30,9 @@ struct RoiHead {
 // The RoIs [begin, end) of image b.
 template <typename T>
 Candidates<Sum<T>> roi_candidates(const RoiHead<T>& head, int64_t b, int64_t begin, int64_t end,
-                                  Sum<T> score_thresh, Sum<T> min_size) {
+                                  Sum<T> score_threshold, Sum<T> min_size) {
   using S = Sum<T>;
-  const FeatureLoops<T>& loops = feature_loops<T>();
+  const auto& loops = current_loops<SoftmaxLoops<T>>();
   const int64_t c = head.num_classes;
   const S height = S(head.sizes[2 * b]), width = S(head.sizes[2 * b + 1]);
   std::vector<S> scores(c), found(c);
@@ -39,8 +40,8 @@ Candidates<Sum<T>> roi_candidates(const RoiHead<T>& head, int64_t b, int64_t beg
   Candidates<S> out;
   for (int64_t roi = b * head.num_rois + begin; roi < b * head.num_rois + end; ++roi) {
     loops.softmax(head.logits + roi * c, c, scores.data());
-    const int64_t n = feature_loops<S>().find_above(scores.data() + 1, c - 1, score_thresh, 1,
-                                                    found.data(), labels.data());
+    const int64_t n = current_loops<TopLogitsLoops<S>>().find_above(
+        scores.data() + 1, c - 1, score_threshold, 1, found.data(), labels.data());
     for (int64_t i = 0; i < n; ++i) {
       const T* d = head.deltas + 4 * (roi * c + labels[i]);
       const Deltas<S> deltas = {S(d[0]), S(d[1]), S(d[2]), S(d[3])};
@@ -53,7 +54,7 @@ Candidates<Sum<T>> roi_candidates(const RoiHead<T>& head, int64_t b, int64_t beg
 
 // `parallel(n, grain, body)` calls body(begin, end) over pieces of [0, n).
 template <typename T, typename Parallel>
-void write_roi_detections(const RoiHead<T>& head, double score_thresh, double nms_thresh,
+void write_roi_detections(const RoiHead<T>& head, double score_threshold, double iou_threshold,
                           int64_t detections_per_img, double min_size,
                           const DetectionRows<Sum<T>>& out, const Parallel& parallel) {
   using S = Sum<T>;
@@ -65,14 +66,14 @@ void write_roi_detections(const RoiHead<T>& head, double score_thresh, double nm
       const int64_t b = i / pieces, begin = i % pieces * kPiece;
       const int64_t count = head.counts ? std::min(head.counts[b], head.num_rois) : head.num_rois;
       found[i] = roi_candidates(head, b, begin, std::min(begin + kPiece, count),
-                                static_cast<S>(score_thresh), static_cast<S>(min_size));
+                                static_cast<S>(score_threshold), static_cast<S>(min_size));
     }
   });
   const auto suppress = [&](int64_t b) {
     Candidates<S> all;
     for (int64_t i = b * pieces; i < (b + 1) * pieces; ++i) all.append(found[i]);
     const auto score = [](S rank) { return rank; };
-    write_kept(b, all, round_down<S>(nms_thresh), detections_per_img, score, out, parallel);
+    write_kept(b, all, round_down<S>(iou_threshold), detections_per_img, score, out, parallel);
   };
   for_each_image(head.num_images, suppress, parallel);
 }

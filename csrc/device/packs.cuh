@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Several values that one instruction moves: up to 16 bytes, from an address that is a multiple of
-// the pack's size (of 16 bytes for larger packs).
+// Packs: several values that one instruction loads or stores, up to 16 bytes. Their address must be
+// a multiple of the pack's size (of 16 bytes for larger packs).
 #pragma once
 
 #include "launch.cuh"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// A warp: 32 threads in step, called lanes.
+// A warp: 32 threads that run in step, called lanes.
 #pragma once
 
 #include "launch.cuh"

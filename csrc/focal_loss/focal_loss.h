@@ -4,11 +4,11 @@
 //   loss = w s^gamma ce,  p = sigmoid(x),  ce = -t log(p) - (1 - t) log(1 - p)
 //   s = p (1 - t) + (1 - p) t,  w = alpha t + (1 - alpha) (1 - t), or 1 for alpha < 0
 //
-// All in terms of e = exp(-|x|), which never overflows; 1 - p is never taken as a difference.
-// The loss of target 1 at x is that of target 0 at -x, so whole labels need target 0 alone.
+// The loss of target 1 at x is that of target 0 at -x, so class labels need the loss of target 0
+// alone.
 #pragma once
 
-#include "../geometry/maths.h"
+#include "../geometry/sigmoid.h"
 
 namespace fastdet {
 
@@ -23,19 +23,6 @@ FASTDET_HOST_DEVICE FocalWeights<S> focal_weights(double alpha, double gamma) {
   return {static_cast<S>(positive), static_cast<S>(negative), static_cast<S>(gamma)};
 }
 
-// sigmoid(x), sigmoid(-x) and log(1 + exp(-|x|)).
-template <typename S>
-struct Sigmoid {
-  S p, q, log_term;
-};
-
-template <typename S>
-FASTDET_HOST_DEVICE Sigmoid<S> sigmoid_of(S x) {
-  const S e = exp_of(x < S(0) ? x : -x);
-  const S larger = S(1) / (S(1) + e), smaller = e * larger;
-  return {x < S(0) ? smaller : larger, x < S(0) ? larger : smaller, log1p_of(e)};
-}
-
 // s^gamma for s in [0, 1]; kSquare where gamma is 2.
 template <bool kSquare, typename S>
 FASTDET_HOST_DEVICE S focal_power(S s, S gamma) {
@@ -45,9 +32,9 @@ FASTDET_HOST_DEVICE S focal_power(S s, S gamma) {
   return s < S(1.17549435e-38) ? at_zero : power;
 }
 
-// What follows takes a logit with its sigmoid.
+// The functions below take a logit together with its sigmoid.
 
-// Of target 0, unweighted.
+// For target 0, unweighted.
 template <bool kSquare, typename S>
 FASTDET_HOST_DEVICE S focal_loss(S x, const Sigmoid<S>& sigmoid, S gamma) {
   return focal_power<kSquare>(sigmoid.p, gamma) * (max_of(x, S(0)) + sigmoid.log_term);
@@ -65,7 +52,7 @@ FASTDET_HOST_DEVICE S dense_cross_entropy(S x, S t, const Sigmoid<S>& sigmoid) {
   return (x < S(0) ? -x * t : x * (S(1) - t)) + sigmoid.log_term;
 }
 
-// Of any target t, weighted.
+// For any target t, weighted.
 template <bool kSquare, typename S>
 FASTDET_HOST_DEVICE S dense_focal_loss(S x, S t, const Sigmoid<S>& sigmoid,
                                        const FocalWeights<S>& w) {

@@ -1,20 +1,19 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Sigmoid focal loss of logits (see ../sigmoid_focal_loss.h) and its derivative by the logits, one
-// pass each, no memory beside inputs and outputs. Class labels are never spread out to a target for
-// each logit: a block of rows runs through the loop of target 0, then the one logit of each row
-// that its label names, at -x, through the same loop again.
-#include "focal_loss.h"
-
+// Sigmoid focal loss (focal_loss.h) and its gradient by the logits: one pass each, no memory beside
+// inputs and outputs. Class labels are never expanded to a target for each logit: a block of rows
+// goes through the loop of target 0, and then the one logit of each row that its label names, at
+// -x, goes through the same loop again.
 #include <algorithm>
 #include <iterator>
 #include <limits>
 #include <vector>
 
-#include "../checks.h"
 #include "../host/grad_blocks.h"
 #include "../host/huge_pages.h"
-#include "../isa/loops.h"
 #include "../host/parallel.h"
+#include "contract.h"
+#include "focal_loss.h"
+#include "sigmoid_focal_loss.loops.h"
 
 namespace fastdet::cpu {
 
@@ -24,7 +23,7 @@ constexpr int64_t kGrainLogits = 1 << 13;
 constexpr int64_t kBlockLogits = 1 << 12;  // whose results stay in the L1 cache
 constexpr int64_t kBlockRows = 256;
 
-// What targets stand for: a row has one label, or is a single logit with a dense target.
+// Targets of both kinds: a row has one label, or is a single logit with a dense target.
 template <typename S>
 struct Targets {
   const S* dense;  // or null
@@ -79,9 +78,9 @@ struct Positives {
   }
 };
 
-// Rows that are ignored become 0, rows whose label is no class NaN; `out` begins with row `begin`.
+// Ignored rows become 0, and rows whose label is no class NaN; `out` begins with row `begin`.
 template <typename S, typename Out>
-void put_odd_rows_right(const Targets<S>& targets, int64_t begin, int64_t end, Out* out) {
+void overwrite_special_rows(const Targets<S>& targets, int64_t begin, int64_t end, Out* out) {
   for (int64_t row = begin; row < end; ++row) {
     const int64_t label = targets.labels[row];
     if (label >= -1 && label < targets.width) continue;
@@ -100,7 +99,7 @@ FocalWeights<S> mirrored(const FocalWeights<S>& w) {
 template <typename T>
 void losses_of(const Targets<Sum<T>>& targets, const T* inputs, const FocalWeights<Sum<T>>& weights,
                int64_t begin, int64_t end, Sum<T>* loss) {
-  const auto run = feature_loops<T>().sigmoid_focal_loss;
+  const auto run = current_loops<FocalLossLoops<T>>().sigmoid_focal_loss;
   const int64_t first = begin * targets.width;
   run(inputs + first, targets.dense ? targets.dense + first : nullptr,
       (end - begin) * targets.width, weights, loss);
@@ -109,10 +108,10 @@ void losses_of(const Targets<Sum<T>>& targets, const T* inputs, const FocalWeigh
   Sum<T> results[kBlockRows];
   run(positives.logits, nullptr, positives.count, mirrored(weights), results);
   for (int64_t k = 0; k < positives.count; ++k) loss[positives.place[k]] = results[k];
-  put_odd_rows_right(targets, begin, end, loss);
+  overwrite_special_rows(targets, begin, end, loss);
 }
 
-// In an order that vectors can keep.
+// In 16 partial sums, an order that vectors can keep.
 template <typename S>
 S sum_of(const S* values, int64_t n) {
   constexpr int64_t kLanes = 16;
@@ -194,7 +193,7 @@ Tensor sigmoid_focal_loss_backward(const Tensor& grad, const Tensor& inputs, con
     const T* logits = data<T>(inputs_in);
     const S* upstream = data<S>(repeated.compact);
     T* result = mutable_data<T>(out);
-    const auto run = feature_loops<T>().sigmoid_focal_loss_backward;
+    const auto run = current_loops<FocalLossLoops<T>>().sigmoid_focal_loss_backward;
     t.for_each_block([&](int64_t begin, int64_t end) {
       for_grad_blocks<S>(
           repeated, begin * t.width, end * t.width, [&](int64_t i, int64_t count, const S* g) {
@@ -210,7 +209,7 @@ Tensor sigmoid_focal_loss_backward(const Tensor& grad, const Tensor& inputs, con
       run(positives.logits, nullptr, positives.count, mirrored(weights), grads, results);
       for (int64_t k = 0; k < positives.count; ++k)
         result[first_logit + positives.place[k]] = results[k];
-      put_odd_rows_right(t, begin, end, result + first_logit);
+      overwrite_special_rows(t, begin, end, result + first_logit);
     });
   });
   return out;

@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Sigmoid focal loss of logits (see ../sigmoid_focal_loss.h) and its derivative by the logits: one
-// pass each, a thread to as many logits as one load of 16 bytes brings. Labels are looked up, never
-// spread out: a row's logits know by their columns which of them it names. The sum of all losses
-// writes none of them: each block adds up its own, one more block adds up those, in a fixed order.
+// Sigmoid focal loss (focal_loss.h) and its gradient: one pass each; a thread takes as many logits
+// as one load of 16 bytes brings. Labels are looked up, never expanded to a target for each logit:
+// the column of a logit says whether its row's label names it. The sum of all losses writes none of
+// them: each block adds up its own losses, and one more block adds up the blocks, in a fixed order.
 //
-// For 200k x 80 floats either pass moves 128 MB, 38 us at 3.35 TB/s. About 50 instructions a logit
-// for the loss and 60 for its derivative, half of them for the label and the addresses, take 27 and
-// 32 us beside that. It would be twice as many without the GPU's own 2^x and 1 / x; with them
-// results differ from the CPU's in the sixth digit. Exponents other than 2 take some 60 more. The
-// sum reads 64 MB, 19 us, so the instructions bound it; with its derivative 192 MB are moved.
+// For 200k x 80 floats each pass moves 128 MB, 38 us at 3.35 TB/s. A logit takes about 50
+// instructions for the loss and 60 for the gradient, half of them for the label and the addresses:
+// 27 and 32 us, at the same time as the memory traffic. Without the GPU's own 2^x and 1 / x it
+// would be twice as many; with them results differ from the CPU's in the sixth digit. An exponent
+// other than 2 takes about 60 more. The sum reads 64 MB, 19 us, so its instructions are the limit;
+// with its gradient 192 MB are moved.
 #include <limits>
 
-#include "../checks.h"
-#include "../tensors/repeated_grad.h"
-#include "focal_loss.h"
 #include "../device/packs.cuh"
+#include "../tensors/repeated_grad.h"
+#include "contract.h"
+#include "focal_loss.h"
 
 namespace fastdet::cuda {
 
@@ -54,9 +55,6 @@ __device__ inline Sigmoid<float> fast_sigmoid_of(float x) {
   return {x < 0 ? smaller : larger, x < 0 ? larger : smaller, s * fmaf(p, z, 2.f)};
 }
 
-template <typename T>
-using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 // The loss, or its derivative, unweighted.
 template <bool kBackward, bool kSquare, typename S>
 __device__ S of_target_zero(S x, S gamma) {
@@ -85,18 +83,18 @@ struct DenseTargets {
   }
 };
 
-// What the labels of its rows make of a pack's values, a bit each.
+// What the labels of the rows say of each value of a pack, one bit a value.
 struct LabelBits {
   unsigned positive = 0, ignored = 0, wrong = 0;
 
-  // Values [first, first + count) of rows of `width`; a pack goes through few rows, mostly one.
+  // Values [first, first + count) of rows of `width`; a pack crosses few rows, mostly one.
   __device__ LabelBits(const int64_t* labels, int64_t width, int64_t first, int count) {
     int64_t row = first / width, column = first - row * width;
     for (int begin = 0, end; begin < count; begin = end, column = 0, ++row) {
       const int64_t label = labels[row];
       end = static_cast<int>(min_of<int64_t>(count, begin + width - column));
       const unsigned all = (1u << end) - (1u << begin);
-      // Negative numbers are large ones without a sign.
+      // As unsigned numbers, negative ones are large.
       if (uint64_t(label - column) < uint64_t(end - begin))
         positive |= 1u << (begin + static_cast<int>(label - column));
       if (label == kIgnoredLabel) ignored |= all;
@@ -172,7 +170,7 @@ constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = ~0u;
 constexpr int kPacksPerThread = 16;  // that are summed
 
-// Of all threads of a block, to thread 0.
+// The sum over all threads of a block, for thread 0.
 template <typename S>
 __device__ S sum_of_block(S value) {
   __shared__ S of_warps[kThreads / kWarp];

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Arithmetic on xyxy boxes, shared by host and device: plain C++, no torch.
-// Each function rounds in one fixed order (no contraction, see CMakeLists.txt), so that every
-// backend gets the same bits and an index that hangs on a comparison never differs.
+// Arithmetic on xyxy boxes, shared by host and device: plain C++, no torch. Each function rounds in
+// one fixed order (no contraction, see CMakeLists.txt), so that every backend gets the same bits
+// and no index that depends on a comparison differs between them.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 #ifdef __CUDACC__
 #define FASTDET_HOST_DEVICE __host__ __device__ __forceinline__
 #else
-// Always inlined: an un-inlined copy compiled for one ISA could be linked into another's code.
+// Always inlined: a copy compiled for one ISA could be linked into another ISA's code.
 #define FASTDET_HOST_DEVICE inline __attribute__((always_inline))
 #endif
 
@@ -30,7 +30,7 @@ FASTDET_HOST_DEVICE T max_of(T a, T b) {
   return a > b ? a : b;
 }
 
-// The same for what is no NaN; on the device one instruction instead of two.
+// The same for numbers that are not NaN; on the device one instruction instead of two.
 template <typename T>
 FASTDET_HOST_DEVICE T min_of_numbers(T a, T b) {
 #ifdef __CUDA_ARCH__
@@ -71,7 +71,7 @@ FASTDET_HOST_DEVICE T area(const Box<T>& b) {
   return (b.x2 - b.x1) * (b.y2 - b.y1);
 }
 
-// Of boxes with a NaN it may be any number; their areas are NaN.
+// Any number for boxes with a NaN; their areas are NaN.
 template <typename T>
 FASTDET_HOST_DEVICE T intersection(const Box<T>& a, const Box<T>& b) {
   const T w = min_of_numbers(a.x2, b.x2) - max_of_numbers(a.x1, b.x1);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The maths between boxes and deltas, shared by host and device: plain C++, no torch.
-// A box is given relative to an anchor by the shift of its centre, in units of the anchor's sides,
-// and by the logarithm of the ratio of the sides, each times a weight.
+// The maths between boxes and deltas, shared by host and device: plain C++, no torch. A box is
+// described relative to an anchor by the shift of its centre, in units of the anchor's sides, and
+// by the logarithm of the ratio of the sides, each times a weight.
 #pragma once
 
 #include "maths.h"
@@ -13,7 +13,7 @@ struct Deltas {
   T dx, dy, dw, dh;
 };
 
-// As in torchvision, so that a side grows by 1000 / 16 at most and exp does not overflow.
+// As in torchvision: a side grows at most by a factor of 1000 / 16, so exp does not overflow.
 constexpr double kMaxLogRatio = 4.135166556742356;  // log(1000 / 16)
 
 template <typename T>
@@ -21,9 +21,9 @@ FASTDET_HOST_DEVICE bool is_side(T length) {
   return (length > T(0)) & is_finite(length);
 }
 
-// Zeros where a side of the box or of the anchor is not positive and finite: there is nothing to
-// learn from such a pair, and an infinity times a mask of 0 would poison a loss. No branch, so that
-// a loop over it vectorises.
+// Zeros where a side of the box or of the anchor is not positive and finite: such a pair teaches
+// nothing, and an infinity times a mask of 0 would make a loss NaN. No branch, so that a loop over
+// it vectorises.
 template <typename T>
 FASTDET_HOST_DEVICE Deltas<T> encode(const Box<T>& box, const Box<T>& anchor,
                                      const Deltas<T>& weights) {

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// How alike two boxes are, in four kinds, and the derivative: shared by host and device, plain C++.
+// The similarity of two boxes, in four kinds, and its derivative: shared by host and device, plain
+// C++, no torch.
 //
 //   iou          inter / union
 //   generalized  iou - (hull - union) / hull,  hull = area of the smallest enclosing box
-//   distance     iou - (distance of the centers)^2 / (diagonal of the enclosing box)^2
+//   distance     iou - (distance of the centres)^2 / (diagonal of the enclosing box)^2
 //   complete     distance - alpha v,  v = (2/pi (angle1 - angle2))^2,  alpha = v / (1 - iou + v)
 //
 // A quotient whose denominator is not positive is 0, and so is its derivative. The derivative is
-// torchvision's: alpha is a constant, min and max of equals split evenly, and boxes that touch
-// without overlapping have no derivative through their intersection.
+// torchvision's: alpha is a constant, min and max of equal numbers split it evenly, and boxes that
+// touch without overlapping have no derivative through their intersection.
 #pragma once
 
 #include "maths.h"
@@ -17,7 +18,7 @@ namespace fastdet {
 
 enum class IouKind { kIou, kGeneralized, kDistance, kComplete };
 
-// What torchvision adds to the denominators: in the pairwise ops nothing to an area.
+// The numbers that torchvision adds to the denominators; the pairwise ops add nothing to an area.
 template <typename T>
 struct IouEps {
   T area, diagonal, alpha;
@@ -28,14 +29,14 @@ FASTDET_HOST_DEVICE IouEps<T> pairwise_eps(double eps) {
   return {T(0), static_cast<T>(eps), static_cast<T>(eps)};
 }
 
-// torchvision's complete loss hands its eps to alpha alone.
+// torchvision's complete loss uses its eps for alpha alone.
 template <typename T>
 FASTDET_HOST_DEVICE IouEps<T> loss_eps(IouKind kind, double eps) {
   const T overlap = static_cast<T>(kind == IouKind::kComplete ? 1e-7 : eps);
   return {overlap, overlap, static_cast<T>(eps)};
 }
 
-// A box with what a comparison needs of it alone; the angle of its diagonal for kComplete only.
+// A box with the values that depend on it alone; the angle of its diagonal only for kComplete.
 template <typename T>
 struct IouBox {
   Box<T> box;

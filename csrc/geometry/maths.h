@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // exp, log, log1p and atan on the ranges that losses and box coding need, shared by host and
 // device: plain C++, no torch. In float they are polynomials without a branch, a table or a call,
-// so that a loop over them vectorises and every ISA and device gets the same bits; at most 2 ulp
-// off. In double they are the standard library's.
+// at most 2 ulp off, so that loops over them vectorise and every ISA and device gets the same bits.
+// In double they are the standard library's.
 #pragma once
 
 #include <cmath>
@@ -24,7 +24,7 @@ FASTDET_HOST_DEVICE int32_t bits_of(float value) {
   return bits;
 }
 
-// e^x for x <= 88; 0 where that is below the smallest normal float. NaN stays NaN.
+// e^x for x <= 88; 0 where the result is below the smallest normal float. NaN stays NaN.
 FASTDET_HOST_DEVICE float exp_of(float x) {
   constexpr float kShift = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
   const float clamped = x < -88.f ? -88.f : x;
@@ -37,7 +37,7 @@ FASTDET_HOST_DEVICE float exp_of(float x) {
   p = p * r + 0.166664202f;
   p = p * r + 0.499999921f;
   p = (p * (r * r) + r) + 1.f;
-  // n is in the low bits of `shifted`; into the exponent of 1 it goes.
+  // n is in the low bits of `shifted`; it is added to the exponent of 1.
   const float power = float_of_bits((bits_of(shifted) << 23) + 0x3f800000);
   return x < -87.3f ? 0.f : p * power;
 }
@@ -55,7 +55,7 @@ FASTDET_HOST_DEVICE float twice_artanh(float s) {
 // log(1 + x) for x in [0, 1].
 FASTDET_HOST_DEVICE float log1p_of(float x) { return twice_artanh(x / (x + 2.f)); }
 
-// log(x) for normal x > 0; about -87 for what is smaller.
+// log(x) for normal x > 0; about -87 for smaller x.
 FASTDET_HOST_DEVICE float log_of(float x) {
   const float normal = x > 1.17549435e-38f ? x : 1.17549435e-38f;
   // x = 2^n m with m in [2/3, 4/3)

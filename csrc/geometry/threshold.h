@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// A threshold given as a double, in the type of the values it is compared with; and one on
-// probabilities, as a bound on logits. Host only, but for sigmoid.
+// A threshold given as a double, rounded to the type of the values that it is compared with; and a
+// threshold on probabilities, as a bound on logits. Only `sigmoid` also compiles for the device.
 #pragma once
 
 #include <cmath>
@@ -18,14 +18,14 @@ T round_down(double threshold) {
                              : rounded;
 }
 
-// The probability that a logit stands for: computed in double, rounded once.
+// The probability of a logit, computed in double and rounded once.
 template <typename T>
 FASTDET_HOST_DEVICE T sigmoid(T logit) {
   return static_cast<T>(1. / (1. + ::exp(-static_cast<double>(logit))));
 }
 
-// For a T x above -inf, `x > logit_bound(t)` means `sigmoid(x) > t`, the rounding included: found
-// by bisection, since sigmoid never falls.
+// For a T x above -inf, `x > logit_bound(t)` means `sigmoid(x) > t`, rounding included: found
+// by bisection, since the rounded sigmoid never falls.
 template <typename T>
 T logit_bound(T threshold) {
   T low = T(-800), high = T(800);  // sigmoid is 0 and 1 in every type

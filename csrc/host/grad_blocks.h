@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// A RepeatedGrad as plain arrays, block by block, for loops that want one number an element.
+// A RepeatedGrad as plain arrays, block by block, for loops that read one number for each element.
 #pragma once
 
 #include <algorithm>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Large outputs in huge pages. The C library takes a large block fresh from the system at each
-// call, so the first write to each page is a fault: with pages of 4 KiB that costs several times
-// what writing the block itself does, with pages of 2 MiB about as much again. No byte beyond the
-// block becomes resident, and where the system has no huge pages nothing happens.
+// Large outputs in huge pages. The C library asks the system for new memory for every large block,
+// so the first write to each page is a page fault: with pages of 4 KiB the faults cost several
+// times the writing itself, with pages of 2 MiB about as much as it. No byte beyond the block
+// becomes resident, and nothing happens where the system has no huge pages.
 #pragma once
 
 #if defined(__linux__)
@@ -32,7 +32,7 @@ inline Tensor in_huge_pages(Tensor tensor) {
   return tensor;
 }
 
-// All bytes of a dense tensor to 0, each page first touched by one of the threads.
+// Sets all bytes of a dense tensor to 0; the threads share the first touches of its pages.
 inline void fill_zero(const Tensor& tensor) {
   char* bytes = mutable_data<char>(tensor);
   parallel_for(tensor.numel() * static_cast<int64_t>(tensor.element_size()), 1 << 20,

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
+// The choice of the instruction set: by FASTDET_CPU_ISA, by set_isa, or else the best one.
 #include "isa.h"
 
 #include <array>
@@ -6,8 +7,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
-
-#include "loops.h"
 
 namespace fastdet::cpu {
 
@@ -51,8 +50,7 @@ Isa parse(const std::string& wanted) {
                               " on this processor, got '" + wanted + "'");
 }
 
-// An error at load time would be a crash without a traceback, so a bad variable is said and
-// ignored.
+// An error at load time would be a crash without a traceback, so a bad variable is only reported.
 Isa initial() {
   const char* wanted = std::getenv("FASTDET_CPU_ISA");
   if (!wanted || !*wanted) return best();
@@ -83,51 +81,5 @@ std::vector<std::string> usable_isas() {
 }
 
 void set_isa(const std::string& name) { current() = parse(name); }
-
-// ---- the table of loops of the current ISA ------------------------------------------------------
-
-template <typename T>
-const BoxLoops<T>& box_loops() {
-#ifdef FASTDET_HAS_X86_ISAS
-  if (isa() == Isa::kAvx512) return avx512::box_loops<T>();
-  if (isa() == Isa::kAvx2) return avx2::box_loops<T>();
-#endif
-  return baseline::box_loops<T>();
-}
-
-template <typename T>
-const FeatureLoops<T>& feature_loops() {
-#ifdef FASTDET_HAS_X86_ISAS
-  if (isa() == Isa::kAvx512) return avx512::feature_loops<T>();
-  if (isa() == Isa::kAvx2) return avx2::feature_loops<T>();
-#endif
-  return baseline::feature_loops<T>();
-}
-
-template <typename S>
-const MaskLoops<S>& mask_loops() {
-#ifdef FASTDET_HAS_X86_ISAS
-  if (isa() == Isa::kAvx512) return avx512::mask_loops<S>();
-  if (isa() == Isa::kAvx2) return avx2::mask_loops<S>();
-#endif
-  return baseline::mask_loops<S>();
-}
-
-FASTDET_EXPORT const WinogradLoops& winograd_loops() {
-#ifdef FASTDET_HAS_X86_ISAS
-  if (isa() == Isa::kAvx512) return avx512::winograd_loops();
-  if (isa() == Isa::kAvx2) return avx2::winograd_loops();
-#endif
-  return baseline::winograd_loops();
-}
-
-template FASTDET_EXPORT const BoxLoops<float>& box_loops();
-template FASTDET_EXPORT const BoxLoops<double>& box_loops();
-template FASTDET_EXPORT const FeatureLoops<float>& feature_loops();
-template FASTDET_EXPORT const FeatureLoops<double>& feature_loops();
-template FASTDET_EXPORT const FeatureLoops<Half>& feature_loops();
-template FASTDET_EXPORT const FeatureLoops<BFloat16>& feature_loops();
-template FASTDET_EXPORT const MaskLoops<float>& mask_loops();
-template FASTDET_EXPORT const MaskLoops<double>& mask_loops();
 
 }  // namespace fastdet::cpu

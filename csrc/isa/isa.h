@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Which instruction set the hot loops run on. Chosen once: the best that the processor has, or the
-// one that FASTDET_CPU_ISA names. Plain C++, no torch.
+// The instruction set (ISA) that the hot loops run on: the best that the processor has, or the one
+// that the environment variable FASTDET_CPU_ISA names. Plain C++, no torch.
 #pragma once
 
 #include <string>

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What a head says of each box of a padded batch, channel by channel: (B, K, C, h, w) of any
-// strides, its boxes counted through the images.
+// The output of a mask head for each box of a padded batch, channel by channel: (B, K, C, h, w) of
+// any strides, with the boxes of all images counted through. Host and device, no torch.
 #pragma once
 
+#include <cstdint>
+
 #include "../geometry/box.h"
-#include "../torch.h"
 
 namespace fastdet {
 
@@ -12,15 +13,6 @@ template <typename T>
 struct BoxChannels {
   T* data;
   int64_t rows_per_image, channels, height, width, stride[5];
-
-  BoxChannels(T* first, const Tensor& t)
-      : data(first),
-        rows_per_image(t.size(1)),
-        channels(t.size(2)),
-        height(t.size(3)),
-        width(t.size(4)) {
-    for (int64_t d = 0; d < 5; ++d) stride[d] = t.stride(d);
-  }
 
   FASTDET_HOST_DEVICE bool has(int64_t channel) const { return channel >= 0 && channel < channels; }
 

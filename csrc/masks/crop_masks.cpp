@@ -2,13 +2,14 @@
 // The masks that boxes are matched with, cropped to the boxes and averaged down to a few bins.
 //
 // The floor of the benchmark (1,024 boxes of two images, 28 x 28 bins, 100 masks of 800 x 1216 an
-// image): the bytes under the boxes once, some 30 KB each, and 3 MB written. A row of a bin is
-// merged at one multiply-add a pixel, so an average box of 170 x 170 pixels takes some 40,000, and
-// 28 x 28 x 8 more for its columns. Workspace: the taps of a box, a thread.
-#include "../checks.h"
+// image): the bytes under the boxes once, about 30 KB each, and 3 MB written. Merging the rows of a
+// bin takes one multiply-add a pixel, about 40,000 for an average box of 170 x 170 pixels, and 28 x
+// 28 x 8 more for its columns. Workspace: the taps of one box for each thread.
 #include "../host/huge_pages.h"
-#include "mask_cropper.h"
 #include "../host/parallel.h"
+#include "contract.h"
+#include "mask_cropper.h"
+#include "tensors.h"
 
 namespace fastdet::cpu {
 

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The masks that boxes are matched with, cropped to the boxes: a block a box, see mask_cropper.cuh.
+// The masks that boxes are matched with, cropped to the boxes: one block a box (mask_cropper.cuh).
 // One launch, no workspace.
 //
-// By reasoning, for 1,024 boxes of 170 x 170 pixels and 28 x 28 bins on an H100: 30 MB of bytes
-// read and 3 MB written, 10 us. A box's four rounds of bins merge some 36,000 pixels at four
-// instructions each, and its 784 bins take 7 samples of some 30: 10,000 instructions of a warp, 11
-// million in all, 12 us; the barriers of a round leave other blocks to run.
-#include "../checks.h"
+// Estimated, not measured, for 1,024 boxes of 170 x 170 pixels and 28 x 28 bins on an H100: 30 MB
+// read and 3 MB written, 10 us. The four rounds of bins of a box merge about 36,000 pixels at four
+// instructions each, and each of its 784 bins takes about 7 samples of 30 instructions: 10,000 warp
+// instructions a box, 11 million in all, 12 us. While one block waits at a barrier, others run.
+#include "contract.h"
 #include "mask_cropper.cuh"
+#include "tensors.h"
 
 namespace fastdet::cuda {
 
@@ -37,7 +38,7 @@ Tensor crop_masks(const Tensor& masks, const Tensor& boxes, const Tensor& match,
   const Tensor out =
       empty(boxes, {boxes.size(0), boxes.size(1), height, width}, boxes.scalar_type());
   dispatch_floating(boxes.scalar_type(), [&]<typename T>() {
-    using S = std::conditional_t<std::is_same_v<T, double>, double, float>;
+    using S = Sum<T>;
     launch(crop_kernel<T, S>, grid_of(match.numel()), dim3(kThreads), 0, current_stream(boxes),
            mask_batch(masks_in), reinterpret_cast<const Box<S>*>(data<S>(boxes_in)),
            data<int64_t>(match_in), match.numel(), boxes.size(1), height, width,

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// RoIAlign, with its adaptive grid, of the mask of one box, by a block: 8 rows of bins at a time
-// are merged along y into 256 columns of shared memory, a thread a column, so that a mask's bytes
-// are read side by side, once or twice; then 8 x 32 threads, one a bin, pick what their samples
-// want of these columns. Boxes of any size take as many rounds as they need.
+// RoIAlign, with its adaptive grid, of the mask of one box, by one block. 8 rows of bins at a time
+// are merged along y into 256 columns in shared memory, one thread a column, so that the bytes of a
+// mask are read side by side, once or twice. Then 8 x 32 threads, one a bin, add up the columns
+// that their samples read. A large box takes as many rounds as it needs.
 #pragma once
 
+#include "../device/launch.cuh"
 #include "../geometry/bilinear.h"
 #include "mask_batch.h"
-#include "../device/launch.cuh"
 
 namespace fastdet::cuda {
 
-// A block each for n, up to a grid that fills any GPU, then striding.
+// One block for each of n items, up to a grid that fills any GPU, then with a stride.
 inline dim3 grid_of(int64_t n) {
   return dim3(static_cast<unsigned>(std::min<int64_t>(n, 1 << 16)));
 }
@@ -32,7 +32,7 @@ struct MaskCropper {
   int more;
   S merged[kRows][kChunk];
 
-  // By all threads; out(i, j, value) is told each bin. `match` may be no mask.
+  // By all threads; calls out(i, j, value) for each bin. `match` may name no mask.
   template <typename Out>
   __device__ void crop(const MaskBatch& masks, int64_t image, int64_t match, const Box<S>& box,
                        int64_t height, int64_t width, const Out& out) {
@@ -135,7 +135,7 @@ struct MaskCropper {
     __syncthreads();
   }
 
-  // What the samples of bin j read of merged columns [first, first + kChunk).
+  // The sum of what the samples of bin j read from merged columns [first, first + kChunk).
   __device__ S pick(int64_t j, int row, int64_t first, int64_t size) const {
     S sum = S(0);
     const SampleRange range =
@@ -143,7 +143,7 @@ struct MaskCropper {
     for (int64_t s = range.begin; s < range.end; ++s) {
       const BilinearTap<double> tap = bilinear_tap(sample_position(x, j, s), size);
       const int64_t a = tap.index[0] - first, b = tap.index[1] - first;
-      // An index of weight 0 may be no column.
+      // An index of weight 0 may lie outside the columns.
       if (a >= 0 && a < kChunk && tap.weight[0] != 0)
         sum += static_cast<S>(tap.weight[0]) * merged[row][a];
       if (b >= 0 && b < kChunk && tap.weight[1] != 0)

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Where the mask of a box lies in its image and what it is worth at a pixel, shared by host and
-// device: plain C++, no torch. As in torchvision: the mask gets a border of zeros, the box grows
-// with it and is cut to whole pixels, and the mask is stretched over it bilinearly, pixel centres
-// at +0.5.
+// Where the mask of a box lies in its image and its value at a pixel, shared by host and device:
+// plain C++, no torch. As in torchvision: the mask gets a border of zeros, the box grows with it
+// and is cut to whole pixels, and the mask is stretched over it bilinearly, with pixel centres at
+// +0.5.
 //
-// A value is taken along x first, then along y, each time as a + f (b - a). Rounded, that is still
-// monotonic in f, and so within two rows of the mask along y: a column passes a threshold at most
-// once there, at a pixel that bisection finds, and whoever asks pixel by pixel gets the same
-// answer.
+// A value is interpolated along x first and then along y, each time as a + f (b - a). Even after
+// rounding this is monotonic in f, and so within two rows of the mask along y: between them a
+// column passes a threshold at most once, at a pixel that bisection finds, and a search pixel by
+// pixel gives the same answer.
 #pragma once
 
 #include <cstdint>
@@ -31,6 +31,12 @@ FASTDET_HOST_DEVICE PixelRange grown_range(S low, S high, S growth) {
                     last < kFarthest;  // false for NaN
   return near ? PixelRange{static_cast<int64_t>(first), static_cast<int64_t>(last)}
               : PixelRange{0, -1};
+}
+
+// torchvision grows both sides of a box by the width of its mask.
+template <typename S>
+S paste_growth(int64_t mask_width) {
+  return static_cast<S>(static_cast<double>(mask_width + 2) / static_cast<double>(mask_width));
 }
 
 struct PasteBox {

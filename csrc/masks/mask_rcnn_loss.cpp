@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Mask R-CNN's loss: of each matched box the logits of its class against its mask, cropped as by
-// crop_masks into a buffer of one box. Forward keeps the derivative of those logits alone, 1 / C of
-// all; backward writes zeros, and them in between. Sums have one order, whatever the threads.
+// Mask R-CNN's loss: for each matched box, the logits of its class against its mask, which is
+// cropped as by crop_masks into a buffer for one box. Forward keeps only the derivative of those
+// logits, 1 / C of all; backward writes zeros and places it among them. Sums have one order,
+// whatever the threads.
 //
 // The floor of the benchmark (1,024 boxes, 91 classes, 28 x 28): that of crop_masks and 3 MB of
 // logits read; backward writes 292 MB.
 #include <limits>
 #include <vector>
 
-#include "box_channels.h"
-#include "../checks.h"
-#include "../tensors/feature_layout.h"
 #include "../host/huge_pages.h"
-#include "mask_cropper.h"
 #include "../host/parallel.h"
+#include "../tensors/feature_layout.h"
+#include "contract.h"
+#include "mask_cropper.h"
+#include "mask_rcnn_loss.loops.h"
+#include "tensors.h"
 
 namespace fastdet::cpu {
 
@@ -44,7 +46,7 @@ std::tuple<Tensor, Tensor, Tensor> mask_rcnn_loss(const Tensor& logits, const Te
       empty(logits, {logits.size(0), logits.size(1), height, width}, logits.scalar_type());
   dispatch_floating(logits.scalar_type(), [&]<typename T>() {
     using S = Sum<T>;
-    const BoxChannels<const T> values(data<T>(logits), logits);
+    const auto values = box_channels(data<T>(logits), logits);
     const MaskBatch batch = mask_batch(masks_in);
     const auto* box = reinterpret_cast<const Box<S>*>(data<S>(boxes_in));
     const int64_t *matches = data<int64_t>(match_in), *label = data<int64_t>(labels_in);
@@ -61,7 +63,8 @@ std::tuple<Tensor, Tensor, Tensor> mask_rcnn_loss(const Tensor& logits, const Te
         if (batch.has(matches[n]) && values.has(label[n])) {
           cropper.crop(n / values.rows_per_image, matches[n], box[n], targets.data());
           for_each_pixel(values, n, label[n], [&](int64_t i, T logit) { x[i] = S(logit); });
-          sums[n] = mask_loops<S>().mask_loss(x.data(), targets.data(), pixels, derivative.data());
+          sums[n] = current_loops<MaskLossLoops<S>>().mask_loss(x.data(), targets.data(), pixels,
+                                                                derivative.data());
         }
         for (int64_t i = 0; i < pixels; ++i) out[i] = static_cast<T>(derivative[i]);
       }
@@ -90,7 +93,7 @@ Tensor mask_rcnn_loss_backward(const Tensor& grad, const Tensor& residual, const
                                  residual.size(2), residual.size(3), channels_last));
   dispatch_floating(residual.scalar_type(), [&]<typename T>() {
     using S = Sum<T>;
-    const BoxChannels<T> values(mutable_data<T>(out), out);
+    const auto values = box_channels(mutable_data<T>(out), out);
     const int64_t* label = data<int64_t>(labels_in);
     const S mean_of =
         static_cast<S>(std::max<int64_t>(1, *data<int64_t>(count))) * static_cast<S>(pixels);
@@ -98,7 +101,7 @@ Tensor mask_rcnn_loss_backward(const Tensor& grad, const Tensor& residual, const
     parallel_for(labels.numel(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         const T* derivative = data<T>(residual_in) + n * pixels;
-        // Of a label that is no class the derivatives are all 0, or all NaN.
+        // For a label that is no class the derivatives are all 0, or all NaN.
         const T rest = values.has(label[n]) ? T(0) : derivative[0];
         std::fill_n(values.data + n * of_row, of_row, rest);
         if (!values.has(label[n])) continue;

@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Where masks change, pixels counted column by column: what COCO's run lengths are made of. Of
-// pasted masks no pixel is ever written: a column is looked at once for each row of its mask, and
-// where it passes the threshold between two of them bisection finds the pixel. Of masks that exist
-// each byte is read once, in lines of the cache.
+// Where masks change, with pixels counted column by column: COCO's run lengths are the distances
+// between such edges. Of pasted masks no pixel is ever written: a column is evaluated once for each
+// row of its mask, and where it passes the threshold between two of them bisection finds the pixel.
+// Of given masks each byte is read once, cache line by cache line.
 //
-// The floor of the benchmark (100 masks of 28 x 28 in 800 x 1216): some 170 columns a mask, 30
-// looks each, half a million in all. Workspace: the edges, twice for a while.
+// The floor of the benchmark (100 masks of 28 x 28 in 800 x 1216): about 170 columns a mask and 30
+// values each, half a million in all. Workspace: the edges, for a while twice.
 #include <algorithm>
 #include <cstring>
 #include <tuple>
 #include <vector>
 
-#include "../checks.h"
 #include "../geometry/threshold.h"
-#include "../isa/loops.h"
 #include "../host/parallel.h"
-#include "pasted_masks.h"
+#include "contract.h"
+#include "paste_masks.loops.h"
+#include "tensors.h"
 
 namespace fastdet::cpu {
 
@@ -66,10 +66,10 @@ class ColumnWalker {
   }
 
  private:
-  // Where column x passes the threshold; `on`: what the pixel before is. Returns what the last one
-  // is.
+  // Adds where column x passes the threshold; `on`: whether the pixel before passes. Returns
+  // whether the last one does.
   bool add_crossings(int64_t x, bool on, Edges& edges) {
-    const auto& loops = mask_loops<S>();
+    const auto& loops = current_loops<PasteLoops<S>>();
     const int64_t column = x * image_height_, n = stride_ - 1;
     const PasteTap<S> tap = paste_tap(columns_, x);
     const S* const left = bordered_.data() + tap.index * stride_;
@@ -96,8 +96,8 @@ class ColumnWalker {
   int64_t stride_;           // rows of the mask with its border, and one of zeros more
   std::vector<S> bordered_;  // column by column
   std::vector<S> values_;    // the rows of the mask, at one column of the image
-  // Pixels [begin[i], begin[i + 1]) lie between rows i and i + 1: how far, the first and the last,
-  // and what they are.
+  // Pixels [begin[i], begin[i + 1]) lie between rows i and i + 1; of the first and the last of
+  // them, how far they lie towards row i + 1, and whether they pass.
   std::vector<int64_t> begin_;
   std::vector<S> first_, last_;
   std::vector<uint8_t> first_on_, last_on_;

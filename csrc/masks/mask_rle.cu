@@ -1,22 +1,23 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Where masks change, pixels counted column by column; see ../cpu/mask_rle.cpp. A thread takes a
-// column of a mask, twice: to count its edges, and, once the sums over the columns say where they
-// belong, to write them. In between the host waits for their number, the size of the result.
+// Where masks change, with pixels counted column by column (see mask_rle.cpp). A thread takes a
+// column of a mask twice: first to count its edges, then, once the sums over the columns say where
+// they belong, to write them. In between the host waits for their number, which is the size of the
+// result.
 //
-// Of pasted masks a column costs its mask's rows by a bisection of its pixels, some 30 by 15,
-// twice: for 100 masks of 170 columns in 800 x 1216 about 30,000 instructions of 530 warps, 16
-// million in all, 10 us on an H100 whose launches and wait take longer. Masks that exist are read
-// twice, a warp 32 bytes of a row at a time.
-#include "../checks.h"
-#include "../geometry/threshold.h"
+// For pasted masks a column costs the rows of its mask times a bisection over its pixels, about 30
+// x 15, twice: for 100 masks of 170 columns in 800 x 1216 about 30,000 instructions of 530 warps,
+// 16 million in all, 10 us on an H100, less than its launches and the wait. Given masks are read
+// twice, 32 bytes of a row at a time by each warp.
 #include "../device/block_sum.cuh"
+#include "../geometry/threshold.h"
+#include "contract.h"
 #include "pasted_masks.cuh"
 
 namespace fastdet::cuda {
 
 namespace {
 
-// Columns of masks yet to be pasted.
+// Columns of masks that are not pasted.
 template <typename S>
 struct PastedColumns {
   PastedMasks<S> masks;
@@ -41,8 +42,8 @@ struct PastedColumns {
   }
 
  private:
-  // visit(y) for each visible row at which the column passes the threshold; `on`: what the pixel
-  // before is. Returns what the last one is.
+  // visit(y) for each visible row at which the column passes the threshold; `on`: whether the
+  // pixel before passes. Returns whether the last one does.
   template <typename Visit>
   __device__ bool for_each_crossing(const PasteAxis<S>& rows, const BorderedMask<S>& mask,
                                     const PasteTap<S>& column, bool on, const Visit& visit) const {
@@ -90,7 +91,7 @@ void count_edges(const Columns& columns, int64_t num_columns, int64_t width, int
   });
 }
 
-// Of each mask, a block each: how many edges are in the columns before each, and in all of them.
+// One block a mask: the number of edges in the columns before each column, and in all of them.
 __global__ void __launch_bounds__(kThreads)
     add_up_columns_kernel(int64_t width, int* counts, int64_t* totals) {
   int* const of_mask = counts + blockIdx.x * width;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// COCO's strings of run lengths. Each count but the first three is told as its difference to the
-// one two before, in groups of five bits, the lowest first, in characters from '0' on.
+// COCO's strings of run lengths. Each count but the first three is stored as its difference from
+// the count two before, in groups of five bits, the lowest first, as characters from '0' on.
 #include <string>
 
 #include "../python/arrays.h"
@@ -47,12 +47,14 @@ std::vector<py::bytes> rle_counts(const Array<int64_t>& edges, const Array<int64
   return counts;
 }
 
-}  // namespace
-
-void bind_mask_rle(py::module_& m) {
+void bind(py::module_& m) {
   m.def("rle_counts", rle_counts, py::arg("edges").noconvert(), py::arg("offsets").noconvert(),
         py::arg("pixels"),
         "The counts of COCO's compressed RLE of each mask, by where it changes.");
 }
+
+const Entries entries(bind);
+
+}  // namespace
 
 }  // namespace fastdet::python

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Masks stretched over their boxes in whole images, as probabilities or compared with a threshold
 // at once. Each row of a mask is stretched along x once; a row of the image is then one pass over
-// two such rows that lie side by side, without a gather.
+// two such rows, without a gather.
 //
 // The floor of the benchmark (100 masks of 28 x 28 in 800 x 1216): 97 MB written, most of them
-// zeros; inside the boxes, some 3 million pixels, three operations each. Workspace: two stretched
+// zeros; inside the boxes about 3 million pixels, three operations each. Workspace: two stretched
 // rows a thread.
 #include <algorithm>
 #include <vector>
 
-#include "../checks.h"
 #include "../geometry/threshold.h"
 #include "../host/huge_pages.h"
-#include "../isa/loops.h"
 #include "../host/parallel.h"
-#include "pasted_masks.h"
+#include "contract.h"
+#include "paste_masks.loops.h"
+#include "tensors.h"
 
 namespace fastdet::cpu {
 
@@ -60,8 +60,8 @@ class RowPaster {
  private:
   void stretch(int64_t i, std::vector<S>& out) {
     for (int64_t j = 0; j < mask_.width + 3; ++j) bordered_[j] = mask_.at(i, j);
-    mask_loops<S>().stretch_row(bordered_.data(), index_.data(), fraction_.data(),
-                                static_cast<int64_t>(index_.size()), out.data());
+    current_loops<PasteLoops<S>>().stretch_row(bordered_.data(), index_.data(), fraction_.data(),
+                                               static_cast<int64_t>(index_.size()), out.data());
   }
 
   BorderedMask<S> mask_;
@@ -108,7 +108,7 @@ Tensor paste_masks(const Tensor& masks, const Tensor& boxes, int64_t height, int
   dispatch_floating(masks.scalar_type(), [&]<typename T>() {
     using S = Sum<T>;
     const auto pasted = pasted_masks<S>(values, ranges.data(), height, width);
-    const auto& loops = mask_loops<S>();
+    const auto& loops = current_loops<PasteLoops<S>>();
     if (threshold) {
       const S bound = round_down<S>(*threshold);
       paste_all<S, bool>(pasted, out, [&](RowPaster<S>& paster, int64_t y, bool* row) {

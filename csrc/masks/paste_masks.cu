@@ -1,24 +1,21 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Masks stretched over their boxes in whole images, as probabilities or compared with a threshold
-// at once: a thread writes 16 bytes of the result, most often zeros, and otherwise works its pixels
-// out one by one, in the order of ../mask_paste.h, so that they are the CPU's to the bit. Two
-// launches.
+// at once. A thread writes 16 bytes of the result, most often zeros; otherwise it computes its
+// pixels one by one, in the order of mask_paste.h, so that they have the same bits as on the CPU.
+// Two launches.
 //
-// By reasoning, for 100 masks of 28 x 28 in 800 x 1216 on an H100: 97 MB written, 29 us; a thread
-// finds its place in 40 instructions, 240 million for 6 million threads, 7.6 million of a warp; the
-// 3 million pixels inside boxes take some 40 each, 4 million of a warp. 13 us in all, beneath the
-// writing.
-#include "../checks.h"
-#include "../geometry/threshold.h"
+// Estimated, not measured, for 100 masks of 28 x 28 in 800 x 1216 on an H100: 97 MB written, 29 us.
+// A thread finds its place in 40 instructions, 7.6 million warp instructions for 6 million threads;
+// the 3 million pixels inside boxes take about 40 each, 4 million warp instructions. That is 13 us
+// in all, hidden behind the writes.
 #include "../device/packs.cuh"
+#include "../geometry/threshold.h"
+#include "contract.h"
 #include "pasted_masks.cuh"
 
 namespace fastdet::cuda {
 
 namespace {
-
-template <typename T>
-using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 // One row of one image.
 template <typename S>

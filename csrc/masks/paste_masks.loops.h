@@ -1,28 +1,26 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Included by loops.cpp inside the namespace of an ISA. See ../mask_paste.h for the arithmetic.
+// The loops over the pixels of a pasted mask.
+#pragma once
 
-// out[x] = a bordered row of a mask at the column taps.
-template <typename S>
-void stretch_row(const S* __restrict__ row, const int32_t* __restrict__ index,
-                 const S* __restrict__ fraction, int64_t n, S* __restrict__ out) {
-  for (int64_t x = 0; x < n; ++x) out[x] = between(row[index[x]], row[index[x] + 1], fraction[x]);
-}
+#include <cstdint>
 
-template <typename S>
-void paste_row(const S* __restrict__ above, const S* __restrict__ below, S fraction, int64_t n,
-               S* __restrict__ out) {
-  for (int64_t x = 0; x < n; ++x) out[x] = between(above[x], below[x], fraction);
-}
+#include "../isa/loops.h"
 
-template <typename S>
-void paste_row_above(const S* __restrict__ above, const S* __restrict__ below, S fraction,
-                     S threshold, int64_t n, bool* __restrict__ out) {
-  for (int64_t x = 0; x < n; ++x) out[x] = between(above[x], below[x], fraction) > threshold;
-}
+namespace fastdet::cpu {
 
+// S is float or double.
 template <typename S>
-void paste_column_above(const S* __restrict__ values, const S* __restrict__ fraction, S threshold,
-                        int64_t n, uint8_t* __restrict__ out) {
-  for (int64_t i = 0; i < n; ++i)
-    out[i] = between(values[i], values[i + 1], fraction[i]) > threshold;
-}
+struct FASTDET_EXPORT PasteLoops {
+  // out[x] = a row of a mask at column taps (see mask_paste.h), x in [0, n); and n values
+  // between two such rows, themselves or compared with a threshold.
+  void (*stretch_row)(const S* row, const int32_t* index, const S* fraction, int64_t n, S* out);
+  void (*paste_row)(const S* above, const S* below, S fraction, int64_t n, S* out);
+  void (*paste_row_above)(const S* above, const S* below, S fraction, S threshold, int64_t n,
+                          bool* out);
+
+  // out[i] = 1 where what lies between values[i] and values[i + 1] is above, i in [0, n).
+  void (*paste_column_above)(const S* values, const S* fraction, S threshold, int64_t n,
+                             uint8_t* out);
+};
+
+}  // namespace fastdet::cpu

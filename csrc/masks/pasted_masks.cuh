@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The boxes of pasted masks, cut to whole pixels by a launch of their own, since boxes and masks
-// may be of different types.
+// may have different types.
 #pragma once
 
-#include "paste_tensors.h"
 #include "../device/launch.cuh"
+#include "tensors.h"
 
 namespace fastdet::cuda {
 

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Each anchor's gt, over raw pointers: no torch. Pass 1 finds each anchor's best gt, labels it by
-// the thresholds, and notes each gt's best IoU and the first and last block of anchors that has it.
-// Pass 2, for the low-quality rules, computes those blocks again, to the same bits, instead of
-// keeping a matrix: anchors x gts IoUs, of which a block leaves out the gts that its hull does not
-// touch; memory O(threads x gts). Maxima, firsts and lasts do not depend on the order in which
-// threads contribute to them, so neither does the result.
+// The ground-truth box (gt) of each anchor, over raw pointers: plain C++, no torch. Pass 1 finds
+// the best gt of each anchor, labels the anchor by the thresholds, and records the best IoU of each
+// gt and the first and last block of anchors that has it. Pass 2, for the low-quality rules,
+// computes those blocks again, to the same bits, instead of storing a matrix. Cost: anchors x gts
+// IoUs, of which a block skips the gts that its hull does not touch; memory O(threads x gts).
+// Maxima, firsts and lasts do not depend on the order in which threads contribute to them, so
+// neither does the result.
 #pragma once
 
 #include <algorithm>
@@ -12,8 +13,8 @@
 #include <mutex>
 #include <vector>
 
+#include "match_anchors.loops.h"
 #include "match_rule.h"
-#include "../isa/loops.h"
 
 namespace fastdet::cpu {
 
@@ -110,7 +111,7 @@ class AnchorMatcher {
   }
 
  private:
-  // What a thread works in: a block of anchors, what is found for them, and for the gts.
+  // The workspace of a thread: a block of anchors and the results for them and for the gts.
   struct Work {
     AnchorBlock<T> anchors;
     T iou[kMatchBlock];
@@ -152,7 +153,7 @@ class AnchorMatcher {
   }
 
   void find_best(int64_t image, int64_t i, Work& work) const {
-    const BoxLoops<T>& loops = box_loops<T>();
+    const MatchLoops<T>& loops = current_loops<MatchLoops<T>>();
     loops.load_anchors(in_.anchors + image * in_.image_stride + i * kMatchBlock, size_of(i),
                        work.anchors);
     loops.best_matches(work.anchors, gts_[image].view(), i, work.chosen.data(), work.maxima.view(),
@@ -163,11 +164,12 @@ class AnchorMatcher {
     // Without gts there is no threshold to reach.
     const MatchRule<T> rule =
         gts_[image].size() > 0 ? in_.rule : MatchRule<T>{T(1), T(1), LowQuality::kNone};
-    box_loops<T>().label_anchors(work.anchors, size_of(i), rule, work.iou, work.row, work.rescuer,
-                                 index_ + image * in_.num_anchors + i * kMatchBlock);
+    current_loops<MatchLoops<T>>().label_anchors(
+        work.anchors, size_of(i), rule, work.iou, work.row, work.rescuer,
+        index_ + image * in_.num_anchors + i * kMatchBlock);
   }
 
-  // Whether some anchor's label hangs on a gt's best IoU. An anchor that overlaps a gt by `high`
+  // Whether some anchor's label depends on a gt's best IoU. An anchor that overlaps a gt by `high`
   // has its own best gt already; a gt that overlaps no anchor is at its best with all of them.
   bool find_rescued(UsableGts<T>& gts) const {
     const bool gt_best = in_.rule.low_quality == LowQuality::kGtBest;
@@ -198,7 +200,8 @@ class AnchorMatcher {
       find_best(image, i, work);
       std::fill_n(work.rescuer, kMatchBlock, LaneInt<T>(gts.rescue_all ? 0 : -1));
       for (const int64_t g : here)
-        box_loops<T>().find_rescuers(work.anchors, gts.view(), g, gts.best[g].iou, work.rescuer);
+        current_loops<MatchLoops<T>>().find_rescuers(work.anchors, gts.view(), g, gts.best[g].iou,
+                                                     work.rescuer);
       label(image, i, work);
     }
   }

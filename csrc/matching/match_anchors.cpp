@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The op over anchor_matcher.h, on torch's threads.
+// match_anchors on torch's threads; anchor_matcher.h does the work.
 #include <string>
 
-#include "../checks.h"
-#include "anchor_matcher.h"
 #include "../host/parallel.h"
+#include "anchor_matcher.h"
+#include "contract.h"
 
 namespace fastdet::cpu {
 

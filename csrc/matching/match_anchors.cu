@@ -1,22 +1,23 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Each anchor's gt, a warp to 32 anchors. Pass 1 finds each anchor's best gt, labels it by the
-// thresholds, and notes each gt's best IoU: the largest of a warp, then of a block in shared
-// memory, then one atomic maximum a block and gt. Pass 2, for the low-quality rules, computes the
-// same bits again where a gt is at its best (no contraction, see CMake) and writes what changes. A
-// maximum does not depend on the order of the threads, so neither does the result.
+// The ground-truth box (gt) of each anchor; one warp takes 32 anchors. Pass 1 finds the best gt of
+// each anchor, labels the anchor by the thresholds, and records the best IoU of each gt: the
+// maximum of a warp, then of a block in shared memory, then one atomic maximum for each block and
+// gt. Pass 2, for the low-quality rules, computes the same bits again where a gt has its best IoU
+// (no contraction, see CMakeLists.txt) and writes what changes. A maximum does not depend on the
+// order of the threads, so neither does the result.
 //
-// Anchors that follow one another lie together, so a warp looks at the gts that touch the hull of
-// its anchors: its lanes test 32 gts at a time, and only those that touch cost an IoU, some 30
-// instructions a lane. On a pyramid of 267k anchors that is 4 of 100 gts, counted for random ones;
-// a warp takes about 400 instructions, all of them 4 us. (Anchors in random order touch everything:
-// 27M IoUs, 25 us.) Pass 1 reads 16 bytes an anchor and writes 12, for 2.2 us; pass 2 reads a hull
-// for 32 anchors and stops there unless it touches a gt that lacks a match. O(anchors / 32 + gts)
-// memory, 3 launches, no host sync.
+// Anchors that follow one another lie close together. So a warp tests which gts touch the hull of
+// its anchors, 32 gts at a time, and computes IoUs for those alone, about 30 instructions a lane.
+// On a pyramid of 267k anchors these are 4 of 100 gts, counted for random gts; a warp takes about
+// 400 instructions, 4 us in all. (Anchors in random order touch everything: 27M IoUs, 25 us.) Pass
+// 1 reads 16 bytes an anchor and writes 12, 2.2 us; pass 2 reads one hull for 32 anchors and stops
+// there unless it touches a gt that needs a match. O(anchors / 32 + gts) memory, 3 launches, no
+// host sync.
 #include <limits>
 #include <string>
 
-#include "../checks.h"
 #include "../device/packs.cuh"
+#include "contract.h"
 
 namespace fastdet::cuda {
 
@@ -26,7 +27,7 @@ constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = ~0u;
 constexpr int64_t kMaxGridImages = 65535;
 
-// The bits of an IoU, which is never negative, order as integers do.
+// An IoU is never negative, so its bits order as integers do.
 template <typename T>
 struct BitsOf;
 template <>
@@ -75,7 +76,7 @@ struct MatchArguments {
   }
 };
 
-// Touches no box, like an anchor without an inside, whose every IoU is 0.
+// Touches no box, as an empty anchor does, whose every IoU is 0.
 template <typename T>
 __device__ Box<T> nothing() {
   constexpr T kInf = std::numeric_limits<T>::infinity();
@@ -142,7 +143,7 @@ __device__ void match_warp(const Box<T>* gts, int64_t first, int64_t n, const Bo
 }
 
 // All threads of a block call this together, each with a box of its own. A thread owns one gt of a
-// tile: it brings it, and takes its largest IoU home.
+// tile: it loads the gt, and in the end keeps its largest IoU.
 template <typename T>
 __device__ Match<T> match_block(const MatchArguments<T>& in, int64_t image, const Box<T>& box,
                                 const Box<T>& hull) {

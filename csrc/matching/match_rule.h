@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What match_anchors does for a gt that no anchor overlaps enough. Host and device.
+// The label of an anchor, given its best ground-truth box (gt), and what match_anchors does for a
+// gt that no anchor overlaps enough. Host and device, no torch.
 #pragma once
 
 #include "../geometry/box.h"

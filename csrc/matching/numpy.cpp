@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Anchor matching for NumPy arrays: the driver of the torch op on the calling thread.
+// Anchor matching for NumPy arrays: the driver of the torch operator on the calling thread.
 #include <utility>
 
-#include "anchor_matcher.h"
 #include "../python/arrays.h"
+#include "anchor_matcher.h"
+#include "contract.h"
 
 namespace fastdet::python {
 
@@ -13,13 +14,8 @@ template <typename T>
 std::pair<Array<int64_t>, Array<T>> match_anchors(const Array<T>& anchors, const Array<T>& gt_boxes,
                                                   const Array<int64_t>& gt_counts, double high,
                                                   double low, LowQuality low_quality) {
-  const char* const op = "match_anchors";
-  expect(is_boxes(gt_boxes, 3), op, "gt_boxes", "(B, G, 4)", gt_boxes);
+  check_match_anchors(anchors, gt_boxes, gt_counts);
   const int64_t num_images = gt_boxes.shape(0);
-  expect(is_boxes(anchors, 2) || (is_boxes(anchors, 3) && anchors.shape(0) == num_images), op,
-         "anchors", "(A, 4), or (B, A, 4) with the B of gt_boxes", anchors);
-  expect(is_vector(gt_counts, num_images), op, "gt_counts", "(B,) with the B of gt_boxes",
-         gt_counts);
   const int64_t num_anchors = anchors.shape(anchors.ndim() - 2);
   Array<int64_t> index({num_images, num_anchors});
   Array<T> iou({num_images, num_anchors});
@@ -38,21 +34,23 @@ std::pair<Array<int64_t>, Array<T>> match_anchors(const Array<T>& anchors, const
 }
 
 template <typename T>
-void bind(py::module_& m) {
+void bind_type(py::module_& m) {
   m.def("match_anchors", match_anchors<T>, py::arg("anchors").noconvert(),
         py::arg("gt_boxes").noconvert(), py::arg("gt_counts").noconvert(), py::arg("high"),
         py::arg("low"), py::arg("low_quality"));
 }
 
-}  // namespace
-
-void bind_match_anchors(py::module_& m) {
+void bind(py::module_& m) {
   py::enum_<LowQuality>(m, "LowQuality")
       .value("none", LowQuality::kNone)
       .value("anchor_best", LowQuality::kAnchorBest)
       .value("gt_best", LowQuality::kGtBest);
-  bind<float>(m);
-  bind<double>(m);
+  bind_type<float>(m);
+  bind_type<double>(m);
 }
+
+const Entries entries(bind);
+
+}  // namespace
 
 }  // namespace fastdet::python

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // A random subset of each image's matches: the positives with the smallest keys, then the negatives
-// with the smallest keys. One pass over the anchors with a heap of the best so far: O(anchors)
-// time for keys in random order, O(num) memory.
+// with the smallest keys. One pass over the anchors with a heap of the best so far: O(anchors) time
+// for keys in random order, O(num) memory.
 #include <algorithm>
 #include <bit>
 #include <utility>
 #include <vector>
 
-#include "../checks.h"
 #include "../host/parallel.h"
+#include "contract.h"
 
 namespace fastdet::cpu {
 

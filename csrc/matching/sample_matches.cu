@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // A random subset of each image's matches: the positives with the smallest keys, then the negatives
-// with the smallest keys, ties to the lower anchor.
+// with the smallest keys; ties go to the lower anchor.
 //
-// To top_logits.cuh an image's positives and negatives are two levels, whose logits are the negated
-// keys: the `num` best of either are selected, not sorted. Those few are then ranked by counting,
-// each against all of its level, by threads that read the same one: num^2 steps, which 16k samples
-// would still do in less than a millisecond. Launches: 1 that spreads the keys over the levels, a
-// memset and 3 that find the cuts, 1 that lists what is selected, 1 that ranks it. 28 bytes of
-// traffic an anchor: for 2 x 267k 15 MB, 5 us at 3.35 TB/s, so that launches dominate. Memory: 8
+// For top_logits.cuh the positives and the negatives of an image are two levels whose logits are
+// the negated keys: it selects the best `num` of each, unsorted. Those few are then ranked by
+// counting: each is compared with all of its level, by threads that read the same one, num^2 steps,
+// which takes less than a millisecond even for 16k samples. Launches: 1 that writes the keys to the
+// levels, a memset and 3 that find the cuts, 1 that lists the selected, 1 that ranks them. 28 bytes
+// of traffic an anchor: 15 MB for 2 x 267k, 5 us at 3.35 TB/s, so launches dominate. Memory: 8
 // bytes an anchor, 32 a sample. No host sync.
-#include "../checks.h"
 #include "../selection/top_logits.cuh"
+#include "contract.h"
 
 namespace fastdet::cuda {
 

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// A map at another height and width, each pixel that of the input which lies nearest (by torch's
-// rule, pixel floor(i * from / to) in float32), in channels_last. The floor is writing the output:
-// a level of a pyramid is tens of megabytes, whose first touch in small pages costs torch's several
-// times the copy.
+// Nearest-neighbour resize of a map in channels_last: output pixel i is input pixel
+// floor(i * from / to), in float32 as in torch. The floor is writing the output. For a pyramid level
+// of tens of megabytes the first touch of small pages costs torch's operator several times the copy,
+// so the output is in huge pages.
 #include <algorithm>
 #include <cstring>
 #include <vector>
 
-#include "../checks.h"
 #include "../host/channels_last.h"
 #include "../host/parallel.h"
+#include "contract.h"
 
 namespace fastdet::cpu {
 

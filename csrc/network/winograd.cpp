@@ -1,29 +1,29 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Convolutions 3x3 with stride 1 and padding 1 in float32, channels_last, by Winograd's F(2x2, 3x3)
-// (Lavin & Gray, https://arxiv.org/abs/1509.09308): 16 products for 4 outputs where the definition
-// has 36, so that 2.25 times fewer multiply-adds are left than any library's direct convolution
-// does. What it adds are some 8 additions a product's row, 6 % of the time at 256 channels.
+// (Lavin & Gray, https://arxiv.org/abs/1509.09308): 16 products for 4 outputs instead of the
+// definition's 36, so 2.25 times fewer multiply-adds than a direct convolution. The transforms add
+// about 8 additions for each row of products, 6 % of the time at 256 channels.
 //
-// A block of 2x2 tiles is transformed into 16 matrices (tiles, C) that stay in the L2 cache; each
+// A block of 2x2 tiles is transformed into 16 matrices (tiles, C) that stay in the L2 cache. Each
 // is multiplied by its matrix of the filters (C, 32 outputs at a time), and the 16 products become
-// outputs while they are in the L1 cache. So a map is read and written once, and the filters' 16
-// matrices stream from the L3 cache at 4 to 10 bytes a cycle.
+// outputs while they are in the L1 cache. So a map is read and written once, and the 16 matrices of
+// the filters stream from the L3 cache at 4 to 10 bytes a cycle.
 //
-// The gradient by the input is such a convolution by the filters turned round. The gradient by the
-// filters is 16 products too, of transformed outputs and inputs, summed over chunks of tiles in
-// their order and transformed back once.
+// The gradient by the input is such a convolution with the filters rotated by 180 degrees. The
+// gradient by the filters is 16 products too, of transformed outputs and inputs, summed over chunks
+// of tiles in order and transformed back once.
 //
-// An output is the sum of its products in one order, whatever the threads. Rounding: the matrices
-// hold 0, 1 and 1/2 alone, and the error is about twice that of a direct convolution. A value that
-// is not finite makes more of its neighbours so than the definition says, those of its tiles.
+// An output is the sum of its products in one order, whatever the threads. Rounding: the transform
+// matrices contain only 0, 1 and 1/2, and the error is about twice that of a direct convolution. A
+// value that is not finite spreads to all outputs of its tiles, more than in the definition.
 #include <algorithm>
 #include <array>
 #include <memory>
 
-#include "../checks.h"
 #include "../host/channels_last.h"
-#include "../isa/loops.h"
 #include "../host/parallel.h"
+#include "contract.h"
+#include "winograd.loops.h"
 
 namespace fastdet::cpu {
 
@@ -107,7 +107,7 @@ Tensor winograd_filters(const Tensor& weight, bool turned) {
   const float* taps = data<float>(readable);
   float* out = mutable_data<float>(packed);
   const int64_t position_stride = panels * depth * kWinogradPanel;
-  const WinogradLoops& loops = winograd_loops();
+  const WinogradLoops& loops = current_loops<WinogradLoops>();
   // A panel's rows of 16 channels, which fit the L1 cache while their columns come one by one.
   constexpr int64_t kChannels = 16;
   const auto pack = [&](int64_t panel, int64_t first) {
@@ -161,7 +161,7 @@ Tensor winograd_conv(const Tensor& input, const Tensor& filters, const std::opti
                                    round_up(from.tiles(), threads) / threads);
   const int64_t block =
       std::clamp(round_up(fitting, kWinogradRows), kWinogradRows, kMostBlockTiles);
-  const WinogradLoops& loops = winograd_loops();
+  const WinogradLoops& loops = current_loops<WinogradLoops>();
   parallel_for(round_up(from.tiles(), block) / block, 1, [&](int64_t first, int64_t last) {
     const Workspace transformed(kWinogradPositions * block * row_stride);
     const Workspace products(kWinogradPositions * block * kWinogradPanel);
@@ -196,7 +196,7 @@ Tensor winograd_filters_grad(const Tensor& grad, const Tensor& input) {
   const Tensor readable_grad = in_channels_last(grad), readable_input = in_channels_last(input);
   const TiledMap<const float> left(readable_grad), right(readable_input);
   const int64_t filters = grad.size(1), channels = input.size(1);
-  // Before the workspaces, which it outlives: it would keep the heap from closing over theirs.
+  // Allocated before the workspaces, which it outlives: after them it would fragment the heap.
   const Tensor out = empty_in_channels_last(filters, channels, 3, 3, kFloat32);
   float* taps = mutable_data<float>(out);
   if (left.tiles() == 0) {
@@ -206,13 +206,13 @@ Tensor winograd_filters_grad(const Tensor& grad, const Tensor& input) {
   const int64_t rows = round_up(filters, kWinogradRows);
   const int64_t panels = winograd_panels(channels);
   const int64_t columns = panels * kWinogradPanel;
-  // Rows of a power of two floats would share a few sets of the L1 cache.
+  // Rows whose length is a power of two would share a few sets of the L1 cache.
   const int64_t left_stride = round_up(rows, 16) + 16, panel_size = kChunkTiles * kWinogradPanel;
   const Workspace left_chunk(kWinogradPositions * kChunkTiles * left_stride);
   const Workspace right_chunk(kWinogradPositions * panels * panel_size);
   const Workspace sums(kWinogradPositions * rows * columns);
   const std::vector<float> outside(std::max(filters, channels));
-  const WinogradLoops& loops = winograd_loops();
+  const WinogradLoops& loops = current_loops<WinogradLoops>();
   for (int64_t first = 0; first < left.tiles(); first += kChunkTiles) {
     const int64_t tiles = std::min(kChunkTiles, left.tiles() - first);
     parallel_for(tiles, 8, [&](int64_t begin, int64_t end) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// How filters lie that Winograd's F(2x2, 3x3) has transformed: a matrix for each of 16 positions of
-// a tile, cut into panels of so many outputs, (kWinogradPositions, panels, C, kWinogradPanel).
+// The layout of filters that are transformed for Winograd's F(2x2, 3x3): one matrix for each of the
+// 16 positions of a tile, divided into panels of kWinogradPanel outputs, (kWinogradPositions,
+// panels, C, kWinogradPanel).
 #pragma once
 
 #include <cstdint>

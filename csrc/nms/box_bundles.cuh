@@ -1,21 +1,23 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Bundles of 32 boxes that lie together, and bales of 32 bundles: a warp looks for the partners of
-// a box among 32 bales at a time, then among the bundles of those that can hold one, then among the
-// boxes of those bundles.
+// Bundles of 32 boxes that lie close together, and bales of 32 bundles. To find the boxes that
+// overlap a given box, a warp tests 32 bales at a time, then the bundles of the bales that can hold
+// such a box, then the boxes of those bundles.
 //
-// If IoU(a, b) > t, then the overlap is wider than t * width a, higher than t * height a, and
-// neither area is below t times the other: a bundle of whose hull or areas that is false is passed
-// by. At t = 0.5 that leaves the bundles whose hull holds the centre of `a`. Boxes are placed by
-// area (a factor of 16 at a time) and then along a Z curve, so that hulls are small: of n boxes
-// spread over an image, a bundle spans about sqrt(32 / n) of its sides and a box.
+// If IoU(a, b) > t, then the overlap is wider than t * width(a) and higher than t * height(a), and
+// neither area is below t times the other. A bundle whose hull or areas rule that out is skipped:
+// at t = 0.5 only bundles whose hull contains the centre of `a` remain. Boxes are placed by area
+// (in classes of a factor of 16) and then along a Z curve, so that hulls are small: for n boxes
+// spread over an image, the hull of a bundle has about sqrt(32 / n) of the image's sides, plus one
+// box.
 //
-// Whether a pair is looked at never changes the result: kShrink covers the roundings of a pair
-// whose areas lose no digits, and boxes too small for that look everywhere they touch.
+// Skipping never changes the result: kShrink covers the rounding errors of pairs whose areas lose
+// no digits, and smaller boxes (kTiny) are compared with everything that they touch.
 #pragma once
 
 #include <limits>
 
 #include "../device/block_sum.cuh"
+#include "../geometry/overlap.h"
 #include "box_orders.cuh"
 
 namespace fastdet::cuda {
@@ -23,19 +25,8 @@ namespace fastdet::cuda {
 constexpr int kBale = kWarp * kWarp;  // boxes
 static_assert(kBale == kOrderThreads);
 
-// Where areas or sides below this are compared, their products may round in steps, not in
-// proportion.
-template <typename T>
-constexpr T kTiny = std::numeric_limits<T>::min() * (T(1) / std::numeric_limits<T>::epsilon());
-
 template <typename T>
 constexpr T kShrink = T(1) - 16 * std::numeric_limits<T>::epsilon();
-
-// Whether the box can have an IoU above 0 with any other.
-template <typename T>
-__device__ bool can_overlap(const Box<T>& box, T box_area) {
-  return box.x1 < box.x2 && box.y1 < box.y2 && box_area > T(0) && is_finite(box_area);
-}
 
 template <typename T>
 struct Areas {
@@ -86,8 +77,8 @@ __device__ Hull<T> hull_of_warp(const Hull<T>& own) {
           {least_of_warp(own.areas.least), most_of_warp(own.areas.most)}};
 }
 
-// What is known of the boxes, in bits by place; a box of neither set waits. Bits are only ever set,
-// so that a look at an old state costs work, not correctness.
+// What is known of the boxes, one bit a place; a box in neither set waits. Bits are only ever set,
+// so reading an old state costs work, not correctness.
 enum State { kWaits, kStays, kGoes };
 
 struct Known {
@@ -166,8 +157,8 @@ __device__ void store_bale(const BoxBundles<T>& out, int64_t bale, const Box<T>&
 
 // ---- places by bins -----------------------------------------------------------------------------
 
-// A box's bin: of its area, 8 classes from the largest down, then a Z curve of 32 * 32 cells over
-// the centres. Boxes that overlap nothing have any.
+// The bin of a box: 8 classes of area, the largest first, then a Z curve over 32 * 32 cells of
+// centres. Boxes that overlap nothing get any bin.
 struct Bins {
   static constexpr int kNum = 8192, kCells = 32, kClasses = 8;
 
@@ -188,7 +179,7 @@ struct Bins {
     return static_cast<float>(low / 2 + high / 2);
   }
 
-  // NaN, as where all centres are one, is in cell 0.
+  // NaN, where all centres are equal, goes to cell 0.
   static __device__ uint32_t cell(float distance, float scale) {
     return static_cast<uint32_t>(min_of(max_of(distance * scale, 0.f), kCells - 1.f));
   }
@@ -221,8 +212,8 @@ __device__ Hull<float> hull_of_centres(const ForEachBox& for_each_box) {
   return hull_of_warp(hulls[lane()]);
 }
 
-// By a whole block of kOrderThreads: numbers[i] = how many are in the bins before i. Returns how
-// many are in all.
+// By a whole block of kOrderThreads: numbers[i] = how many are in the bins before i. Returns the
+// total.
 __device__ inline uint32_t sum_up(uint32_t (&numbers)[Bins::kNum]) {
   constexpr int kOwn = Bins::kNum / kOrderThreads;
   uint32_t* const own = numbers + threadIdx.x * kOwn;
@@ -239,8 +230,8 @@ __device__ inline uint32_t sum_up(uint32_t (&numbers)[Bins::kNum]) {
   return total;
 }
 
-// By a whole block of kOrderThreads: places and bundles the boxes of an image. Within a bin the
-// places are taken as it comes, which the result does not depend on.
+// By a whole block of kOrderThreads: places and bundles the boxes of an image. Within a bin
+// places are taken in any order; the result does not depend on it.
 template <typename T>
 __device__ void place_by_bins(const BoxOrders<T>& in, const int64_t* groups, int64_t image,
                               uint32_t* places, const BoxBundles<T>& all) {
@@ -271,9 +262,9 @@ __device__ void place_by_bins(const BoxOrders<T>& in, const int64_t* groups, int
   if (threadIdx.x == 0) in.usable[image] = usable;
 }
 
-// ---- looking ------------------------------------------------------------------------------------
+// ---- search -------------------------------------------------------------------------------------
 
-// One box as it looks for partners; all lanes of a warp have the same.
+// One box that looks for boxes that overlap it; the same in all lanes of a warp.
 template <typename T>
 struct Seeker {
   Box<T> box;
@@ -290,7 +281,7 @@ struct Seeker {
     height = filter * h;
   }
 
-  // Both without branches, so that all loads are under way at once.
+  // Neither branches, so that all loads are issued at once.
   __device__ bool may_overlap(const Hull<T>& hull) const {
     return (hull.box.x2 - box.x1 > width) & (box.x2 - hull.box.x1 > width) &
            (hull.box.y2 - box.y1 > height) & (box.y2 - hull.box.y1 > height) &
@@ -308,7 +299,7 @@ struct Seeker {
   }
 };
 
-// By a whole warp, of 32 hulls from `first` on, those that may hold a partner, as bits.
+// By a whole warp: which of 32 hulls from `first` on may hold a partner, as bits.
 template <typename T>
 __device__ unsigned near(const Hulls<T>& hulls, int64_t first, int64_t end, const Seeker<T>& seeker,
                          bool wanted = true) {
@@ -316,9 +307,9 @@ __device__ unsigned near(const Hulls<T>& hulls, int64_t first, int64_t end, cons
   return __ballot_sync(kAllLanes, may & wanted & (first + lane() < end));
 }
 
-// By a whole warp, on_overlap(bundle, boxes) where boxes, bits of a bundle, come before the seeker
-// and overlap it; those known to go are left out. `in` is of one image, whose places are the first
-// n. Stops where on_overlap returns false.
+// By a whole warp: calls on_overlap(bundle, boxes), where the bits `boxes` of a bundle are those
+// that come before the seeker and overlap it; boxes known to be removed are left out. `in` is of
+// one image, whose places are the first n. Stops where on_overlap returns false.
 template <typename T, typename OnOverlap>
 __device__ void look_through(const BoxBundles<T>& in, uint32_t n, const Known& known,
                              const Seeker<T>& seeker, T iou_threshold,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Rows by group: ids of any value become numbers from 0 in the order of their first row, by one
-// look into a hash table a row, and the rows of a group become neighbours, in the order they had.
+// Rows sorted by group: ids of any value become numbers from 0 in the order of their first row, by
+// one lookup in a hash table for each row, and the rows of a group become neighbours in their old
+// order.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +12,7 @@
 
 namespace fastdet::cpu {
 
-// Ids to 0, 1, 2 ... as they come. Open addressing, at most half full.
+// Numbers the ids 0, 1, 2 ... as they come. Open addressing, at most half full.
 class IdNumbers {
  public:
   uint32_t operator()(int64_t id) {

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The rows of each image in two orders: by falling score, ties by rising row, and by place, so that
-// boxes that lie together follow each other. A score that is NaN or a coordinate that is not finite
-// leaves a row out of both.
+// The rows of each image in two orders: by falling score (ties: the lower row first), and by place,
+// so that boxes that lie close together follow each other. A row with a NaN score or a coordinate
+// that is not finite is in neither order.
 //
-// Up to about 32k rows a row's rank is counted: how many keys come before it. A block of 32 warps
-// takes 64 rows, each warp a share of the keys, at some 2.1 instructions a pair: 10k rows are
-// 6.6 million instructions of a warp, 7 us on 132 multiprocessors. The places are then found by
-// bins (box_bundles.cuh), in the same launch.
+// Up to about 32k rows, the rank of a row is counted: it is the number of keys that come before it.
+// A block of 32 warps takes 64 rows and each warp a share of the keys, at about 2.1 instructions a
+// pair: 10k rows are 6.6 million warp instructions, 7 us on 132 multiprocessors. The places are
+// then found by bins (box_bundles.cuh), in the same launch.
 //
-// Above, 2 launches for both orders: a block sorts a tile of 4096 rows in shared memory by a
-// bitonic network, whose 78 steps move 64 KB each, some 25 us; then each row's rank is its place in
-// its tile plus, by bisection, how many rows of every other tile come before it, 12 loads a row and
-// tile by threads that mostly load the same. Exact, with no order among blocks. Only tiles below an
-// image's count are worked on. Past a million rows a radix sort would win.
+// For more rows, two launches give both orders. First a block sorts a tile of 4096 rows in shared
+// memory by a bitonic network, whose 78 steps move 64 KB each, about 25 us. Then the rank of a row
+// is its place in its tile plus the number of rows of every other tile that come before it, found
+// by bisection: 12 loads for each row and tile, mostly of the same addresses. The result is exact
+// and needs no order among blocks. Only tiles below an image's count are processed. Beyond a
+// million rows a radix sort would be faster.
 #pragma once
 
 #include <type_traits>

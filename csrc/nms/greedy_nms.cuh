@@ -1,32 +1,34 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Greedy non-maximum suppression of a batch of images. A box goes where a kept box before it
-// overlaps it, so which boxes stay follows from the pairs that overlap, in any order that respects
-// that rule:
+// Greedy non-maximum suppression of a batch of images. A box is removed if a kept box before it
+// overlaps it. So the result follows from the pairs that overlap, evaluated in any order that
+// respects this rule:
 //
 //   order    by falling score (box_orders.cuh), in bundles by place (box_bundles.cuh): 1 launch,
-//            or 3 where there are more boxes than kMostCounted or pairs than kMostCountedPairs
-//   settle   2 launches: a warp a box looks for overlapping boxes before it. The box goes if one of
-//            them is known to stay, and stays if all are known to go; else it waits. The first time
-//            those become known that meet none before them; the second time, a box that still waits
-//            notes for which it waits, in words of 32 places.
-//   decide   2 launches where there were 3: a box looks at its words again
-//   resolve  1 launch, one block an image: the few that still wait look at their words up to
-//            kRounds times, then by rank, a block's worth at a time, until none waits. Hands the
-//            rows on.
+//            or 3 where there are more boxes than kMostCounted or more pairs than
+//            kMostCountedPairs
+//   settle   2 launches: one warp a box looks for overlapping boxes before it. The box is removed
+//            if one of them is known to stay, and stays if all of them are known to be removed;
+//            otherwise it waits. The first launch settles the boxes that overlap none before them.
+//            In the second, a box that still waits notes what it waits for, in words of 32 places.
+//   decide   2 launches where the order took 3: a box looks at its words again
+//   resolve  1 launch, one block an image: the few boxes that still wait look at their words up to
+//            kRounds times, then by rank, as many as a block has threads at a time, until none
+//            waits. This launch also passes the kept rows on.
 //
-// So 4 launches, or 8. Of boxes in random places and of an RPN's, some 5% still wait after
-// settling, in chains of no more than 5 or 6.
+// So there are 4 launches, or 8. Of boxes in random places, and of an RPN's boxes, about 5% still
+// wait after settling, in chains of at most 5 or 6.
 //
-// By count of instructions (sm_90), not measured: a look at 32 hulls costs a warp about 50, at the
-// boxes of a bundle some 55. Of 10k boxes in random places, with sides up to a tenth of the image,
-// a box takes some 400, 5 us in all on 132 multiprocessors, so that launches and their latency
-// dominate. Of 100k it takes some 1200, 0.13 ms in all the first time and half of that the second;
-// with 40 us for the orders and 25 for the 98 steps of resolving some 0.3 ms.
+// Estimated from the instructions (sm_90), not measured: testing 32 hulls costs a warp about 50
+// instructions, testing the boxes of a bundle about 55. For 10k boxes in random places, with sides
+// up to a tenth of the image, a box takes about 400, 5 us in all on 132 multiprocessors, so
+// launches and their latency dominate. For 100k boxes it takes about 1200: 0.13 ms for the first
+// settling and half of that for the second; with 40 us for the orders and 25 us for the 98 steps of
+// resolving, about 0.3 ms in all.
 //
-// A box that waits for more than kEntries words and finds them all gone looks through the bundles
-// again, one box a warp at a time. No block waits for another, and what is read while it changes
-// only saves work: the result does not depend on timing. One allocation of 98 bytes a row, 20 more
-// for 3 launches of ordering, up to 32 in float64, 8 with groups; no host sync.
+// A box that waits for more than kEntries words, all of which turn out to be removed, searches the
+// bundles again, one box a warp. No block waits for another, and reading a state while it changes
+// only saves work: the result does not depend on timing. One allocation of 98 bytes a row, plus 20
+// for 3 launches of ordering, up to 32 in float64 and 8 with groups. No host sync.
 #pragma once
 
 #include "../geometry/threshold.h"
@@ -133,8 +135,8 @@ __global__ void __launch_bounds__(kSettleThreads, sizeof(T) > 4 ? 3 : 4)
   }
 }
 
-// What the entries of a box that waits say. A box is stuck that waits for none of them, and they
-// are not all.
+// What the entries of a waiting box say. A box is stuck if it waits for none of its entries and
+// they are not complete.
 struct Decision {
   State state;
   bool stuck;
@@ -155,8 +157,8 @@ __device__ Decision decide(const Suppression<T>& in, int64_t image, const Known&
   return {waits || stuck ? kWaits : kStays, stuck};
 }
 
-// The same for the boxes that wait of a share of the image's places: from `first` on, `step` apart.
-// Whether any is decided.
+// The same for the waiting boxes among the image's places first, first + step, ... Returns whether
+// any is decided.
 template <typename T>
 __device__ bool decide_all(const Suppression<T>& in, int64_t image, const Known& known, int64_t n,
                            int64_t first, int64_t step) {
@@ -178,7 +180,8 @@ __global__ void __launch_bounds__(kThreads)
              blockIdx.x % blocks_per_image * kThreads + threadIdx.x, blocks_per_image * kThreads);
 }
 
-// By a whole block: decides the boxes of as many ranks, one a thread, after all before them.
+// By a whole block: decides the boxes of the next ranks, one a thread, once all before them are
+// decided.
 template <typename T>
 __device__ State resolve_front(const Suppression<T>& in, int64_t image,
                                const BoxBundles<T>& bundles, uint32_t n, const Known& known,
@@ -233,7 +236,7 @@ __global__ void __launch_bounds__(kResolveThreads<T>, 1)
     const unsigned stay = __ballot_sync(kAllLanes, state == kStays);
     if (lane() == 0) stay_of_warps[warp()] = stay;
     __syncthreads();
-    // How many stay in the warps before this one, and above those bits in all.
+    // The number that stay in the warps before this one and, in the upper bits, in all warps.
     const int of_warp = __popc(stay_of_warps[lane()]);
     int sums = of_warp << 16 | (lane() < warp() ? of_warp : 0);
     for (int d = kWarp / 2; d > 0; d /= 2) sums += __shfl_xor_sync(kAllLanes, sums, d);
@@ -251,7 +254,7 @@ __global__ void __launch_bounds__(kResolveThreads<T>, 1)
 
 // ---- the host's side ----------------------------------------------------------------------------
 
-// Hands out pieces of one allocation; without one, counts the bytes.
+// Assigns pieces of one allocation; without an allocation it counts the bytes.
 class Pieces {
  public:
   explicit Pieces(void* begin) : begin_(static_cast<char*>(begin)) {}

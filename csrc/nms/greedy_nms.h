@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Greedy non-maximum suppression over raw pointers: plain C++, no torch, so that the NumPy entry
 // points run it too. Boxes are visited by falling score (ties: the lower index first,
-// score_order.h) and each is compared with the boxes kept so far that are near it (kept_boxes.h). A
-// group's boxes meet no others: where all groups run to their end they run in parallel, and where
-// the caller wants the best few of many they take turns in the order of the scores, up to the last
-// one wanted.
+// score_order.h), and each is compared with the kept boxes near it (kept_boxes.h). Boxes of
+// different groups are not compared. If all groups run to their end, they run in parallel; if the
+// caller wants the best few of many, the groups take turns in the order of the scores until enough
+// are kept.
 //
 // Cost: the sort, O(n), and about constant time a box; the worst input costs the n * kept IoUs of
 // brute force. Memory O(n).
@@ -68,7 +68,7 @@ int64_t nms_in_turns(const NmsInput<T>& in, ScoreOrder<T>& order, const NmsThres
   return num_kept;
 }
 
-// All groups to their end, in parallel; then one walk over the rows restores the order of scores.
+// All groups to their end, in parallel; then one pass over the rows restores the order of scores.
 template <typename T, typename Parallel>
 int64_t nms_by_group(const NmsInput<T>& in, const ScoreOrder<T>& order,
                      const NmsThreshold<T>& threshold, int64_t max_keep, int64_t* keep,

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The boxes that greedy NMS has kept, and whether a new one overlaps one of them.
+// The boxes that greedy NMS has kept, and whether a new box overlaps one of them.
 //
-// At first all kept boxes are looked through, a vector at a time. Where that takes longer than the
-// cells would, they move into cells by size and centre, and a query reads only those that can hold
-// a partner: if IoU(a, b) > t, then the overlap is wider than t * max(width a, width b), because
-// the intersection is at most that width times the height of either box. So neither box is wider
-// than the other's width / t, and the centres are less than (width a + width b) / 2 - t * max(width
-// a, width b) apart. The same in y. Kept boxes overlap each other by t at most, so that few of them
-// share a cell whose side is in proportion to them: a query costs about the same for any number of
-// kept boxes.
+// At first a query tests all kept boxes, a vector at a time. Where that takes longer than a grid
+// would, the kept boxes move into a grid of cells by size and centre, and a query reads only the
+// cells that can hold a box that overlaps it. If IoU(a, b) > t, then the overlap is wider than t *
+// max(width a, width b), because the intersection is at most that width times the height of either
+// box. So neither box is wider than the other's width / t, and the centres are closer than (width a
+// + width b) / 2 - t * max(width a, width b). The same holds in y. Kept boxes overlap each other by
+// at most t, so few of them share a cell whose side is proportional to theirs: a query costs about
+// the same for any number of kept boxes.
 //
-// Whether a pair is looked at never changes the result: a pair that is not has an IoU of at most t
-// in floating point too: kSlack covers its roundings, and there are no cells where boxes are so
-// small that their areas lose digits (kTiny).
+// The grid never changes the result: a pair that it skips has an IoU of at most t in floating point
+// too. kSlack covers the rounding errors, and there is no grid where boxes are so small that their
+// areas lose digits (kTiny).
 #pragma once
 
 #include <algorithm>
@@ -26,27 +26,18 @@
 #include <utility>
 #include <vector>
 
-#include "../isa/loops.h"
+#include "../geometry/overlap.h"
+#include "nms.loops.h"
 #include "score_order.h"
 
 namespace fastdet::cpu {
 
-// In vectors of kept boxes, as measured: a query of the cells, one cell of it, and a box's part in
-// filling them.
+// Measured costs, in vectors of kept boxes: a query of the grid, one cell of a query, and adding
+// one box to the grid.
 constexpr int64_t kQueryCost = 56, kCellCost = 3, kFillCost = 24;
-constexpr int64_t kReview = 128;  // offers between two looks at the costs
-constexpr int64_t kMaxRuns = 64;  // cells; a query that would read more looks through all boxes
+constexpr int64_t kReview = 128;  // offers between two comparisons of the costs
+constexpr int64_t kMaxRuns = 64;  // cells; a query that would read more tests all boxes instead
 constexpr double kSlack = 1e-6;
-
-// Where areas below this are compared, products of theirs may round in steps, not in proportion.
-template <typename T>
-constexpr T kTiny = std::numeric_limits<T>::min() * (T(1) / std::numeric_limits<T>::epsilon());
-
-// Whether the box can have an IoU above 0 with any other: otherwise it is kept and forgotten.
-template <typename T>
-bool can_overlap(const Box<T>& box, T box_area) {
-  return box.x1 < box.x2 && box.y1 < box.y2 && box_area > T(0) && is_finite(box_area);
-}
 
 template <typename T>
 bool is_tiny(const Box<T>& box) {
@@ -54,14 +45,14 @@ bool is_tiny(const Box<T>& box) {
   return can_overlap(box, box_area) && box_area < kTiny<T>;
 }
 
-// `iou` is rounded down to T. Roundings in proportion move the product by 1e-6 of itself at most.
+// `iou` is rounded down to T. Proportional rounding errors change a product by at most 1e-6 of it.
 template <typename T>
 NmsThreshold<T> nms_threshold(T iou, bool any_tiny) {
   const bool proportional = !any_tiny && iou > T(1e-6);
   return {iou, proportional ? iou * (T(1) - 4 * std::numeric_limits<T>::epsilon()) : T(0)};
 }
 
-// Whether the cells may be used: not where a tiny box took the filter away.
+// Whether the grid may be used: not where a tiny box has disabled the filter.
 template <typename T>
 bool prunes(const NmsThreshold<T>& threshold) {
   return threshold.filter > 0 || threshold.iou <= T(1e-6);
@@ -92,11 +83,12 @@ void put(const BoxPlanes<T>& planes, int64_t i, const Box<T>& box, T box_area) {
   planes.area[i] = box_area;
 }
 
-// Cells, hashed into buckets, by size level and centre.
+// The grid: cells by size level and centre, hashed into buckets.
 template <typename T>
 class SizeGrid {
  public:
-  // Has room for the boxes of all `members`. `filter`: of the threshold; 0 looks at all that touch.
+  // Has room for the boxes of all `members`. `filter` is that of the threshold; 0 finds all that
+  // touch.
   SizeGrid(const Box<T>* boxes, const Ranked<T>* members, int64_t n, T filter)
       : ratio_(filter * (1 - kSlack)),
         shift_(64 - std::bit_width(static_cast<uint64_t>(n / 4))),
@@ -116,7 +108,7 @@ class SizeGrid {
     put(store_.planes(), bucket.begin + bucket.count++, box, box_area);
   }
 
-  // Nothing where the answer would take more than `max_cells` cells.
+  // No answer where it would take more than `max_cells` cells.
   std::optional<bool> overlaps_any(const Box<T>& box, T box_area, const NmsThreshold<T>& threshold,
                                    int64_t max_cells) const {
     std::array<KeptRun, kMaxRuns> runs;
@@ -138,16 +130,17 @@ class SizeGrid {
           num_runs += bucket.count > 0;
         }
     }
-    return box_loops<T>().find_overlap(store_.planes(), runs.data(), num_runs, box, box_area,
-                                       threshold) >= 0;
+    return current_loops<NmsLoops<T>>().find_overlap(store_.planes(), runs.data(), num_runs, box,
+                                                     box_area, threshold) >= 0;
   }
 
  private:
-  static constexpr int kLevels = 8;  // each spans sizes up to a factor 4, the last one all the rest
+  static constexpr int kLevels =
+      8;  // each spans sizes up to a factor of 4, the last one all smaller boxes
 
   struct Level {
-    double smallest = std::numeric_limits<double>::infinity();  // the least longer side
-    double width = 0, height = 0;                               // the largest
+    double smallest = std::numeric_limits<double>::infinity();  // of the longer sides
+    double width = 0, height = 0;                               // the largest of the level
     double cells_per_x = 0, cells_per_y = 0;                    // a pixel
   };
 
@@ -190,7 +183,7 @@ class SizeGrid {
     }
   }
 
-  // Rises with the coordinate.
+  // Never falls as the coordinate rises.
   static int64_t cell(double coordinate, double cells_per_pixel) {
     constexpr double kFar = 1e15;
     return static_cast<int64_t>(std::floor(std::clamp(coordinate * cells_per_pixel, -kFar, kFar)));
@@ -244,7 +237,7 @@ class KeptBoxes {
   bool offer(const Box<T>& box) {
     const T box_area = area(box);
     if (++num_offers_ % kReview == 0 && !grid_) review();
-    if (!can_overlap(box, box_area)) return true;
+    if (!can_overlap(box, box_area)) return true;  // it suppresses no other box either
     if (overlaps_any(box, box_area)) return false;
     put(kept_, n_++, box, box_area);
     if (grid_) grid_->insert(box, box_area);
@@ -264,7 +257,7 @@ class KeptBoxes {
     return place >= 0;
   }
 
-  // Builds the grid where the boxes to come would repay it at the cost of the last ones.
+  // Builds the grid if the remaining boxes, at the cost of the last ones, would repay it.
   void review() {
     const int64_t vectors = std::exchange(looked_at_, 0) / (kReview * loops_.lanes);
     const int64_t saved = (size_ - num_offers_) * (vectors - kQueryCost);
@@ -279,7 +272,7 @@ class KeptBoxes {
   int64_t size_;
   NmsThreshold<T> threshold_;
   BoxPlanes<T> kept_;
-  const BoxLoops<T>& loops_ = box_loops<T>();
+  const NmsLoops<T>& loops_ = current_loops<NmsLoops<T>>();
   int64_t n_ = 0, num_offers_ = 0, looked_at_ = 0;
   std::unique_ptr<SizeGrid<T>> grid_;
 };

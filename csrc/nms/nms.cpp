@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The NMS ops over torch's tensors; greedy_nms.h does the work. Images run in parallel.
+// The NMS operators for torch tensors on the CPU; greedy_nms.h does the work. Images run in
+// parallel.
 #include <algorithm>
 
-#include "../checks.h"
 #include "../geometry/threshold.h"
-#include "greedy_nms.h"
 #include "../host/parallel.h"
+#include "contract.h"
+#include "greedy_nms.h"
 
 namespace fastdet::cpu {
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The NMS ops over torch's tensors; greedy_nms.cuh does the work. No host sync but the one at the
-// end of the ops whose output has a data-dependent length.
-#include "../checks.h"
+// The NMS operators for torch tensors on the GPU; greedy_nms.cuh does the work. The only host sync
+// is at the end of the operators whose output length depends on the data.
+#include "contract.h"
 #include "greedy_nms.cuh"
 
 namespace fastdet::cuda {

@@ -1,32 +1,28 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Suppression for NumPy arrays: the driver of the torch ops, and Soft-NMS, on the calling thread.
-// O(N) memory.
+// NMS for NumPy arrays, with the driver of the torch operators, and Soft-NMS, on the calling
+// thread. O(N) memory.
 #include <algorithm>
 #include <limits>
 #include <utility>
 
-#include "greedy_nms.h"
-#include "soft_nms.h"
 #include "../geometry/threshold.h"
 #include "../python/arrays.h"
+#include "contract.h"
+#include "greedy_nms.h"
+#include "soft_nms.h"
 
 namespace fastdet::python {
 
 namespace {
 
 template <typename T>
-void expect_scored_boxes(const char* op, const Array<T>& boxes, const Array<T>& scores) {
-  expect(is_boxes(boxes, 2), op, "boxes", "(N, 4)", boxes);
-  expect(is_vector(scores, boxes.shape(0)), op, "scores", "(N,) with the N of boxes", scores);
-}
-
-template <typename T>
 Array<int64_t> nms(const Array<T>& boxes, const Array<T>& scores,
                    const std::optional<Array<int64_t>>& idxs, double iou_threshold) {
-  const char* const op = idxs ? "batched_nms" : "nms";
-  expect_scored_boxes(op, boxes, scores);
+  if (idxs)
+    check_batched_nms("batched_nms", boxes, scores, *idxs);
+  else
+    check_nms("nms", boxes, scores);
   const int64_t n = boxes.shape(0);
-  if (idxs) expect(is_vector(*idxs, n), op, "idxs", "(N,) with the N of boxes", *idxs);
   const cpu::NmsInput<T> in = {boxes_of(boxes), scores.data(), idxs ? idxs->data() : nullptr, n};
   std::vector<int64_t> keep(n);
   {
@@ -38,12 +34,12 @@ Array<int64_t> nms(const Array<T>& boxes, const Array<T>& scores,
 
 template <typename T>
 std::pair<Array<int64_t>, Array<T>> soft_nms(const Array<T>& boxes, const Array<T>& scores,
-                                             double iou_threshold, double sigma, double min_score,
-                                             cpu::SoftNmsMethod method) {
-  expect_scored_boxes("soft_nms", boxes, scores);
+                                             double iou_threshold, double sigma,
+                                             double score_threshold, cpu::SoftNmsMethod method) {
+  check_nms("soft_nms", boxes, scores);
   const T width = std::max(static_cast<T>(sigma), std::numeric_limits<T>::min());
   const cpu::SoftNmsRule<T> rule = {method, static_cast<T>(iou_threshold), width,
-                                    static_cast<T>(min_score)};
+                                    static_cast<T>(score_threshold)};
   std::vector<int64_t> keep;
   std::vector<T> kept_scores;
   {
@@ -54,21 +50,23 @@ std::pair<Array<int64_t>, Array<T>> soft_nms(const Array<T>& boxes, const Array<
 }
 
 template <typename T>
-void bind(py::module_& m) {
+void bind_type(py::module_& m) {
   m.def("nms", nms<T>, py::arg("boxes").noconvert(), py::arg("scores").noconvert(),
         py::arg("idxs").noconvert(), py::arg("iou_threshold"));
   m.def("soft_nms", soft_nms<T>, py::arg("boxes").noconvert(), py::arg("scores").noconvert(),
-        py::arg("iou_threshold"), py::arg("sigma"), py::arg("min_score"), py::arg("method"));
+        py::arg("iou_threshold"), py::arg("sigma"), py::arg("score_threshold"), py::arg("method"));
 }
 
-}  // namespace
-
-void bind_nms(py::module_& m) {
+void bind(py::module_& m) {
   py::enum_<cpu::SoftNmsMethod>(m, "SoftNmsMethod")
       .value("linear", cpu::SoftNmsMethod::kLinear)
       .value("gaussian", cpu::SoftNmsMethod::kGaussian);
-  bind<float>(m);
-  bind<double>(m);
+  bind_type<float>(m);
+  bind_type<double>(m);
 }
+
+const Entries entries(bind);
+
+}  // namespace
 
 }  // namespace fastdet::python

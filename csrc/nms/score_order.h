@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Boxes by falling score, ties by rising index: the scores' bits, turned so that they rise as the
-// score falls, through a stable radix sort, one byte a pass. Rows are sorted as far as they are
-// asked for, so that a caller who stops after k of n rows pays a selection, O(n), and the sort of a
-// few times k. A score that is NaN or a coordinate that is not finite leaves the box out.
+// Boxes by falling score, ties by rising index: a stable radix sort, one byte a pass, over the bits
+// of the scores, inverted so that they rise as the score falls. Rows are sorted only as far as they
+// are asked for: a caller that stops after k of n rows pays a selection, O(n), and the sort of a
+// few times k. A box with a NaN score or a coordinate that is not finite is left out.
 #pragma once
 
 #include <algorithm>

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Soft-NMS over raw pointers, plain C++: again and again the best box is picked and the scores of
-// those that overlap it fall. Boxes lie in blocks of neighbours; a box that overlaps nothing of a
-// block cannot change it, so a pick costs a look at each block and a pass over a few of them:
-// O(n + picks * (n / kSoftNmsBlock + boxes near the pick)) after the sort. O(n) memory.
-// Neither the order of the blocks nor what is skipped shows in the result: a score falls by the
-// picks that overlap its box, in their order, and of equal scores the lowest index is picked.
+// Soft-NMS over raw pointers, plain C++: the best box is picked and the scores of the boxes that
+// overlap it fall, again and again. Boxes lie in blocks of neighbours; a pick changes nothing in a
+// block that it does not overlap, so it costs one test for each block and a pass over a few of
+// them: O(n + picks * (n / kSoftNmsBlock + boxes near the pick)) after the sort. O(n) memory.
+//
+// Neither the order of the blocks nor the skipping changes the result: a score falls by the picks
+// that overlap its box, in their order, and of equal scores the lowest index is picked.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +13,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../isa/loops.h"
+#include "soft_nms.loops.h"
 
 namespace fastdet::cpu {
 
@@ -48,12 +49,12 @@ class SoftNms {
   }
 
  private:
-  // The usable boxes, by tiles of the plane, so that neighbours in space are neighbours in memory.
+  // The usable boxes by tiles of the image, so that neighbours in space are neighbours in memory.
   std::vector<int64_t> neighbours_in_order(const Box<T>* boxes, const T* scores, int64_t n) const {
     std::vector<int64_t> order;
     Box<double> all = {0, 0, 0, 0};
     for (int64_t i = 0; i < n; ++i) {
-      if (!(scores[i] >= rule_.min_score) || !is_finite(scores[i]) || !is_finite(boxes[i]))
+      if (!(scores[i] >= rule_.score_threshold) || !is_finite(scores[i]) || !is_finite(boxes[i]))
         continue;
       const double x = boxes[i].x1, y = boxes[i].y1;
       if (order.empty()) all = {x, y, x, y};
@@ -101,8 +102,8 @@ class SoftNms {
     return hull;
   }
 
-  // Where a pick cannot overlap a box of the block, its IoU with each is 0. At threshold 0 the
-  // linear rule looks at an IoU of 0 too, and multiplies by 1.
+  // Where a pick cannot overlap a box of the block, its IoU with each is 0, which changes no score:
+  // even at threshold 0, the linear rule multiplies by 1 - 0.
   static bool meets(const Box<T>& hull, const Box<T>& box) {
     return box.x1 < hull.x2 && hull.x1 < box.x2 && box.y1 < hull.y2 && hull.y1 < box.y2;
   }
@@ -110,8 +111,8 @@ class SoftNms {
   void decay(int64_t block, const Box<T>& picked) {
     const int64_t begin = block * kSoftNmsBlock;
     const int64_t end = std::min(begin + kSoftNmsBlock, static_cast<int64_t>(index_.size()));
-    best_[block] = box_loops<T>().decay_scores(rule_, picked, area(picked), planes_from(begin),
-                                               end - begin, scores_.data() + begin);
+    best_[block] = current_loops<SoftNmsLoops<T>>().decay_scores(
+        rule_, picked, area(picked), planes_from(begin), end - begin, scores_.data() + begin);
   }
 
   // The position of the highest score, of equal ones that of the lowest index; -1 if none is left.

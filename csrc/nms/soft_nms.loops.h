@@ -1,34 +1,33 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Included by loops.cpp inside the namespace of an ISA. The scores of boxes that are left are >=
-// +0, and the bits of such numbers order as integers do: see match_anchors.loops.h.
+// The loop of Soft-NMS: scores fall by the overlap with the box picked.
+#pragma once
 
+#include <cstdint>
+
+#include "../geometry/box.h"
+#include "../geometry/box_planes.h"
+#include "../isa/loops.h"
+
+namespace fastdet::cpu {
+
+enum class SoftNmsMethod { kLinear, kGaussian };
+
+// How the overlap with a picked box lowers a score: it is multiplied by 1 - IoU where the IoU is >=
+// iou_threshold, or by exp(-IoU^2 / sigma). A box whose score is below score_threshold, which is >=
+// 0, is removed.
 template <typename T>
-T decay_scores(const SoftNmsRule<T>& rule, const Box<T>& picked, T picked_area,
-               const BoxPlanes<T>& boxes, int64_t n, T* __restrict__ scores) {
-  using Bits = LaneInt<T>;
-  const auto decay = [&](const auto& weight) __attribute__((always_inline)) {
-    const BoxPlanes<T> b = boxes;
-    const Box<T> a = picked;
-    const T area_a = picked_area, min_score = rule.min_score;
-    Bits most = __builtin_bit_cast(Bits, T(-1));
-    for (int64_t i = 0; i < n; ++i) {
-      const Box<T> other = {b.x1[i], b.y1[i], b.x2[i], b.y2[i]};
-      const T decayed = scores[i] * weight(iou(a, area_a, other, b.area[i]));
-      const T left = scores[i] >= T(0) && decayed >= min_score ? decayed : T(-1);
-      scores[i] = left;
-      const Bits bits = __builtin_bit_cast(Bits, left);
-      most = bits > most ? bits : most;
-    }
-    return __builtin_bit_cast(T, most);
-  };
-  if (rule.method == SoftNmsMethod::kGaussian) {
-    const T sigma = rule.sigma;
-    return decay([=](T overlap) __attribute__((always_inline)) {
-      return exp_of(-(overlap * overlap) / sigma);
-    });
-  }
-  const T threshold = rule.iou_threshold;
-  return decay([=](T overlap) __attribute__((always_inline)) {
-    return overlap >= threshold ? T(1) - overlap : T(1);
-  });
-}
+struct SoftNmsRule {
+  SoftNmsMethod method;
+  T iou_threshold, sigma, score_threshold;
+};
+
+// T is float or double.
+template <typename T>
+struct FASTDET_EXPORT SoftNmsLoops {
+  // Lowers scores[0, n) by the overlap with `picked`; the score of a removed box is -1. Returns the
+  // highest score.
+  T (*decay_scores)(const SoftNmsRule<T>& rule, const Box<T>& picked, T picked_area,
+                    const BoxPlanes<T>& boxes, int64_t n, T* scores);
+};
+
+}  // namespace fastdet::cpu

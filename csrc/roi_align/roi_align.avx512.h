@@ -1,8 +1,17 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Included by roi_align.loops.h where there is AVX-512. Planes (NCHW) without leaving the
-// registers. Forward merges a bin's rows into at most 8 vectors, and a permutation picks the
-// columns of 8 bins by 2 taps out of them at a time; backward deals 8 bins out to the columns and
-// adds these to the rows, so that no tap needs a load or a store of its own.
+// RoIAlign's loops over planes (NCHW) in AVX-512 registers, for roi_align.loops.cpp. Forward merges
+// a bin's rows into at most 8 vectors; a permutation then picks the columns of 8 bins, 2 taps at a
+// time. Backward distributes 8 bins over the columns and adds these to the rows, so that no tap
+// needs a load or a store of its own.
+#pragma once
+
+#ifdef __AVX512F__
+
+#include "../geometry/box.h"
+#include "../isa/lanes.h"
+#include "roi_align.loops.h"
+
+namespace fastdet::cpu::FASTDET_ISA {
 
 inline __m512 load_lanes(const float* from, __mmask16 mask) {
   return _mm512_maskz_loadu_ps(mask, from);
@@ -231,3 +240,7 @@ bool spread_planes_by_permutation(const FeatureMap<const T>& grad, const Taps<fl
     spread_vectors<kVectors>(grad, rows, columns, map, deals);
   });
 }
+
+}  // namespace fastdet::cpu::FASTDET_ISA
+
+#endif

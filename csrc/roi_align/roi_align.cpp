@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // RoIAlign of one level or several, forward and backward. A RoI becomes two short lists of taps,
 // rows and columns with weights, in which the samples of a bin that share a row or a column are
-// merged; the loops then touch each feature once a bin, in either memory layout.
+// merged; so the loops touch each feature once a bin, in either memory layout.
 //
-// RoIs are taken image by image in the order of their places, so that one finds in the caches what
-// its neighbour has read. In channels_last forward a thread takes RoIs; elsewhere it owns a block
-// of channels of an image and takes all its RoIs, which in backward, where they are added up in
-// that order, gives the same bits for any number of threads. Workspace: O(taps), 12 to 16 bytes
-// each.
+// RoIs are processed image by image in the order of their places, so that a RoI finds in the caches
+// what its neighbour has read. In channels_last forward a thread takes RoIs; otherwise it owns a
+// block of channels of an image and goes over all its RoIs. In backward, where RoIs are added up in
+// that order, this gives the same bits for any number of threads. Workspace: O(taps), 12 to 16
+// bytes each.
 //
 // The floor of the benchmark (1,024 RoIs, 256 x 7 x 7, ratio 2, features of 105 MB): features read
-// once and 51 MB written once; 205 million multiply-adds by 16 taps a bin in channels_last, and the
-// rows of each RoI's window in NCHW. Backward: 51 MB read, 105 MB written.
+// once and 51 MB written once; in channels_last 205 million multiply-adds for 16 taps a bin, in
+// NCHW the rows of each RoI's window. Backward: 51 MB read, 105 MB written.
 #include <algorithm>
 #include <numeric>
 #include <span>
@@ -19,18 +19,19 @@
 #include <vector>
 
 #include "../geometry/bilinear.h"
-#include "../checks.h"
-#include "../tensors/feature_layout.h"
 #include "../host/huge_pages.h"
-#include "../isa/loops.h"
 #include "../host/parallel.h"
+#include "../tensors/feature_layout.h"
+#include "contract.h"
+#include "roi_align.loops.h"
 #include "tap_list.h"
+#include "tensors.h"
 
 namespace fastdet::cpu {
 
 namespace {
 
-// Bits of x and y in turn: numbers that are near each other are places that are.
+// The bits of x and y alternately (Z curve): close numbers are close places.
 uint32_t morton(uint32_t x, uint32_t y) {
   const auto spread_bits = [](uint32_t v) {
     v = (v | v << 8) & 0x00ff00ff;
@@ -99,8 +100,7 @@ struct Pooled {
   }
 };
 
-// The RoIs with their plans, and the order in which the loops take them: by image, level and place,
-// so that one RoI finds in the caches what the one before it has read.
+// The RoIs with their plans, and the order in which the loops take them: image, level, place.
 template <typename S>
 struct Plans {
   std::vector<RoiPlan<S>> of;
@@ -148,11 +148,11 @@ bool by_pixels(const FeatureLevel<T, S>& level) {
   return level.channel_stride == 1 && level.pixel_stride != 1;
 }
 
-// Planes (NCHW) that a RoI is taken through at a time: its taps are set up once for them, and a RoI
-// finds in the L2 cache what its neighbour has read.
+// Planes (NCHW) that are processed for a RoI at a time: its taps are computed once for them, and a
+// RoI finds in the L2 cache what its neighbour has read.
 constexpr int64_t kPlaneBlock = 8;
 
-// Planes in the order of memory: in the order of RoIs each would miss the cache anew.
+// Prefetches planes in memory order: in the order of the RoIs every access would miss the cache.
 template <typename T>
 void fetch(const FeatureMap<const T>& planes, int64_t height, int64_t width) {
   constexpr int64_t kLine = 64 / sizeof(T);
@@ -167,7 +167,7 @@ void fetch(const FeatureMap<const T>& planes, int64_t height, int64_t width) {
 template <typename T>
 void pool(const std::vector<FeatureLevel<const T, Sum<T>>>& levels,
           const std::vector<PlacedRoi<Sum<T>>>& rois, Sampling sampling, const Tensor& pooled) {
-  const auto& loops = feature_loops<T>();
+  const auto& loops = current_loops<RoiAlignLoops<T>>();
   const Plans<Sum<T>> plans(levels, rois, sampling, pooled.size(3), pooled.size(4));
   const int64_t channels = levels[0].channels;
   const Pooled<T> out(mutable_data<T>(pooled), pooled);
@@ -213,7 +213,7 @@ int64_t channel_block(int64_t images, int64_t channels) {
   return block;
 }
 
-// Just before they are added to, while they stay in the cache. NCHW is dense.
+// Just before sums are added to them, so that they stay in the cache. NCHW is dense.
 template <typename S>
 void zero_planes(const FeatureLevel<S, S>& level, int64_t image, int64_t channel, int64_t planes) {
   std::fill_n(map_of(level, image, channel, planes).data, planes * level.height * level.width,
@@ -224,7 +224,7 @@ void zero_planes(const FeatureLevel<S, S>& level, int64_t image, int64_t channel
 template <typename T>
 void spread(const Tensor& grad, const std::vector<PlacedRoi<Sum<T>>>& rois, Sampling sampling,
             const std::vector<FeatureLevel<Sum<T>, Sum<T>>>& levels) {
-  const auto& loops = feature_loops<T>();
+  const auto& loops = current_loops<RoiAlignLoops<T>>();
   const Plans<Sum<T>> plans(levels, rois, sampling, grad.size(3), grad.size(4));
   const int64_t images = levels[0].images, channels = levels[0].channels;
   const Pooled<const T> pooled(data<T>(grad), grad);
@@ -323,7 +323,8 @@ Tensor multiscale_roi_align(const std::vector<Tensor>& features, const Tensor& b
                             int64_t pooled_width, const std::vector<double>& scales,
                             int64_t sampling_ratio, int64_t canonical_scale,
                             int64_t canonical_level, bool aligned) {
-  check_multiscale_roi_align("multiscale_roi_align", features, boxes, counts, scales.size());
+  check_multiscale_roi_align("multiscale_roi_align", arguments(features), boxes, counts,
+                             scales.size());
   const Tensor& first = features[0];
   const Tensor pooled =
       in_huge_pages(empty_pooled(first, boxes.size(0), boxes.size(1), first.size(1), pooled_height,

@@ -1,42 +1,40 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// RoIAlign of one level or several, forward in one launch and backward in two, without atomics:
-// the same bits at any time, whether or not torch asks for deterministic algorithms.
+// RoIAlign of one level or several, forward in one launch and backward in two, without atomics: the
+// result has the same bits in every run, whether or not torch asks for deterministic algorithms.
 //
-// Forward: a block owns a RoI. It finds the taps of the RoI's rows and columns once, merged where
-// samples of a bin share one, and then its threads take eight channels of a bin each: in
-// channels_last by loads and stores of 16 bytes, in NCHW eight planes at the same pixel, so that in
-// either layout a tap is worked out once for eight values.
+// Forward: a block owns a RoI. It computes the taps of the RoI's rows and columns once, merged
+// where the samples of a bin share one. Then each of its threads takes eight channels of a bin: in
+// channels_last by loads and stores of 16 bytes, in NCHW eight planes at the same pixel. In both
+// layouts one computed tap serves eight values.
 //
 // Backward: a block owns a tile of 8 x 8 features and 64 channels, keeps their sums in registers,
-// and walks the RoIs that touch the tile in their order. It writes each feature once and in the
-// gradient's own type, where adding atomically would zero, add in float32 and convert: 3 to 5 times
-// the bytes. To know its RoIs it reads 16 bytes of each, which the first launch has set down and
-// the caches hold. Workspace: 64 bytes a RoI.
+// and goes over the RoIs that touch the tile in order. It writes each feature once and in the
+// gradient's own type; atomic addition would clear, add in float32 and convert, 3 to 5 times the
+// bytes. To find its RoIs it reads 16 bytes of each, which the first launch has written and the
+// caches hold. Workspace: 64 bytes a RoI.
 //
-// By reasoning, for 1,000 RoIs of 256 x 7 x 7 at ratio 2 in channels_last bfloat16: forward writes
-// 25 MB and loads about 9 merged taps a bin (16 without merging), 226 MB of which the caches serve
-// all but the features themselves, in some 9 million instructions of a warp, 10 us of an H100's.
-// Backward reads those 25 MB and writes the features; a RoI of 16 x 16 features touches 9 tiles,
-// and its 256 features have some 2 taps each: about 20 million instructions. A tile that many RoIs
-// share is one block's work from first to last, which bounds the tail of backward.
+// Estimated, not measured, for 1,000 RoIs of 256 x 7 x 7 at ratio 2 in channels_last bfloat16:
+// forward writes 25 MB and loads about 9 merged taps a bin (16 without merging), 226 MB, of which
+// the caches serve all but the features themselves, in about 9 million warp instructions, 10 us of
+// an H100. Backward reads those 25 MB and writes the features; a RoI of 16 x 16 features touches 9
+// tiles, and each of its 256 features has about 2 taps: about 20 million instructions. A tile that
+// many RoIs share is the work of one block, which limits how soon backward ends.
 #include <algorithm>
 #include <bit>
 #include <cmath>
 #include <type_traits>
 #include <vector>
 
-#include "../geometry/bilinear.h"
-#include "../checks.h"
-#include "../tensors/feature_layout.h"
 #include "../device/packs.cuh"
 #include "../device/warp.cuh"
+#include "../geometry/bilinear.h"
+#include "../tensors/feature_layout.h"
+#include "contract.h"
+#include "tensors.h"
 
 namespace fastdet::cuda {
 
 namespace {
-
-template <typename T>
-using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 template <typename T, typename S>
 struct Levels {
@@ -75,15 +73,15 @@ template <typename T, typename S, int V>
 __device__ void store_sums(T* to, const S (&sums)[V]) {
   Pack<T, V> pack;
   for (int v = 0; v < V; ++v) pack[v] = static_cast<T>(sums[v]);
-#ifdef __CUDA_ARCH__  // in this place the compiler takes a copy of a pack apart
+#ifdef __CUDA_ARCH__  // here the compiler would split the copy of a pack into single values
   if constexpr (sizeof pack == kPackBytes)
     return __stwb(reinterpret_cast<uint4*>(to), std::bit_cast<uint4>(pack));
 #endif
   store_pack(to, pack);
 }
 
-// Keeps a compiler from working out all multiples of a stride ahead of a loop, for want of
-// registers.
+// Keeps the compiler from computing all multiples of a stride before a loop, which would take too
+// many registers.
 __device__ int64_t opaque(int64_t stride) {
 #ifdef __CUDA_ARCH__
   asm volatile("" : "+l"(stride));
@@ -101,7 +99,7 @@ bool moves_in_packs(const Tensor& tensor) {
   return is_aligned(tensor.const_data_ptr());
 }
 
-// Such bins of a RoI as a block has room for at once: all of them, if they are not very many.
+// The bins of a RoI that a block has room for at once: all of them, unless they are very many.
 constexpr int kMostBins = 128;  // a side
 
 struct BinBlock {
@@ -116,7 +114,7 @@ __device__ void for_each_bin_block(const PooledShape& shape, Visit visit) {
                      min_of(shape.width - pw, kMostBins)});
 }
 
-// A multiprocessor's registers are shared out to fewer blocks.
+// Fewer blocks share the registers of a multiprocessor.
 template <typename T>
 constexpr bool kDouble = std::is_same_v<T, double>;
 
@@ -212,7 +210,7 @@ struct AxisTaps {
   }
 };
 
-// What a block knows of its RoI.
+// The RoI of a block.
 template <typename S>
 struct RoiTaps {
   AxisTaps<S> rows, columns;
@@ -277,7 +275,7 @@ struct Units {
     groups = (num_packs + of_unit - 1) / of_unit;
   }
 
-  // That one round would take.
+  // How many one round would take.
   int64_t blocks() const { return (int64_t(groups) * height * width + kThreads - 1) / kThreads; }
 
   __device__ Unit at(int i) const {
@@ -377,7 +375,7 @@ void pool(const std::vector<Tensor>& features, const double* scales, const RoiTa
   }
   const PooledShape shape(pooled);
   if (shape.num_rois() == 0 || shape.channels == 0) return;
-  // A RoI's units are shared out where there are too few RoIs to fill a GPU.
+  // Several blocks share the units of a RoI where there are too few RoIs to fill a GPU.
   Units units(shape, in_packs ? kPackWidth<T> : 1, channels_last);
   const int64_t blocks = std::clamp<int64_t>(1024 / shape.num_rois(), 1, units.blocks());
   units.rounds = (units.blocks() + blocks - 1) / blocks;
@@ -657,7 +655,7 @@ __global__ void __launch_bounds__(kThreads, kDouble<T> ? 2 : 3)
   sums.store(tile, level, share_of<V>(tile, shape.channels, channels_last));
 }
 
-// Sets down where each RoI lies.
+// Records where each RoI lies.
 template <typename T>
 void place_rois(const Levels<T, Sum<T>>& levels, const RoiTable<Sum<T>>& table, Sampling sampling,
                 const Tensor& grad, RoiTiles* tiles, RoiAxes* axes) {
@@ -740,7 +738,8 @@ Tensor multiscale_roi_align(const std::vector<Tensor>& features, const Tensor& b
                             int64_t pooled_width, const std::vector<double>& scales,
                             int64_t sampling_ratio, int64_t canonical_scale,
                             int64_t canonical_level, bool aligned) {
-  check_multiscale_roi_align("multiscale_roi_align", features, boxes, counts, scales.size());
+  check_multiscale_roi_align("multiscale_roi_align", arguments(features), boxes, counts,
+                             scales.size());
   const Tensor& first = features[0];
   const DeviceGuard guard(first.get_device_index());
   const bool channels_last = is_channels_last(first);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The rows or columns that RoIAlign's bins read on one axis of a RoI, with their shares, merged
+// The rows or columns that RoIAlign's bins read on one axis of a RoI, with their weights, merged
 // where samples of a bin share one: one pass over the samples that can lie on the map.
 #pragma once
 
@@ -7,11 +7,11 @@
 #include <vector>
 
 #include "../geometry/bilinear.h"
-#include "../isa/loops.h"
+#include "taps.h"
 
 namespace fastdet::cpu {
 
-// A list may be built again, in the memory that it has.
+// A list can be built again and reuses its memory.
 template <typename S>
 class TapList {
  public:
@@ -43,8 +43,8 @@ class TapList {
   }
 
  private:
-  // Positions rise with the samples, so an index that the bin has already is one of the last two.
-  // In an inverted RoI they fall, and some indexes stay apart.
+  // Positions rise with the samples, so an index that the bin already has is one of the last two.
+  // In an inverted RoI they fall, and some equal indexes are not merged.
   void add(int64_t index, S weight) {
     if (weight == 0) return;
     const size_t bin_begin = begin_.back();

@@ -1,22 +1,23 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The k largest logits above a bound of every segment (a level of an image), all segments side by
-// side; of equal logits the first ones. What is selected comes out in the order of memory, so that
-// later ties fall as the logits lie.
+// The k largest logits above a bound of every segment (one level of one image), all segments side
+// by side; of equal logits the first ones. The selected logits come out in memory order, so that
+// later ties are decided by that order.
 //
-// A radix select over keys in the order of the logits, 11 bits a pass: each block counts the digits
-// of its chunk in shared memory and adds them to the segment's histogram; the block that arrives
-// last finds the digit in which the k-th key lies and leaves the histogram empty for the next pass.
-// A segment of which no more than k pass the bound, or whose cut falls between two digits, is done
-// early. Then a caller's kernel takes what is selected: its blocks count what they have above the
-// cut and on it, publish the counts, and wait for those of the chunks before, which wait for
-// nothing: blocks take chunks in the order in which they start.
+// A radix select over keys that order as the logits do, 11 bits a pass. Each block counts the
+// digits of its chunk in shared memory and adds them to the segment's histogram; the block that
+// arrives last finds the digit that contains the k-th key and empties the histogram for the next
+// pass. A segment is finished early if at most k of its logits pass the bound, or if its cut falls
+// between two digits. Then the caller's kernel takes the selected logits: each of its blocks counts
+// its keys above the cut and on it, publishes the counts, and waits for the counts of the chunks
+// before its own. This cannot deadlock, because blocks take chunks in the order in which they start
+// and publish before they wait.
 //
-// The first pass reads every logit, 16 bytes a load, and notes the largest key of every 512; the
-// others read only the 512s that can hold what they look for: of float32 2 KB for each logit that
-// is in the cut's digit or above, at the most. Floor: the bytes of the logits, once. Launches: a
-// memset and 3 histograms for float32, 2 for the half types, 6 for float64. Memory:
-// 16 KB a segment and 1 byte for 85 float32 logits. The atomics add integers, so the result depends
-// on no order. No host sync; no size depends on data.
+// The first pass reads every logit, 16 bytes a load, and records the largest key of every 512
+// bytes; the other passes read only the pieces that can contain a key that they look for: at most 2
+// KB of float32 for each logit in the cut's digit or above. Floor: the bytes of the logits, once.
+// Launches: a memset and 3 histograms for float32, 2 for the half types, 6 for float64. Memory: 16
+// KB a segment and 1 byte for 85 float32 logits. The atomics add integers, so the result depends on
+// no order. No host sync; no size depends on the data.
 #pragma once
 
 #include <algorithm>
@@ -24,10 +25,10 @@
 #include <type_traits>
 #include <vector>
 
-#include "../geometry/bilinear.h"
-#include "../tensors/rows.h"
 #include "../device/block_sum.cuh"
 #include "../device/packs.cuh"
+#include "../geometry/numbers.h"
+#include "../geometry/pyramid.h"
 
 namespace fastdet::cuda {
 
@@ -37,18 +38,18 @@ namespace {
 
 template <typename T>
 struct LogitKey {
-  using S = RowMaths<T>;
+  using S = Sum<T>;
   using type = std::conditional_t<std::is_same_v<S, double>, uint64_t, uint32_t>;
 
-  // The low bits of S that T leaves as they are: zeros.
+  // The low bits of S that are zero in every value of T.
   static constexpr int kUnused = std::is_same_v<T, Half>       ? 13
                                  : std::is_same_v<T, BFloat16> ? 16
                                                                : 0;
   static constexpr int kBits = 8 * sizeof(type) - kUnused;
 
-  // In the order of the logits; 0, which is below every logit, marks one that does not count.
+  // Orders as the logits do; 0, which is below every logit, marks a logit that does not count.
   static __device__ type of(S logit, S bound) {
-    if (!(logit > bound)) return 0;  // NaN is not
+    if (!(logit > bound)) return 0;  // NaN does not pass
     const S positive_zero = logit + S(0);
     type bits;
     memcpy(&bits, &positive_zero, sizeof bits);
@@ -73,7 +74,7 @@ struct Cut {
 
 constexpr int kDigitBits = 11, kBins = 1 << kDigitBits;
 
-// What a pass looks at: bits [shift, end) of the keys.
+// The bits [shift, end) of the keys, which one pass looks at.
 struct Digit {
   int shift, end;
   bool first, last;
@@ -113,9 +114,9 @@ struct Segment {
 // A tile is what a warp reads at once.
 constexpr int kPerLane = 16, kTile = kWarp * kPerLane, kRuns = kThreads / kWarp;
 
-// About so many chunks where the logits suffice, for which runs grow up to as many tiles as a warp
-// has lanes: of most tiles a later pass reads no more than the largest key, and it is not to pay
-// for blocks that find nothing else.
+// The number of chunks to aim at: runs grow towards it, up to one tile for each lane of a warp. A
+// later pass reads only the largest key of most tiles, and blocks that find nothing else would be
+// wasted.
 constexpr int64_t kManyChunks = 512;
 
 template <typename T>
@@ -168,8 +169,8 @@ struct Run {
   }
 };
 
-// How many keys of a chunk are above the cut, and how many on it, in one word; 0 as long as nobody
-// knows.
+// How many keys of a chunk are above the cut and how many on it, in one word; 0 until they are
+// known.
 struct Published {
   unsigned long long word;
 
@@ -192,7 +193,7 @@ struct Published {
 // What the kernels take.
 template <typename T>
 struct LogitSegments {
-  using S = RowMaths<T>;
+  using S = Sum<T>;
   using Key = typename LogitKey<T>::type;
 
   LogitLevel<T> levels[kMaxLevels];
@@ -236,7 +237,7 @@ struct LogitSegments {
     return sum;
   }
 
-  // The lane's keys; false, and nothing, where the tile has no logit above the bound.
+  // The lane's keys; returns false, without keys, where the tile has no logit above the bound.
   __device__ bool read(const Tile<T>& tile, Key (&keys)[kPerLane]) const {
     constexpr int kPacks = kPerLane / kWidth<T>;
     Pack<T, kWidth<T>> packs[kPacks];
@@ -286,7 +287,7 @@ struct LogitSegments {
 
 // ---- the cut ------------------------------------------------------------------------------------
 
-// Whether the block is the last of `num` that arrive; it sees what the others wrote before.
+// Whether the block is the last of `num` to arrive; if so, it sees what the others wrote before.
 __device__ inline bool last_to_arrive(unsigned* arrived, int64_t num) {
   __shared__ bool last;
   __threadfence();
@@ -363,8 +364,8 @@ struct Counts {
   int64_t above, equal;
 };
 
-// The places in its tile of what is selected of it, the first `ties` of the keys on the cut with
-// it, and how many these are.
+// The places of the tile's selected keys, including the first `ties` of the keys on the cut, and
+// their number.
 template <typename T, typename Key>
 __device__ Counts list_selected(const Tile<T>& tile, const Cut<Key>& cut, int64_t ties,
                                 const Key (&keys)[kPerLane], uint16_t* places) {
@@ -392,7 +393,7 @@ __device__ Counts list_selected(const Tile<T>& tile, const Cut<Key>& cut, int64_
   return {before_pack >> 16, min_of<int64_t>(before_pack & 0xffff, ties)};
 }
 
-// What the segment has before the warp's run; false where the whole chunk has nothing to add.
+// The selected keys of the segment before the warp's run; false where the chunk has none itself.
 template <typename T>
 __device__ bool count_before(const LogitSegments<T>& in, const Run<T>& run,
                              const Cut<typename LogitKey<T>::type>& cut, Counts& before) {
@@ -416,7 +417,7 @@ __device__ bool count_before(const LogitSegments<T>& in, const Run<T>& run,
   return true;
 }
 
-// A chunk for the block, in the order in which blocks start: those of lower chunks run already.
+// Gives the block a chunk, in the order in which blocks start: blocks of lower chunks already run.
 template <typename T>
 __device__ unsigned take_chunk(const LogitSegments<T>& in) {
   __shared__ unsigned chunk;
@@ -443,7 +444,7 @@ __device__ void for_each_selected(const LogitSegments<T>& in, const Run<T>& run,
     __syncwarp();
     const int num = static_cast<int>(listed.above + listed.equal);
     for (int i = lane(); i < num; i += kWarp)
-      emit(row + i, tile.first + places[i], static_cast<RowMaths<T>>(tile.logit(places[i])));
+      emit(row + i, tile.first + places[i], static_cast<Sum<T>>(tile.logit(places[i])));
     __syncwarp();  // the next tile overwrites the list
     row += num;
     ties -= listed.equal;
@@ -456,11 +457,11 @@ template <typename T>
 class TopLogits {
  public:
   // Of levels (B, ...) with dense rows.
-  TopLogits(const std::vector<Tensor>& levels, int64_t k, RowMaths<T> bound)
+  TopLogits(const std::vector<Tensor>& levels, int64_t k, Sum<T> bound)
       : num_images_(levels[0].size(0)) {
     in_.num_levels = static_cast<int>(levels.size());
     in_.k = k;
-    in_.bound = k > 0 ? bound : std::numeric_limits<RowMaths<T>>::infinity();
+    in_.bound = k > 0 ? bound : std::numeric_limits<Sum<T>>::infinity();
     int64_t num_tiles = 0;
     for (size_t l = 0; l < levels.size(); ++l) {
       int64_t num_logits = 1;
@@ -477,10 +478,10 @@ class TopLogits {
   // Of an image.
   int64_t most_selected() const { return most_selected_; }
 
-  // Of a kernel whose blocks take_chunk, once, and call for_each_selected.
+  // For a kernel whose blocks call take_chunk once, and then for_each_selected.
   dim3 grid() const { return dim3(static_cast<unsigned>(num_images_ * in_.num_chunks)); }
 
-  // What that kernel takes.
+  // The argument of that kernel.
   const LogitSegments<T>& select(cudaStream_t stream) {
     STD_CUDA_CHECK(cudaMemsetAsync(in_.num_taken, 0, zeroed_bytes_, stream));
     for (int pass = 0; pass < kNumPasses<T>; ++pass)
@@ -494,7 +495,7 @@ class TopLogits {
   void number_chunks() {
     const int64_t chunk = int64_t(in_.span) * kRuns * kTile;
     for (int l = 0; l < in_.num_levels; ++l) {
-      // Packs may begin before the logits. An empty level has a chunk, too, which finds its cut.
+      // Packs may begin before the logits. An empty level has a chunk too, which finds its cut.
       const int64_t end = in_.levels[l].num_logits + kWidth<T> - 1;
       in_.levels[l].first_chunk = in_.num_chunks;
       in_.levels[l].num_chunks = static_cast<unsigned>((end + chunk - 1) / chunk);

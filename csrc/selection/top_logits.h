@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The k largest of a stream of logits, each read once and compared with a bound that rises as
-// better ones come: for logits in no order, k ln(n / k) of n ever pass it. O(k) memory. Plain C++,
-// no torch. The candidates stay in the order of the stream, so that of equal logits the first ones
-// are kept and streams that were cut anywhere give the same result once joined.
+// The k largest of a stream of logits. Each is read once and compared with a bound that rises as
+// better ones come: for logits in random order, only about k ln(n / k) of n ever pass it. O(k)
+// memory. Plain C++, no torch. Candidates stay in the order of the stream, so that of equal logits
+// the first ones are kept, and a stream that is read in pieces gives the same result once they are
+// joined.
 #pragma once
 
 #include <algorithm>
@@ -11,12 +12,12 @@
 #include <limits>
 #include <vector>
 
-#include "../isa/loops.h"
+#include "top_logits.loops.h"
 
 namespace fastdet::cpu {
 
-// The k-th largest of x[0, n), 1 <= k <= n; moves the values. A partition without a branch on the
-// values: what they are cannot be predicted. An order that fools the pivots is left to nth_element.
+// The k-th largest of x[0, n), 1 <= k <= n; reorders x. The partition has no branch on the values,
+// which no processor could predict. Where the pivots divide badly, nth_element does the rest.
 template <typename S>
 S kth_largest(S* x, int64_t n, int64_t k) {
   constexpr int kSample = 9, kRounds = 8;
@@ -62,8 +63,8 @@ class TopLogits {
     for (; begin < end; begin += kSpan) {
       const int64_t n = std::min(kSpan, end - begin);
       make_room(n);
-      size_ += feature_loops<T>().find_above(logits + begin, n, bound_, begin,
-                                             logits_.data() + size_, index_.data() + size_);
+      size_ += current_loops<TopLogitsLoops<T>>().find_above(
+          logits + begin, n, bound_, begin, logits_.data() + size_, index_.data() + size_);
       if (size_ / kSlack > k_) trim();
     }
   }
@@ -95,14 +96,14 @@ class TopLogits {
     size_ = kept;
   }
 
-  // Gives up what it holds beyond the candidates.
+  // Releases the memory beyond the candidates.
   void shrink() {
     logits_.resize(size_), index_.resize(size_);
     logits_.shrink_to_fit(), index_.shrink_to_fit();
   }
 
  private:
-  static constexpr int64_t kSpan = 4096;  // logits between two looks at the bound
+  static constexpr int64_t kSpan = 4096;  // logits that are compared with one bound
   static constexpr int64_t kSlack = 4;    // trimmed at so many times k candidates
 
   void make_room(int64_t n) {

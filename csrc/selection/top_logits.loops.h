@@ -1,27 +1,21 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Included by loops.cpp inside the namespace of an ISA.
+// The loop that finds the logits above a bound.
+#pragma once
 
-// A few cache lines: most blocks hold no logit above the bound, and cost a vector comparison only.
-constexpr int64_t kLogitBlock = 64;
+#include <cstdint>
 
+#include "../geometry/numbers.h"
+#include "../isa/loops.h"
+
+namespace fastdet::cpu {
+
+// T is float, double, Half or BFloat16.
 template <typename T>
-int64_t find_above(const T* logits, int64_t n, Sum<T> bound, int64_t first,
-                   Sum<T>* __restrict__ values, int64_t* __restrict__ index) {
-  int64_t found = 0, begin = 0;
-  const auto compress = [&](int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const auto value = static_cast<Sum<T>>(logits[i]);
-      values[found] = value;
-      index[found] = first + i;
-      found += value > bound;
-    }
-  };
-  for (; begin + kLogitBlock <= n; begin += kLogitBlock) {
-    int hits = 0;
-    for (int64_t i = 0; i < kLogitBlock; ++i)
-      hits |= static_cast<Sum<T>>(logits[begin + i]) > bound;
-    if (hits) compress(begin + kLogitBlock);
-  }
-  compress(n);
-  return found;
-}
+struct FASTDET_EXPORT TopLogitsLoops {
+  // The values and indices, from `first` on, of the logits above the bound, in order; returns how
+  // many. Both outputs have room for n.
+  int64_t (*find_above)(const T* logits, int64_t n, Sum<T> bound, int64_t first, Sum<T>* values,
+                        int64_t* index);
+};
+
+}  // namespace fastdet::cpu

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The gradient that arrives at the backward of a loss. Behind a sum or mean it is a few numbers,
-// or one, expanded to the shape of the loss; such a gradient is never copied out to full size.
+// The gradient that arrives at the backward of a loss. Behind a sum or mean it is one number or a
+// few, expanded to the shape of the loss; such a gradient is never copied out to full size.
 #pragma once
 
 #include "../torch.h"

@@ -1,21 +1,18 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The rows of four of a tensor (..., 4), read through its strides: an expanded view costs no copy.
-// Usable on host and device; one integer division a row for each dimension that does not merge
+// The rows of four of a tensor (..., 4), read through its strides, so that an expanded view is not
+// copied. For host and device; an integer division a row for each dimension that does not merge
 // with its neighbour, none for a contiguous tensor.
 #pragma once
 
 #include <type_traits>
 
 #include "../geometry/box.h"
+#include "../geometry/numbers.h"
 #include "../torch.h"
 
 namespace fastdet {
 
 constexpr int kMaxRowDims = 8;
-
-// What rows of T are computed in.
-template <typename T>
-using RowMaths = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 template <typename T>
 struct Rows {
@@ -38,7 +35,7 @@ struct Rows {
   // The Row of four that begins there.
   template <typename Row>
   FASTDET_HOST_DEVICE Row read_at(int64_t offset) const {
-    using M = RowMaths<T>;
+    using M = Sum<T>;
     const T* p = data + offset;
     return {static_cast<M>(p[0]), static_cast<M>(p[element_stride]),
             static_cast<M>(p[2 * element_stride]), static_cast<M>(p[3 * element_stride])};
@@ -49,10 +46,10 @@ struct Rows {
     return read_at<Row>(offset(row));
   }
 
-  // Where rows [row, row + n) stand in memory as they are computed with, one after another; or
-  // null.
-  const RowMaths<T>* in_place(int64_t row, int64_t n) const {
-    if constexpr (std::is_same_v<T, RowMaths<T>>) {
+  // Rows [row, row + n) where they lie, if they are contiguous and of the type that is computed in;
+  // or else null.
+  const Sum<T>* in_place(int64_t row, int64_t n) const {
+    if constexpr (std::is_same_v<T, Sum<T>>) {
       if (element_stride != 1 || (dims > 0 && strides[0] != 4)) return nullptr;
       const int64_t first = dims > 0 ? row % sizes[0] : 0;
       if (first + n > (dims > 0 ? sizes[0] : 1)) return nullptr;
@@ -68,7 +65,7 @@ struct Rows {
   }
 };
 
-// `tensor` has at most kMaxRowDims + 1 dimensions, the last of size 4; checks.h has seen to it.
+// `tensor` has at most kMaxRowDims + 1 dimensions, the last of size 4, as the contract says.
 template <typename T>
 Rows<T> rows(const Tensor& tensor) {
   Rows<T> r = {data<T>(tensor), tensor.stride(tensor.dim() - 1), 0, {}, {}};

@@ -1,6 +1,19 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Included by loops.cpp inside the namespace of an ISA, before the loops that are written in
-// vectors: those that GCC does not make of plain ones.
+// Vectors as wide as a register of the ISA that this file is compiled for, for the loops that GCC
+// does not vectorise from plain code. Only an x.loops.cpp includes it.
+#pragma once
+
+#ifndef FASTDET_ISA
+#error "lanes.h is for x.loops.cpp, which CMake compiles once for each ISA with FASTDET_ISA set"
+#endif
+
+#include <cstdint>
+#include <type_traits>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace fastdet::cpu::FASTDET_ISA {
 
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
@@ -59,7 +72,7 @@ __attribute__((always_inline)) inline bool any_lane(const Mask& mask) {
 #endif
 }
 
-// Two things that GCC 12 makes of AVX-512's masks in more instructions than they take.
+// Two operations for which GCC 12 uses more AVX-512 instructions than they need.
 
 template <typename T>
 __attribute__((always_inline)) inline bool any_greater(const Lanes<T>& a, const Lanes<T>& b) {
@@ -85,3 +98,5 @@ __attribute__((always_inline)) inline Lanes<T> positive_part(const Lanes<T>& x) 
   return x > Lanes<T>{} ? x : Lanes<T>{};
 #endif
 }
+
+}  // namespace fastdet::cpu::FASTDET_ISA
