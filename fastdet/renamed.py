@@ -10,8 +10,15 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def renamed_keywords(**new_names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def renamed_keywords(
+    is_compiling: Callable[[], bool] | None = None, /, **new_names: str
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A decorator that accepts old keywords, given as `old="new"`.
+
+    Args:
+        is_compiling: where it returns True there is no warning, for torch.compile cannot trace it;
+            `torch.compiler.is_compiling` for functions of tensors. None: always warns.
+        new_names: the new name of each old keyword.
 
     Example:
         @renamed_keywords(nms_thresh="iou_threshold")
@@ -26,9 +33,10 @@ def renamed_keywords(**new_names: str) -> Callable[[Callable[P, R]], Callable[P,
                     continue
                 if new in kwargs:
                     raise TypeError(f"{function.__name__}: expected {new} or {old}, got both")
-                warnings.warn(
-                    f"{function.__name__}: {old} is now {new}", DeprecationWarning, stacklevel=2
-                )
+                if is_compiling is None or not is_compiling():
+                    warnings.warn(
+                        f"{function.__name__}: {old} is now {new}", DeprecationWarning, stacklevel=2
+                    )
                 kwargs[new] = kwargs.pop(old)
             return function(*args, **kwargs)
 

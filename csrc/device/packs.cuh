@@ -3,6 +3,7 @@
 // a multiple of the pack's size (of 16 bytes for larger packs).
 #pragma once
 
+#include "../geometry/box.h"
 #include "launch.cuh"
 
 namespace fastdet::cuda {

@@ -9,7 +9,9 @@ from fastdet.ops.detection_heads import KeptBoxes, check_iou_threshold, fake_kep
 from fastdet.renamed import renamed_keywords
 
 
-@renamed_keywords(nms_thresh="iou_threshold", score_thresh="score_threshold")
+@renamed_keywords(
+    torch.compiler.is_compiling, nms_thresh="iou_threshold", score_thresh="score_threshold"
+)
 def roi_detections(
     logits: Tensor,
     deltas: Tensor,

@@ -15,7 +15,9 @@ from fastdet.ops.detection_heads import (
 from fastdet.renamed import renamed_keywords
 
 
-@renamed_keywords(nms_thresh="iou_threshold", score_thresh="score_threshold")
+@renamed_keywords(
+    torch.compiler.is_compiling, nms_thresh="iou_threshold", score_thresh="score_threshold"
+)
 def rpn_proposals(
     objectness: Sequence[Tensor],
     deltas: Sequence[Tensor],
