@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Old keywords of the operators: accepted with a warning, also under torch.compile."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -58,7 +60,7 @@ def detect_in_numpy(**thresholds: float) -> tuple[np.ndarray, ...]:
     )
 
 
-def pick(**thresholds: float) -> tuple[np.ndarray, ...]:
+def pick(**thresholds: Any) -> tuple[np.ndarray, ...]:
     return fnp.soft_nms(ANCHORS.numpy(), np.array([0.9, 0.8, 0.3], "f4"), **thresholds)
 
 
