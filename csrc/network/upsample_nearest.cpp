@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Nearest-neighbour resize of a map in channels_last: output pixel i is input pixel
-// floor(i * from / to), in float32 as in torch. The floor is writing the output. For a pyramid level
-// of tens of megabytes the first touch of small pages costs torch's operator several times the copy,
-// so the output is in huge pages.
+// floor(i * from / to), in float32 as in torch. The floor is writing the output. For a pyramid
+// level of tens of megabytes the first touch of small pages costs torch's operator several times
+// the copy, so the output is in huge pages.
 #include <algorithm>
 #include <cstring>
 #include <vector>
