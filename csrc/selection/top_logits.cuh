@@ -13,7 +13,7 @@
 // and publish before they wait.
 //
 // The first pass reads every logit, 16 bytes a load, and records the largest key of every 512
-// bytes; the other passes read only the pieces that can contain a key that they look for: at most 2
+// logits; the other passes read only the 512s that can contain a key that they look for: at most 2
 // KB of float32 for each logit in the cut's digit or above. Floor: the bytes of the logits, once.
 // Launches: a memset and 3 histograms for float32, 2 for the half types, 6 for float64. Memory: 16
 // KB a segment and 1 byte for 85 float32 logits. The atomics add integers, so the result depends on

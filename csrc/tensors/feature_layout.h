@@ -35,11 +35,4 @@ inline Tensor empty_features(const Tensor& like, int64_t images, int64_t channel
                        : empty(like, {images, channels, height, width}, dtype);
 }
 
-// Zeros (B, C, H, W).
-inline Tensor zero_features(const Tensor& like, int64_t images, int64_t channels, int64_t height,
-                            int64_t width, ScalarType dtype, bool channels_last) {
-  return channels_last ? channels_to_front(zeros(like, {images, height, width, channels}, dtype))
-                       : zeros(like, {images, channels, height, width}, dtype);
-}
-
 }  // namespace fastdet
