@@ -22,7 +22,7 @@ def bench_soft_nms(beside: Beside) -> None:
             workload=f"{n:,} boxes about {n // 50} objects, gaussian",
             sides={
                 "fastdet": lambda: fastdet.numpy.soft_nms(
-                    boxes, scores, sigma=0.5, min_score=0.05, method="gaussian"
+                    boxes, scores, sigma=0.5, score_threshold=0.05, method="gaussian"
                 ),
                 "OpenCV": lambda: opencv.softNMSBoxes(rounded, scores, 0.05, 0.3, sigma=0.5),
             },

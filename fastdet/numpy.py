@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdet import _native
+from fastdet.renamed import renamed_keywords
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
@@ -93,12 +94,13 @@ def batched_nms(boxes: Floats, scores: Floats, idxs: Ints, iou_threshold: float)
     )
 
 
+@renamed_keywords(min_score="score_threshold")
 def soft_nms(
     boxes: Floats,
     scores: Floats,
     iou_threshold: float = 0.3,
     sigma: float = 0.5,
-    min_score: float = 0.001,
+    score_threshold: float = 0.001,
     method: str = "linear",
 ) -> tuple[Ints, Floats]:
     """Suppression that lets scores fall instead of dropping boxes.
@@ -117,7 +119,7 @@ def soft_nms(
         scores: (N,).
         iou_threshold: in [0, 1]; of the linear method.
         sigma: > 0; of the gaussian method.
-        min_score: >= 0; a box is gone once its score is below.
+        score_threshold: >= 0; a box is gone once its score is below.
         method: "linear" or "gaussian".
 
     Returns:
@@ -131,12 +133,12 @@ def soft_nms(
     _check_iou_threshold(iou_threshold)
     if not (0 < sigma < math.inf):
         raise ValueError(f"sigma: expected a number > 0, got {sigma}")
-    if not min_score >= 0:
-        raise ValueError(f"min_score: expected a number >= 0, got {min_score}")
+    if not score_threshold >= 0:
+        raise ValueError(f"score_threshold: expected a number >= 0, got {score_threshold}")
     rule = _one_of("method", method, _SOFT_NMS_METHODS)
     maths = _type_of(boxes=boxes).maths
     boxes, scores = _dense(boxes, maths), _floats("scores", scores, maths)
-    return _native.soft_nms(boxes, scores, iou_threshold, sigma, min_score, rule)
+    return _native.soft_nms(boxes, scores, iou_threshold, sigma, score_threshold, rule)
 
 
 def box_iou(boxes1: NDArray[Any], boxes2: NDArray[Any], fmt: str = "xyxy") -> Floats:
@@ -369,14 +371,15 @@ def multiclass_nms(
     )
 
 
+@renamed_keywords(nms_thresh="iou_threshold", score_thresh="score_threshold")
 def retinanet_detections(
     logits: Sequence[Floats],
     deltas: Sequence[Floats],
     anchors: Floats,
     sizes: Ints,
-    score_thresh: float,
+    score_threshold: float,
     topk_candidates: int,
-    nms_thresh: float,
+    iou_threshold: float,
     detections_per_img: int,
 ) -> tuple[Floats, Floats, Ints, Ints]:
     """The detections of each image, from a RetinaNet's raw head outputs, by falling score.
@@ -388,9 +391,9 @@ def retinanet_detections(
         deltas: for each level (B, A_l, 4).
         anchors: (A, 4) xyxy in pixels, the levels' one after another.
         sizes: (B, 2) integers, height and width of each image.
-        score_thresh: the probability of a detection is above it.
+        score_threshold: the probability of a detection is above it.
         topk_candidates: the pairs of anchor and class of a level that are decoded.
-        nms_thresh: in [0, 1]; IoU above which a box suppresses another of its class.
+        iou_threshold: in [0, 1]; IoU above which a box suppresses another of its class.
         detections_per_img: D, the most detections of an image; the best ones are.
 
     Returns:
@@ -401,8 +404,7 @@ def retinanet_detections(
         ValueError: wrong shape; no level; a number outside its range.
         TypeError: not an array, or of a wrong type.
     """
-    if not 0 <= nms_thresh <= 1:
-        raise ValueError(f"nms_thresh: expected a number in [0, 1], got {nms_thresh}")
+    _check_iou_threshold(iou_threshold)
     _check_not_negative(topk_candidates=topk_candidates, detections_per_img=detections_per_img)
     if not len(logits):
         raise ValueError("logits: expected at least one level, got none")
@@ -412,9 +414,9 @@ def retinanet_detections(
         [_dense(own, maths) for own in deltas],
         _floats("anchors", anchors, maths),
         _integers("sizes", sizes),
-        score_thresh,
+        score_threshold,
         topk_candidates,
-        nms_thresh,
+        iou_threshold,
         detections_per_img,
     )
 

@@ -53,13 +53,13 @@ def soft_nms(
     scores: Tensor,
     iou_threshold: float,
     sigma: float,
-    min_score: float,
+    score_threshold: float,
     method: str,
 ) -> tuple[list[int], list[float]]:
     """Indices in the order of picking, and their scores then; Bodla et al., 2017."""
     rows, left = boxes.double().tolist(), dict(enumerate(scores.double().tolist()))
     for i, row in enumerate(rows):
-        if not all(math.isfinite(x) for x in (*row, left[i])) or left[i] < min_score:
+        if not all(math.isfinite(x) for x in (*row, left[i])) or left[i] < score_threshold:
             del left[i]
     picks: list[int] = []
     pick_scores: list[float] = []
@@ -73,7 +73,7 @@ def soft_nms(
                 left[i] *= math.exp(-(overlap**2) / sigma)
             elif overlap >= iou_threshold:
                 left[i] *= 1 - overlap
-            if left[i] < min_score:
+            if left[i] < score_threshold:
                 del left[i]
     return picks, pick_scores
 
@@ -312,13 +312,16 @@ def _passes(x: float, logits: Tensor, threshold: float) -> bool:
 
 
 def _keep_best(
-    rows: list[tuple[int, float, list[float]]], nms_thresh: float, max_keep: int, dtype: torch.dtype
+    rows: list[tuple[int, float, list[float]]],
+    iou_threshold: float,
+    max_keep: int,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """boxes (K, 4), scores (K,), labels (K,) of an image's (label, logit, box)."""
     labels = torch.tensor([row[0] for row in rows], dtype=torch.int64)
     logits = torch.tensor([row[1] for row in rows], dtype=dtype)
     boxes = torch.tensor([row[2] for row in rows], dtype=torch.float64).reshape(-1, 4).to(dtype)
-    keep = nms(boxes, logits, nms_thresh, labels)[:max_keep]
+    keep = nms(boxes, logits, iou_threshold, labels)[:max_keep]
     return boxes[keep], logits[keep].double().sigmoid().to(dtype), labels[keep]
 
 
@@ -329,13 +332,13 @@ def rpn_proposals(
     size: Tensor,
     pre_nms_top_n: int,
     post_nms_top_n: int,
-    nms_thresh: float,
-    score_thresh: float = 0.0,
+    iou_threshold: float,
+    score_threshold: float = 0.0,
     min_size: float = 1e-3,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """boxes, scores and levels of one image: objectness (A_l,), deltas (A_l, 4) for each level."""
     dtype = torch.float64 if objectness[0].dtype == torch.float64 else torch.float32
-    least = torch.tensor([score_thresh, min_size], dtype=torch.float64).to(dtype).tolist()
+    least = torch.tensor([score_threshold, min_size], dtype=torch.float64).to(dtype).tolist()
     rows = []
     own = anchors.split([len(x) for x in objectness])
     for level, (x, d, a) in enumerate(zip(objectness, deltas, own, strict=True)):
@@ -343,7 +346,7 @@ def rpn_proposals(
             x1, y1, x2, y2 = box
             if x2 - x1 >= least[1] and y2 - y1 >= least[1]:
                 rows.append((level, logit, box))
-    return _keep_best(rows, nms_thresh, post_nms_top_n, dtype)
+    return _keep_best(rows, iou_threshold, post_nms_top_n, dtype)
 
 
 def retinanet_detections(
@@ -351,20 +354,20 @@ def retinanet_detections(
     deltas: list[Tensor],
     anchors: Tensor,
     size: Tensor,
-    score_thresh: float,
+    score_threshold: float,
     topk_candidates: int,
-    nms_thresh: float,
+    iou_threshold: float,
     detections_per_img: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """boxes, scores and labels of one image: logits (A_l, C), deltas (A_l, 4) for each level."""
     dtype = torch.float64 if logits[0].dtype == torch.float64 else torch.float32
-    threshold = torch.tensor(score_thresh, dtype=torch.float64).to(dtype)
+    threshold = torch.tensor(score_threshold, dtype=torch.float64).to(dtype)
     least = torch.nextafter(threshold, threshold.new_tensor(math.inf)).item()
     rows = []
     own = anchors.split([len(x) for x in logits])
     for x, d, a in zip(logits, deltas, own, strict=True):
         rows += _level_candidates(x, d, a, size, topk_candidates, least)
-    return _keep_best(rows, nms_thresh, detections_per_img, dtype)
+    return _keep_best(rows, iou_threshold, detections_per_img, dtype)
 
 
 def roi_detections(
@@ -373,14 +376,14 @@ def roi_detections(
     proposals: Tensor,
     size: Tensor,
     weights: tuple[float, ...],
-    score_thresh: float,
-    nms_thresh: float,
+    score_threshold: float,
+    iou_threshold: float,
     detections_per_img: int,
     min_size: float = 1e-2,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """boxes, scores and labels of one image: logits (K, C), deltas (K, C, 4), proposals (K, 4)."""
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    limits = torch.tensor([score_thresh, min_size], dtype=torch.float64).to(dtype).tolist()
+    limits = torch.tensor([score_threshold, min_size], dtype=torch.float64).to(dtype).tolist()
     scores = logits.double().softmax(1).to(dtype)
     boxes, ranks, labels = [], [], []
     for k in range(len(logits)):
@@ -394,7 +397,7 @@ def roi_detections(
     if not boxes:
         return torch.zeros(0, 4, dtype=dtype), torch.zeros(0, dtype=dtype), torch.zeros(0).long()
     boxes, ranks, labels = torch.stack(boxes), torch.stack(ranks), torch.tensor(labels)
-    keep = nms(boxes, ranks, nms_thresh, labels)[:detections_per_img]
+    keep = nms(boxes, ranks, iou_threshold, labels)[:detections_per_img]
     return boxes[keep], ranks[keep], labels[keep]
 
 

@@ -67,11 +67,12 @@ def leaked_symbols(loops: Path) -> Iterator[str]:
 
     The linker keeps one copy of a weak symbol: the baseline could then run AVX-512 code.
     """
-    isa = loops.parts[-4].removesuffix(".dir").removeprefix("loops_")
+    (folder,) = (part for part in loops.parts if part.startswith("loops_"))
+    isa = folder.removesuffix(".dir").removeprefix("loops_")
     for line in _lines("nm", "--demangle", "--defined-only", loops):
         kind, name = line.split(" ", 2)[1:]
         if kind in "WVu" and f"fastdet::cpu::{isa}::" not in name:
-            yield f"loops.cpp for {isa}: weak symbol {name}"
+            yield f"{loops.name} for {isa}: weak symbol {name}"
 
 
 def environment(version: str) -> Path:
@@ -91,7 +92,7 @@ def main() -> None:
     """Checks the symbols, then runs the operators' tests under each torch."""
     libraries = sorted(PACKAGE.glob("libfastdet*.so"))
     build = ROOT / "build" / f"cpython-{sys.version_info.major}{sys.version_info.minor}"
-    loops = sorted(build.glob("CMakeFiles/loops_*.dir/csrc/cpu/loops.cpp.o"))
+    loops = sorted(build.glob("CMakeFiles/loops_*.dir/csrc/*/*.loops.cpp.o"))
     if not libraries or not loops:
         sys.exit("nothing is built: run `pip install -e .` first")
     problems = [

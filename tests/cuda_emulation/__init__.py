@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The CUDA kernels, compiled by the host's compiler and run on the CPU.
 
-csrc/cuda/*.cu are compiled as they are, with include/ in place of CUDA's headers, into a library
+csrc/*/*.cu are compiled as they are, with include/ in place of CUDA's headers, into a library
 whose ops are `torch.ops.fastdet_emulated.*` for CPU tensors. `emulated_kernels` puts them beneath
 `fastdet.ops`, so that any test of an operator tests its CUDA kernel's logic.
 
@@ -54,7 +54,7 @@ def _flags() -> list[str]:
 
 def compile_library(sources: list[Path], name: str) -> Path:
     """A shared library of the sources and the emulator, rebuilt where any file or flag changed."""
-    files = [*sources, *ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cuda/*.cuh"), *HERE.rglob("*.*")]
+    files = [*sources, *ROOT.glob("csrc/**/*.h"), *ROOT.glob("csrc/**/*.cuh"), *HERE.rglob("*.*")]
     parts = [path.read_bytes() for path in sorted(files) if path.suffix in SOURCES]
     parts.append(" ".join([COMPILER, torch.__version__, *_flags()]).encode())
     digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
@@ -95,7 +95,7 @@ def _compile(sources: list[Path], library: Path) -> None:
 @cache
 def load() -> ctypes.CDLL:
     """Builds the library if need be, and loads it once."""
-    sources = [ROOT / "csrc" / "ops.cpp", *sorted(ROOT.glob("csrc/cuda/*.cu")), HERE / "block.cpp"]
+    sources = [ROOT / "csrc" / "ops.cpp", *sorted(ROOT.glob("csrc/*/*.cu")), HERE / "block.cpp"]
     path = compile_library(sources, "fastdet_emulated")
     torch.ops.load_library(path)
     return ctypes.CDLL(str(path))

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastdet
 from fastdet import _native
@@ -220,6 +221,42 @@ def shifted(tensor: Tensor) -> Tensor:
     storage = torch.zeros(tensor.numel() + 1, dtype=tensor.dtype)
     view = storage[1:].as_strided(tensor.shape, tensor.stride(), 1)
     return view.copy_(tensor)
+
+
+# Operators that the table leaves out, and why. An operator that is in neither fails the test below.
+EXEMPT = {
+    "upsample_nearest": "a network layer for the CPU alone; see test_upsample_nearest.py",
+    "winograd_filters": "a network layer for the CPU alone; see test_winograd.py",
+    "winograd_conv": "a network layer for the CPU alone; see test_winograd.py",
+    "winograd_filters_grad": "a network layer for the CPU alone; see test_winograd.py",
+}
+
+
+class Recorder(TorchDispatchMode):
+    """The names of the fastdet operators that run within it, backward ones too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "fastdet":
+            self.names.add(func.__name__.partition(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+def registered_operators() -> set[str]:
+    """All that csrc/ops.cpp defines."""
+    names = torch._C._dispatch_get_all_op_names()
+    return {name.removeprefix("fastdet::") for name in names if name.startswith("fastdet::")}
+
+
+def test_every_registered_operator_is_in_the_table():
+    with Recorder() as recorder:
+        for call in calls(2).values():
+            bits(call)
+    assert recorder.names | EXEMPT.keys() == registered_operators()
+    assert not recorder.names & EXEMPT.keys()
 
 
 @pytest.mark.parametrize("name", NAMES)
