@@ -5,7 +5,7 @@ BIN := .venv/bin
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: install demo test test-everything test-smaller-isas bench lint format abi sanitize \
-  cuda-resources clean
+  cuda-resources docs docs-serve clean
 
 install: .venv/installed
 
@@ -53,5 +53,12 @@ cuda-resources: install
 sanitize: install
 	$(BIN)/python tools/sanitize.py
 
+# The documentation site in site/; a warning, such as a broken link, is an error.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
 clean:
-	rm -rf build demo .cache fastdet/*.so .venv/installed
+	rm -rf build site demo .cache fastdet/*.so .venv/installed

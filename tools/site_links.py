@@ -2,9 +2,10 @@
 """Links from docs/ to other files of the repository work in the documentation site too.
 
 A page says `[train_loop.py](../examples/train_loop.py)`, which is right where the repository is
-read. The site has no repository around it: so it gets a copy of each such file, Markdown as a page,
-source code as a page that shows it, and the link is changed to lead there. MkDocs calls the two
-functions `on_*` while it builds (`hooks` in mkdocs.yml).
+read. The site has no repository around it. So it gets a copy of each file that a page links to, and
+of those that such a file links to: Markdown as a page, source code as a page that shows it, other
+files as they are. Links are changed to lead there. MkDocs calls `on_files` and `on_page_markdown`
+while it builds (`hooks` in mkdocs.yml).
 """
 
 import posixpath
@@ -13,63 +14,82 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-# [text](path#section), not an address and not a section of the same page
-LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)")
-SHOWN_AS_CODE = {".py": "python", ".sh": "bash"}
+# [text](path#section), but no address and no section of the same page
+LINK = re.compile(r"(\]\()(?![a-z]+:|#)([^)#\s]+)")
+LANGUAGES = {".py": "python", ".sh": "bash"}
 
 
 def site_path(path: str) -> str:
-    """Where the site has a file of the repository; paths are relative to either's root."""
+    """Where the site has a file; both paths are relative to a root, the repository's or the site's.
+
+    What is outside docs/ gets a folder of its own, so that it cannot take a page's place.
+    """
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
-    return path + ".md" if Path(path).suffix in SHOWN_AS_CODE else path
+    return f"source/{path}.md" if Path(path).suffix in LANGUAGES else f"source/{path}"
 
 
-def linked(page: str, text: str) -> set[str]:
-    """The files outside docs/ that a page of the repository links to."""
-    targets = {posixpath.normpath(posixpath.join(posixpath.dirname(page), path)) for path in links(text)}
-    return {path for path in targets if not path.startswith("docs/") and (ROOT / path).is_file()}
-
-
-def links(text: str) -> list[str]:
-    """The paths that a page links to, as they stand there."""
-    return LINK.findall(text)
+def targets(page: str, text: str) -> list[str]:
+    """The files that a page of the repository links to, by their paths in the repository."""
+    return [_target(page, link[2]) for link in LINK.finditer(text)]
 
 
 def with_site_links(page: str, text: str) -> str:
-    """The text of a page of the repository, its links as they must be in the site."""
-
-    def replaced(link: re.Match[str]) -> str:
-        target = posixpath.normpath(posixpath.join(posixpath.dirname(page), link[1]))
-        there = posixpath.relpath(site_path(target), posixpath.dirname(site_path(page)) or ".")
-        return f"]({there}"
-
-    return LINK.sub(replaced, text)
+    """The text of a page of the repository, with links that are right in the site."""
+    folder = posixpath.dirname(site_path(page)) or "."
+    return LINK.sub(
+        lambda link: link[1] + posixpath.relpath(site_path(_target(page, link[2])), folder), text
+    )
 
 
-def as_page(path: str) -> str:
-    """The Markdown that shows a file of the repository."""
-    text = (ROOT / path).read_text(encoding="utf-8")
-    language = SHOWN_AS_CODE.get(Path(path).suffix)
-    return f"# {path}\n\n```{language}\n{text}```\n" if language else with_site_links(path, text)
+def copies(pages: dict[str, str]) -> dict[str, str | None]:
+    """What the site needs from outside docs/: Markdown by path; None: the file as it is.
+
+    Args:
+        pages: the text of each page under docs/, by its path in the repository.
+    """
+    found: dict[str, str | None] = {}
+    texts = dict(pages)
+    while texts:
+        page, text = texts.popitem()
+        for path in targets(page, text):
+            if path in found or path.startswith("docs/") or not (ROOT / path).is_file():
+                continue  # a link that leads nowhere is MkDocs' to report
+            found[path] = _as_markdown(path)
+            if Path(path).suffix == ".md":
+                texts[path] = (ROOT / path).read_text(encoding="utf-8")
+    return found
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Adds the files that pages link to, and those that these link to."""
-    from mkdocs.structure.files import File
+    """Adds the copies to the files of the site."""
+    from mkdocs.structure.files import File, InclusionLevel
 
     pages = {f"docs/{file.src_uri}": file.content_string for file in files.documentation_pages()}
-    wanted = sorted(set().union(*(linked(page, text) for page, text in pages.items())))
-    for path in wanted:
-        if Path(path).suffix in {".md", *SHOWN_AS_CODE}:
-            files.append(File.generated(config, site_path(path), content=as_page(path)))
-        else:
-            files.append(File.generated(config, site_path(path), abs_src_path=str(ROOT / path)))
+    for path, markdown in sorted(copies(pages).items()):
+        content = {"content": markdown} if markdown else {"abs_src_path": str(ROOT / path)}
+        file = File.generated(config, site_path(path), **content)
+        file.inclusion = InclusionLevel.NOT_IN_NAV
+        files.append(file)
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Changes the links of the pages under docs/."""
-    if page.file.generated_by is not None:
-        return markdown
-    return with_site_links(f"docs/{page.file.src_uri}", markdown)
+    """Changes the links of the pages under docs/; those of the copies are right already."""
+    if page.file.generated_by is None:
+        return with_site_links(f"docs/{page.file.src_uri}", markdown)
+    return markdown
+
+
+def _target(page: str, link: str) -> str:
+    return posixpath.normpath(posixpath.join(posixpath.dirname(page), link))
+
+
+def _as_markdown(path: str) -> str | None:
+    suffix = Path(path).suffix
+    if suffix == ".md":
+        return with_site_links(path, (ROOT / path).read_text(encoding="utf-8"))
+    if suffix in LANGUAGES:
+        code = (ROOT / path).read_text(encoding="utf-8")
+        return f"# {path}\n\n```{LANGUAGES[suffix]}\n{code}```\n"
+    return None
