@@ -115,7 +115,10 @@ def test_training_in_mixed_precision_with_further_options_of_the_builder(
         epochs=1,
         batch_size=2,
         precision="bf16-mixed",
-        **SMALL,
+        # On a map of one pixel torch's gradient of a strided convolution in bfloat16 is not defined.
+        min_size=128,
+        max_size=128,
+        fpn_channels=8,
     )
     anchor_sizes = (4, 8, 16, 32, 64)
     module = train(options, model_options={"anchor_sizes": anchor_sizes})
