@@ -115,7 +115,7 @@ def test_training_in_mixed_precision_with_further_options_of_the_builder(
         epochs=1,
         batch_size=2,
         precision="bf16-mixed",
-        # On a map of one pixel torch's gradient of a strided convolution in bfloat16 is not defined.
+        # On a map of one pixel, torch has no right gradient of a strided bfloat16 convolution.
         min_size=128,
         max_size=128,
         fpn_channels=8,
