@@ -123,6 +123,7 @@ def test_links_of_a_page_as_they_are_in_the_site() -> None:
     assert with_site_links(
         "benchmarks/README.md", "[a](../docs/faq.md) ![](results/growth.svg)"
     ) == ("[a](../../faq.md) ![](results/growth.svg)")
+    assert with_site_links("README.md", "see [the code](csrc) here") == "see the code here"
     assert site_path("docs/api/ops.md") == "api/ops.md"
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 # [text](path#section), but no address and no section of the same page
-LINK = re.compile(r"(\]\()(?![a-z]+:|#)([^)#\s]+)")
+LINK = re.compile(r"\[([^\]]*)\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 LANGUAGES = {".py": "python", ".sh": "bash"}
 
 
@@ -35,11 +35,19 @@ def targets(page: str, text: str) -> list[str]:
 
 
 def with_site_links(page: str, text: str) -> str:
-    """The text of a page of the repository, with links that are right in the site."""
+    """The text of a page of the repository, with links that are right in the site.
+
+    A link to a folder outside docs/ becomes its text: the site has no page for a folder.
+    """
     folder = posixpath.dirname(site_path(page)) or "."
-    return LINK.sub(
-        lambda link: link[1] + posixpath.relpath(site_path(_target(page, link[2])), folder), text
-    )
+
+    def replaced(link: re.Match[str]) -> str:
+        target = _target(page, link[2])
+        if (ROOT / target).is_dir() and not target.startswith("docs"):
+            return link[1]
+        return f"[{link[1]}]({posixpath.relpath(site_path(target), folder)}{link[3] or ''})"
+
+    return LINK.sub(replaced, text)
 
 
 def copies(pages: dict[str, str]) -> dict[str, str | None]:
