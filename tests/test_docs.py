@@ -124,6 +124,8 @@ def test_links_of_a_page_as_they_are_in_the_site() -> None:
         "benchmarks/README.md", "[a](../docs/faq.md) ![](results/growth.svg)"
     ) == ("[a](../../faq.md) ![](results/growth.svg)")
     assert with_site_links("README.md", "see [the code](csrc) here") == "see the code here"
+    code = "```python\nbuilders[name](benchmarks/a.md)\n```"
+    assert with_site_links("docs/index.md", code) == code
     assert site_path("docs/api/ops.md") == "api/ops.md"
 
 

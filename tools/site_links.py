@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-# [text](path#section), but no address and no section of the same page
-LINK = re.compile(r"\[([^\]]*)\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)")
+# [text](path#section), but no address and no section of the same page; or a block of code, whole.
+LINK = re.compile(
+    r"^```.*?^```|\[([^\]]*)\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)", re.DOTALL | re.MULTILINE
+)
 LANGUAGES = {".py": "python", ".sh": "bash"}
 
 
@@ -31,7 +33,7 @@ def site_path(path: str) -> str:
 
 def targets(page: str, text: str) -> list[str]:
     """The files that a page of the repository links to, by their paths in the repository."""
-    return [_target(page, link[2]) for link in LINK.finditer(text)]
+    return [_target(page, link[2]) for link in LINK.finditer(text) if link[2]]
 
 
 def with_site_links(page: str, text: str) -> str:
@@ -42,6 +44,8 @@ def with_site_links(page: str, text: str) -> str:
     folder = posixpath.dirname(site_path(page)) or "."
 
     def replaced(link: re.Match[str]) -> str:
+        if not link[2]:
+            return link[0]
         target = _target(page, link[2])
         if (ROOT / target).is_dir() and not target.startswith("docs"):
             return link[1]
