@@ -5,7 +5,7 @@ BIN := .venv/bin
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: install demo test test-everything test-smaller-isas bench lint format abi sanitize \
-  cuda-resources docs docs-serve clean
+  cuda-resources clean
 
 install: .venv/installed
 
@@ -54,6 +54,7 @@ sanitize: install
 	$(BIN)/python tools/sanitize.py
 
 # The documentation site in site/; a warning, such as a broken link, is an error.
+.PHONY: docs docs-serve
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
