@@ -6,7 +6,9 @@ that it shows comes from elsewhere, and every public name stands in the API refe
 """
 
 import contextlib
+import functools
 import importlib
+import importlib.util
 import io
 import os
 import re
@@ -16,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from fastdet.cli import COMMANDS, main
 from tools.site_links import copies, site_path, with_site_links
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,6 +66,30 @@ def test_links_lead_somewhere(page: Path) -> None:
             titles = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
             anchors = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
             assert section in anchors, section
+
+
+@functools.cache
+def options_of(command: str) -> set[str]:
+    """The options that `fastdet COMMAND --help` lists."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        main([command, "--help"])
+    return set(re.findall(r"--[a-z-]+", printed.getvalue()))
+
+
+@every_page
+def test_commands_exist(page: Path) -> None:
+    text = page.read_text()
+    for command, rest in re.findall(r"\bfastdet ([a-z]+)((?: --[^`#\n]*)?)", text):
+        if rest:
+            assert command in COMMANDS, command
+            options = re.findall(r"(?<= )--[a-z-]+", rest)
+            assert set(options) <= options_of(command) | {"--help"}, (command, options)
+    for target in re.findall(r"`make ([a-z-]+)`|^make ([a-z-]+)", text, re.MULTILINE):
+        makefile = (ROOT / "Makefile").read_text()
+        assert re.search(rf"^{''.join(target)}:", makefile, re.MULTILINE), target
+    for module in re.findall(r"python -m (benchmarks[\w.]*)", text):
+        assert importlib.util.find_spec(module), module
 
 
 def test_every_example_is_in_the_index() -> None:
