@@ -39,7 +39,7 @@ def refuse(*_): raise OSError("no network while building")
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
 sys.modules.update(torch=None, torchvision=None, fastdet=None)
 from mkdocs.__main__ import cli
-cli(["build", "--strict", "--quiet", "--site-dir", sys.argv[1]])
+cli(["build", "--strict", "--site-dir", sys.argv[1]])
 """
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
