@@ -7,6 +7,4 @@ from fastdet.deploy.export import export_detector, metadata
 
 __all__ = ["export_detector", "metadata"]
 
-warnings.warn(
-    "fastdet.export is now fastdet.deploy.export", DeprecationWarning, stacklevel=2
-)
+warnings.warn("fastdet.export is now fastdet.deploy.export", DeprecationWarning, stacklevel=2)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from fastdet.models.batch import Batch, Detections, image_sizes, pad, restore
 from fastdet.engine.fused import forget_fused
+from fastdet.models.batch import Batch, Detections, image_sizes, pad, restore
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from fastdet.engine.fused import run_fused
 from fastdet.models.anchors import Cells, cell_anchors
 from fastdet.models.backbones import BackboneWithFPN, feature_maps, timm_body
 from fastdet.models.batch import IMAGE_MEAN, IMAGE_STD, Batch, Detections
 from fastdet.models.detector import Detector, channels_last
-from fastdet.engine.fused import run_fused
 from fastdet.models.necks import FeaturePyramidNetwork, LastLevelMaxPool
 from fastdet.models.roi_heads import FastRCNNPredictor, RoIHeads, RoIPooling, Sample, TwoMLPHead
 from fastdet.models.rpn import RegionProposalNetwork, RPNHead

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastdet.engine.fused import run_fused
 from fastdet.models.anchors import Cells, cell_anchors, in_anchor_order, pyramid_anchors
 from fastdet.models.backbones import BackboneWithFPN, feature_maps, timm_body
 from fastdet.models.batch import IMAGE_MEAN, IMAGE_STD, Batch, Detections
 from fastdet.models.detector import Detector, channels_last
-from fastdet.engine.fused import run_fused
 from fastdet.models.losses import masked_iou_loss, widened
 from fastdet.models.necks import FeaturePyramidNetwork, LastLevelP6P7
 from fastdet.ops import nms_padded, sigmoid_focal_loss

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastdet.engine.fused import run_fused
 from fastdet.models.anchors import Cells, cell_anchors, in_anchor_order, pyramid_anchors
 from fastdet.models.backbones import BackboneWithFPN, feature_maps, timm_body
 from fastdet.models.batch import IMAGE_MEAN, IMAGE_STD, Batch, Detections
 from fastdet.models.detector import Detector, channels_last
-from fastdet.engine.fused import run_fused
 from fastdet.models.losses import BOX_LOSSES, anchor_box_loss, widened
 from fastdet.models.necks import FeaturePyramidNetwork, LastLevelP6P7
 from fastdet.ops import match_anchors, retinanet_detections, sigmoid_focal_loss

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fastdet.engine.fused import run_fused
-from fastdet.models.losses import widened
 from fastdet.engine.tracing import is_eager
+from fastdet.models.losses import widened
 
 
 def check_batch_norms(name: str, head: nn.Module) -> None:

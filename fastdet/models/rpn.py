@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastdet.engine.fused import run_fused
 from fastdet.models.anchors import Cells, in_anchor_order, pyramid_anchors
 from fastdet.models.batch import Batch, Detections
-from fastdet.engine.fused import run_fused
 from fastdet.models.losses import box_regression_loss, widened
 from fastdet.ops import encode_boxes, match_anchors, rpn_proposals, sample_matches
 from fastdet.ops.padded_rows import take_rows

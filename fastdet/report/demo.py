@@ -16,12 +16,12 @@ from rich.console import Console
 
 from fastdet import __version__
 from fastdet.bench import run_suites
-from fastdet.report.charts import Line
 from fastdet.data import CocoDetection, open_dataset, write_shapes
 from fastdet.evaluation import CocoMetrics, class_table, stats_table
 from fastdet.evaluation.pictures import draw_boxes
 from fastdet.files import replacing
 from fastdet.prediction import detect
+from fastdet.report.charts import Line
 from fastdet.report.page import Comparison, OpRow, TrainedModel, write_report
 from fastdet.training.detector_module import load_detector
 from fastdet.training.metrics_log import read_metrics

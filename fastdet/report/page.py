@@ -13,10 +13,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from fastdet.report.charts import Line, line_chart
 from fastdet.evaluation import CocoMetrics
-from fastdet.report.figures import three_digits
 from fastdet.files import replacing
+from fastdet.report.charts import Line, line_chart
+from fastdet.report.figures import three_digits
 
 ABSENT = "\N{EN DASH}"
 

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from fastdet.deploy.export import export_detector
-from fastdet.models import MODELS, Batch, Detections, Detector, from_torchvision
 from fastdet.engine.fused import unfused
+from fastdet.models import MODELS, Batch, Detections, Detector, from_torchvision
 
-from .models.scenes import named, small_model
-from .models.test_torchvision_weights import MODELS as TORCHVISION_MODELS
-from .models.test_torchvision_weights import picture, with_detections
+from ..models.scenes import named, small_model
+from ..models.test_torchvision_weights import MODELS as TORCHVISION_MODELS
+from ..models.test_torchvision_weights import picture, with_detections
 
 SIZE = (96, 128)
 CLASSES = ["background", "cat", "dog", "bird"]

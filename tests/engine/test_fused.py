@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import FrozenBatchNorm2d
 
+from fastdet.engine.fused import _forms, forget_fused, has_form, run_fused, unfused
 from fastdet.models import Detector, from_torchvision
 from fastdet.models.backbones import timm_body
-from fastdet.engine.fused import _forms, forget_fused, has_form, run_fused, unfused
 
-from .scenes import scene, small_model, spread_scores
-from .test_torchvision_weights import assert_same_detections, picture, torchvision_model
+from ..models.scenes import scene, small_model, spread_scores
+from ..models.test_torchvision_weights import assert_same_detections, picture, torchvision_model
 
 
 def norm(channels: int, kind: Callable[[int], Any] = nn.BatchNorm2d) -> Any:

@@ -12,8 +12,8 @@ import pytest
 import torch
 import torch._inductor.config
 
-from fastdet.models import MODELS
 from fastdet.engine.fused import unfused
+from fastdet.models import MODELS
 
 from .scenes import named, scene, small_model, spread_scores
 

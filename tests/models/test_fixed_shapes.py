@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from fastdet.models import MODELS, Batch, Detections, Detector
 from fastdet.engine.fused import unfused
+from fastdet.models import MODELS, Batch, Detections, Detector
 
 from .scenes import garbage_beyond_counts, named, scene, small_model, spread_scores
 

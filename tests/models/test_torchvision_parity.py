@@ -15,8 +15,8 @@ from torchvision.models.detection import FasterRCNN, RetinaNet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from fastdet.models import Detector, faster_rcnn, retinanet
 from fastdet.engine.fused import unfused
+from fastdet.models import Detector, faster_rcnn, retinanet
 
 from .scenes import NUM_CLASSES, scene
 

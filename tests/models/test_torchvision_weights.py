@@ -25,8 +25,8 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from fastdet.models import from_torchvision, load_torchvision_weights
 from fastdet.engine.fused import has_form, unfused
+from fastdet.models import from_torchvision, load_torchvision_weights
 
 from .scenes import ellipses, named
 from .test_fixed_shapes import Detect

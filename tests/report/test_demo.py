@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from fastdet import demo as demo_module
-from fastdet.report.demo import MODEL_OPTIONS, TITLES, demo, recipe
+from fastdet.report import demo as demo_module
 from fastdet.models import MODELS
+from fastdet.report.demo import MODEL_OPTIONS, TITLES, demo, recipe
 from fastdet.training.options import TrainOptions
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastdet.report.charts import Line, line_chart
 from fastdet.evaluation import ClassMetrics, CocoMetrics
 from fastdet.evaluation.coco_metrics import STATS
+from fastdet.report.charts import Line, line_chart
 from fastdet.report.page import Comparison, TrainedModel, smoothed, write_report
 
 
