@@ -39,6 +39,14 @@ lint: install
 	$(BIN)/pyright
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
+# The documentation site in site/; a warning, such as a broken link, is an error.
+.PHONY: docs docs-serve
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -53,13 +61,5 @@ cuda-resources: install
 sanitize: install
 	$(BIN)/python tools/sanitize.py
 
-# The documentation site in site/; a warning, such as a broken link, is an error.
-.PHONY: docs docs-serve
-docs: install
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-
-docs-serve: install
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
-
 clean:
-	rm -rf build site demo .cache fastdet/*.so .venv/installed
+	rm -rf build demo site .cache fastdet/*.so .venv/installed
