@@ -47,6 +47,11 @@ docs: install
 docs-serve: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
+.PHONY: clean-docs
+clean: clean-docs
+clean-docs:
+	rm -rf site
+
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -62,4 +67,4 @@ sanitize: install
 	$(BIN)/python tools/sanitize.py
 
 clean:
-	rm -rf build demo site .cache fastdet/*.so .venv/installed
+	rm -rf build demo .cache fastdet/*.so .venv/installed
