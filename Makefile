@@ -40,14 +40,13 @@ lint: install
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
 # The documentation site in site/; a warning, such as a broken link, is an error.
-.PHONY: docs docs-serve
+.PHONY: docs docs-serve clean-docs
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 docs-serve: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
-.PHONY: clean-docs
 clean: clean-docs
 clean-docs:
 	rm -rf site
