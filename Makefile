@@ -71,6 +71,18 @@ lint: install
 	$(BIN)/pyright
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
+# The documentation site in site/; a warning, such as a broken link, is an error.
+.PHONY: docs docs-serve clean-docs
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+clean: clean-docs
+clean-docs:
+	rm -rf site
+
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
