@@ -17,6 +17,7 @@ from . import numpy as numpy
 from . import ops as ops
 from . import override as override
 from . import prediction as prediction
+from . import renamed as renamed
 from . import report as report
 from . import training as training
 

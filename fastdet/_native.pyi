@@ -39,7 +39,7 @@ def soft_nms(
     scores: NDArray[_Float],
     iou_threshold: float,
     sigma: float,
-    min_score: float,
+    score_threshold: float,
     method: SoftNmsMethod,
 ) -> tuple[_Ints, NDArray[_Float]]: ...
 def multiclass_nms(
@@ -81,9 +81,9 @@ def retinanet_detections(
     deltas: list[NDArray[_Float]],
     anchors: NDArray[_Float],
     sizes: _Ints,
-    score_thresh: float,
+    score_threshold: float,
     topk_candidates: int,
-    nms_thresh: float,
+    iou_threshold: float,
     detections_per_img: int,
 ) -> tuple[NDArray[_Float], NDArray[_Float], _Ints, _Ints]: ...
 def rle_counts(edges: _Ints, offsets: _Ints, pixels: int) -> list[bytes]: ...
