@@ -5,7 +5,7 @@ The functions have the names, arguments and results of `fastdet.ops`, bit for bi
 loops; importing this module does not import torch. They run on the calling thread and release the
 GIL, so that Python threads run them side by side.
 
-C-contiguous float32 and float64 arrays are read where they lie, read-only ones too; other layouts
+C-contiguous float32 and float64 arrays are read in place, read-only ones too; other layouts
 and byte orders are copied, float16 is computed in float32, and other types are refused. Where
 arguments differ in type, float64 wins, but for scores, which follow the boxes.
 """
@@ -52,7 +52,7 @@ def nms(boxes: Floats, scores: Floats, iou_threshold: float) -> Ints:
     Args:
         boxes: (N, 4) xyxy in pixels.
         scores: (N,).
-        iou_threshold: in [0, 1]; a box goes when its IoU with a kept one is strictly above.
+        iou_threshold: in [0, 1]; a box is removed when its IoU with a kept one is strictly above.
 
     Returns:
         (K,) int64, highest score first; ties keep input order.
@@ -103,7 +103,7 @@ def soft_nms(
     score_threshold: float = 0.001,
     method: str = "linear",
 ) -> tuple[Ints, Floats]:
-    """Suppression that lets scores fall instead of dropping boxes.
+    """Soft-NMS: suppression that lowers scores instead of removing boxes.
 
     The best box is picked; the score of every other one is multiplied by a weight of its IoU with
     the pick; and so on until no score is left. Definition: "Soft-NMS" by Bodla et al.
@@ -119,7 +119,7 @@ def soft_nms(
         scores: (N,).
         iou_threshold: in [0, 1]; of the linear method.
         sigma: > 0; of the gaussian method.
-        score_threshold: >= 0; a box is gone once its score is below.
+        score_threshold: >= 0; a box is removed once its score is below.
         method: "linear" or "gaussian".
 
     Returns:
@@ -322,9 +322,9 @@ def multiclass_nms(
     multi_label: bool = False,
     max_candidates: int = 30_000,
 ) -> tuple[Floats, Floats, Ints]:
-    """Detections from what most exported detectors yield: boxes, with a score for each class.
+    """Detections from the outputs of most exported detectors: boxes with a score for each class.
 
-    A YOLO that yields (1, 4 + C, N), with centers and sides for boxes:
+    A YOLO that returns (1, 4 + C, N), with centres and sides for boxes:
 
         x = session.run(None, {"images": images})[0][0]
         boxes = np.concatenate([x[:2] - x[2:4] / 2, x[:2] + x[2:4] / 2]).T
@@ -336,11 +336,11 @@ def multiclass_nms(
         boxes: (N, 4) xyxy in pixels.
         scores: (N, C), C-contiguous or the transpose of such an array: neither is copied.
         score_threshold: a candidate's score is above it.
-        iou_threshold: in [0, 1]; a box goes when its IoU with a kept one of its class is strictly
-            above.
+        iou_threshold: in [0, 1]; a box is removed when its IoU with a kept one of its class is
+            strictly above.
         max_detections: the best ones are returned.
-        multi_label: whether a box is a candidate with each class above the threshold, and not with
-            its best alone (of equal scores the lowest class).
+        multi_label: whether a box is a candidate with each class above the threshold, instead of
+            its best class alone (of equal scores the lowest class).
         max_candidates: the best ones reach the suppression; of equal scores those that come first
             in memory.
 
@@ -394,7 +394,7 @@ def retinanet_detections(
         score_threshold: the probability of a detection is above it.
         topk_candidates: the pairs of anchor and class of a level that are decoded.
         iou_threshold: in [0, 1]; IoU above which a box suppresses another of its class.
-        detections_per_img: D, the most detections of an image; the best ones are.
+        detections_per_img: D, the most detections of an image; the best ones are kept.
 
     Returns:
         boxes (B, D, 4), scores (B, D), labels (B, D) int64 in 0 .. C - 1, zero beyond counts (B,)
@@ -466,7 +466,7 @@ def _type_of(**arguments: Any) -> _Type:
 
 
 def _dense(array: Any, dtype: type[np.generic]) -> NDArray[Any]:
-    """The array itself where the kernels can read it as it lies, else a copy."""
+    """The array itself if the kernels can read it in place, else a copy."""
     flags = array.flags
     if array.dtype == dtype and flags.c_contiguous and flags.aligned:
         return array

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the ops that end a detector share: their arguments and the shape of their results."""
+"""What the detection operators share: their arguments and the shape of their results."""
 
 from collections.abc import Sequence
 

@@ -31,13 +31,13 @@ def retinanet_detections(
     """The detections of each image, clipped to it, by falling score.
 
     Definition: torchvision's `RetinaNet.postprocess_detections`. The logits are read once and
-    compared with the logit of score_threshold, which lets pass exactly those whose probability,
-    rounded to its type, is above it; they are also what the boxes are suppressed by, so that
+    compared with the logit of score_threshold, which passes exactly those whose probability,
+    rounded to its type, is above the threshold. Boxes are suppressed by logit too, so that
     probabilities that round to the same number keep their order. There is no gradient.
 
     Args:
         logits: for each level (B, A_l, C), in the order of its anchors; those of a channels_last
-            map are read where they lie, other layouts are copied.
+            map are read in place, other layouts are copied.
         deltas: for each level (B, A_l, 4).
         anchors: (A, 4) xyxy in pixels, the levels' one after another.
         sizes: (B, 2) int64 height and width of each image.
@@ -45,7 +45,7 @@ def retinanet_detections(
         topk_candidates: the pairs of anchor and class of a level that are decoded; of equal logits
             those of lower anchors, then of lower classes.
         iou_threshold: in [0, 1]; IoU above which a box suppresses another of its class.
-        detections_per_img: D, the most detections of an image; the best ones are.
+        detections_per_img: D, the most detections of an image; the best ones are kept.
 
     Returns:
         boxes (B, D, 4), scores (B, D), labels (B, D) int64 in 0 .. C - 1, zero beyond counts (B,)

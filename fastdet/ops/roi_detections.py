@@ -38,7 +38,7 @@ def roi_detections(
         weights: what dx, dy, dw, dh are divided by; > 0.
         score_threshold: the probability of a detection is above it.
         iou_threshold: in [0, 1]; IoU above which a box suppresses another of its class.
-        detections_per_img: D, the most detections of an image; the best ones are.
+        detections_per_img: D, the most detections of an image; the best ones are kept.
         min_size: the least length of a side after clipping, in pixels.
 
     Returns:

@@ -31,18 +31,18 @@ def rpn_proposals(
 ) -> KeptBoxes:
     """The best boxes of each image, clipped to it, by falling objectness.
 
-    Definition: torchvision's `RegionProposalNetwork.filter_proposals` after decoding. Selected by
-    logit before anything is decoded; suppressed by logit, too, so that probabilities that round to
-    the same number keep their order. There is no gradient.
+    Definition: torchvision's `RegionProposalNetwork.filter_proposals` after decoding. Anchors are
+    selected by logit before anything is decoded, and suppressed by logit too, so that probabilities
+    that round to the same number keep their order. There is no gradient.
 
     Args:
         objectness: for each level logits (B, A_l), in the order of its anchors; those of a
-            channels_last map are read where they lie, other layouts are copied.
+            channels_last map are read in place, other layouts are copied.
         deltas: for each level (B, A_l, 4).
         anchors: (A, 4) xyxy in pixels, the levels' one after another.
         sizes: (B, 2) int64 height and width of each image.
         pre_nms_top_n: the anchors of a level that are decoded; of equal logits the lower indices.
-        post_nms_top_n: P, the most boxes of an image; the best ones are.
+        post_nms_top_n: P, the most boxes of an image; the best ones are kept.
         iou_threshold: in [0, 1]; IoU above which a box suppresses another of its level.
         score_threshold: the least probability of a box.
         min_size: the least length of a side after clipping, in pixels.
