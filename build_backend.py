@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""PEP 517 backend: setuptools', which asks for torch only where the environment has none.
+"""PEP 517 backend: setuptools' own, but it requires torch only where none is installed.
 
-An ordinary build requirement would download a second torch next to the user's own. The build needs
-torch's headers alone, and finds them by path, so that build isolation does not hide them.
+An ordinary build requirement would download a second torch beside the user's. The build needs only
+torch's headers and finds them by path, so that pip's build isolation does not hide them.
 """
 
 import os
@@ -15,7 +15,7 @@ from setuptools.build_meta import *  # noqa: F403 - the hooks of PEP 517 and PEP
 
 
 def find_torch() -> Path | None:
-    """The folder of a torch with the stable ABI's headers: the environment's, else the build's."""
+    """The folder of an installed torch that has the headers of the stable ABI, or None."""
     folders = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     if environment := os.environ.get("VIRTUAL_ENV"):
         folders += [str(p) for p in Path(environment).glob("lib/python3*/site-packages")]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Runs CMake and Ninja and places the libraries in the package; everything else is pyproject.toml.
+"""Runs CMake and Ninja and puts the libraries into the package; the rest is in pyproject.toml.
 
 The environment variables FASTDET_CUDA (auto | on | off), FASTDET_CUDA_ARCHS (such as "80;90") and
 FASTDET_SANITIZE (such as "address,undefined") are passed on to CMakeLists.txt, which describes the
@@ -24,7 +24,7 @@ class CMakeBuild(build_ext):
 
     def run(self) -> None:
         """Configures, builds and installs into the package (the source tree's, if editable)."""
-        import pybind11  # pyright: ignore[reportMissingImports]  (there while building only)
+        import pybind11
 
         torch = find_torch()
         if torch is None:
@@ -41,7 +41,7 @@ class CMakeBuild(build_ext):
             "Python_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
         }
-        # An isolated build gets a new folder of tools each time; the cache must not remember it.
+        # pip's isolated builds have Ninja in a new folder each time: the cache must not keep it.
         subprocess.run(
             ["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", "-U", "CMAKE_MAKE_PROGRAM"]
             + [f"-D{name}={value}" for name, value in options.items()],

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Times several ways of doing one thing in turn, so that a slow moment slows all of them.
+"""Times several implementations in turn, so that a slow moment of the machine affects all of them.
 
-A round times each side once. A side too quick for the clock runs many times in its turn, so that a
-turn takes a millisecond at least.
+A round times each implementation ("side") once. A side that is too fast for the clock runs many
+times in its turn, so that a turn takes at least a millisecond.
 """
 
 import ctypes
@@ -19,13 +19,13 @@ SHORTEST_TURN = 1e-3  # seconds
 class Rounds(NamedTuple):
     """How long a case may take."""
 
-    seconds: float  # of all turns together; the round that passes it is the last
+    seconds: float  # of all turns together; the round that exceeds it is the last
     least: int
     most: int
 
 
 class Turns(NamedTuple):
-    """A side's turns: how many calls each had, and each one's seconds."""
+    """A side's turns: the number of calls in a turn, and the seconds of each turn."""
 
     calls: int
     seconds: list[float]
@@ -36,10 +36,10 @@ class Turns(NamedTuple):
 
 
 def keep_freed_memory() -> None:
-    """Lets no side pay for memory that another side's turn gave back to the system.
+    """Keeps freed memory in the process, so that no side pays for what another side released.
 
     Puts glibc's allocator into the state that it reaches in a long-running process: it keeps blocks
-    of up to 32 MiB, and larger ones are new from the system each time. No effect elsewhere.
+    of up to 32 MiB and takes larger ones from the system each time. No effect without glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
@@ -49,7 +49,7 @@ def keep_freed_memory() -> None:
 
 
 def timed(side: Side, calls: int) -> float:
-    """Seconds of so many calls."""
+    """Seconds that this many calls take."""
     start = time.perf_counter()
     for _ in range(calls):
         side()

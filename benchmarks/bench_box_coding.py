@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Boxes from deltas and deltas from boxes. Two arrays in, one out."""
+"""Encoding and decoding of boxes. The floor reads two arrays and writes one."""
 
 import torch
 from torchvision.models.detection._utils import BoxCoder

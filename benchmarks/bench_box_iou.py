@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""IoUs of all pairs. The output is the floor: each pair is written once, to new memory."""
+"""IoUs of all pairs. The floor writes the result of each pair once, to new memory."""
 
 import pytest
 import torchvision

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Four boxes: what a call costs before it does anything. The target is torchvision's + 2 us."""
+"""Calls on four boxes: the overhead of a call. The target is torchvision's time + 2 us."""
 
 import torch
 import torchvision

@@ -2,7 +2,7 @@
 """torchvision's detectors beside what `from_torchvision` makes of them, from images to detections.
 
 The networks are those of torchvision's checkpoints (frozen norms), with random weights; the score
-threshold is put where as many candidates reach the suppression as a trained model sends there.
+threshold is set so that as many candidates reach NMS as with a trained model.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def retinanet(**sizes: int) -> nn.Module:
     return RetinaNet(backbone, 91, **sizes)
 
 
-# With the ratios that are promised: inference, bfloat16 on both sides, training.
+# With the target ratios: inference, inference in bfloat16 on both sides, training.
 MODELS: dict[str, tuple[Callable[..., nn.Module], tuple[float, float, float]]] = {
     "Faster R-CNN, ResNet-50 FPN": (faster_rcnn, (1.4, 1.2, 1.3)),
     "RetinaNet, ResNet-50 FPN": (retinanet, (1.5, 1.2, 1.3)),
@@ -75,7 +75,7 @@ def training_step(model: Any, images: list[Tensor], targets: list[dict[str, Tens
 
 
 def expect_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    """The same detections, but for the few that rounding moves across a threshold."""
+    """The same detections, except a few that rounding moves across a threshold."""
     assert abs(len(ours["boxes"]) - len(theirs["boxes"])) <= 2
     found = box_iou(theirs["boxes"], ours["boxes"]) > 0.99
     again = (found & (theirs["labels"][:, None] == ours["labels"])).any(1)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Matching. torchvision's way is an IoU matrix and its Matcher.
+"""Anchor matching. torchvision computes a matrix of IoUs and applies its Matcher.
 
-The floor is the arithmetic of one IoU a pair, without its quotient: an implementation that knows
-beforehand which pairs do not touch can be below it.
+The floor is the arithmetic of one IoU per pair, without the division. An implementation that skips
+pairs that cannot overlap can be faster than this floor.
 """
 
 from dataclasses import replace

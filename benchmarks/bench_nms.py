@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Suppression. No implementation is spared a sort of the scores and one look at each box."""
+"""NMS. The floor is what every implementation must do: sort the scores and read each box."""
 
 import warnings
 from collections.abc import Callable
@@ -28,12 +28,12 @@ except ModuleNotFoundError as error:
 
 TARGETS = {1_000: 25.0, 5_000: 60.0, 20_000: 200.0}
 
-# Peers whose time grows with the square of the boxes stop where a call takes a second.
+# Peers of quadratic time run only at sizes where a call takes less than about a second.
 MOST_FOR_SQUARE = 20_000
 
 
 def numpy_nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np.ndarray:
-    """The loop that everyone copies, from Fast R-CNN's nms/py_cpu_nms.py."""
+    """The well-known NumPy loop, from Fast R-CNN's nms/py_cpu_nms.py."""
     x1, y1, x2, y2 = boxes.T
     areas = (x2 - x1) * (y2 - y1)
     order = scores.argsort()[::-1]
@@ -55,7 +55,7 @@ def xywh(boxes: np.ndarray) -> np.ndarray:
 
 
 def without_torch(boxes: np.ndarray, scores: np.ndarray) -> dict[str, Side]:
-    """Ours, and what people use."""
+    """fastdet and the usual alternatives."""
     sides: dict[str, Side] = {"fastdet.numpy": lambda: fastdet.numpy.nms(boxes, scores, 0.5)}
     if len(boxes) <= MOST_FOR_SQUARE:
         sides["NumPy"] = lambda: numpy_nms(boxes, scores, 0.5)
@@ -72,7 +72,7 @@ def sort_and_look(boxes: Tensor, scores: Tensor) -> Callable[[], object]:
 
 
 def both(boxes: Tensor, scores: Tensor) -> dict[str, Side]:
-    """fastdet and, where it ends in time, torchvision."""
+    """fastdet and, where it is fast enough, torchvision."""
     sides: dict[str, Side] = {"fastdet": lambda: fastdet.nms(boxes, scores, 0.5)}
     if len(boxes) <= MOST_FOR_SQUARE:
         sides["torchvision"] = lambda: torchvision.ops.nms(boxes, scores, 0.5)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What `fastdet.numpy` has and torchvision has not, beside what people use without torch."""
+"""Functions of `fastdet.numpy` that torchvision lacks, beside the alternatives without torch."""
 
 import numpy as np
 import pytest
@@ -15,14 +15,14 @@ from benchmarks.workloads import scene
 def bench_soft_nms(beside: Beside) -> None:
     n = beside.size(2_000)
     boxes, scores = (x.numpy() for x in scene(n, objects=max(1, n // 50)))
-    rounded = xywh(boxes).astype(np.int32)  # OpenCV's takes integers alone
+    rounded = xywh(boxes).astype(np.int32)  # OpenCV's takes only integers
     beside(
         Case(
             op="soft_nms",
             workload=f"{n:,} boxes about {n // 50} objects, gaussian",
             sides={
                 "fastdet": lambda: fastdet.numpy.soft_nms(
-                    boxes, scores, sigma=0.5, min_score=0.05, method="gaussian"
+                    boxes, scores, sigma=0.5, score_threshold=0.05, method="gaussian"
                 ),
                 "OpenCV": lambda: opencv.softNMSBoxes(rounded, scores, 0.05, 0.3, sigma=0.5),
             },
@@ -45,7 +45,7 @@ def bench_yolo(beside: Beside) -> None:
 
     def by_numpy() -> np.ndarray:
         rows, values, labels = candidates()
-        # The usual trick: classes are moved apart.
+        # The usual way: an offset for each class, so that boxes of two classes never overlap.
         return rows[numpy_nms(boxes[rows] + 4096.0 * labels[:, None], values, 0.7)]
 
     def by_opencv() -> np.ndarray:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """torchvision's own detectors, unchanged, with and without `fastdet.override_torchvision()`.
 
-The weights are random, so the score threshold is put where as many candidates reach the suppression
-as a trained model sends there.
+The weights are random, so the score threshold is set so that as many candidates reach NMS as with a
+trained model.
 """
 
 from collections.abc import Callable

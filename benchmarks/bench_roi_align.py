@@ -77,7 +77,7 @@ def bench_forward(beside: Beside, n: int, layout: str) -> None:
 
 @both_layouts
 def bench_adaptive_forward(beside: Beside, layout: str) -> None:
-    """As many samples as feature pixels: large RoIs must not get slow."""
+    """As many samples as feature pixels: large RoIs must stay fast."""
     n = beside.size(64)
     x, boxes = features(beside, layout), rois(n)
     boxes[:, 1:] = torch.tensor([50.0, 20.0, 850.0, 780.0]) + torch.arange(n)[:, None] / 8
@@ -158,7 +158,7 @@ def bench_multiscale_forward(beside: Beside, layout: str) -> None:
                 "fastdet": lambda: p.ours(p.levels),
                 "torchvision": lambda: p.theirs(p.levels),
             },
-            # At most: the levels' unread parts are not taken off.
+            # An upper bound: parts of the levels that no RoI reads are not subtracted.
             floor=stream(sum(level.nbytes for level in p.levels), 4 * p.values),
             operations=OPERATIONS * p.values,
             exact=lambda: p.theirs([level.double() for level in p.levels]),

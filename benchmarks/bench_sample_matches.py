@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Drawing 256 anchors of an image for a loss. The floor reads the matches and makes the keys."""
+"""Sampling of 256 anchors per image. The floor reads the matches and draws the random keys."""
 
 import torch
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler

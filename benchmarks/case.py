@@ -15,15 +15,15 @@ FLOOR = "floor"  # its name among the sides
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What a suite hands over.
+    """One benchmark case, as a suite defines it.
 
     Attributes:
         op: fastdet's name of the operator.
         workload: its inputs in words.
         sides: the same work by name; "fastdet" is the first, torchvision and other peers follow.
-        floor: the memory traffic (`ceilings.stream`) or other work that no implementation is
-            spared. It is timed in turn with the sides.
-        operations: arithmetic that none is spared, a fused multiply-add counting as one.
+        floor: the memory traffic (`ceilings.stream`) or other work that every implementation
+            needs. It is timed in turn with the sides.
+        operations: arithmetic that every implementation needs; a fused multiply-add counts as one.
         exact: the result in float64.
         target, growth, point: see `Row`.
     """
@@ -40,7 +40,7 @@ class Case:
 
 
 def errors(case: Case) -> dict[str, float | None]:
-    """Each side's error; the first run of every side, and so its warm-up."""
+    """Each side's error. This is also the first run of every side, its warm-up."""
     results = {name: side() for name, side in case.sides.items()}
     if case.exact is None:
         return dict.fromkeys(results)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the machine can do at most: the ceilings that an operator's floor is computed from."""
+"""The machine's peak bandwidth and arithmetic, from which the floor of an operator is computed."""
 
 import ctypes
 import mmap
@@ -17,10 +17,10 @@ if MADVISE:
 
 
 def stream(reads: int = 0, writes: int = 0) -> Side:
-    """Reads so many bytes and writes so many to new memory: what an operator does at least.
+    """Reads and writes so many bytes, the writes to new memory: the least that an operator does.
 
     New memory, because an operator's output is: the system's work for its first touch is included.
-    Where there is much of it, it is taken in huge pages, which the system has ready the soonest.
+    Large outputs use huge pages, the fastest way to get new memory from the system.
     """
     source = torch.ones(reads // 4)
 

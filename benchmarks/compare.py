@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Two result files side by side.
 
-Milliseconds of two runs differ by what else the machine did; the ratios to torchvision differ less,
-since both of their sides were measured in turn.
+Milliseconds of two runs differ with the load of the machine; ratios to torchvision differ less,
+because both sides are measured in turn.
 
     python -m benchmarks.compare FIRST SECOND
 """

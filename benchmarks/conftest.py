@@ -40,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
-    """No dots between the lines that the cases print."""
+    """Prints no dots of pytest between the lines of the cases."""
     return ("passed", "", "PASSED") if report.passed and report.when == "call" else None
 
 
@@ -101,7 +101,7 @@ class Beside:
         return min(n, QUICK_SIZE) if self.run.quick else n
 
     def skip_if_short(self) -> None:
-        """For a case of many seconds: not in a brief run, and on all threads only."""
+        """For a case of many seconds: skipped in a brief run, and run on all threads only."""
         if self.run.brief or self.threads != ALL_THREADS:
             pytest.skip("takes many seconds")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How far a result is from the same operator's in float64."""
+"""The error of a result against the same operator in float64."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -23,7 +23,7 @@ def _tensors(result: Any) -> Iterator[Tensor]:
         for part in result:
             yield from _tensors(part)
     elif isinstance(result, dict):
-        # Here, since a machine without it can still measure all else.
+        # Imported here, so that a machine without it can measure the rest.
         from pycocotools import mask as coco_mask
 
         rle: Any = result

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Mask R-CNN's masks: inputs of training and inference, and what others make of them.
+"""Mask R-CNN's masks: inputs of training and inference, and how other libraries process them.
 
 torchvision's `project_masks_on_boxes` and `maskrcnn_loss` make the masks floating and pool them;
 its `paste_masks_in_image` stretches one mask after the other; pycocotools encodes in the host's
@@ -104,7 +104,7 @@ def torchvision_pasted(masks: Tensor, boxes: Tensor) -> Tensor:
 
 def pycocotools_rles(masks: Tensor) -> list[Any]:
     """The RLE of each of (n, H, W) bool."""
-    # Here, since a machine without it can still measure all else.
+    # Imported here, so that a machine without it can measure the rest.
     from pycocotools import mask as coco_mask
 
     return [coco_mask.encode(np.asfortranarray(mask)) for mask in masks.byte().cpu().numpy()]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Writes the tables of the two READMEs from the committed result files; `make bench` ends with it.
+"""Writes the tables of PAGES from the committed result files; `make bench` ends with it.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`; NAME is a function of TABLES. A
-test compares the READMEs with what this script would write.
+test compares the pages with what this script would write.
 """
 
 import functools
@@ -10,6 +10,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,27 @@ from benchmarks.tables import ABSENT, errors, others, times
 from fastdet.report.figures import three_digits
 
 ROOT = Path(__file__).resolve().parent.parent
-READMES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "benchmarks" / "README.md",
+    *(results.FOLDER / f"{name}.md" for name in ("bccd", "cpu_numpy", "cpu_ops", "gpus", "nuclei")),
+)
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+# The rows of the front README: one of each kind of work, then whole detectors.
+FRONT_ROWS = (
+    ("nms", "20,000 random boxes"),
+    ("batched_nms", "20,000 boxes, 80 classes"),
+    ("box_iou", "100 x 200,000"),
+    ("match_anchors", "182,403 RetinaNet anchors, 30 gt"),
+    ("roi_align", "1,024 RoIs, 256 x 7 x 7, NCHW"),
+    ("sigmoid_focal_loss", "200,000 x 80, integer labels, forward and backward"),
+    ("from_torchvision", "Faster R-CNN, ResNet-50 FPN, inference, one image"),
+    (
+        "from_torchvision",
+        "Faster R-CNN, ResNet-50 FPN, training step, two images of 512 x 512",
+    ),
+)
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -59,6 +79,14 @@ def ops_table(result: Result) -> str:
     ]
     header = ["", "fastdet ms", "torchvision ms", "ratio", "on one thread"]
     return markdown(header, rows) + made_by(result.machine)
+
+
+def front_table(result: Result) -> str:
+    """FRONT_ROWS of `ops_table`."""
+    by_key = {row.key: row for row in result.rows}
+    rows = [by_key[op, workload, result.threads] for op, workload in FRONT_ROWS]
+    one_thread = [by_key.get((op, workload, 1)) for op, workload in FRONT_ROWS]
+    return ops_table(replace(result, rows=[*rows, *filter(None, one_thread)]))
 
 
 def numpy_table(result: Result) -> str:
@@ -140,6 +168,14 @@ def gpus() -> str:
     if not files:
         return "Not yet run on a GPU: there are no figures for the CUDA kernels.\n"
     return "\n".join(gpu_table(results.read(path)) for path in files)
+
+
+def gpus_front() -> str:
+    """Which GPUs the CUDA kernels have been measured on."""
+    names = [results.read(path).machine["gpu"] for path in results.of_gpus()]
+    if not names:
+        return "The CUDA kernels have **not yet run on a GPU**; there are no GPU figures.\n"
+    return f"The CUDA kernels were [measured](benchmarks/results/gpus.md) on: {', '.join(names)}.\n"
 
 
 def floors(result: Result) -> str:
@@ -228,11 +264,13 @@ def cpu_ops() -> Result:
 
 TABLES: dict[str, Callable[[], str]] = {
     "cpu_ops": lambda: ops_table(cpu_ops()),
+    "cpu_ops_front": lambda: front_table(cpu_ops()),
     "cpu_numpy": lambda: numpy_table(cpu_ops()),
     "cpu_ops_every_row": lambda: every_row(cpu_ops()),
     "cpu_ops_floors": lambda: floors(cpu_ops()),
     "cpu_detectors": lambda: detectors_table(json.loads(CPU_DETECTORS.read_text())),
     "gpus": gpus,
+    "gpus_front": gpus_front,
     "cpu_ceilings": lambda: ceilings(cpu_ops()),
     "bccd_faster_rcnn_cpu": training("bccd_faster_rcnn_cpu"),
     "bccd_retinanet_cpu": training("bccd_retinanet_cpu"),
@@ -246,5 +284,5 @@ def filled(text: str) -> str:
 
 
 if __name__ == "__main__":
-    for readme in READMES:
-        readme.write_text(filled(readme.read_text()))
+    for page in PAGES:
+        page.write_text(filled(page.read_text()))

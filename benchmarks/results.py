@@ -66,8 +66,8 @@ class Row:
 
     Attributes:
         sides: results by name; "fastdet" is the first.
-        floor_ms: what the work takes at least, measured in the same rounds.
-        floor_kind: what decides the floor, "memory" or "arithmetic".
+        floor_ms: the least time that the work can take, measured in the same rounds.
+        floor_kind: what limits the floor, "memory" or "arithmetic".
         target: the ratio to torchvision that is promised for all threads.
         target_ms: our time that is promised on an H100.
         growth: the row only shows how time grows with size.
@@ -86,7 +86,7 @@ class Row:
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """What makes the row the same in two files."""
+        """The key by which rows of two files are compared."""
         return self.op, self.workload, self.threads
 
     @property

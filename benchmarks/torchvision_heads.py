@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """torchvision's post-processing and matching as functions of tensors: the peers of several suites.
 
-Its methods are called on stand-ins that hold their numbers.
+Its methods are called on simple objects that hold the settings they read.
 """
 
 from types import SimpleNamespace
@@ -20,14 +20,14 @@ from benchmarks.workloads import Head
 UNIT_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 BOX_HEAD_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
-RPN_NUMBERS = {"pre_nms_top_n": 1000, "post_nms_top_n": 1000, "nms_thresh": 0.7}
+RPN_NUMBERS = {"pre_nms_top_n": 1000, "post_nms_top_n": 1000, "iou_threshold": 0.7}
 
 
 def rpn_proposals(h: Head, size: tuple[int, int]) -> list[tuple[Tensor, Tensor]]:
     """Boxes and scores of each image, with RPN_NUMBERS, from outputs that are rows already."""
     network: Any = RegionProposalNetwork
     top = {"training": 1000, "testing": 1000}
-    rpn = network(None, None, 0.7, 0.3, 256, 0.5, top, top, RPN_NUMBERS["nms_thresh"]).eval()
+    rpn = network(None, None, 0.7, 0.3, 256, 0.5, top, top, RPN_NUMBERS["iou_threshold"]).eval()
     images = len(h.logits[0])
     own = [torch.cat(h.anchors)] * images
     boxes = BoxCoder(UNIT_WEIGHTS).decode(torch.cat(h.deltas, 1), own).view(images, -1, 4)

@@ -2,7 +2,7 @@
 """Trains our detector and torchvision's side by side on real images and compares the outcome.
 
 Both sides get the same backbone, data, augmentation, batches, optimiser and schedule, and take
-their steps in turn, so that whatever else the machine does slows both alike. Prints, and writes as
+their steps in turn, so that other load on the machine slows both alike. Prints, and writes as
 JSON, each side's COCO metrics, AP by class, median seconds per step and peak memory.
 
     python -m benchmarks.train_beside_torchvision --data DATA --out benchmarks/results/NAME.json

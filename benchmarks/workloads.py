@@ -69,7 +69,7 @@ RETINANET_SIZES = [
 
 
 class Head(NamedTuple):
-    """What a head says of the anchors of five levels, 3 to 7, over 800 x 1216 pixels.
+    """A head's outputs for the anchors of five levels, 3 to 7, of an image of 800 x 1216 pixels.
 
     Attributes:
         logits: for each level (B, A_l, classes).
@@ -117,7 +117,7 @@ def head(
 def box_head(n: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (n, classes), deltas (n, classes, 4) and proposals (n, 4) of a second stage.
 
-    A fifth of the proposals lies on something, and then on one of three classes.
+    A fifth of the proposals lies on an object, of one of three classes.
     """
     proposals, _ = scene(n, objects=max(1, n // 50))
     deltas = torch.randn(n, classes, 4, generator=seeded(12))

@@ -43,7 +43,7 @@ set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 enable_language(CUDA)
 
-file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/cuda/*.cu)
+file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/*/*.cu)
 add_library(fastdet_cuda SHARED ${cuda_sources})
 target_include_directories(fastdet_cuda SYSTEM PRIVATE "${torch_include}")
 target_compile_definitions(fastdet_cuda PRIVATE ${torch_definitions} USE_CUDA)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Every operator's schema, one line each: the table of contents of this folder. The op named x has
-// its contract in checks.h, its kernels in cpu/x.cpp and cuda/x.cu, its Python face in
-// fastdet/ops/x.py.
+// The schema of every operator, one line each: the table of contents of csrc. Each block belongs to
+// one or two of the families, the folders beside this file. A family's contract.h checks the
+// arguments; its .cpp and .cu files register the CPU and CUDA kernels.
 #include "torch.h"
 
 // clang-format off
@@ -31,9 +31,9 @@ STABLE_TORCH_LIBRARY(fastdet, m) {
   m.def("multiscale_roi_align(Tensor[] features, Tensor boxes, Tensor? counts, int pooled_height, int pooled_width, float[] scales, int sampling_ratio, int canonical_scale, int canonical_level, bool aligned) -> Tensor");
   m.def("multiscale_roi_align_backward(Tensor grad, Tensor boxes, Tensor? counts, SymInt[] heights, SymInt[] widths, float[] scales, int sampling_ratio, int canonical_scale, int canonical_level, bool aligned, bool channels_last, bool deterministic) -> Tensor[]");
 
-  m.def("rpn_proposals(Tensor[] objectness, Tensor[] deltas, Tensor anchors, Tensor sizes, int pre_nms_top_n, int post_nms_top_n, float nms_thresh, float score_thresh, float min_size) -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def("retinanet_detections(Tensor[] logits, Tensor[] deltas, Tensor anchors, Tensor sizes, float score_thresh, int topk_candidates, float nms_thresh, int detections_per_img) -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def("roi_detections(Tensor logits, Tensor deltas, Tensor proposals, Tensor? counts, Tensor sizes, float wx, float wy, float ww, float wh, float score_thresh, float nms_thresh, int detections_per_img, float min_size) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("rpn_proposals(Tensor[] objectness, Tensor[] deltas, Tensor anchors, Tensor sizes, int pre_nms_top_n, int post_nms_top_n, float iou_threshold, float score_threshold, float min_size) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("retinanet_detections(Tensor[] logits, Tensor[] deltas, Tensor anchors, Tensor sizes, float score_threshold, int topk_candidates, float iou_threshold, int detections_per_img) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("roi_detections(Tensor logits, Tensor deltas, Tensor proposals, Tensor? counts, Tensor sizes, float wx, float wy, float ww, float wh, float score_threshold, float iou_threshold, int detections_per_img, float min_size) -> (Tensor, Tensor, Tensor, Tensor)");
 
   m.def("sigmoid_focal_loss(Tensor inputs, Tensor targets, float alpha, float gamma) -> Tensor");
   m.def("sigmoid_focal_loss_sum(Tensor inputs, Tensor targets, float alpha, float gamma) -> Tensor");
@@ -46,7 +46,7 @@ STABLE_TORCH_LIBRARY(fastdet, m) {
   m.def("pasted_mask_edges(Tensor masks, Tensor boxes, int height, int width, float threshold) -> (Tensor, Tensor)");
   m.def("mask_edges(Tensor masks) -> (Tensor, Tensor)");
 
-  // For networks on the CPU alone; their Python faces are fastdet/engine/fusing.py and winograd.py.
+  // Network layers, on the CPU alone.
   m.def("upsample_nearest(Tensor input, int height, int width) -> Tensor");
   m.def("winograd_filters(Tensor weight, bool turned) -> Tensor");
   m.def("winograd_conv(Tensor input, Tensor filters, Tensor? bias, Tensor? summand, int channels, bool relu) -> Tensor");

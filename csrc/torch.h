@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// All that this library uses of torch: the stable ABI, an alias, and the wrappers that it lacks.
-// No other header under csrc/ includes torch, so that one binary serves every torch >= 2.11.
+// All that the kernels use of torch's tensors: the stable ABI, which one binary uses with every
+// torch >= 2.11, and the wrappers that it lacks. Beside it, some headers include torch's
+// header-only types alone, and device/launch.cuh asks torch for the current stream.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #include <cstdint>
 #include <initializer_list>
@@ -18,17 +16,23 @@
 #include <type_traits>
 #include <vector>
 
+#include "expect.h"
+#include "geometry/numbers.h"
+
 namespace fastdet {
 
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr auto kBool = ScalarType::Bool;
-constexpr auto kInt64 = ScalarType::Long;
-constexpr auto kFloat32 = ScalarType::Float;
-constexpr auto kFloat64 = ScalarType::Double;
+template <>
+struct ArgumentOf<Tensor> {
+  static ArgumentView view(const Tensor& tensor) {
+    const Place place = tensor.is_cpu()    ? Place::kCpu
+                        : tensor.is_cuda() ? Place::kCuda
+                                           : Place::kOther;
+    return {tensor.scalar_type(), tensor.sizes().data(), tensor.dim(), place,
+            tensor.get_device_index()};
+  }
+};
 
 // Uninitialised, contiguous, on the device of `like`.
 inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
@@ -53,13 +57,11 @@ inline Tensor cast(const Tensor& tensor, ScalarType dtype) {
   return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
 }
 
-// Box arithmetic is done in float64 for float64 boxes and in float32 for every other type.
-inline ScalarType box_dtype(const Tensor& boxes) {
-  return boxes.scalar_type() == kFloat64 ? kFloat64 : kFloat32;
-}
+// The type that box arithmetic is done in.
+inline ScalarType box_dtype(const Tensor& boxes) { return box_dtype(boxes.scalar_type()); }
 
 inline ScalarType box_dtype(const Tensor& boxes1, const Tensor& boxes2) {
-  return box_dtype(boxes1) == kFloat64 ? kFloat64 : box_dtype(boxes2);
+  return box_dtype(boxes1.scalar_type(), boxes2.scalar_type());
 }
 
 // Boxes or scores as the kernels read them: contiguous, float32 or float64.
@@ -94,7 +96,8 @@ auto dispatch_box(ScalarType dtype, Body body) {
   return dtype == kFloat64 ? body.template operator()<double>() : body.template operator()<float>();
 }
 
-// Calls body<T>() with T one of float, double, Half, BFloat16; checks.h has refused the rest.
+// Calls body<T>() with T one of float, double, Half, BFloat16; the op's contract has refused the
+// rest.
 template <typename Body>
 auto dispatch_floating(ScalarType dtype, Body body) {
   switch (dtype) {

@@ -1,31 +1,68 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Object detection on its own C++/CUDA kernels: operators, detectors, training, evaluation.
 
-The names of `fastdet.ops` are here too, and `override_torchvision`, loaded at their first use, so
-that `import fastdet` and torch-free parts of the package, such as `fastdet.numpy`, do not import
-torch.
+The package has the names of `fastdet.ops`, `override_torchvision` and its submodules as attributes.
+Each is imported at its first use, so that `import fastdet` and the parts without torch, such as
+`fastdet.numpy`, do not import torch. Type checkers read the same names in `__init__.pyi`.
 """
 
 import importlib
-import importlib.util
+import pkgutil
 from typing import Any
 
 __version__ = "0.1.0"
 
+# `fastdet.ops.__all__`: to read it there would import torch.
+_OPERATORS = frozenset(
+    (
+        "MultiScaleRoIAlign",
+        "RoIAlign",
+        "batched_nms",
+        "box_iou",
+        "complete_box_iou",
+        "complete_box_iou_loss",
+        "crop_masks",
+        "decode_boxes",
+        "distance_box_iou",
+        "distance_box_iou_loss",
+        "encode_boxes",
+        "encode_masks",
+        "generalized_box_iou",
+        "generalized_box_iou_loss",
+        "mask_rcnn_loss",
+        "match_anchors",
+        "multiscale_roi_align",
+        "nms",
+        "nms_padded",
+        "paste_masks",
+        "paste_masks_rle",
+        "retinanet_detections",
+        "roi_align",
+        "roi_detections",
+        "rpn_proposals",
+        "sample_matches",
+        "sigmoid_focal_loss",
+    )
+)
+_SUBMODULES = frozenset(
+    module.name
+    for module in pkgutil.iter_modules(__path__)
+    if not module.name.startswith(("_", "libfastdet"))  # libfastdet*.so are no Python modules
+)
+
 
 def __getattr__(name: str) -> Any:
-    if name.startswith("_"):
+    if name in _SUBMODULES:
+        found = importlib.import_module(f"fastdet.{name}")
+    elif name in _OPERATORS:
+        found = getattr(importlib.import_module("fastdet.ops"), name)
+    elif name == "override_torchvision":
+        found = importlib.import_module("fastdet.override").override_torchvision
+    else:
         raise AttributeError(f"module 'fastdet' has no attribute {name!r}")
-    globals()[name] = found = _find(name)  # so that a name is looked for once and not at each use
+    globals()[name] = found  # the next use does not come here
     return found
 
 
-def _find(name: str) -> Any:
-    if importlib.util.find_spec(f"fastdet.{name}"):
-        return importlib.import_module(f"fastdet.{name}")
-    if name == "override_torchvision":
-        return importlib.import_module("fastdet.override").override_torchvision
-    ops = importlib.import_module("fastdet.ops")
-    if name in ops.__all__:
-        return getattr(ops, name)
-    raise AttributeError(f"module 'fastdet' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({"__version__", "override_torchvision", *_OPERATORS, *_SUBMODULES})

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Runs the benchmarks, which lie beside the package in a checkout and are not installed.
+"""Runs the benchmarks, which are in the source tree beside the package and are not installed.
 
-In processes of their own: what this one did before must not be in their memory.
+They run in new processes, so that the state of this one does not influence them.
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ NEEDS = ("pytest_benchmark", "torchvision", "rich", "matplotlib")
 
 
 def run_suites(*arguments: str) -> None:
-    """All suites, with pytest's `arguments` and those of benchmarks/conftest.py.
+    """Runs all suites; `arguments` are pytest's and those of benchmarks/conftest.py.
 
     Raises:
         FileNotFoundError, ModuleNotFoundError: see `run_module`.
@@ -24,16 +24,16 @@ def run_suites(*arguments: str) -> None:
 
 
 def run_module(name: str, *arguments: str) -> None:
-    """`python -m name arguments` in the checkout.
+    """Runs `python -m name arguments` in the source tree.
 
     Raises:
         FileNotFoundError: fastdet was installed without its source.
-        ModuleNotFoundError: a package that the benchmarks need is absent.
+        ModuleNotFoundError: a package that the benchmarks need is not installed.
         subprocess.CalledProcessError: it failed.
     """
     if not (TREE / "benchmarks" / "conftest.py").exists():
         raise FileNotFoundError(
-            "the benchmarks lie in the source tree: clone it and install it with pip install -e ."
+            "the benchmarks are in the source tree: clone it and install it with pip install -e ."
         )
     for package in NEEDS:
         if importlib.util.find_spec(package) is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Files that a kill leaves old or new, never torn: written beside their place, then renamed."""
+"""Atomic replacement of files: write a temporary file beside the target, then rename it."""
 
 import os
 from collections.abc import Iterator
@@ -9,10 +9,10 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path in `path`'s folder; when the block ends well, it becomes `path`.
+    """Gives a temporary path beside `path`; if the block ends without an error, it becomes `path`.
 
     Args:
-        path: the file to create or replace; its folder is made where it is missing.
+        path: the file to create or replace; its folder is created if it is missing.
 
     Yields:
         A path with the same suffix, on the same file system, so that the rename is atomic.

@@ -5,7 +5,7 @@ The functions have the names, arguments and results of `fastdet.ops`, bit for bi
 loops; importing this module does not import torch. They run on the calling thread and release the
 GIL, so that Python threads run them side by side.
 
-C-contiguous float32 and float64 arrays are read where they lie, read-only ones too; other layouts
+C-contiguous float32 and float64 arrays are read in place, read-only ones too; other layouts
 and byte orders are copied, float16 is computed in float32, and other types are refused. Where
 arguments differ in type, float64 wins, but for scores, which follow the boxes.
 """
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdet import _native
+from fastdet.renamed import renamed_keywords
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
@@ -51,7 +52,7 @@ def nms(boxes: Floats, scores: Floats, iou_threshold: float) -> Ints:
     Args:
         boxes: (N, 4) xyxy in pixels.
         scores: (N,).
-        iou_threshold: in [0, 1]; a box goes when its IoU with a kept one is strictly above.
+        iou_threshold: in [0, 1]; a box is removed when its IoU with a kept one is strictly above.
 
     Returns:
         (K,) int64, highest score first; ties keep input order.
@@ -93,15 +94,16 @@ def batched_nms(boxes: Floats, scores: Floats, idxs: Ints, iou_threshold: float)
     )
 
 
+@renamed_keywords(min_score="score_threshold")
 def soft_nms(
     boxes: Floats,
     scores: Floats,
     iou_threshold: float = 0.3,
     sigma: float = 0.5,
-    min_score: float = 0.001,
+    score_threshold: float = 0.001,
     method: str = "linear",
 ) -> tuple[Ints, Floats]:
-    """Suppression that lets scores fall instead of dropping boxes.
+    """Soft-NMS: suppression that lowers scores instead of removing boxes.
 
     The best box is picked; the score of every other one is multiplied by a weight of its IoU with
     the pick; and so on until no score is left. Definition: "Soft-NMS" by Bodla et al.
@@ -117,7 +119,7 @@ def soft_nms(
         scores: (N,).
         iou_threshold: in [0, 1]; of the linear method.
         sigma: > 0; of the gaussian method.
-        min_score: >= 0; a box is gone once its score is below.
+        score_threshold: >= 0; a box is removed once its score is below.
         method: "linear" or "gaussian".
 
     Returns:
@@ -131,12 +133,12 @@ def soft_nms(
     _check_iou_threshold(iou_threshold)
     if not (0 < sigma < math.inf):
         raise ValueError(f"sigma: expected a number > 0, got {sigma}")
-    if not min_score >= 0:
-        raise ValueError(f"min_score: expected a number >= 0, got {min_score}")
+    if not score_threshold >= 0:
+        raise ValueError(f"score_threshold: expected a number >= 0, got {score_threshold}")
     rule = _one_of("method", method, _SOFT_NMS_METHODS)
     maths = _type_of(boxes=boxes).maths
     boxes, scores = _dense(boxes, maths), _floats("scores", scores, maths)
-    return _native.soft_nms(boxes, scores, iou_threshold, sigma, min_score, rule)
+    return _native.soft_nms(boxes, scores, iou_threshold, sigma, score_threshold, rule)
 
 
 def box_iou(boxes1: NDArray[Any], boxes2: NDArray[Any], fmt: str = "xyxy") -> Floats:
@@ -320,9 +322,9 @@ def multiclass_nms(
     multi_label: bool = False,
     max_candidates: int = 30_000,
 ) -> tuple[Floats, Floats, Ints]:
-    """Detections from what most exported detectors yield: boxes, with a score for each class.
+    """Detections from the outputs of most exported detectors: boxes with a score for each class.
 
-    A YOLO that yields (1, 4 + C, N), with centers and sides for boxes:
+    A YOLO that returns (1, 4 + C, N), with centres and sides for boxes:
 
         x = session.run(None, {"images": images})[0][0]
         boxes = np.concatenate([x[:2] - x[2:4] / 2, x[:2] + x[2:4] / 2]).T
@@ -334,11 +336,11 @@ def multiclass_nms(
         boxes: (N, 4) xyxy in pixels.
         scores: (N, C), C-contiguous or the transpose of such an array: neither is copied.
         score_threshold: a candidate's score is above it.
-        iou_threshold: in [0, 1]; a box goes when its IoU with a kept one of its class is strictly
-            above.
+        iou_threshold: in [0, 1]; a box is removed when its IoU with a kept one of its class is
+            strictly above.
         max_detections: the best ones are returned.
-        multi_label: whether a box is a candidate with each class above the threshold, and not with
-            its best alone (of equal scores the lowest class).
+        multi_label: whether a box is a candidate with each class above the threshold, instead of
+            its best class alone (of equal scores the lowest class).
         max_candidates: the best ones reach the suppression; of equal scores those that come first
             in memory.
 
@@ -369,14 +371,15 @@ def multiclass_nms(
     )
 
 
+@renamed_keywords(nms_thresh="iou_threshold", score_thresh="score_threshold")
 def retinanet_detections(
     logits: Sequence[Floats],
     deltas: Sequence[Floats],
     anchors: Floats,
     sizes: Ints,
-    score_thresh: float,
+    score_threshold: float,
     topk_candidates: int,
-    nms_thresh: float,
+    iou_threshold: float,
     detections_per_img: int,
 ) -> tuple[Floats, Floats, Ints, Ints]:
     """The detections of each image, from a RetinaNet's raw head outputs, by falling score.
@@ -388,10 +391,10 @@ def retinanet_detections(
         deltas: for each level (B, A_l, 4).
         anchors: (A, 4) xyxy in pixels, the levels' one after another.
         sizes: (B, 2) integers, height and width of each image.
-        score_thresh: the probability of a detection is above it.
+        score_threshold: the probability of a detection is above it.
         topk_candidates: the pairs of anchor and class of a level that are decoded.
-        nms_thresh: in [0, 1]; IoU above which a box suppresses another of its class.
-        detections_per_img: D, the most detections of an image; the best ones are.
+        iou_threshold: in [0, 1]; IoU above which a box suppresses another of its class.
+        detections_per_img: D, the most detections of an image; the best ones are kept.
 
     Returns:
         boxes (B, D, 4), scores (B, D), labels (B, D) int64 in 0 .. C - 1, zero beyond counts (B,)
@@ -401,8 +404,7 @@ def retinanet_detections(
         ValueError: wrong shape; no level; a number outside its range.
         TypeError: not an array, or of a wrong type.
     """
-    if not 0 <= nms_thresh <= 1:
-        raise ValueError(f"nms_thresh: expected a number in [0, 1], got {nms_thresh}")
+    _check_iou_threshold(iou_threshold)
     _check_not_negative(topk_candidates=topk_candidates, detections_per_img=detections_per_img)
     if not len(logits):
         raise ValueError("logits: expected at least one level, got none")
@@ -412,9 +414,9 @@ def retinanet_detections(
         [_dense(own, maths) for own in deltas],
         _floats("anchors", anchors, maths),
         _integers("sizes", sizes),
-        score_thresh,
+        score_threshold,
         topk_candidates,
-        nms_thresh,
+        iou_threshold,
         detections_per_img,
     )
 
@@ -464,7 +466,7 @@ def _type_of(**arguments: Any) -> _Type:
 
 
 def _dense(array: Any, dtype: type[np.generic]) -> NDArray[Any]:
-    """The array itself where the kernels can read it as it lies, else a copy."""
+    """The array itself if the kernels can read it in place, else a copy."""
     flags = array.flags
     if array.dtype == dtype and flags.c_contiguous and flags.aligned:
         return array

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Fixtures that every test may use."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import settings
@@ -16,12 +14,3 @@ def device(request) -> str:
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("torch sees no GPU")
     return request.param
-
-
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """Real COCO-format data sets: bccd, coco_by, nuclei, trash10."""
-    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip("no shared/data beside the project")
-    return folder

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How the tests marked `cuda` run the kernels, and look at work that must not wait for the host."""
+"""Runs CUDA kernels in the tests marked `cuda`, and checks that work does not wait for the host."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,13 +24,13 @@ on_cuda_kernels = pytest.mark.parametrize(
 
 
 def gpu_only(test: Callable) -> Callable:
-    """Marks a test that makes no sense under the emulator."""
+    """Marks a test that needs a GPU and cannot run on the emulator."""
     return pytest.mark.cuda(no_gpu(test))
 
 
 @contextmanager
 def cuda_kernels(kernels: str) -> Iterator[str]:
-    """The device on which the CUDA kernels run: within, and if emulated, the CPU."""
+    """Gives the device on which the CUDA kernels run within the block: the CPU if emulated."""
     if kernels == "cuda":
         yield "cuda"
     else:
@@ -42,7 +42,7 @@ def captured(run: Callable[[], Outputs]) -> tuple[torch.cuda.CUDAGraph, Outputs]
     """A CUDA graph of the run, and the tensors that a replay writes.
 
     What waits for the host, or allocates outside torch's allocator, fails in the capture. Before
-    it the run is made thrice on a side stream, as torch asks.
+    it the run is made three times on a side stream, as torch requires.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -58,9 +58,9 @@ def captured(run: Callable[[], Outputs]) -> tuple[torch.cuda.CUDAGraph, Outputs]
 
 @contextmanager
 def no_sync() -> Iterator[None]:
-    """Within, torch raises where it would wait for the GPU.
+    """Within the block torch raises an error where it would wait for the GPU.
 
-    It does not see what our own kernels' host code waits for; a capture does.
+    It does not see waits in our own kernels' host code; a graph capture does.
     """
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")

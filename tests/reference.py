@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Each operator once more, slow and obvious, in float64: what the kernels are compared with.
+"""A slow and obvious version of each operator in float64, with which the kernels are compared.
 
 Everything here takes CPU tensors of any floating type and computes on Python floats or float64
 tensors. Where an operator's contract fixes the arithmetic (the IoU of NMS is rounded once in
 float32), the reference is told the type to round to.
 """
 
+import ctypes
 import math
 
 import torch
@@ -13,10 +14,10 @@ from torch import Tensor
 
 
 def iou(a: list[float], b: list[float], dtype: torch.dtype = torch.float64) -> float:
-    """IoU of two xyxy boxes; each step rounded to `dtype`."""
+    """IoU of two xyxy boxes; each step rounded to `dtype`, float32 or float64."""
 
     def rounded(x: float) -> float:
-        return torch.tensor(x, dtype=torch.float64).to(dtype).item()
+        return x if dtype == torch.float64 else ctypes.c_float(x).value
 
     def area(box: list[float]) -> float:
         return rounded(rounded(box[2] - box[0]) * rounded(box[3] - box[1]))
@@ -52,13 +53,13 @@ def soft_nms(
     scores: Tensor,
     iou_threshold: float,
     sigma: float,
-    min_score: float,
+    score_threshold: float,
     method: str,
 ) -> tuple[list[int], list[float]]:
     """Indices in the order of picking, and their scores then; Bodla et al., 2017."""
     rows, left = boxes.double().tolist(), dict(enumerate(scores.double().tolist()))
     for i, row in enumerate(rows):
-        if not all(math.isfinite(x) for x in (*row, left[i])) or left[i] < min_score:
+        if not all(math.isfinite(x) for x in (*row, left[i])) or left[i] < score_threshold:
             del left[i]
     picks: list[int] = []
     pick_scores: list[float] = []
@@ -72,7 +73,7 @@ def soft_nms(
                 left[i] *= math.exp(-(overlap**2) / sigma)
             elif overlap >= iou_threshold:
                 left[i] *= 1 - overlap
-            if left[i] < min_score:
+            if left[i] < score_threshold:
                 del left[i]
     return picks, pick_scores
 
@@ -164,6 +165,7 @@ def match_anchors(
         g: [iou(box, row, dtype) if ok else -1.0 for row, ok in zip(rows, usable, strict=True)]
         for g, box in gts.items()
     }
+    highest = {g: max(row, default=-1.0) for g, row in overlaps.items()}
     index, best = [], []
     for a, ok in enumerate(usable):
         if not ok or not gts:
@@ -174,7 +176,7 @@ def match_anchors(
         best.append(overlaps[best_gt][a])
         label = best_gt if best[a] >= high else -2 if best[a] >= low else -1
         for g in gts:
-            if overlaps[g][a] == max(overlaps[g]):
+            if overlaps[g][a] == highest[g]:
                 if low_quality == "anchor_best":
                     label = best_gt
                 elif low_quality == "gt_best" and overlaps[g][a] > 0:
@@ -238,12 +240,19 @@ def roi_align(
         usable = all(map(math.isfinite, (image, x1, y1, x2, y2))) and 0 <= image < len(input)
         rows = taps(y1, y2, output_size[0], 0) if usable else [[]] * output_size[0]
         columns = taps(x1, x2, output_size[1], 1) if usable else [[]] * output_size[1]
-        bins = [
-            sum((features[int(image), :, y, x] * (v * w) for y, v in r for x, w in c), zero)
-            for r in rows
-            for c in columns
+        samples = [
+            (p * output_size[1] + q, y, x, v * w)
+            for p, r in enumerate(rows)
+            for q, c in enumerate(columns)
+            for y, v in r
+            for x, w in c
         ]
-        pooled.append(torch.stack(bins, 1).reshape(-1, *output_size))
+        bins = zero[:, None].repeat(1, output_size[0] * output_size[1])
+        if samples:
+            of_bin, y, x = torch.tensor([sample[:3] for sample in samples]).unbind(1)
+            weights = torch.tensor([sample[3] for sample in samples], dtype=torch.float64)
+            bins = bins.index_add(1, of_bin, features[int(image), :, y, x] * weights)
+        pooled.append(bins.reshape(-1, *output_size))
     return torch.stack(pooled) if pooled else features.new_zeros(0, len(zero), *output_size)
 
 
@@ -303,13 +312,16 @@ def _passes(x: float, logits: Tensor, threshold: float) -> bool:
 
 
 def _keep_best(
-    rows: list[tuple[int, float, list[float]]], nms_thresh: float, max_keep: int, dtype: torch.dtype
+    rows: list[tuple[int, float, list[float]]],
+    iou_threshold: float,
+    max_keep: int,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """boxes (K, 4), scores (K,), labels (K,) of an image's (label, logit, box)."""
     labels = torch.tensor([row[0] for row in rows], dtype=torch.int64)
     logits = torch.tensor([row[1] for row in rows], dtype=dtype)
     boxes = torch.tensor([row[2] for row in rows], dtype=torch.float64).reshape(-1, 4).to(dtype)
-    keep = nms(boxes, logits, nms_thresh, labels)[:max_keep]
+    keep = nms(boxes, logits, iou_threshold, labels)[:max_keep]
     return boxes[keep], logits[keep].double().sigmoid().to(dtype), labels[keep]
 
 
@@ -320,13 +332,13 @@ def rpn_proposals(
     size: Tensor,
     pre_nms_top_n: int,
     post_nms_top_n: int,
-    nms_thresh: float,
-    score_thresh: float = 0.0,
+    iou_threshold: float,
+    score_threshold: float = 0.0,
     min_size: float = 1e-3,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """boxes, scores and levels of one image: objectness (A_l,), deltas (A_l, 4) for each level."""
     dtype = torch.float64 if objectness[0].dtype == torch.float64 else torch.float32
-    least = torch.tensor([score_thresh, min_size], dtype=torch.float64).to(dtype).tolist()
+    least = torch.tensor([score_threshold, min_size], dtype=torch.float64).to(dtype).tolist()
     rows = []
     own = anchors.split([len(x) for x in objectness])
     for level, (x, d, a) in enumerate(zip(objectness, deltas, own, strict=True)):
@@ -334,7 +346,7 @@ def rpn_proposals(
             x1, y1, x2, y2 = box
             if x2 - x1 >= least[1] and y2 - y1 >= least[1]:
                 rows.append((level, logit, box))
-    return _keep_best(rows, nms_thresh, post_nms_top_n, dtype)
+    return _keep_best(rows, iou_threshold, post_nms_top_n, dtype)
 
 
 def retinanet_detections(
@@ -342,20 +354,20 @@ def retinanet_detections(
     deltas: list[Tensor],
     anchors: Tensor,
     size: Tensor,
-    score_thresh: float,
+    score_threshold: float,
     topk_candidates: int,
-    nms_thresh: float,
+    iou_threshold: float,
     detections_per_img: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """boxes, scores and labels of one image: logits (A_l, C), deltas (A_l, 4) for each level."""
     dtype = torch.float64 if logits[0].dtype == torch.float64 else torch.float32
-    threshold = torch.tensor(score_thresh, dtype=torch.float64).to(dtype)
+    threshold = torch.tensor(score_threshold, dtype=torch.float64).to(dtype)
     least = torch.nextafter(threshold, threshold.new_tensor(math.inf)).item()
     rows = []
     own = anchors.split([len(x) for x in logits])
     for x, d, a in zip(logits, deltas, own, strict=True):
         rows += _level_candidates(x, d, a, size, topk_candidates, least)
-    return _keep_best(rows, nms_thresh, detections_per_img, dtype)
+    return _keep_best(rows, iou_threshold, detections_per_img, dtype)
 
 
 def roi_detections(
@@ -364,14 +376,14 @@ def roi_detections(
     proposals: Tensor,
     size: Tensor,
     weights: tuple[float, ...],
-    score_thresh: float,
-    nms_thresh: float,
+    score_threshold: float,
+    iou_threshold: float,
     detections_per_img: int,
     min_size: float = 1e-2,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """boxes, scores and labels of one image: logits (K, C), deltas (K, C, 4), proposals (K, 4)."""
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    limits = torch.tensor([score_thresh, min_size], dtype=torch.float64).to(dtype).tolist()
+    limits = torch.tensor([score_threshold, min_size], dtype=torch.float64).to(dtype).tolist()
     scores = logits.double().softmax(1).to(dtype)
     boxes, ranks, labels = [], [], []
     for k in range(len(logits)):
@@ -385,7 +397,7 @@ def roi_detections(
     if not boxes:
         return torch.zeros(0, 4, dtype=dtype), torch.zeros(0, dtype=dtype), torch.zeros(0).long()
     boxes, ranks, labels = torch.stack(boxes), torch.stack(ranks), torch.tensor(labels)
-    keep = nms(boxes, ranks, nms_thresh, labels)[:detections_per_img]
+    keep = nms(boxes, ranks, iou_threshold, labels)[:detections_per_img]
     return boxes[keep], ranks[keep], labels[keep]
 
 

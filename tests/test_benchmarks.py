@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The suites run, every operator has one, and what they report is what they measured."""
+"""The benchmark suites run, cover every operator and report what they measured."""
 
 import itertools
 import subprocess
@@ -41,6 +41,7 @@ def result(*rows: Row) -> Result:
     return Result(machine, {"2": ceilings}, list(rows))
 
 
+@pytest.mark.slow
 def test_every_suite_runs_and_every_op_has_one(tmp_path: Path) -> None:
     out = tmp_path / "quick.json"
     command = [sys.executable, "-m", "pytest", "benchmarks", "--quick", "--out", str(out)]
@@ -62,6 +63,7 @@ def test_no_operator_is_less_exact_than_torchvisions() -> None:
             assert ours <= theirs, one.key
 
 
+@pytest.mark.slow
 def test_every_suite_of_the_gpu_runs_and_every_op_has_one(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--out", str(tmp_path)]
     run = subprocess.run(command, cwd=TREE, capture_output=True, text=True)

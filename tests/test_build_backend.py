@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which torch a build uses, and when it asks for one."""
+"""Which torch a build uses, when it asks for one, and the version of what it builds."""
 
 import sysconfig
 from pathlib import Path
 
 import pytest
 import torch
+from setuptools.config import pyprojecttoml
+
+import fastdet
 
 build_backend = pytest.importorskip("build_backend", reason="run from the source tree")
 
@@ -22,3 +25,9 @@ def test_asks_for_torch_only_where_there_is_none(tmp_path, monkeypatch):
     monkeypatch.delenv("PYTHONPATH", raising=False)
     assert build_backend.find_torch() is None
     assert build_backend._with_torch(["cmake"]) == ["cmake", "torch>=2.11"]
+
+
+def test_the_version_is_that_of_the_package():
+    tree = Path(build_backend.__file__).parent
+    project = pyprojecttoml.read_configuration(tree / "pyproject.toml")["project"]
+    assert project["version"] == fastdet.__version__

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The command line from end to end, and what it says to a person who lacks a package."""
+"""The command line from end to end, and its messages where a package is missing."""
 
 import json
 import re
@@ -61,6 +61,7 @@ def run_without(packages: list[str], command: str) -> subprocess.CompletedProces
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_train_resume_evaluate_predict(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

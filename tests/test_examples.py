@@ -49,6 +49,7 @@ def losses(printed: str) -> list[float]:
     return [float(loss) for loss in re.findall(r"loss (\d+\.\d+)", printed)]
 
 
+@pytest.mark.slow
 def test_train_loop(run, tmp_path: Path) -> None:
     printed = run("train_loop", "--steps", "60", "--size", "64")
     assert len(losses(printed)) == 6
@@ -61,6 +62,7 @@ def test_train_loop_is_short() -> None:
     assert len((EXAMPLES / "train_loop.py").read_text().splitlines()) <= 60
 
 
+@pytest.mark.slow
 def test_train_lightning(run, tmp_path: Path) -> None:
     printed = run("train_lightning", "--steps", "60", "--size", "64", "--batch-size", "2")
     assert "sure detections in four images" in printed
@@ -73,6 +75,7 @@ def test_train_lightning(run, tmp_path: Path) -> None:
     assert found[-1] < 0.9 * found[0]
 
 
+@pytest.mark.slow
 def test_finetune_torchvision(run, tmp_path: Path) -> None:
     weights = tmp_path / "theirs.pth"
     torch.manual_seed(0)
@@ -86,6 +89,7 @@ def test_finetune_torchvision(run, tmp_path: Path) -> None:
     assert (tmp_path / "finetuned.pt").exists()
 
 
+@pytest.mark.slow
 def test_deploy_onnxruntime(shapes: Path, tmp_path: Path) -> None:
     val = open_dataset(shapes, "val", transforms=eval_transforms())
     torch.manual_seed(0)

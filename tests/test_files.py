@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A file is replaced whole or not at all."""
+"""A file is replaced completely or not at all."""
 
 import pytest
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""benchmarks/gpu.sh keeps what became of each step, and its exit code says whether all were right.
+"""benchmarks/gpu.sh records the result of each step; its exit code says whether all succeeded.
 
-A script stands in for Python, so that this is seen without a GPU.
+A script replaces Python, so that this can be tested without a GPU.
 """
 
 import json

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which instruction set the CPU kernels run on: chosen, forced, refused."""
+"""The instruction set of the CPU kernels: chosen, forced, refused."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ ISAS = _native.usable_cpu_isas()
 
 
 def isa_of_a_new_process(wanted: str) -> tuple[str, str]:
-    """(ISA in use, what was said on stderr) with FASTDET_CPU_ISA set."""
+    """(ISA in use, text on stderr) with FASTDET_CPU_ISA set."""
     done = subprocess.run(
         [sys.executable, "-c", "from fastdet import _native; print(_native.cpu_isa())"],
         env={**os.environ, "FASTDET_CPU_ISA": wanted},

@@ -343,6 +343,7 @@ def images_and_targets() -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     return images, targets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["faster_rcnn", "mask_rcnn", "retinanet"])
 def test_torchvisions_detectors_detect_the_same(name, detectors):
     model, (images, _) = detectors[name].eval(), images_and_targets()
@@ -356,6 +357,7 @@ def test_torchvisions_detectors_detect_the_same(name, detectors):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["faster_rcnn", "mask_rcnn"])
 def test_torchvisions_detectors_train_the_same(name, detectors):
     model, (images, targets) = detectors[name].train(), images_and_targets()

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Proves that the libraries, built once, serve every torch: `make abi`.
+"""Checks that one build of the libraries runs under every supported torch: `make abi`.
 
-Looks at the symbols of the libraries as they lie in the package, then runs the op tests with these
-very files under the oldest supported torch, a CPU build and the newest, each in an environment of
-its own below .cache/abi; under the torch that is installed here `make test` runs them. And that the
-headers of each torch can compile the CUDA kernels: the tests of all operators run over the
-emulator, which does so.
+First it reads the symbols of the built libraries. Then it runs the operators' tests with these same
+files under several versions of torch, from the oldest supported to the newest, each in a virtual
+environment of its own in .cache/abi. The installed version is left out: `make test` covers it. The
+tests on the emulator show that the CUDA kernels compile with the headers of each version.
 """
 
 import os
@@ -19,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fastdet"
 TORCH_VERSIONS = ("2.11.0", "2.13.0", "2.15.0")
 
-# Everything that a library may need at load time; torch's libraries are loaded already by then.
+# The libraries that ours may need at load time; torch's are already loaded by then.
 ALLOWED_LIBRARIES = (
     "libtorch.so",
     "libtorch_cpu.so",
@@ -40,7 +39,7 @@ def _lines(*command: str | Path) -> list[str]:
 
 
 def _name(line: str) -> str:
-    """The demangled name behind nm's type letter, without the kind of a vtable or typeinfo."""
+    """The demangled name after nm's type letter, without a prefix such as "vtable for"."""
     name = line.strip().split(" ", 1)[1].strip()
     for kind in ("vtable for ", "typeinfo for ", "typeinfo name for ", "guard variable for "):
         name = name.removeprefix(kind)
@@ -48,14 +47,14 @@ def _name(line: str) -> str:
 
 
 def unstable_symbols(library: Path) -> Iterator[str]:
-    """Undefined symbols of torch's C++ interface, which changes with every release."""
+    """Undefined symbols of torch's C++ interface, which is not stable between releases."""
     for line in _lines("nm", "-D", "--undefined-only", "--demangle", library):
         if _name(line).startswith(UNSTABLE_PREFIXES):
             yield f"{library.name}: undefined {_name(line)}"
 
 
 def unexpected_libraries(library: Path) -> Iterator[str]:
-    """Needed libraries beyond the C++ runtime and torch's public three."""
+    """Needed libraries other than the C++ runtime and torch's public libraries."""
     for line in _lines("readelf", "-d", library):
         if "(NEEDED)" in line:
             needed = line.split("[")[1].rstrip("]")
@@ -64,19 +63,20 @@ def unexpected_libraries(library: Path) -> Iterator[str]:
 
 
 def leaked_symbols(loops: Path) -> Iterator[str]:
-    """Weak symbols of an ISA's object that are not in that ISA's namespace.
+    """Weak symbols of an ISA's object file that are not in that ISA's namespace.
 
-    The linker keeps one copy of a weak symbol: code for AVX-512 could end up in the baseline's.
+    The linker keeps one copy of a weak symbol: the baseline could then run AVX-512 code.
     """
-    isa = loops.parts[-4].removesuffix(".dir").removeprefix("loops_")
+    (folder,) = (part for part in loops.parts if part.startswith("loops_"))
+    isa = folder.removesuffix(".dir").removeprefix("loops_")
     for line in _lines("nm", "--demangle", "--defined-only", loops):
         kind, name = line.split(" ", 2)[1:]
         if kind in "WVu" and f"fastdet::cpu::{isa}::" not in name:
-            yield f"loops.cpp for {isa}: weak symbol {name}"
+            yield f"{loops.name} for {isa}: weak symbol {name}"
 
 
 def environment(version: str) -> Path:
-    """The Python of a virtual environment with that torch and the op tests' needs."""
+    """The Python of a virtual environment with this torch and what the operators' tests need."""
     folder = ROOT / ".cache" / "abi" / f"torch-{version}"
     python = folder / "bin" / "python"
     done = folder / "installed"
@@ -89,10 +89,10 @@ def environment(version: str) -> Path:
 
 
 def main() -> None:
-    """Checks the symbols, then runs the op tests under each torch; exits non-zero on a failure."""
+    """Checks the symbols, then runs the operators' tests under each torch."""
     libraries = sorted(PACKAGE.glob("libfastdet*.so"))
     build = ROOT / "build" / f"cpython-{sys.version_info.major}{sys.version_info.minor}"
-    loops = sorted(build.glob("CMakeFiles/loops_*.dir/csrc/cpu/loops.cpp.o"))
+    loops = sorted(build.glob("CMakeFiles/loops_*.dir/csrc/*/*.loops.cpp.o"))
     if not libraries or not loops:
         sys.exit("nothing is built: run `pip install -e .` first")
     problems = [

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Registers, shared memory and occupancy of every CUDA kernel: `make cuda-resources`.
 
-Reads the compiled library, with the cuobjdump of the CUDA toolkit or of the triton package. Fails
-where a kernel of ours spills or uses local memory; CUB's kernels are not judged. Says so where the
-committed table is not that of this build, which is no failure.
+Reads the compiled library with cuobjdump, from the CUDA toolkit or the triton package. Fails if one
+of our kernels spills registers or uses local memory; CUB's kernels are not checked. If the
+committed table differs from this build, it prints a note and does not fail.
 
     python tools/cuda_resources.py [--out FILE]
 """
@@ -21,15 +21,15 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "fastdet" / "libfastdet_cuda.so"
 COMMITTED = ROOT / "benchmarks" / "results" / "cuda_resources.md"
-THREADS = 256  # of a block, for the occupancy, where the kernel does not say
+THREADS = 256  # of a block, to compute the occupancy where a kernel does not fix it
 
 # Of one multiprocessor: registers, shared memory in bytes, warps, blocks.
 LIMITS = {"sm_80": (65536, 167_936, 64, 32), "sm_90": (65536, 233_472, 64, 32)}
-REGISTER_UNIT = 256  # a warp's registers are handed out in units of so many
+REGISTER_UNIT = 256  # registers are allocated to a warp in multiples of this
 
 
 class Kernel(NamedTuple):
-    """What one kernel takes on one architecture."""
+    """The resources of one kernel on one architecture."""
 
     arch: str
     name: str
@@ -40,7 +40,7 @@ class Kernel(NamedTuple):
 
     @property
     def ours(self) -> bool:
-        """Whether it is no kernel of CUB's."""
+        """Whether it is one of our kernels, not CUB's."""
         return "cub::" not in self.name
 
     @property
@@ -133,7 +133,7 @@ def line(row: Kernel) -> str:
 
 
 def outdated(rows: list[Kernel], committed: str) -> int:
-    """How many kernels the table lacks or has otherwise, on the architectures of this build."""
+    """How many rows of the table are missing or differ, on the architectures of this build."""
     archs = {row.arch for row in rows}
     lines = {text for text in committed.splitlines() if text[2:].partition(" ")[0] in archs}
     return len(lines ^ {line(row) for row in rows})

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Runs the op tests on libraries built with AddressSanitizer and UBSan: `make sanitize`.
+"""Runs the operators' tests on libraries built with AddressSanitizer and UBSan: `make sanitize`.
 
-The CUDA kernels are among them, on the CPU (tests/cuda_emulation): there by the laws that every
-operator obeys, since all their tests take three quarters of an hour. Arguments go to pytest
-instead: `python tools/sanitize.py tests/ops -m "not slow and not memory"` takes them all.
+The CUDA kernels run too, on the CPU emulator (tests/cuda_emulation), but only in the tests that
+cover every operator: all emulated tests take three quarters of an hour. To choose other tests, give
+pytest's arguments: `python tools/sanitize.py tests/ops -m "not slow and not memory"` runs all.
 
-The package goes, with those libraries, into build/sanitized; the one in the source tree stays. The
-first read or write outside a tensor and the first undefined operation end the run: conversions of
-numbers that do not fit and index checks of the standard library are among them. Leaks are not
-looked for, since the interpreter itself never frees everything.
+The package with the sanitized libraries is installed into build/sanitized; the source tree is not
+changed. The run ends at the first access outside a tensor and at the first undefined operation,
+such as a number conversion that overflows or a standard container's index out of range. Leaks are
+not checked, because the interpreter itself does not free all its memory.
 """
 
 import os
@@ -27,7 +27,7 @@ SELECTIONS = (
 
 
 def runtime(name: str) -> str:
-    """The path of a sanitizer's library, which must be in the process before Python is."""
+    """The path of a sanitizer's library, which must be loaded before Python starts."""
     command = [os.environ.get("CXX", "g++"), f"-print-file-name={name}"]
     path = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     if not Path(path).is_absolute():
@@ -36,7 +36,7 @@ def runtime(name: str) -> str:
 
 
 def install() -> None:
-    """The package with sanitized libraries; the tests and their sources, which find it beside."""
+    """Installs the sanitized package and copies the tests and sources beside it."""
     shutil.rmtree(TARGET, ignore_errors=True)
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
     subprocess.run(
@@ -50,7 +50,7 @@ def install() -> None:
 
 
 def main() -> None:
-    """Builds, tests, and exits as the first tests that fail do."""
+    """Builds and tests; exits with the code of the first test run that fails."""
     install()
     # libstdc++ too: the sanitizer looks up __cxa_throw before the first library that throws.
     libraries = [runtime(name) for name in ("libasan.so", "libubsan.so", "libstdc++.so.6")]

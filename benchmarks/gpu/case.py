@@ -26,7 +26,7 @@ PROFILED_CALLS = 4
 
 Prepare = Callable[..., Side]  # of a copy of the inputs
 
-THREE_TIMES = 3.0  # the target of every operator: KERNELS.md
+THREE_TIMES = 3.0  # the goal of every operator: docs/kernels.md
 
 
 @dataclass(frozen=True, kw_only=True)

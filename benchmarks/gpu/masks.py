@@ -53,7 +53,9 @@ def crop_masks(device: Device) -> Cases:
         workload=f"{matched(t.match).numel()} boxes, {BINS} x {BINS}, masks of {HEIGHT} x {WIDTH}",
         inputs=(t.masks, t.boxes, t.match),
         sides={
-            "fastdet": forward(lambda *inputs: fastdet.crop_masks(*inputs, BINS)),
+            "fastdet": forward(
+                lambda masks, boxes, match: fastdet.crop_masks(masks, boxes, match, BINS)
+            ),
             "torchvision": forward(torchvision_crops),
         },
         bytes=pixels_read(t) + 4 * t.match.numel() * BINS**2,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The operators on a GPU: the rows of KERNELS.md's CUDA table, and the operators beside them.
+"""The operators on a GPU: the goals of docs/kernels.md, and the operators beside them.
 
 Those on masks are in masks.py.
 
@@ -36,7 +36,7 @@ from fastdet.models.anchors import cell_anchors, pyramid_anchors
 
 deterministic: Any = torch.utils.deterministic
 
-TWENTY_TIMES = 20.0  # the target of matching: KERNELS.md
+TWENTY_TIMES = 20.0  # the goal of matching: docs/kernels.md
 
 Cases = Iterator[GpuCase]
 

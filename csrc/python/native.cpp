@@ -3,10 +3,29 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "../cpu/isa.h"
+#include <exception>
+#include <string>
+#include <vector>
+
+#include "../isa/isa.h"
 #include "arrays.h"
 
 namespace py = pybind11;
+
+namespace fastdet::python {
+
+namespace {
+
+std::vector<void (*)(py::module_&)>& all_entries() {
+  static std::vector<void (*)(py::module_&)> entries;
+  return entries;
+}
+
+}  // namespace
+
+Entries::Entries(void (*bind)(py::module_&)) { all_entries().push_back(bind); }
+
+}  // namespace fastdet::python
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "fastdet's native side beyond the torch ops: build info, ISA control, fastdet.numpy.";
@@ -18,11 +37,13 @@ PYBIND11_MODULE(_native, m) {
         "one.");
   m.attr("cuda_archs") = FASTDET_CUDA_ARCHS_BUILT;
   m.attr("compiler") = FASTDET_COMPILER;
-  fastdet::python::bind_box_iou(m);
-  fastdet::python::bind_box_coding(m);
-  fastdet::python::bind_match_anchors(m);
-  fastdet::python::bind_mask_rle(m);
-  fastdet::python::bind_nms(m);
-  fastdet::python::bind_multiclass_nms(m);
-  fastdet::python::bind_retinanet_detections(m);
+  for (const auto bind : fastdet::python::all_entries()) bind(m);
+  py::register_local_exception_translator([](std::exception_ptr thrown) {
+    try {
+      if (thrown) std::rethrow_exception(thrown);
+    } catch (const fastdet::ContractError& error) {
+      const std::string message = error.what();
+      py::set_error(PyExc_ValueError, message.substr(message.find("::") + 2).c_str());
+    }
+  });
 }

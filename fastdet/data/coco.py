@@ -130,7 +130,7 @@ class CocoDetection(Dataset[tuple[Any, Target]]):
         return (image, target) if self.transforms is None else self.transforms(image, target)
 
     def image_path(self, index: int) -> Path:
-        """Where the picture of an item lies."""
+        """The path of an item's picture."""
         return self.images / self._file_names[index]
 
     def target(self, index: int) -> Target:
@@ -182,7 +182,7 @@ def open_dataset(
 
 
 def _training_boxes(file: CocoFile) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of the file that can be learnt from, and their xyxy float32 boxes, clipped."""
+    """The rows of the file that can be trained on, and their xyxy float32 boxes, clipped."""
     limits = file.image_sizes[file.image_index][:, [1, 0, 1, 0]]  # (A, 4) width, height, twice
     xyxy = np.concatenate(
         [file.boxes_xywh[:, :2], file.boxes_xywh[:, :2] + file.boxes_xywh[:, 2:]], axis=1

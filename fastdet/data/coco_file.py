@@ -3,13 +3,12 @@
 
 The file is parsed once, into a few NumPy columns: 65 bytes and 4 us an annotation. Labels are 1..C
 in the ascending order of the file's category ids, so two splits with the same categories agree on
-them. Masks, where they are asked for, are kept as run lengths. What a file may lack or break:
+them. Masks, if requested, are kept as run lengths. Defects of a file:
 
-- no JSON, a missing key, an id that is no integer or occurs twice, an image without a size or with
-  a file outside the image folder: ValueError, naming file and id;
-- an annotation that points nowhere, whose box is no box, whose segmentation no mask or whose
-  iscrowd is neither 0 nor 1: left out, with one warning per kind that counts them and names the
-  first;
+- no JSON, a missing key, an id that is no integer or occurs twice, an image without a size, a file
+  name that leads out of the image folder: ValueError, naming file and id;
+- an annotation of an unknown image or category, with an unusable box or segmentation, or an iscrowd
+  that is neither 0 nor 1: left out, with one warning per kind that counts them and names the first;
 - an annotation whose area is no number, or with a bad polygon beside good ones: kept without that,
   with the same warning.
 """

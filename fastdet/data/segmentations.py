@@ -4,8 +4,8 @@
 A file gives polygons, run lengths as a list of counts, or compressed ones. They are read once and
 kept compressed: about 100 bytes an object in place of its pixels or its corners.
 Cost: 10 us an object to read, a pass over the image's pixels to decode.
-Invariant: every Rle decodes to a mask of its image's size. The masks are pycocotools' (tested), but
-for what it takes without a word: all is checked here first.
+Invariant: every Rle decodes to a mask of its image's size. Masks equal pycocotools' (tested), but
+input that pycocotools accepts without a check is checked here first.
 """
 
 import math
@@ -17,9 +17,9 @@ from hotcoco import mask as hotcoco_mask  # pyright: ignore[reportMissingModuleS
 
 from fastdet.ops.mask_rle import Rle
 
-coco_mask: Any = hotcoco_mask  # to whose types an RLE is any dict
+coco_mask: Any = hotcoco_mask  # its stubs type an RLE as a plain dict
 
-FARTHEST = 1e5  # pixels: a polygon's outline is walked, so that a huge one would take for ever
+FARTHEST = 1e5  # pixels: decoding walks the outline, so a huge polygon would take forever
 
 
 def read_segmentation(segmentation: Any, height: int, width: int) -> Rle:

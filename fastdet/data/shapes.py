@@ -29,14 +29,14 @@ from PIL import Image, ImageDraw, ImageFilter
 from fastdet.data.segmentations import as_json
 from fastdet.ops import encode_masks
 
-DRAWING = 2  # to be raised with any change that changes a picture or an annotation
+DRAWING = 2  # increase this with any change to a picture or an annotation
 SUPERSAMPLING = 4
 MIN_SIZE = 8
 OBJECTS = (2, 8)  # from, to below
-# Below either, an object is hidden: nobody could be asked to find it.
+# An object below either limit is too hidden to be found: it is not annotated.
 MIN_VISIBLE_FRACTION = 0.3
 MIN_VISIBLE_PIXELS = 12
-# An object tries so many places before it lies more than so far on others.
+# An object gets at most so many tries for a place where it overlaps others less than this.
 PLACEMENTS = 4
 MAX_OVERLAP = 0.3
 
@@ -210,7 +210,7 @@ def _write_images(
 
 
 def _recipe(folder: Path) -> dict[str, Any] | None:
-    """What a data set in the folder was made from, if it is one of ours."""
+    """The numbers that the data set in the folder was made with, if it is one of ours."""
     try:
         return json.loads((folder / "val.json").read_bytes())["info"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -233,7 +233,7 @@ def _stamp(rng: np.random.Generator, draw: Draw, diameter: float) -> np.ndarray:
 
 
 def _place(rng: np.random.Generator, solid: np.ndarray, owner: np.ndarray) -> tuple[slice, slice]:
-    """Where a stamp goes: anywhere inside, with a few tries not to lie mostly on others."""
+    """The window of a stamp: a random place inside, with a few tries to avoid other objects."""
     window = (slice(0, 0), slice(0, 0))
     for _ in range(PLACEMENTS):
         top, left = (int(place) for place in rng.integers(0, len(owner) - len(solid) + 1, 2))
@@ -251,7 +251,7 @@ def _paint(rng: np.random.Generator, kind: int, alpha: np.ndarray) -> np.ndarray
     side = len(alpha)
     y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
     light = 1 + strength * (x * math.cos(angle) + y * math.sin(angle)) / math.sqrt(2)
-    # Without a rim, one could not tell where one of two overlapping reds ends.
+    # Without a rim, two overlapping objects of one colour could not be told apart.
     inside = Image.fromarray(alpha.astype(np.float32)).filter(ImageFilter.MinFilter(3))
     light *= 1 - 0.4 * (alpha - np.asarray(inside))
     return (light[..., None] * np.array(colour)).clip(0, 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What happens to an image and its boxes before the model, from torchvision.transforms.v2.
+"""Transforms of an image and its boxes before the model, built on torchvision.transforms.v2.
 
 A detector resizes every image to its own min_size, so a jitter that changed the image's size would
 be undone there. `ScaleJitter` therefore keeps the size and changes what the frame shows: objects
@@ -84,8 +84,8 @@ def train_transforms(
 
     Returns:
         A transform of (image, target): image float32 in 0..1, of the size it had; boxes inside it,
-        at least 1 px wide and high, labels in step. Random numbers are torch's, so that a
-        DataLoader's workers and `torch.manual_seed` rule them.
+        at least 1 px wide and high, labels in step. Random numbers are torch's, so that
+        `torch.manual_seed` and the seeds of a DataLoader's workers control them.
     """
     return v2.Compose(
         [
@@ -98,5 +98,5 @@ def train_transforms(
 
 
 def eval_transforms() -> v2.Transform:
-    """Image to float32 in 0..1; boxes as the dataset gives them, which are sane already."""
+    """Image to float32 in 0..1; boxes as the dataset gives them, which are valid already."""
     return v2.ToDtype(torch.float32, scale=True)

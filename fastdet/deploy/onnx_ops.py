@@ -24,8 +24,8 @@ Value = Any  # of the graph that is being built
 Rows = tuple[Value, Value, Value, Value]  # boxes (B, D, 4), scores (B, D), labels (B, D), counts
 
 LOWEST = float(np.finfo(np.float32).min)
-MAX_LOG_RATIO = math.log(1000 / 16)  # kMaxLogRatio in csrc/box_coding.h
-LEVEL_EPSILON = 1e-6  # torchvision's, as in csrc/bilinear.h
+MAX_LOG_RATIO = math.log(1000 / 16)  # kMaxLogRatio in csrc/geometry/box_coding.h
+LEVEL_EPSILON = 1e-6  # torchvision's, as in csrc/geometry/pyramid.h
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -51,8 +51,8 @@ def rpn_proposals(
     sizes: Value,
     pre_nms_top_n: int,
     post_nms_top_n: int,
-    nms_thresh: float,
-    score_thresh: float,
+    iou_threshold: float,
+    score_threshold: float,
     min_size: float,
 ) -> Rows:
     """See `fastdet.ops.rpn_proposals`."""
@@ -63,9 +63,9 @@ def rpn_proposals(
         boxes = _decode_rows(own_deltas, anchors, first, index, sizes)
         found.append((boxes, _with_sides(top, boxes, min_size), _filled(index, level)))
         first += rows
-    bound = _logit_bound(np.nextafter(np.float32(score_thresh), np.float32(-np.inf)))
+    bound = _logit_bound(np.nextafter(np.float32(score_threshold), np.float32(-np.inf)))
     rows = sum(min(pre_nms_top_n, logits.shape[1]) for logits in objectness)
-    return _keep(found, len(found), rows, bound, nms_thresh, post_nms_top_n)
+    return _keep(found, len(found), rows, bound, iou_threshold, post_nms_top_n)
 
 
 def retinanet_detections(
@@ -73,9 +73,9 @@ def retinanet_detections(
     deltas: Sequence[Value],
     anchors: Value,
     sizes: Value,
-    score_thresh: float,
+    score_threshold: float,
     topk_candidates: int,
-    nms_thresh: float,
+    iou_threshold: float,
     detections_per_img: int,
 ) -> Rows:
     """See `fastdet.ops.retinanet_detections`."""
@@ -96,8 +96,8 @@ def retinanet_detections(
         labels = op.Mod(pair, _int(num_classes))
         found.append((boxes, _with_sides(top, boxes, -math.inf), labels))
         first, total = first + rows, total + pairs
-    bound = _logit_bound(np.float32(score_thresh))
-    return _keep(found, num_classes, total, bound, nms_thresh, detections_per_img)
+    bound = _logit_bound(np.float32(score_threshold))
+    return _keep(found, num_classes, total, bound, iou_threshold, detections_per_img)
 
 
 def roi_detections(
@@ -110,8 +110,8 @@ def roi_detections(
     wy: float,
     ww: float,
     wh: float,
-    score_thresh: float,
-    nms_thresh: float,
+    score_threshold: float,
+    iou_threshold: float,
     detections_per_img: int,
     min_size: float,
 ) -> Rows:
@@ -132,8 +132,8 @@ def roi_detections(
     kept = _suppress(
         op.Reshape(op.Transpose(boxes, perm=[0, 2, 1, 3]), _ints(-1, rois, 4)),
         op.Reshape(op.Transpose(scores, perm=[0, 2, 1]), _ints(-1, 1, rois)),
-        score_thresh,
-        nms_thresh,
+        score_threshold,
+        iou_threshold,
         detections_per_img,
     )
     kept = op.Transpose(op.Reshape(kept, _ints(-1, classes, rois)), perm=[0, 2, 1])
@@ -227,14 +227,14 @@ def _keep(
     num_labels: int,
     rows: int,
     bound: float,
-    nms_thresh: float,
+    iou_threshold: float,
     max_keep: int,
 ) -> Rows:
     """The end of a dense head: the levels' boxes, logits and labels, suppressed by label."""
     boxes, logits, labels = (
         op.Concat(*of_levels, axis=1) for of_levels in zip(*found, strict=True)
     )
-    kept = _suppress_groups(boxes, logits, labels, _int(num_labels), bound, nms_thresh, max_keep)
+    kept = _suppress_groups(boxes, logits, labels, _int(num_labels), bound, iou_threshold, max_keep)
     return _best(kept, boxes, labels, rows, max_keep, op.Sigmoid)
 
 
@@ -244,7 +244,7 @@ def _suppress_groups(
     groups: Value,
     num_groups: Value,
     bound: float,
-    nms_thresh: float,
+    iou_threshold: float,
     max_keep: int,
 ) -> Value:
     """`scores` (B, N), -inf where suppressed; boxes of different groups (B, N) never meet."""
@@ -252,14 +252,16 @@ def _suppress_groups(
     by_group = op.Where(
         op.Cast(own, to=TensorProto.BOOL), op.Unsqueeze(scores, _ints(1)), _float(-math.inf)
     )
-    kept = _suppress(boxes, by_group, bound, nms_thresh, max_keep)
+    kept = _suppress(boxes, by_group, bound, iou_threshold, max_keep)
     return op.ReduceMax(kept, _ints(1), keepdims=0)
 
 
-def _suppress(boxes: Value, scores: Value, bound: float, nms_thresh: float, max_keep: int) -> Value:
+def _suppress(
+    boxes: Value, scores: Value, bound: float, iou_threshold: float, max_keep: int
+) -> Value:
     """`scores` (B, G, N) of boxes (B, N, 4), -inf where suppressed or not above `bound`."""
     chosen = op.NonMaxSuppression(
-        boxes, scores, _ints(max_keep), _floats(_round_down(nms_thresh)), _floats(bound)
+        boxes, scores, _ints(max_keep), _floats(_round_down(iou_threshold)), _floats(bound)
     )  # (S, 3): image, group, row
     none = op.Expand(_float(-math.inf), op.Shape(scores))
     return op.ScatterND(none, chosen, op.GatherND(scores, chosen))
@@ -299,7 +301,7 @@ def _decode_rows(deltas: Value, anchors: Value, first: int, index: Value, sizes:
 
 
 def _decode(deltas: Value, anchors: Value, weights: Weights, limits: Value) -> Value:
-    """Deltas (..., 4) of anchors (..., 4), clipped to `limits`; as in csrc/box_coding.h."""
+    """Boxes from deltas of anchors, clipped to `limits`; see csrc/geometry/box_coding.h."""
     low, high = _columns(anchors, 0, 2), _columns(anchors, 2, 4)
     sides = op.Sub(high, low)
     shift = op.Div(_columns(deltas, 0, 2), _floats(*weights[:2]))
@@ -333,7 +335,7 @@ def _with_sides(scores: Value, boxes: Value, min_size: float) -> Value:
 def _levels(
     boxes: Value, scales: Sequence[float], canonical_scale: int, canonical_level: int
 ) -> Value:
-    """The level (B, K) of each box, by comparing areas as csrc/bilinear.h does."""
+    """The level (B, K) of each box, by comparing areas as csrc/geometry/pyramid.h does."""
     width, height = _sides(boxes)
     area = op.Mul(width, height)
     level = _filled(area, 0)

@@ -44,6 +44,7 @@ class Detector(nn.Module):
             probability is above this; None: `forward` returns the probabilities.
 
     Raises:
+        TypeError: another border.
         ValueError: less than 2 classes.
     """
 
@@ -63,6 +64,8 @@ class Detector(nn.Module):
         mask_threshold: float | None = 0.5,
     ) -> None:
         super().__init__()
+        if not isinstance(border, Border):
+            raise TypeError(f"border: expected a Border, got {type(border).__name__}")
         check_num_classes(num_classes)
         self.border = border
         self.num_classes = num_classes

@@ -63,8 +63,8 @@ def mask_rcnn_parts(
 
     Args:
         backbone, num_classes: see `faster_rcnn_parts`.
-        mask_scales, mask_output_size, mask_sampling_ratio, mask_canonical_scale,
-            mask_canonical_level: as box_scales and so on.
+        mask_scales, mask_output_size, mask_sampling_ratio: as box_scales and so on.
+        mask_canonical_scale, mask_canonical_level: as box_canonical_scale and so on.
         mask_head, mask_predictor: instead of MaskRCNNHeads and a MaskRCNNPredictor.
         mask_layers: widths of the MaskRCNNHeads; None: four times the backbone's.
         mask_threshold: see Detector.

@@ -170,8 +170,8 @@ def retinanet_parts(
             more sizes follow it, 2^(1/3) and 2^(2/3) times as large.
         cells: anchors of each level, instead of anchor_sizes.
         head: instead of the one of `retinanet_head`.
-        score_thresh, nms_thresh, detections_per_img, topk_candidates, fg_iou_thresh, bg_iou_thresh,
-            low_quality_matches, box_loss: see RetinaNet.
+        score_thresh, nms_thresh, detections_per_img, topk_candidates: see RetinaNet.
+        fg_iou_thresh, bg_iou_thresh, low_quality_matches, box_loss: see RetinaNet.
         *_weight: the factor of each loss.
     """
     cells = cells or cell_anchors(

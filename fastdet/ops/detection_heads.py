@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the ops that end a detector share: their arguments and the shape of their results."""
+"""What the detection operators share: their arguments and the shape of their results."""
 
 from collections.abc import Sequence
 
@@ -26,10 +26,10 @@ def head_levels(
     return [x.detach().to(dtype) for x in logits], [x.detach().to(dtype) for x in deltas]
 
 
-def check_nms_thresh(op: str, nms_thresh: float) -> None:
+def check_iou_threshold(op: str, iou_threshold: float) -> None:
     """Raises ValueError unless it is an IoU."""
-    if not 0 <= nms_thresh <= 1:
-        raise ValueError(f"{op}: nms_thresh: expected a number in [0, 1], got {nms_thresh}")
+    if not 0 <= iou_threshold <= 1:
+        raise ValueError(f"{op}: iou_threshold: expected a number in [0, 1], got {iou_threshold}")
 
 
 def fake_kept_boxes(logits: Tensor, rows: int) -> KeptBoxes:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which gt each anchor learns from, for a padded batch, without an IoU matrix in memory."""
+"""The ground-truth box (gt) of each anchor of a padded batch, without an IoU matrix in memory."""
 
 import torch
 from torch import Tensor
@@ -20,8 +20,8 @@ def match_anchors(
     """The gt of each anchor, or -1 for background, or -2 for neither.
 
     An anchor's best gt is that of the largest IoU (ties: the lowest row). The anchor gets it where
-    that IoU is >= high, -2 where it is in [low, high), and -1 below. Low-quality matches come on
-    top:
+    that IoU is >= high, -2 where it is in [low, high), and -1 below. Low-quality matches are
+    added:
 
     - "anchor_best", the rule of torchvision's `Matcher` and of detectron2: an anchor whose IoU with
       some gt is the largest that this gt has with any anchor (ties included) gets its own best gt.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Greedy non-maximum suppression: of one set of boxes, by class, and of a padded batch."""
+"""Greedy non-maximum suppression: of one set of boxes, by group, and of a padded batch."""
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     Args:
         boxes: (N, 4) xyxy in pixels.
         scores: (N,), on the same device.
-        iou_threshold: in [0, 1]; a box goes when its IoU with a kept one is strictly above.
+        iou_threshold: in [0, 1]; a box is removed when its IoU with a kept one is strictly above.
 
     Returns:
         (K,) int64, highest score first; ties keep input order. The same on every device.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The bins that a box is pooled or cropped to."""
+"""The number of bins that a box is pooled or cropped to."""
 
 from collections.abc import Sequence
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What becomes of the losses of single elements."""
+"""The reduction of a loss: none, mean or sum."""
 
 from typing import Any
 

@@ -8,40 +8,44 @@ from torch import Tensor
 
 from fastdet.ops.detection_heads import (
     KeptBoxes,
-    check_nms_thresh,
+    check_iou_threshold,
     fake_kept_boxes,
     head_levels,
 )
+from fastdet.renamed import renamed_keywords
 
 
+@renamed_keywords(
+    torch.compiler.is_compiling, nms_thresh="iou_threshold", score_thresh="score_threshold"
+)
 def retinanet_detections(
     logits: Sequence[Tensor],
     deltas: Sequence[Tensor],
     anchors: Tensor,
     sizes: Tensor,
-    score_thresh: float,
+    score_threshold: float,
     topk_candidates: int,
-    nms_thresh: float,
+    iou_threshold: float,
     detections_per_img: int,
 ) -> KeptBoxes:
     """The detections of each image, clipped to it, by falling score.
 
     Definition: torchvision's `RetinaNet.postprocess_detections`. The logits are read once and
-    compared with the logit of score_thresh, which lets pass exactly those whose probability,
-    rounded to its type, is above it; they are also what the boxes are suppressed by, so that
+    compared with the logit of score_threshold, which passes exactly those whose probability,
+    rounded to its type, is above the threshold. Boxes are suppressed by logit too, so that
     probabilities that round to the same number keep their order. There is no gradient.
 
     Args:
         logits: for each level (B, A_l, C), in the order of its anchors; those of a channels_last
-            map are read where they lie, other layouts are copied.
+            map are read in place, other layouts are copied.
         deltas: for each level (B, A_l, 4).
         anchors: (A, 4) xyxy in pixels, the levels' one after another.
         sizes: (B, 2) int64 height and width of each image.
-        score_thresh: the probability of a detection is above it.
+        score_threshold: the probability of a detection is above it.
         topk_candidates: the pairs of anchor and class of a level that are decoded; of equal logits
             those of lower anchors, then of lower classes.
-        nms_thresh: in [0, 1]; IoU above which a box suppresses another of its class.
-        detections_per_img: D, the most detections of an image; the best ones are.
+        iou_threshold: in [0, 1]; IoU above which a box suppresses another of its class.
+        detections_per_img: D, the most detections of an image; the best ones are kept.
 
     Returns:
         boxes (B, D, 4), scores (B, D), labels (B, D) int64 in 0 .. C - 1, zero beyond counts (B,)
@@ -49,22 +53,22 @@ def retinanet_detections(
         float64 for float64 logits or deltas, float32 for all others.
 
     Raises:
-        ValueError: nms_thresh outside [0, 1]; no level.
+        ValueError: iou_threshold outside [0, 1]; no level.
         RuntimeError: wrong shape, dtype or device; a number below 0.
 
     Memory beyond the results: O(threads x topk_candidates) and O(levels x topk_candidates) an
     image.
     """
-    check_nms_thresh("retinanet_detections", nms_thresh)
+    check_iou_threshold("retinanet_detections", iou_threshold)
     logits, deltas = head_levels("retinanet_detections", logits, deltas)
     return torch.ops.fastdet.retinanet_detections(
         logits,
         deltas,
         anchors.detach(),
         sizes,
-        score_thresh,
+        score_threshold,
         topk_candidates,
-        nms_thresh,
+        iou_threshold,
         detections_per_img,
     )
 
@@ -75,9 +79,9 @@ def _(
     deltas: list[Tensor],
     anchors: Tensor,
     sizes: Tensor,
-    score_thresh: float,
+    score_threshold: float,
     topk_candidates: int,
-    nms_thresh: float,
+    iou_threshold: float,
     detections_per_img: int,
 ) -> KeptBoxes:
     return fake_kept_boxes(logits[0], detections_per_img)

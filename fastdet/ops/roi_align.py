@@ -222,7 +222,7 @@ class MultiScaleRoIAlign(nn.Module):
 
 
 def is_channels_last(features: Tensor) -> bool:
-    """By strides alone, as csrc/feature_layout.h decides it too."""
+    """By strides alone, as csrc/tensors/feature_layout.h decides it too."""
     return features.stride(-3) == 1 and features.stride(-1) != 1
 
 

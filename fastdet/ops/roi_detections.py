@@ -5,9 +5,13 @@ import torch
 from torch import Tensor
 
 from fastdet.ops.box_coding import Weights, check_weights
-from fastdet.ops.detection_heads import KeptBoxes, check_nms_thresh, fake_kept_boxes
+from fastdet.ops.detection_heads import KeptBoxes, check_iou_threshold, fake_kept_boxes
+from fastdet.renamed import renamed_keywords
 
 
+@renamed_keywords(
+    torch.compiler.is_compiling, nms_thresh="iou_threshold", score_thresh="score_threshold"
+)
 def roi_detections(
     logits: Tensor,
     deltas: Tensor,
@@ -15,8 +19,8 @@ def roi_detections(
     counts: Tensor | None,
     sizes: Tensor,
     weights: Weights,
-    score_thresh: float,
-    nms_thresh: float,
+    score_threshold: float,
+    iou_threshold: float,
     detections_per_img: int,
     min_size: float = 1e-2,
 ) -> KeptBoxes:
@@ -32,9 +36,9 @@ def roi_detections(
         counts: (B,) int64; proposals of an image from its count on are not read. None: all count.
         sizes: (B, 2) int64 height and width of each image.
         weights: what dx, dy, dw, dh are divided by; > 0.
-        score_thresh: the probability of a detection is above it.
-        nms_thresh: in [0, 1]; IoU above which a box suppresses another of its class.
-        detections_per_img: D, the most detections of an image; the best ones are.
+        score_threshold: the probability of a detection is above it.
+        iou_threshold: in [0, 1]; IoU above which a box suppresses another of its class.
+        detections_per_img: D, the most detections of an image; the best ones are kept.
         min_size: the least length of a side after clipping, in pixels.
 
     Returns:
@@ -43,12 +47,12 @@ def roi_detections(
         finite are dropped. float64 for float64 logits or deltas, float32 for all others.
 
     Raises:
-        ValueError: nms_thresh outside [0, 1]; a weight that is not positive.
+        ValueError: iou_threshold outside [0, 1]; a weight that is not positive.
         RuntimeError: wrong shape, dtype or device; detections_per_img below 0.
 
     Memory beyond the results: O(boxes above the threshold).
     """
-    check_nms_thresh("roi_detections", nms_thresh)
+    check_iou_threshold("roi_detections", iou_threshold)
     check_weights(weights)
     dtype = torch.promote_types(logits.dtype, deltas.dtype)
     return torch.ops.fastdet.roi_detections(
@@ -58,8 +62,8 @@ def roi_detections(
         counts,
         sizes,
         *weights,
-        score_thresh,
-        nms_thresh,
+        score_threshold,
+        iou_threshold,
         detections_per_img,
         min_size,
     )
@@ -76,8 +80,8 @@ def _(
     wy: float,
     ww: float,
     wh: float,
-    score_thresh: float,
-    nms_thresh: float,
+    score_threshold: float,
+    iou_threshold: float,
     detections_per_img: int,
     min_size: float,
 ) -> KeptBoxes:

@@ -21,7 +21,7 @@ def sigmoid_focal_loss(
 
     Definition: `torchvision.ops.sigmoid_focal_loss`. Finite for every finite logit. Differentiable
     once, in inputs. Half types are computed, and the loss is returned, in float32. No memory beyond
-    what is returned and the gradient: a sum or mean never spreads the losses out.
+    the results and the gradient: a sum or mean never stores the single losses.
 
     Args:
         inputs: logits of any shape, (..., C) where targets are labels.
@@ -29,7 +29,7 @@ def sigmoid_focal_loss(
             [0, C) whose target is 1, -1 for background (all 0), -2 for a row that is ignored (its
             loss and gradient are 0). Any other label makes its row NaN.
         alpha: weight in [0, 1] of target 1, 1 - alpha of target 0; -1 for no weights.
-        gamma: exponent >= 0 that fades the well classified.
+        gamma: exponent >= 0 that reduces the loss of well classified examples.
         reduction: "none", "mean" (over all logits, ignored ones too; 0 for none) or "sum".
 
     Returns:

@@ -152,8 +152,8 @@ class DetectorModule(lightning.LightningModule):
             groups,
             lr=self.lr,
             weight_decay=self.weight_decay,
-            # One pass over the weights; Lightning cannot clip such a step under float16's scaler.
-            fused=self.trainer.precision != "16-mixed",
+            # One pass over the weights; Lightning cannot clip such a step in mixed precision.
+            fused=not str(self.trainer.precision).endswith("-mixed"),
         )
         total_steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(

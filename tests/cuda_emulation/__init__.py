@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The CUDA kernels, compiled by the host's compiler and run on the CPU.
 
-csrc/cuda/*.cu are compiled as they are, with include/ in place of CUDA's headers, into a library
+csrc/*/*.cu are compiled as they are, with include/ in place of CUDA's headers, into a library
 whose ops are `torch.ops.fastdet_emulated.*` for CPU tensors. `emulated_kernels` puts them beneath
 `fastdet.ops`, so that any test of an operator tests its CUDA kernel's logic.
 
@@ -12,6 +12,7 @@ rounding in functions such as expf.
 
 import concurrent.futures
 import ctypes
+import fcntl
 import hashlib
 import os
 import shutil
@@ -27,6 +28,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "tests" / "cuda_emulation"
 COMPILER = os.environ.get("CXX", "g++")
+SOURCES = (".cpp", ".cu", ".cuh", ".h")
 
 # The order in which blocks run, and the lanes of a block between two barriers; see block.cpp.
 LANE_ORDERS = {"ascending": 0, "descending": 1, "shuffled": 2, "shuffled again": 3}
@@ -52,16 +54,24 @@ def _flags() -> list[str]:
 
 def compile_library(sources: list[Path], name: str) -> Path:
     """A shared library of the sources and the emulator, rebuilt where any file or flag changed."""
-    files = [*sources, *ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cuda/*.cuh"), *HERE.rglob("*.*")]
-    parts = [path.read_bytes() for path in sorted(files) if path.is_file()]
+    files = [*sources, *ROOT.glob("csrc/**/*.h"), *ROOT.glob("csrc/**/*.cuh"), *HERE.rglob("*.*")]
+    parts = [path.read_bytes() for path in sorted(files) if path.suffix in SOURCES]
     parts.append(" ".join([COMPILER, torch.__version__, *_flags()]).encode())
     digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
     folder = ROOT / "build" / "emulation" / f"{name}-{digest}"
+    folder.mkdir(parents=True, exist_ok=True)
     library = folder / f"lib{name}.so"
-    if library.exists():
-        return library
-    partial = folder / f"partial-{os.getpid()}"  # another process may be compiling the same
-    partial.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be compiling the same
+        if not library.exists():
+            _compile(sources, library)
+    return library
+
+
+def _compile(sources: list[Path], library: Path) -> None:
+    """Writes the library, complete: it appears under its name only once it is linked."""
+    partial = library.parent / "partial"
+    partial.mkdir(exist_ok=True)
     objects = [partial / f"{path.stem}.o" for path in sources]
 
     # A sanitizer that was loaded into this process is none of the compiler's business.
@@ -80,13 +90,12 @@ def compile_library(sources: list[Path], name: str) -> Path:
     subprocess.run([*command, "-o", partial / library.name], check=True, env=environment)
     (partial / library.name).rename(library)
     shutil.rmtree(partial)
-    return library
 
 
 @cache
 def load() -> ctypes.CDLL:
     """Builds the library if need be, and loads it once."""
-    sources = [ROOT / "csrc" / "ops.cpp", *sorted(ROOT.glob("csrc/cuda/*.cu")), HERE / "block.cpp"]
+    sources = [ROOT / "csrc" / "ops.cpp", *sorted(ROOT.glob("csrc/*/*.cu")), HERE / "block.cpp"]
     path = compile_library(sources, "fastdet_emulated")
     torch.ops.load_library(path)
     return ctypes.CDLL(str(path))

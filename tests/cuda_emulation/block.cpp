@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
+#undef _FORTIFY_SOURCE  // its longjmp refuses to change stacks
 #include "include/block.h"
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -16,6 +18,9 @@
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
+#define FASTDET_SANITIZED true
+#else
+#define FASTDET_SANITIZED false
 #endif
 
 namespace cuda_emulation {
@@ -62,10 +67,30 @@ std::vector<size_t> order_of(size_t n) {
   return ordered(std::move(numbers));
 }
 
+// A stack, and the registers at the point where it was left.
+struct Fiber {
+  ucontext_t start;
+  jmp_buf registers;
+  bool entered = true;
+};
+
+// Leaves `from` and continues in `to`; returns when something switches back to `from`. swapcontext
+// makes a system call to save the signal mask, which takes longer than a lane runs between two
+// switches; it stays under AddressSanitizer, which does not support jumps between stacks.
+void switch_fiber(Fiber& from, Fiber& to) {
+  if (FASTDET_SANITIZED) {
+    swapcontext(&from.start, &to.start);
+  } else if (_setjmp(from.registers) == 0) {
+    if (to.entered) _longjmp(to.registers, 1);
+    to.entered = true;
+    setcontext(&to.start);
+  }
+}
+
 enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kEnded };
 
 struct Lane {
-  ucontext_t context;
+  Fiber fiber;
   std::unique_ptr<std::byte[]> stack;
   State state = State::kEnded;
   dim3 index;
@@ -92,7 +117,7 @@ class Block {
     Lane& lane = lanes_[current_];
     lane.state = state;
     leaving(&lane.fake_stack, scheduler_stack_, scheduler_bytes_);
-    swapcontext(&lane.context, &scheduler_);
+    switch_fiber(lane.fiber, scheduler_);
     arrived(lane.fake_stack, &scheduler_stack_, &scheduler_bytes_);
   }
 
@@ -103,32 +128,41 @@ class Block {
  private:
   static void enter() { block_->run_current(); }
 
+  // The body of a lane's fiber: runs the lane in one block after another.
   void run_current() {
-    arrived(nullptr, &scheduler_stack_, &scheduler_bytes_);
-    (*kernel_)();
-    current().state = State::kEnded;
-    ++num_ended_;
-    leaving(nullptr, scheduler_stack_, scheduler_bytes_);
-    swapcontext(&current().context, &scheduler_);
+    for (;;) {
+      arrived(nullptr, &scheduler_stack_, &scheduler_bytes_);
+      (*kernel_)();
+      current().state = State::kEnded;
+      ++num_ended_;
+      leaving(nullptr, scheduler_stack_, scheduler_bytes_);
+      switch_fiber(current().fiber, scheduler_);
+    }
+  }
+
+  // Gives the lane a new fiber, which starts at `enter`.
+  static void renew(Lane& lane) {
+    if (!lane.stack) lane.stack = std::make_unique<std::byte[]>(kStackBytes);
+    lane.fake_stack = nullptr;
+    lane.fiber.entered = false;
+    getcontext(&lane.fiber.start);
+    lane.fiber.start.uc_stack.ss_sp = lane.stack.get();
+    lane.fiber.start.uc_stack.ss_size = kStackBytes;
+    lane.fiber.start.uc_link = nullptr;
+    makecontext(&lane.fiber.start, &Block::enter, 0);
   }
 
   void start_lanes(dim3 size) {
     const size_t n = size_t(size.x) * size.y * size.z;
-    if (n > 1024) throw std::runtime_error("a block has at most 1024 threads");
-    if (lanes_.size() < n) lanes_.resize(n);
+    if (n > lanes_.size()) throw std::runtime_error("a block has at most 1024 threads");
     num_lanes_ = n;
     num_ended_ = 0;
     for (size_t i = 0; i < n; ++i) {
       Lane& lane = lanes_[i];
-      if (!lane.stack) lane.stack = std::make_unique<std::byte[]>(kStackBytes);
+      // A lane that did not end is still inside a kernel that an error stopped.
+      if (FASTDET_SANITIZED || !lane.stack || lane.state != State::kEnded) renew(lane);
       lane.index = dim3(i % size.x, i / size.x % size.y, i / size.x / size.y);
       lane.state = State::kReady;
-      lane.fake_stack = nullptr;
-      getcontext(&lane.context);
-      lane.context.uc_stack.ss_sp = lane.stack.get();
-      lane.context.uc_stack.ss_size = kStackBytes;
-      lane.context.uc_link = nullptr;
-      makecontext(&lane.context, &Block::enter, 0);
     }
   }
 
@@ -138,7 +172,7 @@ class Block {
     block_ = this;
     void* fake = nullptr;
     leaving(&fake, lanes_[i].stack.get(), kStackBytes);
-    swapcontext(&scheduler_, &lanes_[i].context);
+    switch_fiber(scheduler_, lanes_[i].fiber);
     arrived(fake);
   }
 
@@ -216,9 +250,9 @@ class Block {
   static inline Block* block_ = nullptr;
 
   const std::function<void()>* kernel_ = nullptr;
-  std::vector<Lane> lanes_;
+  std::vector<Lane> lanes_ = std::vector<Lane>(1024);  // a fiber must not move
   size_t num_lanes_ = 0, num_ended_ = 0, current_ = 0;
-  ucontext_t scheduler_;
+  Fiber scheduler_;
   const void* scheduler_stack_ = nullptr;
   size_t scheduler_bytes_ = 0;
   std::vector<std::max_align_t> shared_;

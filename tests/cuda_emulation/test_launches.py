@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How many launches an operator takes, memsets among them: the numbers that csrc/cuda states.
+"""How many launches an operator takes, memsets among them: the numbers that the .cu files state.
 
 A launch costs about 2 us, most of what a small input takes; so a launch more is a change that a
 test must see.

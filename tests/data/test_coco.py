@@ -19,6 +19,7 @@ from torchvision import tv_tensors
 
 from fastdet.data import CocoDetection, collate, open_dataset, train_transforms
 from fastdet.data.coco_file import read_coco_file
+from tests.data_sets import data_sets
 
 # Ids with holes, from 0 on, in no order; image 7 is empty; annotation 12 is a crowd.
 CONTENT = {
@@ -333,10 +334,10 @@ def test_worker_processes_see_the_same_items(write):
     assert len(pickle.dumps(dataset)) < 10_000
 
 
-@pytest.mark.parametrize("name", ["bccd", "coco_by", "nuclei", "trash10"])
-def test_real_files(shared_data, name):
-    dataset = open_dataset(shared_data / name, "val")
-    content = json.loads((shared_data / name / "val.json").read_text())
+@pytest.mark.parametrize("folder", data_sets("bccd", "coco_by", "nuclei", "trash10"))
+def test_whole_data_sets(folder):
+    dataset = open_dataset(folder, "val")
+    content = json.loads((folder / "val.json").read_text())
     by_id = {a["image_id"]: [] for a in content["annotations"]}
     for a in content["annotations"]:
         if not a["iscrowd"]:
@@ -455,10 +456,10 @@ def test_a_bad_polygon_beside_good_ones_is_left_out_alone(coco_of, write, fragme
     assert len(target["boxes"]) == 2
 
 
-@pytest.mark.parametrize("name", ["coco_by", "nuclei"])
-def test_real_masks_are_pycocotools_with_their_boxes(shared_data, name):
+@pytest.mark.parametrize("folder", data_sets("coco_by", "nuclei"))
+def test_masks_of_whole_data_sets_are_pycocotools_with_their_boxes(folder):
     """Polygons and run lengths; where a file has crowds, they stay out."""
-    dataset = open_dataset(shared_data / name, "val", masks=True)
+    dataset = open_dataset(folder, "val", masks=True)
     coco = COCO(str(dataset.annotation_file))
     checked = 0
     for index, image_id in enumerate(dataset.image_ids[:20]):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""COCO metrics: pycocotools' numbers to the last bit on real annotations; the evaluator's rules."""
+"""COCO metrics: pycocotools' numbers to the last bit, on drawn and real data; the rules."""
 
 import contextlib
 import io
@@ -17,8 +17,7 @@ from pycocotools.cocoeval import COCOeval
 from fastdet.data import open_dataset
 from fastdet.evaluation import CocoEvaluator, coco_results
 from fastdet.evaluation.coco_metrics import STATS
-
-REAL = ["bccd", "coco_by", "nuclei", "trash10"]
+from tests.data_sets import data_sets
 
 
 def detections_like(dataset, seed, ties=False):
@@ -73,10 +72,10 @@ def evaluator_of(dataset):
 
 
 @pytest.mark.parametrize("ties", [False, True], ids=["noise", "ties"])
-@pytest.mark.parametrize("name", REAL)
-def test_equal_to_pycocotools_to_the_last_bit(shared_data, name, ties):
-    dataset = open_dataset(shared_data / name, "val")
-    found = detections_like(dataset, seed=len(name), ties=ties)
+@pytest.mark.parametrize("folder", data_sets("bccd", "coco_by", "nuclei", "trash10"))
+def test_equal_to_pycocotools_to_the_last_bit(folder, ties):
+    dataset = open_dataset(folder, "val")
+    found = detections_like(dataset, seed=len(folder.name), ties=ties)
     # Images in an order that is not the file's, in batches, to the evaluator alone.
     image_ids = [dataset.image_ids[i] for i in torch.randperm(len(dataset)).tolist()]
     evaluator = evaluator_of(dataset)
@@ -191,9 +190,9 @@ def with_masks(dataset, found, rng):
 
 
 @pytest.mark.parametrize("form", ["masks", "probabilities", "segmentations"])
-@pytest.mark.parametrize("name", ["coco_by", "nuclei"])
-def test_masks_equal_pycocotools_to_the_last_bit(shared_data, name, form):
-    dataset = open_dataset(shared_data / name, "val", masks=True)
+@pytest.mark.parametrize("folder", data_sets("coco_by", "nuclei"))
+def test_masks_equal_pycocotools_to_the_last_bit(folder, form):
+    dataset = open_dataset(folder, "val", masks=True)
     dataset.image_ids = dataset.image_ids[:25]
     rng = np.random.default_rng(1)
     found = with_masks(dataset, detections_like(dataset, seed=1), rng)
@@ -222,9 +221,10 @@ def test_masks_equal_pycocotools_to_the_last_bit(shared_data, name, form):
         assert np.array_equal(np.asarray(arrays[array]), expected.eval[array]), array
 
 
-def test_ties_between_images_are_ordered_by_image_id(shared_data, tmp_path):
-    """A file's own order of images and annotations must not matter more than to pycocotools."""
-    content = json.loads((shared_data / "bccd" / "val.json").read_text())
+@pytest.mark.parametrize("folder", data_sets("bccd"))
+def test_ties_between_images_are_ordered_by_image_id(folder, tmp_path):
+    """The order of images and annotations in the file matters no more than to pycocotools."""
+    content = json.loads((folder / "val.json").read_text())
     rng = np.random.default_rng(0)
     rng.shuffle(content["images"])
     rng.shuffle(content["annotations"])
@@ -238,17 +238,18 @@ def test_ties_between_images_are_ordered_by_image_id(shared_data, tmp_path):
     assert [*evaluator.compute().stats.values()] == expected.stats.tolist()
 
 
-def test_real_crowds_and_area_ranges_are_among_them(shared_data):
-    """Without these the test above would prove less than it says."""
-    content = json.loads((shared_data / "coco_by" / "val.json").read_text())
+@pytest.mark.parametrize("folder", data_sets("coco_by"))
+def test_crowds_and_all_area_ranges_are_among_them(folder):
+    """Without these the tests above would prove less than they say."""
+    content = json.loads((folder / "val.json").read_text())
     assert sum(a["iscrowd"] for a in content["annotations"]) >= 5
     areas = np.array([a["area"] for a in content["annotations"]])
     assert np.histogram(areas, [0, 32**2, 96**2, 1e9])[0].min() > 50
 
 
-@pytest.mark.parametrize("name", ["trash10", "coco_by"])
-def test_ground_truth_as_detections_is_perfect(shared_data, name):
-    dataset = open_dataset(shared_data / name, "val")
+@pytest.mark.parametrize("folder", data_sets("trash10", "coco_by"))
+def test_ground_truth_as_detections_is_perfect(folder):
+    dataset = open_dataset(folder, "val")
     assert dataset.category_ids != list(range(1, len(dataset.category_ids) + 1))
     evaluator = evaluator_of(dataset)
     for index in range(len(dataset)):

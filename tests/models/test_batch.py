@@ -220,6 +220,27 @@ def test_bad_masks(masks: Tensor | None, error: type[Exception], message: str) -
         )
 
 
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"min_size": 0}, "min_size: expected a number above 0, got 0"),
+        ({"min_size": ()}, r"min_size: expected a number above 0, got \(\)"),
+        ({"max_size": -1}, "max_size: expected a number above 0, got -1"),
+        ({"fixed_size": (64, 0)}, r"fixed_size: expected a number above 0, got \(64, 0\)"),
+        ({"image_mean": (0.5,)}, "image_std: expected one number for each channel .*1, got 3"),
+    ],
+)
+def test_bad_borders(numbers: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Border(**numbers)  # type: ignore[arg-type]
+
+
+def test_images_that_were_not_resized_have_nothing_to_restore() -> None:
+    batch = pad_small([torch.rand(3, 32, 48)])._replace(original_sizes=None)
+    found = Detections(BOXES[None], torch.ones(1, 1), LABELS[None], torch.tensor([1]))
+    assert restore(found, batch) is found
+
+
 def test_one_target_for_each_image() -> None:
     with pytest.raises(ValueError, match="one for each of 2 images, got 1"):
         pad_small([IMAGE, IMAGE], [{"boxes": BOXES, "labels": LABELS}])

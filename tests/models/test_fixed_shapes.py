@@ -55,6 +55,7 @@ def test_losses_backward_and_detect_read_no_value(family: str) -> None:
     assert detections.counts.shape == (2,)
 
 
+@pytest.mark.slow
 def test_exported_detect_equals_eager(family: str) -> None:
     images, _ = scene()
     model = spread_scores(small_model(family)).eval()

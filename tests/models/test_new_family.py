@@ -118,6 +118,11 @@ def test_forward_losses_and_detections() -> None:
             torch.testing.assert_close(own[name], value, rtol=1e-4, atol=1e-3)
 
 
+def test_a_border_is_a_border() -> None:
+    with pytest.raises(TypeError, match="border: expected a Border, got dict"):
+        Toy({"min_size": 96}, 4)  # type: ignore[arg-type]
+
+
 def test_losses_and_detections_are_those_of_the_two_calls() -> None:
     model = toy().eval()
     batch = model.pad(*scene())

@@ -218,7 +218,10 @@ MODELS: dict[str, Callable[[], nn.Module]] = {name: builder(name) for name in BU
     "retinanet_of_parts": retinanet_of_parts,
     "fcos_of_parts": fcos_of_parts,
 }
-every_model = pytest.mark.parametrize("name", MODELS)
+every_model = pytest.mark.parametrize(
+    "name",
+    [pytest.param(x, marks=pytest.mark.slow) if "resnet50" in x else x for x in MODELS],
+)
 
 
 @functools.cache
@@ -393,6 +396,7 @@ def test_levels_of_a_pooler_that_has_run_are_kept() -> None:
 SMALL = [name for name in MODELS if "_of_" in name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_exported_detect_equals_eager(name: str) -> None:
     ours = from_torchvision(copy.deepcopy(torchvision_model(name)).double())

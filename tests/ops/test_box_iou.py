@@ -111,7 +111,7 @@ def test_gradient_equals_reference(kind, name, device):
     expected = torch.autograd.grad(reference.box_iou(cpu[0], cpu[1], kind), cpu, grad)
     for a, b in zip(got, expected, strict=True):
         assert a.isfinite().all()
-        # There the convention differs from autograd's, see csrc/box_iou.h.
+        # There the convention differs from autograd's, see csrc/geometry/box_iou.h.
         if name not in ("touching", "zero area", "inverted"):
             torch.testing.assert_close(a.cpu(), b, rtol=1e-9, atol=1e-12)
 

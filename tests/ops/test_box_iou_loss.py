@@ -117,7 +117,7 @@ def test_gradient_equals_reference(kind, reduction, name, device):
     torch.testing.assert_close(out.detach().cpu(), expected_out.detach(), rtol=1e-9, atol=1e-9)
     for a, b in zip(got, torch.autograd.grad(expected_out, cpu, grad), strict=True):
         assert a.isfinite().all()
-        # There the convention differs from autograd's, see csrc/box_iou.h.
+        # There the convention differs from autograd's, see csrc/geometry/box_iou.h.
         if name not in ("touching", "zero area", "inverted"):
             torch.testing.assert_close(a.cpu(), b, rtol=1e-9, atol=1e-12)
 

@@ -22,7 +22,7 @@ from tests.ops.heads import (
     random_head,
 )
 
-NUMBERS = (0.05, 10, 0.5, 8)  # score_thresh, topk_candidates, nms_thresh, detections_per_img
+NUMBERS = (0.05, 10, 0.5, 8)  # score_threshold, topk_candidates, iou_threshold, detections_per_img
 Numbers = tuple[float, int, float, int]
 
 LEFT, SHIFTED, RIGHT = [0, 0, 20, 20], [2, 0, 22, 20], [50, 0, 70, 20]
@@ -308,7 +308,7 @@ def test_bad_input_is_named(device):
         with pytest.raises(error, match=message):
             retinanet_detections(*h._replace(**changes), *numbers)
 
-    refused(r"nms_thresh: expected a number in \[0, 1\], got 2", ValueError, (0.1, 10, 2, 8))
+    refused(r"iou_threshold: expected a number in \[0, 1\], got 2", ValueError, (0.1, 10, 2, 8))
     refused("expected at least one level, got none", ValueError, logits=[])
     refused(
         "logits: expected 1 to 8 levels, got 9", logits=h.logits[:1] * 9, deltas=h.deltas[:1] * 9

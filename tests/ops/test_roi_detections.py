@@ -13,7 +13,7 @@ from tests import reference
 from tests.ops.heads import INF, NAN, SIZE, Kept, assert_kept
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-NUMBERS = (0.05, 0.5, 8)  # score_thresh, nms_thresh, detections_per_img
+NUMBERS = (0.05, 0.5, 8)  # score_threshold, iou_threshold, detections_per_img
 Numbers = tuple[float, float, int]
 
 LEFT, SHIFTED, RIGHT = [0.0, 0, 20, 20], [2.0, 0, 22, 20], [50.0, 0, 70, 20]
@@ -237,7 +237,7 @@ def test_bad_input_is_named():
         with pytest.raises(error, match=message):
             roi_detections(*h._replace(**changes), WEIGHTS, *numbers)
 
-    refused(r"nms_thresh: expected a number in \[0, 1\], got 2", ValueError, (0.1, 2, 8))
+    refused(r"iou_threshold: expected a number in \[0, 1\], got 2", ValueError, (0.1, 2, 8))
     refused(r"logits: expected floating \(B, K, C\).*got Float \(2, 20\)", logits=h.logits[..., 0])
     refused(
         r"deltas: expected \(B, K, C, 4\).*got Float \(2, 20, 3, 4\)", deltas=h.deltas[:, :, 1:]

@@ -18,7 +18,7 @@ from tests.ops.heads import (
     random_head,
 )
 
-# pre_nms_top_n, post_nms_top_n, nms_thresh, score_thresh, min_size
+# pre_nms_top_n, post_nms_top_n, iou_threshold, score_threshold, min_size
 NUMBERS = (10, 12, 0.5, 0.0, 1e-3)
 Numbers = tuple[int, int, float, float, float]
 
@@ -191,7 +191,7 @@ def test_bad_input_is_named():
         with pytest.raises(error, match=message):
             rpn_proposals(*h._replace(**changes), *numbers)
 
-    refused(r"nms_thresh: expected a number in \[0, 1\], got -1", ValueError, (10, 12, -1, 0, 0))
+    refused(r"iou_threshold: expected a number in \[0, 1\], got -1", ValueError, (10, 12, -1, 0, 0))
     refused("expected at least one level, got none", ValueError, logits=[])
     refused(
         r"objectness: expected floating \(B, A\) for each level, got Float \(2, 20, 1\)",

@@ -12,6 +12,7 @@ from fastdet.report.demo import MODEL_OPTIONS, TITLES, demo, recipe
 from fastdet.training.options import TrainOptions
 
 
+@pytest.mark.slow
 def test_demo_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

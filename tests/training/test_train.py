@@ -102,6 +102,7 @@ def test_a_finished_training_is_not_overwritten(run: Path, options: TrainOptions
         train(options)
 
 
+@pytest.mark.slow
 def test_stop_at_a_loss_that_is_not_finite_then_resume_as_if_unbroken(
     run: Path, options: TrainOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,6 +263,7 @@ def test_unknown_model_is_refused(options: TrainOptions, tmp_path: Path) -> None
         train(replace(options, model="yolo", out=tmp_path))
 
 
+@pytest.mark.slow
 def test_masks_are_learnt_logged_and_evaluated(options: TrainOptions, tmp_path: Path) -> None:
     numbers = {"mask_layers": [8], "rpn_post_nms_top_n_test": 50}
     module = train(replace(options, model="mask_rcnn", out=tmp_path, epochs=1), numbers)

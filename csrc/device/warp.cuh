@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// A warp: 32 threads that run in step, called lanes.
+#pragma once
+
+#include "launch.cuh"
+
+namespace fastdet::cuda {
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = ~0u;
+
+// Of a block of one dimension.
+__device__ inline int lane() { return threadIdx.x % kWarp; }
+__device__ inline int warp() { return threadIdx.x / kWarp; }
+
+__device__ inline unsigned lanes_below() { return (1u << lane()) - 1; }
+
+}  // namespace fastdet::cuda

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Arithmetic on xyxy boxes, shared by host and device: plain C++, no torch. Each function rounds in
+// one fixed order (no contraction, see CMakeLists.txt), so that every backend gets the same bits
+// and no index that depends on a comparison differs between them.
+#pragma once
+
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define FASTDET_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+// Always inlined: a copy compiled for one ISA could be linked into another ISA's code.
+#define FASTDET_HOST_DEVICE inline __attribute__((always_inline))
+#endif
+
+namespace fastdet {
+
+template <typename T>
+struct Box {
+  T x1, y1, x2, y2;
+};
+
+template <typename T>
+FASTDET_HOST_DEVICE T min_of(T a, T b) {
+  return a < b ? a : b;
+}
+
+template <typename T>
+FASTDET_HOST_DEVICE T max_of(T a, T b) {
+  return a > b ? a : b;
+}
+
+// The same for numbers that are not NaN; on the device one instruction instead of two.
+template <typename T>
+FASTDET_HOST_DEVICE T min_of_numbers(T a, T b) {
+#ifdef __CUDA_ARCH__
+  return fmin(a, b);
+#else
+  return min_of(a, b);
+#endif
+}
+
+template <typename T>
+FASTDET_HOST_DEVICE T max_of_numbers(T a, T b) {
+#ifdef __CUDA_ARCH__
+  return fmax(a, b);
+#else
+  return max_of(a, b);
+#endif
+}
+
+// False for infinities and NaN.
+template <typename T>
+FASTDET_HOST_DEVICE bool is_finite(T x) {
+  return x - x == T(0);
+}
+
+template <typename T>
+FASTDET_HOST_DEVICE bool is_finite(const Box<T>& b) {
+  return is_finite(b.x1) && is_finite(b.y1) && is_finite(b.x2) && is_finite(b.y2);
+}
+
+// False where a coordinate is NaN, too.
+template <typename T>
+FASTDET_HOST_DEVICE bool has_sides(const Box<T>& b, T min_size) {
+  return b.x2 - b.x1 >= min_size && b.y2 - b.y1 >= min_size;
+}
+
+template <typename T>
+FASTDET_HOST_DEVICE T area(const Box<T>& b) {
+  return (b.x2 - b.x1) * (b.y2 - b.y1);
+}
+
+// Any number for boxes with a NaN; their areas are NaN.
+template <typename T>
+FASTDET_HOST_DEVICE T intersection(const Box<T>& a, const Box<T>& b) {
+  const T w = min_of_numbers(a.x2, b.x2) - max_of_numbers(a.x1, b.x1);
+  const T h = min_of_numbers(a.y2, b.y2) - max_of_numbers(a.y1, b.y1);
+  return max_of_numbers(w, T(0)) * max_of_numbers(h, T(0));
+}
+
+// 0 where the union is not positive, never NaN for finite boxes.
+template <typename T>
+FASTDET_HOST_DEVICE T iou(const Box<T>& a, T area_a, const Box<T>& b, T area_b) {
+  const T inter = intersection(a, b);
+  const T united = area_a + area_b - inter;
+  return united > T(0) ? inter / united : T(0);
+}
+
+}  // namespace fastdet

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The integer type that vectors of T are compared into, lane by lane.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+namespace fastdet::cpu {
+
+template <typename T>
+using LaneInt = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+
+}  // namespace fastdet::cpu

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Vectors as wide as a register of the ISA that this file is compiled for, for the loops that GCC
+// does not vectorise from plain code. Only an x.loops.cpp includes it.
+#pragma once
+
+#ifndef FASTDET_ISA
+#error "lanes.h is for x.loops.cpp, which CMake compiles once for each ISA with FASTDET_ISA set"
+#endif
+
+#include <cstdint>
+#include <type_traits>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace fastdet::cpu::FASTDET_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <typename T>
+constexpr int kLanesOf = kVectorBytes / sizeof(T);
+
+// As wide as a register: wider ones, and plain arrays, would live in memory.
+template <typename T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(kVectorBytes)));
+};
+
+template <typename T>
+using Lanes = typename VectorOf<T>::type;
+
+template <typename T>
+__attribute__((always_inline)) inline Lanes<T> load_lanes(const T* p) {
+  Lanes<T> lanes;
+  __builtin_memcpy(&lanes, p, sizeof lanes);
+  return lanes;
+}
+
+template <typename T>
+__attribute__((always_inline)) inline void store_lanes(const Lanes<T>& lanes, T* p) {
+  __builtin_memcpy(p, &lanes, sizeof lanes);
+}
+
+// Every lane the same.
+template <typename T>
+__attribute__((always_inline)) inline Lanes<T> all_lanes(T value) {
+  return value - Lanes<T>{};
+}
+
+// What a comparison of Lanes<T> gives: -1 or 0 in each lane.
+template <typename T>
+using LaneMask = decltype(Lanes<T>{} < Lanes<T>{});
+
+template <typename Mask>
+__attribute__((always_inline)) inline bool any_lane(const Mask& mask) {
+#if defined(__AVX512F__)
+  const __m512i bits = __builtin_bit_cast(__m512i, mask);
+  return _mm512_test_epi64_mask(bits, bits) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_epi8(__builtin_bit_cast(__m256i, mask)) != 0;
+#elif defined(__SSE2__)
+  return _mm_movemask_epi8(__builtin_bit_cast(__m128i, mask)) != 0;
+#else
+  const auto halves = __builtin_bit_cast(Lanes<int64_t>, mask);
+  return (halves[0] | halves[1]) != 0;
+#endif
+}
+
+// Two operations for which GCC 12 uses more AVX-512 instructions than they need.
+
+template <typename T>
+__attribute__((always_inline)) inline bool any_greater(const Lanes<T>& a, const Lanes<T>& b) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>)
+    return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0;
+  else
+    return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ) != 0;
+#else
+  return any_lane(a > b);
+#endif
+}
+
+// 0 in place of what is negative or NaN.
+template <typename T>
+__attribute__((always_inline)) inline Lanes<T> positive_part(const Lanes<T>& x) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>)
+    return _mm512_max_ps(x, _mm512_setzero_ps());
+  else
+    return _mm512_max_pd(x, _mm512_setzero_pd());
+#else
+  return x > Lanes<T>{} ? x : Lanes<T>{};
+#endif
+}
+
+}  // namespace fastdet::cpu::FASTDET_ISA

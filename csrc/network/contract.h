@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// What the network layers accept.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "../expect.h"
+#include "winograd_filters.h"
+
+namespace fastdet {
+
+constexpr int64_t kLargestSide = int64_t(1) << 24;  // up to which float32 counts every pixel
+
+inline void check_upsample_nearest(const char* op, const Argument& input, int64_t height,
+                                   int64_t width) {
+  expect(input.is_cpu() && is_floating(input) && input.dim() == 4 && input.size(2) > 0 &&
+             input.size(3) > 0,
+         op, "input", "floating (B, C, H, W) with H and W above 0, on cpu", input);
+  for (const int64_t size : {height, width})
+    if (size < 1 || size > kLargestSide)
+      refuse(op, "size", "numbers in [1, 2**24]", std::to_string(size));
+}
+
+inline void check_winograd_filters(const char* op, const Argument& weight) {
+  expect(weight.scalar_type() == kFloat32 && weight.dim() == 4 && weight.size(2) == 3 &&
+             weight.size(3) == 3,
+         op, "weight", "Float (O, C, 3, 3)", weight);
+}
+
+inline void check_winograd_map(const char* op, const char* argument, const Argument& map) {
+  expect(map.is_cpu() && map.scalar_type() == kFloat32 && map.dim() == 4, op, argument,
+         "Float (B, C, H, W) on cpu", map);
+}
+
+// A map beside the input.
+inline void check_winograd_pair(const char* op, const char* argument, const Argument& map,
+                                const Argument& input) {
+  check_winograd_map(op, argument, map);
+  expect(
+      map.size(0) == input.size(0) && map.size(2) == input.size(2) && map.size(3) == input.size(3),
+      op, argument, "the B, H and W of the input", map);
+}
+
+inline void check_winograd_conv(const char* op, const Argument& input, const Argument& filters,
+                                const std::optional<Argument>& bias,
+                                const std::optional<Argument>& summand, int64_t channels) {
+  check_winograd_map(op, "input", input);
+  expect(filters.is_cpu() && filters.scalar_type() == kFloat32 && filters.dim() == 4 &&
+             filters.size(0) == kWinogradPositions &&
+             filters.size(1) == winograd_panels(channels) && filters.size(2) == input.size(1) &&
+             filters.size(3) == kWinogradPanel,
+         op, "filters", "what winograd_filters makes of Float (channels, C, 3, 3)", filters);
+  if (bias)
+    expect(bias->is_cpu() && bias->scalar_type() == kFloat32 && bias->dim() == 1 &&
+               bias->size(0) == channels,
+           op, "bias", "Float (channels,) on cpu", *bias);
+  if (!summand) return;
+  check_winograd_pair(op, "summand", *summand, input);
+  expect(summand->size(1) == channels, op, "summand", "the channels of the output", *summand);
+}
+
+inline void check_winograd_filters_grad(const char* op, const Argument& grad,
+                                        const Argument& input) {
+  check_winograd_map(op, "input", input);
+  check_winograd_pair(op, "grad", grad, input);
+}
+
+}  // namespace fastdet

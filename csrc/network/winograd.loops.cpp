@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The matrices of Winograd's F(2x2, 3x3): B^T d B of a tile's 4x4 inputs d, G g G^T of a 3x3 filter
+// g, A^T m A of the 4x4 products m; and for the gradients the transposes A y A^T and G^T u G.
+#include "winograd.loops.h"
+
+#include "../isa/lanes.h"
+#include "winograd_filters.h"
+
+namespace fastdet::cpu::FASTDET_ISA {
+
+namespace {
+
+using Floats = Lanes<float>;
+constexpr int64_t kFloats = kLanesOf<float>;
+
+// Rows of products in registers at a time, by two vectors of columns.
+#if defined(__AVX512F__)
+constexpr int kProductRows = 12;
+#else
+constexpr int kProductRows = 6;
+#endif
+static_assert(kWinogradRows % kProductRows == 0 && kWinogradPanel % (2 * kFloats) == 0);
+
+// a * b + c; rounded once where the processor can.
+__attribute__((always_inline)) inline Floats multiply_add(const Floats& a, const Floats& b,
+                                                          const Floats& c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+// The first n lanes, or all where there are fewer; the rest is 0.
+__attribute__((always_inline)) inline Floats load_first(const float* p, int64_t n) {
+  if (n >= kFloats) return load_lanes(p);
+  float some[kFloats] = {};
+  for (int64_t i = 0; i < n; ++i) some[i] = p[i];
+  return load_lanes(some);
+}
+
+__attribute__((always_inline)) inline void store_first(const Floats& lanes, float* p, int64_t n) {
+  if (n >= kFloats) return store_lanes<float>(lanes, p);
+  for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
+}
+
+// Calls body(x, load) for n channels, a vector of them from x on at a time, where load(p) are those
+// of p, 0 from n on. body may write whole vectors.
+template <typename Body>
+__attribute__((always_inline)) inline void for_channels(int64_t n, const Body& body) {
+  int64_t x = 0;
+  for (; x + kFloats <= n; x += kFloats)
+    body(x, [x](const float* p) __attribute__((always_inline)) { return load_lanes(p + x); });
+  if (x == n) return;
+  body(x, [x, n](const float* p) { return load_first(p + x, n - x); });
+}
+
+inline void winograd_input(const float* const* pixels, int64_t channels, float* out,
+                           int64_t position_stride) {
+  for_channels(channels, [&](int64_t x, const auto& load) __attribute__((always_inline)) {
+    Floats rows[4][4];
+    for (int j = 0; j < 4; ++j) {
+      const Floats d0 = load(pixels[j]), d1 = load(pixels[4 + j]), d2 = load(pixels[8 + j]),
+                   d3 = load(pixels[12 + j]);
+      rows[0][j] = d0 - d2;
+      rows[1][j] = d1 + d2;
+      rows[2][j] = d2 - d1;
+      rows[3][j] = d1 - d3;
+    }
+    float* to = out + x;
+    for (int i = 0; i < 4; ++i, to += 4 * position_stride) {
+      const Floats* r = rows[i];
+      store_lanes<float>(r[0] - r[2], to);
+      store_lanes<float>(r[1] + r[2], to + position_stride);
+      store_lanes<float>(r[2] - r[1], to + 2 * position_stride);
+      store_lanes<float>(r[1] - r[3], to + 3 * position_stride);
+    }
+  });
+}
+
+inline void winograd_output_grad(const float* const* pixels, int64_t channels, float* out,
+                                 int64_t position_stride) {
+  for_channels(channels, [&](int64_t x, const auto& load) __attribute__((always_inline)) {
+    const Floats y[4] = {load(pixels[0]), load(pixels[1]), load(pixels[2]), load(pixels[3])};
+    const Floats rows[4][2] = {
+        {y[0], y[1]}, {y[0] + y[2], y[1] + y[3]}, {y[0] - y[2], y[1] - y[3]}, {-y[2], -y[3]}};
+    float* to = out + x;
+    for (int i = 0; i < 4; ++i, to += 4 * position_stride) {
+      const Floats* r = rows[i];
+      store_lanes<float>(r[0], to);
+      store_lanes<float>(r[0] + r[1], to + position_stride);
+      store_lanes<float>(r[0] - r[1], to + 2 * position_stride);
+      store_lanes<float>(-r[1], to + 3 * position_stride);
+    }
+  });
+}
+
+inline void winograd_output(const float* products, int64_t position_stride, const float* bias,
+                            const float* const* summands, bool relu, int64_t first,
+                            int64_t channels, float* const* pixels) {
+  for (int64_t x = 0; x < channels; x += kFloats) {
+    const Floats shift = load_lanes(bias + x);
+    const int64_t n = channels - x;
+    Floats rows[2][4];
+    for (int j = 0; j < 4; ++j) {
+      const float* from = products + x + j * position_stride;
+      const Floats m0 = load_lanes(from), m1 = load_lanes(from + 4 * position_stride),
+                   m2 = load_lanes(from + 8 * position_stride),
+                   m3 = load_lanes(from + 12 * position_stride);
+      rows[0][j] = m0 + m1 + m2;
+      rows[1][j] = m1 - m2 - m3;
+    }
+    for (int i = 0; i < 2; ++i) {
+      const Floats* r = rows[i];
+      Floats y[2] = {r[0] + r[1] + r[2] + shift, r[1] - r[2] - r[3] + shift};
+      for (int j = 0; j < 2; ++j) {
+        float* to = pixels[2 * i + j];
+        if (!to) continue;
+        if (summands) y[j] += load_first(summands[2 * i + j] + first + x, n);
+        if (relu) y[j] = y[j] < Floats{} ? Floats{} : y[j];
+        store_first(y[j], to + first + x, n);
+      }
+    }
+  }
+}
+
+// Of kProductRows rows and all columns of a panel.
+inline void multiply_rows(const WinogradFactor& a, const float* panel, int64_t depth, bool add,
+                          float* out, int64_t out_stride) {
+  for (int64_t column = 0; column < kWinogradPanel; column += 2 * kFloats) {
+    Floats sum[kProductRows][2];
+    for (int i = 0; i < kProductRows; ++i) {
+      float* to = out + i * out_stride + column;
+      sum[i][0] = add ? load_lanes(to) : Floats{};
+      sum[i][1] = add ? load_lanes(to + kFloats) : Floats{};
+    }
+    const float *left = a.data, *right = panel + column;
+    const int64_t row_stride = a.row_stride;
+    for (int64_t k = 0; k < depth; ++k, left += a.depth_stride, right += kWinogradPanel) {
+      const Floats b0 = load_lanes(right), b1 = load_lanes(right + kFloats);
+#pragma GCC unroll 12
+      for (int i = 0; i < kProductRows; ++i) {
+        const Floats x = all_lanes(left[i * row_stride]);
+        sum[i][0] = multiply_add(x, b0, sum[i][0]);
+        sum[i][1] = multiply_add(x, b1, sum[i][1]);
+      }
+    }
+    for (int i = 0; i < kProductRows; ++i) {
+      float* to = out + i * out_stride + column;
+      store_lanes<float>(sum[i][0], to);
+      store_lanes<float>(sum[i][1], to + kFloats);
+    }
+  }
+}
+
+inline void winograd_multiply(const WinogradFactor& a, int64_t rows, const float* panel,
+                              int64_t depth, bool add, float* out, int64_t out_stride) {
+  for (int64_t row = 0; row < rows; row += kProductRows)
+    multiply_rows({a.data + row * a.row_stride, a.row_stride, a.depth_stride}, panel, depth, add,
+                  out + row * out_stride, out_stride);
+}
+
+inline void winograd_filter(const float* filter, int64_t tap_stride, int64_t channels, float* out) {
+  for_channels(channels, [&](int64_t x, const auto& load) __attribute__((always_inline)) {
+    const Floats half = all_lanes(0.5f);
+    Floats rows[4][3];
+    for (int j = 0; j < 3; ++j) {
+      const Floats g0 = load(filter + j * tap_stride), g1 = load(filter + (3 + j) * tap_stride),
+                   g2 = load(filter + (6 + j) * tap_stride);
+      rows[0][j] = g0;
+      rows[1][j] = (g0 + g1 + g2) * half;
+      rows[2][j] = (g0 - g1 + g2) * half;
+      rows[3][j] = g2;
+    }
+    for (int i = 0; i < 4; ++i) {
+      const Floats* r = rows[i];
+      float* to = out + 4 * i * kWinogradPanel + x;
+      store_lanes<float>(r[0], to);
+      store_lanes<float>((r[0] + r[1] + r[2]) * half, to + kWinogradPanel);
+      store_lanes<float>((r[0] - r[1] + r[2]) * half, to + 2 * kWinogradPanel);
+      store_lanes<float>(r[2], to + 3 * kWinogradPanel);
+    }
+  });
+}
+
+inline void winograd_filter_grad(const float* grad, int64_t position_stride, int64_t channels,
+                                 float* out, int64_t tap_stride) {
+  const auto taps = [](const Floats& u0, const Floats& u1, const Floats& u2, const Floats& u3,
+                       Floats* g) __attribute__((always_inline)) {
+    const Floats half = all_lanes(0.5f);
+    g[0] = u0 + (u1 + u2) * half;
+    g[1] = (u1 - u2) * half;
+    g[2] = (u1 + u2) * half + u3;
+  };
+  for (int64_t x = 0; x < channels; x += kFloats) {
+    Floats columns[4][3];
+    for (int j = 0; j < 4; ++j) {
+      const float* from = grad + x + j * position_stride;
+      taps(load_lanes(from), load_lanes(from + 4 * position_stride),
+           load_lanes(from + 8 * position_stride), load_lanes(from + 12 * position_stride),
+           columns[j]);
+    }
+    for (int i = 0; i < 3; ++i) {
+      Floats g[3];
+      taps(columns[0][i], columns[1][i], columns[2][i], columns[3][i], g);
+      for (int j = 0; j < 3; ++j)
+        store_first(g[j], out + (3 * i + j) * tap_stride + x, channels - x);
+    }
+  }
+}
+
+constexpr WinogradLoops kLoops = {
+    .input = winograd_input,
+    .output_grad = winograd_output_grad,
+    .multiply = winograd_multiply,
+    .output = winograd_output,
+    .filter = winograd_filter,
+    .filter_grad = winograd_filter_grad,
+};
+
+}  // namespace
+
+FASTDET_LOOPS(WinogradLoops) { return kLoops; }
+
+}  // namespace fastdet::cpu::FASTDET_ISA

@@ -1,0 +1,338 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Bundles of 32 boxes that lie close together, and bales of 32 bundles. To find the boxes that
+// overlap a given box, a warp tests 32 bales at a time, then the bundles of the bales that can hold
+// such a box, then the boxes of those bundles.
+//
+// If IoU(a, b) > t, then the overlap is wider than t * width(a) and higher than t * height(a), and
+// neither area is below t times the other. A bundle whose hull or areas rule that out is skipped:
+// at t = 0.5 only bundles whose hull contains the centre of `a` remain. Boxes are placed by area
+// (in classes of a factor of 16) and then along a Z curve, so that hulls are small: for n boxes
+// spread over an image, the hull of a bundle has about sqrt(32 / n) of the image's sides, plus one
+// box.
+//
+// Skipping never changes the result: kShrink covers the rounding errors of pairs whose areas lose
+// no digits, and smaller boxes (kTiny) are compared with everything that they touch.
+#pragma once
+
+#include <limits>
+
+#include "../device/block_sum.cuh"
+#include "../geometry/overlap.h"
+#include "box_orders.cuh"
+
+namespace fastdet::cuda {
+
+constexpr int kBale = kWarp * kWarp;  // boxes
+static_assert(kBale == kOrderThreads);
+
+template <typename T>
+constexpr T kShrink = T(1) - 16 * std::numeric_limits<T>::epsilon();
+
+template <typename T>
+struct Areas {
+  T least, most;
+};
+
+// What several boxes span, and the range of their areas.
+template <typename T>
+struct Hull {
+  Box<T> box;
+  Areas<T> areas;
+
+  static __device__ Hull of_none() {
+    constexpr T kFar = std::numeric_limits<T>::infinity();
+    return {{kFar, kFar, -kFar, -kFar}, {kFar, -kFar}};
+  }
+
+  static __device__ Hull of(const Box<T>& box) {
+    const T own = area(box);
+    return {box, {own < kTiny<T> ? T(0) : own, own}};
+  }
+};
+
+template <typename T>
+struct Hulls {
+  Box<T>* boxes;
+  Areas<T>* areas;
+
+  __device__ Hull<T> load(int64_t i) const { return {load_box(boxes + i), areas[i]}; }
+  __device__ void store(int64_t i, const Hull<T>& hull) const {
+    store_box(boxes + i, hull.box);
+    areas[i] = hull.areas;
+  }
+  __device__ Hulls from(int64_t i) const { return {boxes + i, areas + i}; }
+};
+
+template <typename T>
+__device__ T least_of_warp(T x) {
+  for (int d = kWarp / 2; d > 0; d /= 2) x = min_of(x, __shfl_xor_sync(kAllLanes, x, d));
+  return x;
+}
+
+template <typename T>
+__device__ Hull<T> hull_of_warp(const Hull<T>& own) {
+  const auto most_of_warp = [](T x) { return -least_of_warp(-x); };
+  return {{least_of_warp(own.box.x1), least_of_warp(own.box.y1), most_of_warp(own.box.x2),
+           most_of_warp(own.box.y2)},
+          {least_of_warp(own.areas.least), most_of_warp(own.areas.most)}};
+}
+
+// What is known of the boxes, one bit a place; a box in neither set waits. Bits are only ever set,
+// so reading an old state costs work, not correctness.
+enum State { kWaits, kStays, kGoes };
+
+struct Known {
+  uint32_t *stays, *goes;
+
+  // Of the 32 boxes of a bundle.
+  __device__ uint32_t stay(int64_t bundle) const { return of(stays, bundle); }
+  __device__ uint32_t go(int64_t bundle) const { return of(goes, bundle); }
+
+  __device__ State state(int64_t place) const {
+    const auto bit_of = [&](uint32_t word) { return word >> place % kWarp & 1; };
+    if (bit_of(stay(place / kWarp))) return kStays;
+    return bit_of(go(place / kWarp)) ? kGoes : kWaits;
+  }
+
+  __device__ void set(int64_t place, State state) const {
+    if (state == kWaits) return;
+    atomicOr((state == kStays ? stays : goes) + place / kWarp, uint32_t(1) << place % kWarp);
+  }
+
+  __device__ Known from(int64_t bundle) const { return {stays + bundle, goes + bundle}; }
+
+ private:
+  static __device__ uint32_t of(const volatile uint32_t* words, int64_t i) { return words[i]; }
+};
+
+// Of all images, or of one.
+template <typename T>
+struct BoxBundles {
+  Box<T>* boxes;    // (B, n) by place
+  Turn<T>* turns;   // (B, n) by place
+  int64_t* groups;  // (B, n) by place, or null
+  Hulls<T> hulls;   // (B, num_bundles)
+  Known known;      // (B, num_bundles)
+  Hulls<T> bales;   // (B, num_bales)
+  int64_t n, num_bundles, num_bales;
+
+  __device__ BoxBundles of(int64_t image) const {
+    return {boxes + image * n,
+            turns + image * n,
+            groups ? groups + image * n : nullptr,
+            hulls.from(image * num_bundles),
+            known.from(image * num_bundles),
+            bales.from(image * num_bales),
+            n,
+            num_bundles,
+            num_bales};
+  }
+};
+
+// By a whole block of kOrderThreads: one bale of an image, of which each thread has the box of one
+// place, if any.
+template <typename T>
+__device__ void store_bale(const BoxBundles<T>& out, int64_t bale, const Box<T>& box, bool any) {
+  __shared__ Hull<T> hulls[kWarp];
+  const bool counts = any && can_overlap(box, area(box));
+  const Hull<T> hull = hull_of_warp(counts ? Hull<T>::of(box) : Hull<T>::of_none());
+  const unsigned stay = __ballot_sync(kAllLanes, any && !counts);
+  const unsigned go = __ballot_sync(kAllLanes, !any);
+  const int64_t bundle = bale * kWarp + warp();
+  if (lane() == 0) {
+    hulls[warp()] = hull;
+    if (bundle < out.num_bundles) {
+      out.hulls.store(bundle, hull);
+      out.known.stays[bundle] = stay;
+      out.known.goes[bundle] = go;
+    }
+  }
+  __syncthreads();
+  if (warp() == 0) {
+    const Hull<T> all = hull_of_warp(hulls[lane()]);
+    if (lane() == 0) out.bales.store(bale, all);
+  }
+  __syncthreads();  // the next bale overwrites the hulls
+}
+
+// ---- places by bins -----------------------------------------------------------------------------
+
+// The bin of a box: 8 classes of area, the largest first, then a Z curve over 32 * 32 cells of
+// centres. Boxes that overlap nothing get any bin.
+struct Bins {
+  static constexpr int kNum = 8192, kCells = 32, kClasses = 8;
+
+  float x, y, x_scale, y_scale;
+  uint32_t largest;  // class
+
+  // From the hull of the centres; `areas.most` is of the boxes.
+  template <typename T>
+  __device__ explicit Bins(const Hull<T>& centres)
+      : x(static_cast<float>(centres.box.x1)),
+        y(static_cast<float>(centres.box.y1)),
+        x_scale(kCells / (static_cast<float>(centres.box.x2) - x)),
+        y_scale(kCells / (static_cast<float>(centres.box.y2) - y)),
+        largest(size_class(centres.areas.most)) {}
+
+  template <typename T>
+  static __device__ float centre(T low, T high) {
+    return static_cast<float>(low / 2 + high / 2);
+  }
+
+  // NaN, where all centres are equal, goes to cell 0.
+  static __device__ uint32_t cell(float distance, float scale) {
+    return static_cast<uint32_t>(min_of(max_of(distance * scale, 0.f), kCells - 1.f));
+  }
+
+  template <typename T>
+  __device__ uint32_t of(const Box<T>& box) const {
+    const uint32_t own = size_class(area(box));
+    const uint32_t smaller = min_of<uint32_t>(largest - min_of(own, largest), kClasses - 1);
+    return smaller * (kCells * kCells) | spread(cell(centre(box.x1, box.x2) - x, x_scale)) << 1 |
+           spread(cell(centre(box.y1, box.y2) - y, y_scale));
+  }
+};
+
+// By a whole block of kOrderThreads: the hull of the centres of an image's boxes.
+template <typename T, typename ForEachBox>
+__device__ Hull<float> hull_of_centres(const ForEachBox& for_each_box) {
+  __shared__ Hull<float> hulls[kWarp];
+  Hull<float> own = Hull<float>::of_none();
+  for_each_box([&](int64_t, const Box<T>& box) {
+    const T box_area = area(box);
+    if (!can_overlap(box, box_area)) return;
+    const float x = Bins::centre(box.x1, box.x2), y = Bins::centre(box.y1, box.y2);
+    own.box = {min_of(own.box.x1, x), min_of(own.box.y1, y), max_of(own.box.x2, x),
+               max_of(own.box.y2, y)};
+    own.areas.most = max_of(own.areas.most, static_cast<float>(box_area));
+  });
+  own = hull_of_warp(own);
+  if (lane() == 0) hulls[warp()] = own;
+  __syncthreads();
+  return hull_of_warp(hulls[lane()]);
+}
+
+// By a whole block of kOrderThreads: numbers[i] = how many are in the bins before i. Returns the
+// total.
+__device__ inline uint32_t sum_up(uint32_t (&numbers)[Bins::kNum]) {
+  constexpr int kOwn = Bins::kNum / kOrderThreads;
+  uint32_t* const own = numbers + threadIdx.x * kOwn;
+  uint32_t sum = 0;
+  for (int i = 0; i < kOwn; ++i) sum += own[i];
+  const auto [before, total] = block_sum<kOrderThreads>(sum);
+  sum = before;
+  for (int i = 0; i < kOwn; ++i) {
+    const uint32_t number = own[i];
+    own[i] = sum;
+    sum += number;
+  }
+  __syncthreads();
+  return total;
+}
+
+// By a whole block of kOrderThreads: places and bundles the boxes of an image. Within a bin
+// places are taken in any order; the result does not depend on it.
+template <typename T>
+__device__ void place_by_bins(const BoxOrders<T>& in, const int64_t* groups, int64_t image,
+                              uint32_t* places, const BoxBundles<T>& all) {
+  __shared__ uint32_t numbers[Bins::kNum];
+  const BoxBundles<T> out = all.of(image);
+  const int64_t begin = image * in.n, n = in.count(image);
+  const auto for_each_box = [&](const auto& body) {
+    for (int64_t row = threadIdx.x; row < n; row += kOrderThreads)
+      if (in.key_of_score(image, row) != kLeftOut<T>) body(row, load_box(in.boxes + begin + row));
+  };
+  for (int i = threadIdx.x; i < Bins::kNum; i += kOrderThreads) numbers[i] = 0;
+  const Bins bins(hull_of_centres<T>(for_each_box));
+  for_each_box([&](int64_t, const Box<T>& box) { atomicAdd(&numbers[bins.of(box)], 1u); });
+  __syncthreads();
+  const uint32_t usable = sum_up(numbers);
+  for_each_box([&](int64_t row, const Box<T>& box) {
+    const uint32_t place = atomicAdd(&numbers[bins.of(box)], 1u);
+    store_box(out.boxes + place, box);
+    out.turns[place] = {in.key_of_score(image, row), static_cast<uint32_t>(row)};
+    if (groups) out.groups[place] = groups[begin + row];
+    places[begin + row] = place;
+  });
+  __syncthreads();
+  for (uint32_t first = 0; first < usable; first += kBale) {
+    const uint32_t place = first + threadIdx.x;
+    store_bale(out, first / kBale, load_box(out.boxes + min_of(place, usable - 1)), place < usable);
+  }
+  if (threadIdx.x == 0) in.usable[image] = usable;
+}
+
+// ---- search -------------------------------------------------------------------------------------
+
+// One box that looks for boxes that overlap it; the same in all lanes of a warp.
+template <typename T>
+struct Seeker {
+  Box<T> box;
+  T area, filter;   // a partner's intersection exceeds filter * union
+  T width, height;  // and is wider and higher than this
+  Turn<T> turn;
+  int64_t group;
+
+  __device__ Seeker(const Box<T>& b, const Turn<T>& turn, int64_t group, T proportional_filter)
+      : box(b), area(fastdet::area(b)), turn(turn), group(group) {
+    const T w = b.x2 - b.x1, h = b.y2 - b.y1;
+    filter = min_of(area, min_of(w, h)) < kTiny<T> ? T(0) : proportional_filter;
+    width = filter * w;
+    height = filter * h;
+  }
+
+  // Neither branches, so that all loads are issued at once.
+  __device__ bool may_overlap(const Hull<T>& hull) const {
+    return (hull.box.x2 - box.x1 > width) & (box.x2 - hull.box.x1 > width) &
+           (hull.box.y2 - box.y1 > height) & (box.y2 - hull.box.y1 > height) &
+           (hull.areas.most > filter * area) & (area > filter * hull.areas.least);
+  }
+
+  // False for most pairs that do not overlap, true for all that do: no division.
+  __device__ bool may_overlap(const Box<T>& other) const {
+    const T inter = intersection(box, other);
+    return inter > filter * (area + fastdet::area(other) - inter);
+  }
+
+  __device__ bool overlaps(const Box<T>& other, T iou_threshold) const {
+    return may_overlap(other) && iou(box, area, other, fastdet::area(other)) > iou_threshold;
+  }
+};
+
+// By a whole warp: which of 32 hulls from `first` on may hold a partner, as bits.
+template <typename T>
+__device__ unsigned near(const Hulls<T>& hulls, int64_t first, int64_t end, const Seeker<T>& seeker,
+                         bool wanted = true) {
+  const bool may = seeker.may_overlap(hulls.load(min_of(first + lane(), end - 1)));
+  return __ballot_sync(kAllLanes, may & wanted & (first + lane() < end));
+}
+
+// By a whole warp: calls on_overlap(bundle, boxes), where the bits `boxes` of a bundle are those
+// that come before the seeker and overlap it; boxes known to be removed are left out. `in` is of
+// one image, whose places are the first n. Stops where on_overlap returns false.
+template <typename T, typename OnOverlap>
+__device__ void look_through(const BoxBundles<T>& in, uint32_t n, const Known& known,
+                             const Seeker<T>& seeker, T iou_threshold,
+                             const OnOverlap& on_overlap) {
+  const int64_t num_bundles = (n + kWarp - 1) / kWarp, num_bales = (n + kBale - 1) / kBale;
+  for (int64_t first = 0; first < num_bales; first += kWarp)
+    for (unsigned bales = near(in.bales, first, num_bales, seeker); bales; bales &= bales - 1) {
+      const int64_t bale = (first + __ffs(bales) - 1) * kWarp;
+      const uint32_t own_gone = known.go(min_of(bale + lane(), num_bundles - 1));
+      unsigned bundles = near(in.hulls, bale, num_bundles, seeker, own_gone != kAllLanes);
+      for (; bundles; bundles &= bundles - 1) {
+        const int own = __ffs(bundles) - 1;
+        const uint32_t gone = __shfl_sync(kAllLanes, own_gone, own);
+        const uint32_t place = min_of(static_cast<uint32_t>(bale + own) * kWarp + lane(), n - 1);
+        const Box<T> box = load_box(in.boxes + place);
+        bool overlaps =
+            seeker.may_overlap(box) & in.turns[place].before(seeker.turn) & !(gone >> lane() & 1);
+        if (in.groups) overlaps = overlaps & (in.groups[place] == seeker.group);
+        if (overlaps) overlaps = seeker.overlaps(box, iou_threshold);
+        const unsigned found = __ballot_sync(kAllLanes, overlaps);
+        if (found && !on_overlap(bale + own, found)) return;
+      }
+    }
+}
+
+}  // namespace fastdet::cuda

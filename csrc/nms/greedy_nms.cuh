@@ -1,0 +1,369 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Greedy non-maximum suppression of a batch of images. A box is removed if a kept box before it
+// overlaps it. So the result follows from the pairs that overlap, evaluated in any order that
+// respects this rule:
+//
+//   order    by falling score (box_orders.cuh), in bundles by place (box_bundles.cuh): 1 launch,
+//            or 3 where there are more boxes than kMostCounted or more pairs than
+//            kMostCountedPairs
+//   settle   2 launches: one warp a box looks for overlapping boxes before it. The box is removed
+//            if one of them is known to stay, and stays if all of them are known to be removed;
+//            otherwise it waits. The first launch settles the boxes that overlap none before them.
+//            In the second, a box that still waits notes what it waits for, in words of 32 places.
+//   decide   2 launches where the order took 3: a box looks at its words again
+//   resolve  1 launch, one block an image: the few boxes that still wait look at their words up to
+//            kRounds times, then by rank, as many as a block has threads at a time, until none
+//            waits. This launch also passes the kept rows on.
+//
+// So there are 4 launches, or 8. Of boxes in random places, and of an RPN's boxes, about 5% still
+// wait after settling, in chains of at most 5 or 6.
+//
+// Estimated from the instructions (sm_90), not measured: testing 32 hulls costs a warp about 50
+// instructions, testing the boxes of a bundle about 55. For 10k boxes in random places, with sides
+// up to a tenth of the image, a box takes about 400, 5 us in all on 132 multiprocessors, so
+// launches and their latency dominate. For 100k boxes it takes about 1200: 0.13 ms for the first
+// settling and half of that for the second; with 40 us for the orders and 25 us for the 98 steps of
+// resolving, about 0.3 ms in all.
+//
+// A box that waits for more than kEntries words, all of which turn out to be removed, searches the
+// bundles again, one box a warp. No block waits for another, and reading a state while it changes
+// only saves work: the result does not depend on timing. One allocation of 98 bytes a row, plus 20
+// for 3 launches of ordering, up to 32 in float64 and 8 with groups. No host sync.
+#pragma once
+
+#include "../geometry/threshold.h"
+#include "box_bundles.cuh"
+
+namespace fastdet::cuda {
+
+constexpr int64_t kMostCounted = 1 << 15;      // rows of an image
+constexpr double kMostCountedPairs = 1 << 30;  // of the batch: 90 us
+constexpr int kEntries = 8;                    // words that a box may wait for
+constexpr int kRounds = 8;
+constexpr int kSettleThreads = 256;
+constexpr int64_t kSettleBlocks = 1024;  // of the batch: about what a large GPU runs at once
+template <typename T>
+constexpr int kResolveThreads = sizeof(T) > 4 ? 512 : 1024;  // for as many registers as it takes
+constexpr int64_t kSharedWords = 4096;  // of what is known, in resolve: 131072 boxes
+
+// Boxes that a box waits for: those of a bundle that are set in a mask.
+struct Entry {
+  uint32_t bundle, mask;
+};
+
+template <typename T>
+struct Suppression {
+  BoxOrders<T> orders;
+  BoxBundles<T> bundles;
+  const int64_t* groups;  // (B, n) or null
+  uint32_t* places;       // (B, n) of the rows
+  uint8_t* num_entries;   // (B, n) by place; kEntries + 1 stands for more
+  Entry* entries;         // (B, kEntries, n) by place
+  T iou_threshold, filter;
+  int64_t* keep_counts;  // (B,)
+  int64_t max_keep;
+};
+
+// Blocks for the images' places, then for the ranks of kRanksPerBlock rows each.
+template <typename T>
+__global__ void __launch_bounds__(kOrderThreads) order_kernel(Suppression<T> in) {
+  const int64_t num_images = in.orders.num_images, block = int64_t(blockIdx.x) - num_images;
+  if (block < 0) {
+    place_by_bins(in.orders, in.groups, blockIdx.x, in.places, in.bundles);
+  } else {
+    const int64_t image = block % num_images, first = block / num_images * kRanksPerBlock;
+    if (first < in.orders.count(image)) count_ranks(in.orders, image, first);
+  }
+}
+
+// One block a bale of places, where rows are in the order of their places.
+template <typename T>
+__global__ void __launch_bounds__(kOrderThreads) bundle_kernel(Suppression<T> in) {
+  const BoxOrders<T>& orders = in.orders;
+  const int64_t image = blockIdx.x / in.bundles.num_bales, bale = blockIdx.x % in.bundles.num_bales;
+  const int64_t begin = image * orders.n, place = bale * kBale + threadIdx.x;
+  const int64_t n = orders.usable[image];
+  if (bale * kBale >= n) return;
+  const uint32_t row = orders.by_place[begin + min_of(place, n - 1)];
+  const Box<T> box = load_box(orders.boxes + begin + row);
+  const BoxBundles<T> out = in.bundles.of(image);
+  if (place < n) {
+    store_box(out.boxes + place, box);
+    out.turns[place] = {orders.key_of_score(image, row), row};
+    if (in.groups) out.groups[place] = in.groups[begin + row];
+    in.places[begin + row] = static_cast<uint32_t>(place);
+  }
+  store_bale(out, bale, box, place < n);
+}
+
+// By a whole warp: what is known of the box of a place. `bundles` is of the image, whose places are
+// the first n. With `note`, a box that waits notes its entries.
+template <typename T>
+__device__ State settle(const Suppression<T>& in, int64_t image, const BoxBundles<T>& bundles,
+                        uint32_t n, const Known& known, uint32_t place, bool note) {
+  const Seeker<T> seeker(load_box(bundles.boxes + place), bundles.turns[place],
+                         bundles.groups ? bundles.groups[place] : 0, in.filter);
+  State state = kStays;
+  int num_entries = 0;
+  look_through(bundles, n, known, seeker, in.iou_threshold, [&](int64_t bundle, unsigned boxes) {
+    const uint32_t stay = __shfl_sync(kAllLanes, known.stay(bundle), 0);  // for all lanes the same
+    state = boxes & stay ? kGoes : kWaits;
+    if (note && lane() == 0 && num_entries < kEntries)
+      in.entries[(image * kEntries + num_entries) * in.orders.n + place] = {
+          static_cast<uint32_t>(bundle), boxes};
+    num_entries = min_of(num_entries + 1, kEntries + 1);
+    return note && state == kWaits;
+  });
+  if (note && lane() == 0)
+    in.num_entries[image * in.orders.n + place] = static_cast<uint8_t>(num_entries);
+  return state;
+}
+
+// A warp a box, striding over the image.
+template <typename T>
+__global__ void __launch_bounds__(kSettleThreads, sizeof(T) > 4 ? 3 : 4)
+    settle_kernel(Suppression<T> in, int64_t blocks_per_image, bool note) {
+  const int64_t image = blockIdx.x / blocks_per_image;
+  const uint32_t n = in.orders.usable[image];
+  const uint32_t step = static_cast<uint32_t>(blocks_per_image) * (kSettleThreads / kWarp);
+  uint32_t place = blockIdx.x % blocks_per_image * (kSettleThreads / kWarp) + warp();
+  const BoxBundles<T> bundles = in.bundles.of(image);
+  for (; place < n; place += step) {
+    if (bundles.known.state(place) != kWaits) continue;
+    const State state = settle(in, image, bundles, n, bundles.known, place, note);
+    if (lane() == 0) bundles.known.set(place, state);
+  }
+}
+
+// What the entries of a waiting box say. A box is stuck if it waits for none of its entries and
+// they are not complete.
+struct Decision {
+  State state;
+  bool stuck;
+};
+
+template <typename T>
+__device__ Decision decide(const Suppression<T>& in, int64_t image, const Known& known,
+                           uint32_t place) {
+  const int64_t n = in.orders.n;
+  const int num_entries = in.num_entries[image * n + place];
+  bool waits = false;
+  for (int e = 0; e < min_of(num_entries, kEntries); ++e) {
+    const Entry entry = in.entries[(image * kEntries + e) * n + place];
+    if (known.stay(entry.bundle) & entry.mask) return {kGoes, false};
+    waits = waits || (entry.mask & ~known.go(entry.bundle));
+  }
+  const bool stuck = !waits && num_entries > kEntries;
+  return {waits || stuck ? kWaits : kStays, stuck};
+}
+
+// The same for the waiting boxes among the image's places first, first + step, ... Returns whether
+// any is decided.
+template <typename T>
+__device__ bool decide_all(const Suppression<T>& in, int64_t image, const Known& known, int64_t n,
+                           int64_t first, int64_t step) {
+  bool any = false;
+  for (int64_t place = first; place < n; place += step) {
+    if (known.state(place) != kWaits) continue;
+    const State state = decide(in, image, known, static_cast<uint32_t>(place)).state;
+    known.set(place, state);
+    any = any || state != kWaits;
+  }
+  return any;
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    decide_kernel(Suppression<T> in, int64_t blocks_per_image) {
+  const int64_t image = blockIdx.x / blocks_per_image;
+  decide_all(in, image, in.bundles.of(image).known, in.orders.usable[image],
+             blockIdx.x % blocks_per_image * kThreads + threadIdx.x, blocks_per_image * kThreads);
+}
+
+// By a whole block: decides the boxes of the next ranks, one a thread, once all before them are
+// decided.
+template <typename T>
+__device__ State resolve_front(const Suppression<T>& in, int64_t image,
+                               const BoxBundles<T>& bundles, uint32_t n, const Known& known,
+                               bool any, uint32_t place) {
+  State state = any ? known.state(place) : kGoes;
+  while (__syncthreads_or(state == kWaits)) {
+    Decision decision = {state, false};
+    if (state == kWaits) decision = decide(in, image, known, place);
+    const unsigned stuck = __ballot_sync(kAllLanes, decision.stuck);
+    if (stuck) {
+      const int first = __ffs(stuck) - 1;
+      const uint32_t its_place = __shfl_sync(kAllLanes, place, first);
+      const State found = settle(in, image, bundles, n, known, its_place, true);
+      if (lane() == first) decision.state = found;
+    }
+    if (state == kWaits) known.set(place, decision.state);
+    state = decision.state;
+  }
+  return state;
+}
+
+// One block an image. write(image, k, row) hands on the k-th row kept, -1 beyond the last.
+template <typename T, typename Write>
+__global__ void __launch_bounds__(kResolveThreads<T>, 1)
+    resolve_kernel(Suppression<T> in, Write write) {
+  __shared__ uint32_t words[2][kSharedWords], stay_of_warps[kWarp];
+  constexpr int kStep = kResolveThreads<T>;
+  const int64_t image = blockIdx.x, begin = image * in.orders.n;
+  const uint32_t n = in.orders.usable[image];
+  const BoxBundles<T> bundles = in.bundles.of(image);
+  if (warp() == 0) stay_of_warps[lane()] = 0;  // the block may have fewer warps
+  Known known = bundles.known;
+  if (n <= kSharedWords * kWarp) {
+    for (uint32_t i = threadIdx.x; i * kWarp < n; i += kStep)
+      words[0][i] = known.stay(i), words[1][i] = known.go(i);
+    known = {words[0], words[1]};
+  }
+  __syncthreads();
+  for (int round = 0; round < kRounds; ++round)
+    if (!__syncthreads_or(decide_all(in, image, known, n, threadIdx.x, kStep))) break;
+  const auto row_of = [&](uint32_t rank) {
+    return rank < n ? in.orders.by_score[begin + rank] : 0;
+  };
+  uint32_t row = row_of(threadIdx.x), place = n > 0 ? in.places[begin + row] : 0;
+  uint32_t next_row = row_of(threadIdx.x + kStep);
+  int64_t num_kept = 0;
+  for (uint32_t first = 0; first < n && num_kept < in.max_keep; first += kStep) {
+    // Loaded while this front is resolved.
+    const uint32_t next_place = in.places[begin + next_row];
+    const uint32_t row_after = row_of(first + 2 * kStep + threadIdx.x);
+    const State state = resolve_front(in, image, bundles, n, known, first + threadIdx.x < n, place);
+    const unsigned stay = __ballot_sync(kAllLanes, state == kStays);
+    if (lane() == 0) stay_of_warps[warp()] = stay;
+    __syncthreads();
+    // The number that stay in the warps before this one and, in the upper bits, in all warps.
+    const int of_warp = __popc(stay_of_warps[lane()]);
+    int sums = of_warp << 16 | (lane() < warp() ? of_warp : 0);
+    for (int d = kWarp / 2; d > 0; d /= 2) sums += __shfl_xor_sync(kAllLanes, sums, d);
+    const int64_t k = num_kept + (sums & 0xFFFF) + __popc(stay & lanes_below());
+    if (state == kStays && k < in.max_keep) write(image, k, row);
+    num_kept += sums >> 16;
+    row = next_row, place = next_place, next_row = row_after;
+    __syncthreads();
+  }
+  num_kept = min_of(num_kept, in.max_keep);
+  for (int64_t k = num_kept + threadIdx.x; k < in.max_keep; k += kStep)
+    write(image, k, int64_t(-1));
+  if (threadIdx.x == 0) in.keep_counts[image] = num_kept;
+}
+
+// ---- the host's side ----------------------------------------------------------------------------
+
+// Assigns pieces of one allocation; without an allocation it counts the bytes.
+class Pieces {
+ public:
+  explicit Pieces(void* begin) : begin_(static_cast<char*>(begin)) {}
+
+  template <typename E>
+  void take(E*& piece, int64_t n) {
+    constexpr int64_t kAlign = 256;
+    piece = begin_ ? reinterpret_cast<E*>(begin_ + used_) : nullptr;
+    used_ += (n * static_cast<int64_t>(sizeof(E)) + kAlign - 1) / kAlign * kAlign;
+  }
+
+  template <typename T>
+  void take(Hulls<T>& hulls, int64_t n) {
+    take(hulls.boxes, n);
+    take(hulls.areas, n);
+  }
+
+  int64_t used() const { return used_; }
+
+ private:
+  char* begin_;
+  int64_t used_ = 0;
+};
+
+// Places the arrays from `begin` on. Returns the bytes that they take.
+template <typename T>
+int64_t take_arrays(void* begin, bool by_tiles, Suppression<T>& in) {
+  Pieces pieces(begin);
+  BoxOrders<T>& orders = in.orders;
+  BoxBundles<T>& bundles = in.bundles;
+  const int64_t num_images = orders.num_images, total = num_images * orders.n;
+  pieces.take(orders.by_score, total);
+  pieces.take(orders.usable, num_images);
+  if (by_tiles) {
+    pieces.take(orders.keys, 2 * total);
+    pieces.take(orders.rows, 2 * total);
+    pieces.take(orders.tile_usable, 2 * num_images * orders.num_tiles);
+    pieces.take(orders.by_place, total);
+  }
+  pieces.take(bundles.boxes, total);
+  pieces.take(bundles.turns, total);
+  if (in.groups) pieces.take(bundles.groups, total);
+  pieces.take(bundles.hulls, num_images * bundles.num_bundles);
+  pieces.take(bundles.known.stays, num_images * bundles.num_bundles);
+  pieces.take(bundles.known.goes, num_images * bundles.num_bundles);
+  pieces.take(bundles.bales, num_images * bundles.num_bales);
+  pieces.take(in.places, total);
+  pieces.take(in.num_entries, total);
+  pieces.take(in.entries, total * kEntries);
+  return pieces.used();
+}
+
+template <typename T, typename Write>
+void launch_all(const Suppression<T>& in, bool by_tiles, const Write& write, cudaStream_t stream) {
+  const int64_t num_images = in.orders.num_images, n = in.orders.n;
+  const auto blocks = [&](int64_t of_image) {
+    return dim3(static_cast<unsigned>(num_images * of_image));
+  };
+  const dim3 order_threads(kOrderThreads);
+  if (by_tiles) {
+    sort_by_tiles(in.orders, stream);
+    launch(bundle_kernel<T>, blocks(in.bundles.num_bales), order_threads, 0, stream, in);
+  } else {
+    const int64_t of_ranks = (n + kRanksPerBlock - 1) / kRanksPerBlock;
+    launch(order_kernel<T>, blocks(1 + of_ranks), order_threads, 0, stream, in);
+  }
+  const int64_t share = std::max<int64_t>(kSettleBlocks / std::max<int64_t>(num_images, 1), 32);
+  const auto share_of = [&](int64_t per_block) {
+    return std::clamp<int64_t>((n + per_block - 1) / per_block, 1, share);
+  };
+  const int64_t of_settle = share_of(kSettleThreads / kWarp), of_decide = share_of(kThreads);
+  for (const bool note : {false, true})
+    launch(settle_kernel<T>, blocks(of_settle), dim3(kSettleThreads), 0, stream, in, of_settle,
+           note);
+  for (int left = by_tiles ? 2 : 0; left > 0; --left)
+    launch(decide_kernel<T>, blocks(of_decide), dim3(kThreads), 0, stream, in, of_decide);
+  launch(resolve_kernel<T, Write>, blocks(1), dim3(kResolveThreads<T>), 0, stream, in, write);
+}
+
+// Of contiguous boxes (B, N, 4) and scores (B, N) of type T, groups (B, N) or none, and counts (B,)
+// or none, both int64: write(image, k, row) on the device for each k below max_keep, row -1 beyond
+// the last one kept, and keep_counts (B,), int64. Rows from an image's count on are never read.
+template <typename T, typename Write>
+void greedy_nms(const Tensor& boxes, const Tensor& scores, double iou_threshold, int64_t max_keep,
+                const std::optional<Tensor>& groups, const std::optional<Tensor>& counts,
+                const Tensor& keep_counts, const Write& write) {
+  const Tensor boxes_in = aligned(boxes);
+  const int64_t num_images = boxes.size(0), n = boxes.size(1);
+  STD_TORCH_CHECK(n <= INT32_MAX, "fastdet: NMS of more than 2^31 - 1 boxes in an image");
+  const auto divided = [n](int64_t size) { return std::max<int64_t>(1, (n + size - 1) / size); };
+  Suppression<T> in = {};
+  in.orders.boxes = data<Box<T>>(boxes_in);
+  in.orders.scores = data<T>(scores);
+  in.orders.counts = counts ? data<int64_t>(*counts) : nullptr;
+  in.orders.num_images = num_images;
+  in.orders.n = in.bundles.n = n;
+  in.orders.num_tiles = static_cast<int>(divided(kTile));
+  in.bundles.num_bundles = divided(kWarp);
+  in.bundles.num_bales = divided(kBale);
+  in.groups = groups ? data<int64_t>(*groups) : nullptr;
+  in.iou_threshold = round_down<T>(iou_threshold);
+  in.filter = in.iou_threshold > T(1e-6) ? in.iou_threshold * kShrink<T> : T(0);
+  in.keep_counts = mutable_data<int64_t>(keep_counts);
+  in.max_keep = max_keep;
+  const bool by_tiles = n > kMostCounted || double(n) * n * num_images > kMostCountedPairs;
+  const int64_t bytes = take_arrays(nullptr, by_tiles, in);
+  const Tensor workspace = empty(boxes, {bytes}, ScalarType::Byte);
+  take_arrays(workspace.mutable_data_ptr(), by_tiles, in);
+  launch_all(in, by_tiles, write, current_stream(boxes));
+}
+
+}  // namespace fastdet::cuda

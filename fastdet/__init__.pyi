@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The names that `fastdet` imports at their first use; tests/test_package.py holds them true."""
+
+from fastdet.ops import *  # noqa: F403
+from fastdet.override import override_torchvision as override_torchvision
+
+from . import bench as bench
+from . import cli as cli
+from . import data as data
+from . import deploy as deploy
+from . import engine as engine
+from . import evaluation as evaluation
+from . import export as export
+from . import files as files
+from . import models as models
+from . import numpy as numpy
+from . import ops as ops
+from . import override as override
+from . import prediction as prediction
+from . import renamed as renamed
+from . import report as report
+from . import training as training
+
+__version__: str

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The compiled module: build information, choice of the instruction set, kernels for NumPy arrays.
+
+Nothing here converts an argument: arrays are C-contiguous, all floats of a call have one type,
+float32 or float64, and integers are int64. `fastdet.numpy` converts and calls.
+"""
+
+import enum
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+_Float = TypeVar("_Float", bound=np.floating[Any])
+_Ints = NDArray[np.int64]
+_Weights = tuple[float, float, float, float]
+
+compiler: str
+cuda_archs: str  # such as "80 90"; empty without CUDA kernels
+
+def cpu_isa() -> str: ...
+def usable_cpu_isas() -> list[str]: ...
+def set_cpu_isa(name: str) -> None: ...
+
+class LowQuality(enum.Enum):
+    none = ...
+    anchor_best = ...
+    gt_best = ...
+
+class SoftNmsMethod(enum.Enum):
+    linear = ...
+    gaussian = ...
+
+def nms(
+    boxes: NDArray[_Float], scores: NDArray[_Float], idxs: _Ints | None, iou_threshold: float
+) -> _Ints: ...
+def soft_nms(
+    boxes: NDArray[_Float],
+    scores: NDArray[_Float],
+    iou_threshold: float,
+    sigma: float,
+    score_threshold: float,
+    method: SoftNmsMethod,
+) -> tuple[_Ints, NDArray[_Float]]: ...
+def multiclass_nms(
+    boxes: NDArray[_Float],
+    scores: NDArray[_Float],
+    by_class: bool,
+    score_threshold: float,
+    iou_threshold: float,
+    max_detections: int,
+    multi_label: bool,
+    max_candidates: int,
+) -> tuple[NDArray[_Float], NDArray[_Float], _Ints]: ...
+def box_iou(boxes1: NDArray[_Float], boxes2: NDArray[_Float], eps: float) -> NDArray[_Float]: ...
+def generalized_box_iou(
+    boxes1: NDArray[_Float], boxes2: NDArray[_Float], eps: float
+) -> NDArray[_Float]: ...
+def distance_box_iou(
+    boxes1: NDArray[_Float], boxes2: NDArray[_Float], eps: float
+) -> NDArray[_Float]: ...
+def complete_box_iou(
+    boxes1: NDArray[_Float], boxes2: NDArray[_Float], eps: float
+) -> NDArray[_Float]: ...
+def encode_boxes(
+    boxes: NDArray[_Float], anchors: NDArray[_Float], weights: _Weights
+) -> NDArray[_Float]: ...
+def decode_boxes(
+    deltas: NDArray[_Float], anchors: NDArray[_Float], weights: _Weights, sizes: _Ints | None
+) -> NDArray[_Float]: ...
+def match_anchors(
+    anchors: NDArray[_Float],
+    gt_boxes: NDArray[_Float],
+    gt_counts: _Ints,
+    high: float,
+    low: float,
+    low_quality: LowQuality,
+) -> tuple[_Ints, NDArray[_Float]]: ...
+def retinanet_detections(
+    logits: list[NDArray[_Float]],
+    deltas: list[NDArray[_Float]],
+    anchors: NDArray[_Float],
+    sizes: _Ints,
+    score_threshold: float,
+    topk_candidates: int,
+    iou_threshold: float,
+    detections_per_img: int,
+) -> tuple[NDArray[_Float], NDArray[_Float], _Ints, _Ints]: ...
+def rle_counts(edges: _Ints, offsets: _Ints, pixels: int) -> list[bytes]: ...

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Options that the documentation names and no other test gives: each does what it says."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from fastdet.cli import main
+from fastdet.data import open_dataset, write_shapes
+from fastdet.models import MODELS
+from fastdet.training.options import TrainOptions
+from fastdet.training.train import train
+
+SMALL: dict[str, Any] = {"min_size": 64, "max_size": 64, "fpn_channels": 8}
+WEIGHTS = {
+    "faster_rcnn": {
+        "loss_objectness": "loss_objectness_weight",
+        "loss_rpn_box_reg": "loss_rpn_box_reg_weight",
+        "loss_classifier": "loss_classifier_weight",
+        "loss_box_reg": "loss_box_reg_weight",
+    },
+    "mask_rcnn": {"loss_mask": "loss_mask_weight"},
+    "retinanet": {
+        "classification": "classification_weight",
+        "bbox_regression": "bbox_regression_weight",
+    },
+    "fcos": {
+        "classification": "classification_weight",
+        "bbox_regression": "bbox_regression_weight",
+        "bbox_ctrness": "bbox_ctrness_weight",
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shapes(tmp_path_factory.mktemp("data") / "shapes", train=4, val=2, size=64)
+
+
+def losses(family: str, **options: Any) -> dict[str, Tensor]:
+    """Of a model and an image that depend on the seed alone."""
+    torch.manual_seed(0)
+    model = MODELS[family]("resnet10t", num_classes=3, **SMALL, **options)
+    masks = torch.zeros(1, 64, 64, dtype=torch.bool)
+    masks[:, 10:40, 10:50] = True
+    boxes = torch.tensor([[10.0, 10, 50, 40]])
+    target = {"boxes": boxes, "labels": torch.tensor([1]), "masks": masks}
+    return model([torch.rand(3, 64, 64)], [target])
+
+
+@pytest.mark.parametrize("family", WEIGHTS)
+def test_each_loss_has_a_weight(family: str) -> None:
+    plain = losses(family)
+    doubled = losses(family, **dict.fromkeys(WEIGHTS[family].values(), 2.0))
+    for name, loss in plain.items():
+        factor = 2 if name in WEIGHTS[family] else 1
+        torch.testing.assert_close(doubled[name], factor * loss)
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_the_backbone_of_a_builder(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    create = timm.create_model
+
+    def without_download(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
+        asked.append(pretrained)
+        return create(name, pretrained=False, **options)
+
+    def frozen(**options: Any) -> set[str]:
+        model = MODELS[family]("resnet18", num_classes=3, **SMALL, **options)
+        body = model.backbone.body
+        return {name for name, p in body.named_parameters() if not p.requires_grad}
+
+    monkeypatch.setattr(timm, "create_model", without_download)
+    assert not frozen()
+    assert asked == [False]
+    first_layers = frozen(pretrained_backbone=True)  # the stem and the first stage
+    assert asked == [False, True]
+    assert {"conv1.weight", "layer1.0.conv1.weight"} <= first_layers
+    assert "layer2.0.conv1.weight" not in first_layers
+    more = frozen(pretrained_backbone=True, trainable_backbone_layers=1)
+    assert "layer3.0.conv1.weight" in more
+    assert "layer4.0.conv1.weight" not in more
+    norms = frozen(pretrained_backbone=True, trainable_backbone_layers=5, frozen_batch_norm=False)
+    assert not norms
+
+
+def test_pretrained_reaches_the_backbone(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
+        raise InterruptedError(f"{name} {pretrained}")
+
+    monkeypatch.setattr(timm, "create_model", refuse)
+    with pytest.raises(InterruptedError, match="resnet18 True"):
+        main(f"train --data {shapes} --out {tmp_path} --backbone resnet18 --pretrained".split())
+
+
+def test_training_in_mixed_precision_with_further_options_of_the_builder(
+    shapes: Path, tmp_path: Path
+) -> None:
+    options = TrainOptions(
+        shapes,
+        tmp_path,
+        model="retinanet",
+        backbone="resnet10t",
+        epochs=1,
+        batch_size=2,
+        precision="bf16-mixed",
+        # On a map of one pixel, torch has no right gradient of a strided bfloat16 convolution.
+        min_size=128,
+        max_size=128,
+        fpn_channels=8,
+    )
+    anchor_sizes = (4, 8, 16, 32, 64)
+    module = train(options, model_options={"anchor_sizes": anchor_sizes})
+    assert module.trainer.precision == "bf16-mixed"
+    assert module.hparams["model_options"]["anchor_sizes"] == anchor_sizes
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_options_of_eval_and_predict(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = shutil.copytree(shapes, tmp_path / "data")
+    content = json.loads((data / "val.json").read_text())
+    for image in content["images"]:
+        image["id"] += 500
+    for annotation in content["annotations"]:
+        annotation["image_id"] += 500
+    (data / "test.json").write_text(json.dumps(content))
+    assert open_dataset(data, "test").image_ids == [image["id"] for image in content["images"]]
+
+    run = tmp_path / "run"
+    options = TrainOptions(data, run, "fcos", "resnet10t", epochs=1, batch_size=4, **SMALL)
+    train(options)
+    capsys.readouterr()
+    main(f"eval --checkpoint {run}/last.ckpt --data {data} --split test --batch-size 1".split())
+    assert "on test" in capsys.readouterr().out
+
+    main(
+        f"predict --checkpoint {run}/last.ckpt --images {data}/images/val_00000.png "
+        f"--out {tmp_path}/found --annotations {data}/test.json".split()
+    )
+    (record,) = json.loads((tmp_path / "found" / "images.json").read_text())["images"]
+    assert record["id"] == content["images"][0]["id"]
+
+
+def test_options_of_bench_reach_pytest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command))
+    main(["bench", "--only", "nms and not batched", "--brief", "--out", str(tmp_path / "a.json")])
+    ((_, *arguments),) = commands
+    assert arguments[:3] == ["-m", "pytest", "benchmarks"]
+    assert arguments[arguments.index("-k") + 1] == "nms and not batched"
+    assert "--brief" in arguments
+    assert arguments[arguments.index("--out") + 1] == str(tmp_path / "a.json")
