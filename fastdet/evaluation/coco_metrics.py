@@ -19,6 +19,7 @@ from hotcoco import COCO, COCOeval
 from torch import Tensor
 
 from fastdet.data.coco_file import read_coco_file
+from fastdet.data.images import Exif
 from fastdet.data.segmentations import Rle, as_json
 from fastdet.ops import encode_masks
 
@@ -87,6 +88,8 @@ class CocoEvaluator:
         masks: bool = False,
         *,
         max_detections: int = 100,
+        images: str | Path | None = None,
+        exif: Exif = "apply",
     ) -> None:
         """Reads the ground truth.
 
@@ -98,6 +101,7 @@ class CocoEvaluator:
                 then no objects to find, with a warning.
             max_detections: of an image the best so many count. COCO's 100 are too few where an
                 image has more objects: those beyond can then never be found.
+            images, exif: as `CocoDetection`'s; needed for masks where a width or height is null.
 
         Raises:
             FileNotFoundError: no such file.
@@ -107,7 +111,8 @@ class CocoEvaluator:
             raise ValueError(
                 f"max_detections: expected a number above {FEW[-1]}, got {max_detections}"
             )
-        file = read_coco_file(annotation_file, masks)
+        # Pictures are not opened here, wherever they lie.
+        file = read_coco_file(annotation_file, masks, images=images, exif=exif, files_anywhere=True)
         unknown = [i for i in category_ids if i not in set(file.category_ids)]
         if unknown:
             raise ValueError(f"{file.path}: no category with id {unknown[0]}")

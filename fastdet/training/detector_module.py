@@ -110,7 +110,11 @@ class DetectorModule(lightning.LightningModule):
                 f"for {self.classes}"
             )
         self.evaluator = CocoEvaluator(
-            dataset.annotation_file, dataset.category_ids, self.model.learns_masks
+            dataset.annotation_file,
+            dataset.category_ids,
+            self.model.learns_masks,
+            images=dataset.images,
+            exif=dataset.exif,
         )
         self.validation_losses: dict[str, float] = defaultdict(float)
         self.validated_images = 0
