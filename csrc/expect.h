@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The words in which each family's contract.h states what its operators accept, and the one form of
-// every refusal. A check sees an argument through `Argument`, which torch tensors and NumPy arrays
-// convert to, so that both entries share the rules. Of torch only the header-only dtypes.
+// The functions with which each family's contract.h states what its operators accept, and the one
+// form of all their error messages. A check sees an argument as an `Argument`. Torch tensors and
+// NumPy arrays convert to it, so that both entries share the rules. Of torch, only the header-only
+// dtypes are used.
 //
-// C++ checks what guards memory: shape, dtype, device. What a value means (ranges, enums) is
-// checked in Python, in fastdet/ops and fastdet/numpy.py.
+// C++ checks what guards memory: shape, dtype, device. Python checks the meaning of values (ranges,
+// enums), in fastdet/ops and fastdet/numpy.py.
 #pragma once
 
 #include <torch/headeronly/core/ScalarType.h>
@@ -47,8 +48,8 @@ struct ArgumentView {
 template <typename T>
 struct ArgumentOf;
 
-// A tensor or an array, as long as that lives. The conversion is implicit: a check is called with
-// the tensors or arrays themselves.
+// A tensor or an array, valid as long as that lives. The conversion is implicit, so that a check
+// takes the tensors or arrays themselves.
 class Argument {
  public:
   template <typename T>
@@ -98,9 +99,9 @@ inline std::string describe(const Argument& argument) {
   return text.str();
 }
 
-// ---- refusals -----------------------------------------------------------------------------------
+// ---- error messages -----------------------------------------------------------------------------
 
-// Torch raises it as RuntimeError, fastdet.numpy as ValueError.
+// The torch operators raise it as RuntimeError, fastdet.numpy as ValueError.
 class ContractError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
@@ -113,7 +114,8 @@ class ContractError : public std::runtime_error {
                       ", got " + actual);
 }
 
-// `expected` without the dtype that it begins with: fastdet/numpy.py has given the array that type.
+// `expected` without the dtype at its beginning: fastdet/numpy.py has already converted the array
+// to that type.
 inline std::string shape_of(const std::string& expected) {
   for (const std::string dtype : {"floating ", "int64 "})
     if (expected.starts_with(dtype)) return expected.substr(dtype.size());
@@ -131,7 +133,7 @@ inline void expect_not_negative(const char* op, const char* argument, int64_t nu
   if (number < 0) refuse(op, argument, "a number >= 0", std::to_string(number));
 }
 
-// ---- what a check asks of arguments -------------------------------------------------------------
+// ---- conditions on arguments --------------------------------------------------------------------
 
 inline bool is_floating(const Argument& argument) {
   const auto dtype = argument.scalar_type();
@@ -139,17 +141,17 @@ inline bool is_floating(const Argument& argument) {
          dtype == ScalarType::BFloat16;
 }
 
-// (..., 4) of `dim` dimensions.
+// Boxes (..., 4) with `dim` dimensions.
 inline bool is_boxes(const Argument& argument, int64_t dim) {
   return is_floating(argument) && argument.dim() == dim && argument.size(dim - 1) == 4;
 }
 
-// (n,), of n integers.
+// Shape (n,), of integers.
 inline bool is_integers(const Argument& argument, int64_t n) {
   return argument.scalar_type() == kInt64 && argument.dim() == 1 && argument.size(0) == n;
 }
 
-// (n, 2), the height and width of each of n images.
+// Shape (n, 2), the height and width of each of n images.
 inline bool is_sizes(const Argument& argument, int64_t n) {
   return argument.scalar_type() == kInt64 && argument.dim() == 2 && argument.size(0) == n &&
          argument.size(1) == 2;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The schema of every operator, one line each: the table of contents of csrc. Each block belongs to
-// one or two of the families, the folders beside this file. A family's contract.h checks the
+// one or two families, which are the folders beside this file. A family's contract.h checks the
 // arguments; its .cpp and .cu files register the CPU and CUDA kernels.
 #include "torch.h"
 
@@ -46,7 +46,7 @@ STABLE_TORCH_LIBRARY(fastdet, m) {
   m.def("pasted_mask_edges(Tensor masks, Tensor boxes, int height, int width, float threshold) -> (Tensor, Tensor)");
   m.def("mask_edges(Tensor masks) -> (Tensor, Tensor)");
 
-  // Network layers, on the CPU alone.
+  // Network layers, on the CPU only.
   m.def("upsample_nearest(Tensor input, int height, int width) -> Tensor");
   m.def("winograd_filters(Tensor weight, bool turned) -> Tensor");
   m.def("winograd_conv(Tensor input, Tensor filters, Tensor? bias, Tensor? summand, int channels, bool relu) -> Tensor");

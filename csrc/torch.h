@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// All that the kernels use of torch's tensors: the stable ABI, which one binary uses with every
-// torch >= 2.11, and the wrappers that it lacks. Beside it, some headers include torch's
-// header-only types alone, and device/launch.cuh asks torch for the current stream.
+// Everything that the kernels use of torch's tensors: the stable ABI, which lets one binary run
+// with every torch >= 2.11, and the wrappers that it lacks. There are two exceptions: some headers
+// include torch's header-only types, and device/launch.cuh asks torch for the current stream.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
@@ -39,12 +39,12 @@ inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> sizes, Sc
   return torch::stable::new_empty(like, {sizes.begin(), sizes.size()}, dtype);
 }
 
-// The same with the shape of `like`.
+// Like empty, with the shape of `like`.
 inline Tensor empty_like(const Tensor& like, ScalarType dtype) {
   return torch::stable::new_empty(like, like.sizes(), dtype);
 }
 
-// The same with the shape of `boxes` (..., 4) less its last dimension.
+// Like empty, with the shape of `boxes` (..., 4) without its last dimension.
 inline Tensor empty_rows(const Tensor& boxes, ScalarType dtype) {
   return torch::stable::new_empty(boxes, boxes.sizes().slice(0, boxes.dim() - 1), dtype);
 }
@@ -57,7 +57,7 @@ inline Tensor cast(const Tensor& tensor, ScalarType dtype) {
   return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
 }
 
-// The type that box arithmetic is done in.
+// The type of box arithmetic.
 inline ScalarType box_dtype(const Tensor& boxes) { return box_dtype(boxes.scalar_type()); }
 
 inline ScalarType box_dtype(const Tensor& boxes1, const Tensor& boxes2) {
@@ -73,7 +73,7 @@ inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
   return tensor ? std::optional(torch::stable::contiguous(*tensor)) : std::nullopt;
 }
 
-// float32 or float64, the types that sums and box arithmetic have.
+// float32 or float64, the types of sums and of box arithmetic.
 template <typename S>
 constexpr ScalarType scalar_type_of() {
   static_assert(std::is_same_v<S, float> || std::is_same_v<S, double>);
@@ -96,8 +96,8 @@ auto dispatch_box(ScalarType dtype, Body body) {
   return dtype == kFloat64 ? body.template operator()<double>() : body.template operator()<float>();
 }
 
-// Calls body<T>() with T one of float, double, Half, BFloat16; the op's contract has refused the
-// rest.
+// Calls body<T>() with T one of float, double, Half, BFloat16. The operator's contract has already
+// rejected all other types.
 template <typename Body>
 auto dispatch_floating(ScalarType dtype, Body body) {
   switch (dtype) {

@@ -557,13 +557,13 @@ def test_bad_heads_are_named():
             fnp.retinanet_detections(logits, deltas, anchors, sizes, *numbers)
 
     refused("logits: expected at least one level, got none", logits=[], deltas=[])
-    refused("deltas: expected one a level, 3, got 2", deltas=deltas[:2])
+    refused("deltas: expected one for each level, 3, got 2", deltas=deltas[:2])
     refused(r"logits: expected \(B, A, C\) .* got float32 \(300, 5\)", [logits[0][0], *logits[1:]])
     refused(
         r"logits: expected .* got float32 \(2, 70, 4\)", [logits[0], logits[1][..., :4], logits[2]]
     )
     refused(r"deltas: expected \(B, A, 4\) with the B", deltas=[deltas[1], deltas[0], deltas[2]])
-    refused(r"anchors: expected \(A, 4\), A counting all levels", anchors=anchors[1:])
+    refused(r"anchors: expected \(A, 4\), where A counts all levels", anchors=anchors[1:])
     refused(r"sizes: expected \(B, 2\) with the B", sizes=sizes[:1])
     refused(r"iou_threshold: expected a number in \[0, 1\], got 2", numbers=(0.5, 50, 2, 30))
     refused("topk_candidates: expected a number >= 0, got -1", numbers=(0.5, -1, 0.5, 30))

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Boxes to deltas and back: one pass over the rows, a block of rows at a time, threads over pieces
-// of the rows. Rows that are not contiguous or are of a half type pass through a block that stays
-// in the L1 cache; half types are computed in float32 and rounded once.
+// Converts boxes to deltas and back in one pass over the rows, a block of rows at a time; the
+// threads share the rows. Rows that are not contiguous or are of a half type are copied through a
+// block that stays in the L1 cache. Half types are computed in float32 and rounded once.
 #include "../geometry/box_coding.h"
 
 #include <algorithm>
@@ -15,10 +15,10 @@ namespace fastdet::cpu {
 
 namespace {
 
-constexpr int64_t kGrain = 4096;  // rows a thread takes at least
+constexpr int64_t kGrain = 4096;  // the least number of rows of a thread
 constexpr int64_t kBlockRows = 256;
 
-// Blocks of rows to read: in place, or copied to the block.
+// Reads blocks of rows: in place, or copied to the block.
 template <typename Row, typename T>
 struct Reader {
   Rows<T> rows;
@@ -33,7 +33,7 @@ struct Reader {
   }
 };
 
-// The same to write, all rows one after another.
+// Writes blocks of rows, one after another: in place, or through the block.
 template <typename Row, typename T>
 struct Writer {
   static constexpr bool kInPlace = std::is_same_v<T, Sum<T>>;
@@ -57,7 +57,7 @@ struct Writer {
   }
 };
 
-// The sizes of the images that rows belong to, or none.
+// The sizes of the images that the rows belong to, if given.
 struct Images {
   const int64_t* sizes;  // height and width of each, or null
   int64_t rows_per_image;
@@ -66,7 +66,7 @@ struct Images {
       : sizes(sizes ? data<int64_t>(*sizes) : nullptr),
         rows_per_image(sizes && rows.numel() > 0 ? rows.numel() / 4 / rows.size(0) : 0) {}
 
-  // body(begin, n, size): blocks of [begin, end) of one image each.
+  // Calls body(begin, n, size) for blocks of [begin, end), each within one image.
   template <typename M, typename Body>
   void for_each_block(int64_t begin, int64_t end, const Body& body) const {
     while (begin < end) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Boxes to deltas and back. The loops read and write single fields: GCC does not vectorise a loop
-// that copies a whole struct through memory.
+// Converts boxes to deltas and back. The loops read and write single fields: GCC does not vectorise
+// a loop that copies a whole struct through memory.
 #include "box_coding.loops.h"
 
 namespace fastdet::cpu::FASTDET_ISA {

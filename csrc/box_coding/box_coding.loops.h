@@ -14,7 +14,7 @@ struct ImageSize {
   T width, height;
 };
 
-// T is float or double. Decoded boxes are clipped to the size unless that is null.
+// T is float or double. Decoded boxes are clipped to the size, unless it is null.
 template <typename T>
 struct FASTDET_EXPORT BoxCodingLoops {
   void (*encode_boxes)(const Box<T>* boxes, const Box<T>* anchors, int64_t n,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What encode_boxes, decode_boxes and their gradient accept.
+// The arguments that encode_boxes, decode_boxes and their gradient accept.
 #pragma once
 
 #include <optional>
@@ -8,7 +8,7 @@
 
 namespace fastdet {
 
-// Shape, dtype and device of `like`, by any strides: an expanded view is fine.
+// Shape, dtype and device of `like`, with any strides: an expanded view is fine.
 inline void check_rows_like(const char* op, const char* argument, const Argument& rows,
                             const Argument& like) {
   expect(rows.scalar_type() == like.scalar_type() && same_shape(rows, like), op, argument,
@@ -26,7 +26,7 @@ inline void check_encode_boxes(const Argument& boxes, const Argument& anchors) {
   check_rows_like("encode_boxes", "anchors", anchors, boxes);
 }
 
-// The images that deltas (B, ..., 4) belong to.
+// The sizes of the images that deltas (B, ..., 4) belong to.
 inline void check_sizes(const char* op, const Argument& sizes, const Argument& deltas) {
   expect(deltas.dim() >= 2 && is_sizes(sizes, deltas.size(0)), op, "sizes",
          "int64 (B, 2) with the B of deltas (B, ..., 4)", sizes);

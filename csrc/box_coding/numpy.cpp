@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Boxes to deltas and back, for NumPy arrays: one pass over the rows, with the loops of the torch
-// operators. Anchors repeat where there are fewer of them than rows.
+// Converts boxes to deltas and back, for NumPy arrays, with the loops of the torch operators. If
+// there are fewer anchors than rows, the anchors repeat.
 #include <array>
 
 #include "../python/arrays.h"

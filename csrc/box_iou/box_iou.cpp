@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The IoU of every pair of boxes, in four kinds (geometry/box_iou.h), and its gradient with respect
-// to both arguments. O(N M) time; beside inputs and outputs O(N + M) memory, for the coordinates of
-// boxes2. Rows run in parallel, the pairs of a row in vectors. The gradient computes each pair
-// twice, once for each argument, so that every sum has one owner and a fixed order.
+// to both arguments. O(N M) time. Beside inputs and outputs, O(N + M) memory, for the coordinates.
+// Rows run in parallel, the pairs of a row in vectors. The gradient computes each pair twice, once
+// for each argument, so that each sum is computed by one thread in a fixed order.
 #include <algorithm>
 
 #include "../host/huge_pages.h"
@@ -79,7 +79,7 @@ template <typename T>
 void backward_columns(const Pairs<T>& in, const T* grad, Box<T>* grad2) {
   constexpr int64_t kColumns = 256;
   const auto& loops = current_loops<BoxIouLoops<T>>();
-  // Where there are few columns, tiles are narrow so that all threads have work; no sum changes.
+  // If there are few columns, tiles are narrow so that all threads have work. This changes no sum.
   const int64_t width = in.num_batches * in.m < 8 * kColumns ? 32 : kColumns;
   const int64_t num_tiles = (in.m + width - 1) / width;
   parallel_for(in.num_batches * num_tiles, 1, [&](int64_t begin, int64_t end) {

@@ -3,16 +3,17 @@
 // to both arguments.
 //
 // Forward writes the matrix once, in stores of 16 bytes. A thread keeps the boxes of a few columns,
-// as many as one store holds, while it goes over the rows. Where the width of a row is not a
-// multiple of a store, rows begin at different offsets between two stores; a block takes only rows
-// with the same offset, so that its columns are the same in all of them. 100 x 267k floats are 107
-// MB, 32 us at 3.35 TB/s; the plain kind takes about 20 instructions a pair, 18 us; reading the
-// boxes adds a tenth to the bytes.
+// as many as one store holds, while it goes over the rows. If the length of a row is not a multiple
+// of a store, the rows begin at different offsets within a store. So a block takes only rows with
+// the same offset, and its columns are the same in all of them. 100 x 267k floats are 107 MB, 32 us
+// at 3.35 TB/s. The plain kind takes about 20 instructions for each pair, 18 us. Reading the boxes
+// adds a tenth to the bytes.
 //
 // Backward computes each pair once and reads its gradient once. A block sums the derivatives of its
-// tile by columns in registers and by rows across each warp, and a second kernel sums the tiles in
-// order: no atomics, so every run gives the same result. A pair takes 100 to 200 instructions, so
-// arithmetic is the limit; the sums of the tiles take at most an eighth of the gradient's size.
+// tile by columns in registers and by rows across each warp. A second kernel sums the tiles in
+// order, without atomics, so every run gives the same result. A pair takes 100 to 200 instructions,
+// so arithmetic is the limit. For large inputs the sums of the tiles take about a seventh of the
+// gradient's size.
 #include "../device/packs.cuh"
 #include "../device/warp.cuh"
 #include "contract.h"
@@ -23,7 +24,7 @@ namespace {
 
 constexpr int64_t kMaxGridY = 65535;
 
-// boxes1 (B, N, 4) and boxes2 (B, M, 4); without a batch B is 1.
+// boxes1 (B, N, 4) and boxes2 (B, M, 4); without a batch dimension, B is 1.
 struct PairSizes {
   int64_t num_batches, n, m;
 
@@ -45,14 +46,14 @@ __device__ T similarity_of(const IouBox<T>& a, const IouBox<T>& b, const IouEps<
   return intersection(a.box, b.box) > T(0) ? iou(a.box, a.area, b.box, b.area) : T(0);
 }
 
-// How the matrix is divided. All rows of one phase begin at the same offset between two packs.
+// How the matrix is divided. All rows of one phase begin at the same offset within a pack.
 template <typename T>
 struct RowPhases {
   static constexpr int kWidth = kPackWidth<T>;
   int num_phases;
-  int64_t packs;            // that the columns of a row touch, at most
+  int64_t packs;            // the largest number of packs that the columns of a row touch
   dim3 block;               // columns by rows
-  int64_t rows_per_thread;  // few enough to fill the GPU, enough to repay loading the columns
+  int64_t rows_per_thread;  // a compromise: fill the GPU, and load the columns only rarely
   int64_t chunks;           // of the rows of a phase
 
   explicit RowPhases(const PairSizes& s) : num_phases(1), packs(s.m / kWidth + 2), block(1) {
@@ -141,7 +142,7 @@ struct BackwardArguments {
   Box<T>* columns;  // sums of (row_tiles, B, M)
 };
 
-// One tile: each thread takes a column and goes over the rows.
+// One tile: each thread has one column and goes over the rows.
 template <IouKind kind, typename T>
 __device__ void sum_tile(const BackwardArguments<T>& in, int64_t batch, int64_t row_tile) {
   __shared__ Box<T> of_warps[kTileRows][kThreads / kWarp];
@@ -179,7 +180,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(BackwardArguments<T>
     sum_tile<kind>(in, y / in.row_tiles, y % in.row_tiles);
 }
 
-// One warp a box, where there are too many tiles for one thread to add up quickly.
+// One warp for each box, if there are too many tiles for one thread to sum quickly.
 template <typename T>
 __global__ void sum_many_tiles_kernel(int64_t n, int64_t tiles, const Box<T>* sums, Box<T>* out) {
   const int64_t step = int64_t(gridDim.x) * (blockDim.x / kWarp);

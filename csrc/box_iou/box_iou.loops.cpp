@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The IoU of one box with a row of n others, and its derivative. The others come as one array for
-// each coordinate.
+// The IoU of one box with a row of n other boxes, and its derivative. The other boxes come as one
+// array for each coordinate.
 #include "box_iou.loops.h"
 
 namespace fastdet::cpu::FASTDET_ISA {
@@ -13,7 +13,7 @@ IouBox<T> iou_box_at(const IouPlanes<T>& planes, int64_t j) {
       {planes.x1[j], planes.y1[j], planes.x2[j], planes.y2[j]}, planes.area[j], planes.angle[j]};
 }
 
-// The plain kind goes through iou(), so that it has the bits that NMS compares.
+// The plain kind calls iou(), so that it has the same bits as in NMS.
 template <typename T>
 void box_iou_row(IouKind kind, const IouBox<T>& box, const IouPlanes<T>& others, int64_t n,
                  const IouEps<T>& eps, T* __restrict__ out) {
@@ -30,7 +30,7 @@ void box_iou_row(IouKind kind, const IouBox<T>& box, const IouPlanes<T>& others,
   });
 }
 
-// Adds the derivative by each of the others to its place in `sum`.
+// Adds the derivative with respect to each of the others to its place in `sum`.
 template <typename T>
 void box_iou_backward_columns(IouKind kind, const IouBox<T>& box, const IouPlanes<T>& others,
                               int64_t n, const IouEps<T>& eps, const T* __restrict__ grad,
@@ -40,7 +40,8 @@ void box_iou_backward_columns(IouKind kind, const IouBox<T>& box, const IouPlane
     const IouEps<T> e = eps;
     const IouPlanes<T> b = others;
     const BoxPlanes<T> s = sum;
-    // The planes are apart; without the word of it, too many pairs of pointers would be compared.
+    // The planes do not overlap. Without ivdep the compiler would compare too many pairs of
+    // pointers.
 #pragma GCC ivdep
     for (int64_t j = 0; j < n; ++j) {
       Box<T> da, db;
@@ -53,7 +54,7 @@ void box_iou_backward_columns(IouKind kind, const IouBox<T>& box, const IouPlane
   });
 }
 
-// The derivative by `box`, summed in kIouLanes lanes whatever the ISA.
+// The derivative with respect to `box`, summed in kIouLanes lanes on every ISA.
 constexpr int kIouLanes = 16;
 
 template <typename T>

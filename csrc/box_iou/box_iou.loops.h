@@ -10,7 +10,7 @@
 
 namespace fastdet::cpu {
 
-// BoxPlanes, read only, with the angle of the diagonal where the kind of IoU needs it.
+// Like BoxPlanes, but read-only, and with the angle of the diagonal if the kind of IoU needs it.
 template <typename T>
 struct IouPlanes {
   const T *x1, *y1, *x2, *y2, *area, *angle;
@@ -23,11 +23,11 @@ struct FASTDET_EXPORT BoxIouLoops {
   void (*box_iou_row)(IouKind kind, const IouBox<T>& box, const IouPlanes<T>& others, int64_t n,
                       const IouEps<T>& eps, T* out);
 
-  // The sum over j of grad[j] times the derivative of that IoU by `box`.
+  // The sum over j of grad[j] times the derivative of that IoU with respect to `box`.
   Box<T> (*box_iou_backward_row)(IouKind kind, const IouBox<T>& box, const IouPlanes<T>& others,
                                  int64_t n, const IouEps<T>& eps, const T* grad);
 
-  // sum[j] += grad[j] times its derivative by others[j].
+  // sum[j] += grad[j] times the derivative with respect to others[j].
   void (*box_iou_backward_columns)(IouKind kind, const IouBox<T>& box, const IouPlanes<T>& others,
                                    int64_t n, const IouEps<T>& eps, const T* grad,
                                    const BoxPlanes<T>& sum);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The IoU losses of boxes row by row, 1 - similarity (geometry/box_iou.h), and their gradient with
-// respect to both arguments. One pass each, no memory beside inputs and outputs.
+// The IoU losses of two lists of boxes, row by row: 1 - similarity (geometry/box_iou.h), and their
+// gradient with respect to both arguments. One pass each, without a workspace.
 #include "../host/grad_blocks.h"
 #include "../host/parallel.h"
 #include "box_iou_loss.loops.h"

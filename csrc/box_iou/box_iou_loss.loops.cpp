@@ -24,7 +24,8 @@ void box_iou_loss_backward(IouKind kind, const Box<T>* boxes1, const Box<T>* box
     const IouEps<T> e = eps;
 #pragma GCC ivdep
     for (int64_t i = 0; i < n; ++i) {
-      // Fields, not structs, go through memory: a copied struct would keep the loop scalar.
+      // Fields, not structs, are copied through memory: GCC does not vectorise a loop that copies
+      // structs.
       const Box<T> b1 = {boxes1[i].x1, boxes1[i].y1, boxes1[i].x2, boxes1[i].y2};
       const Box<T> b2 = {boxes2[i].x1, boxes2[i].y1, boxes2[i].x2, boxes2[i].y2};
       Box<T> d1, d2;

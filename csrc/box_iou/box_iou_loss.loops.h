@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The loops over pairs of boxes row by row.
+// The loops over pairs of boxes, row by row.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ struct FASTDET_EXPORT BoxIouLossLoops {
   void (*box_iou_loss)(IouKind kind, const Box<T>* boxes1, const Box<T>* boxes2, int64_t n,
                        const IouEps<T>& eps, T* out);
 
-  // grad[i] times its derivative by boxes1[i] and boxes2[i].
+  // grad[i] times the derivative with respect to boxes1[i] and boxes2[i].
   void (*box_iou_loss_backward)(IouKind kind, const Box<T>* boxes1, const Box<T>* boxes2, int64_t n,
                                 const IouEps<T>& eps, const T* grad, Box<T>* grad1, Box<T>* grad2);
 };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What the pairwise IoU operators and the IoU losses accept.
+// The arguments that the pairwise IoU operators and the IoU losses accept.
 #pragma once
 
 #include <string>

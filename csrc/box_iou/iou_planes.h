@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Boxes as the IoU loops take them: arrays of x1, y1, x2, y2, area and angle, `total` values each.
+// Boxes in the form of the IoU loops: arrays of x1, y1, x2, y2, area and angle, `total` values
+// each.
 #pragma once
 
 #include "box_iou.loops.h"
@@ -7,14 +8,14 @@
 namespace fastdet::cpu {
 
 constexpr int64_t kIouPlanes = 6;
-constexpr int64_t kIouTileColumns = 1024;  // a tile stays in the L1 cache while the rows go by
+constexpr int64_t kIouTileColumns = 1024;  // a tile stays in the L1 cache for all rows
 
 template <typename T>
 IouBox<T> iou_box(IouKind kind, const Box<T>& box) {
   return dispatch_kind(kind, [&]<IouKind k>() { return fastdet::iou_box<k>(box); });
 }
 
-// Fills columns begin .. end - 1 of `planes` (6, total).
+// Fills columns [begin, end) of `planes` (6, total).
 template <typename T>
 void load_iou_planes(IouKind kind, const Box<T>* boxes, int64_t begin, int64_t end, T* planes,
                      int64_t total) {

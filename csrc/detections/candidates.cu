@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Suppression of candidates by rank and label; the last launch writes the kept boxes.
+// Suppresses candidates by rank and label. The last launch writes the kept boxes.
 #include "../device/packs.cuh"
 #include "../geometry/threshold.h"
 #include "../nms/greedy_nms.cuh"

@@ -7,12 +7,12 @@
 
 namespace fastdet::cuda {
 
-// An image's candidates are its first counts[image] rows; one whose rank is NaN is none.
+// An image's candidates are its first counts[image] rows. A row whose rank is NaN does not count.
 template <typename S>
 struct CandidateRows {
   Box<S>* boxes;
-  S* ranks;         // what they are suppressed by: scores, or logits
-  int64_t* labels;  // boxes of different labels never meet
+  S* ranks;         // scores or logits; they give the order of the suppression
+  int64_t* labels;  // boxes of different labels do not suppress each other
   int64_t* counts;
   int64_t rows;  // of an image
 };
@@ -35,7 +35,7 @@ struct CandidateTensors {
 
 enum class Rank { kScore, kLogit };
 
-// The best of each image that survive suppression, of equal rank the first ones.
+// The best candidates of each image that survive suppression; of equal ranks the first ones.
 DetectionTensors keep_detections(const CandidateTensors& candidates, Rank rank,
                                  double iou_threshold, int64_t detections_per_img);
 

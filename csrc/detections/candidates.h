@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The last step of every detector, over raw pointers: the candidates of an image, suppression among
-// equal labels, and the fixed number of rows that it fills. Plain C++, no torch.
+// The last step of every detector, over raw pointers: the candidates of an image, the suppression
+// among equal labels, and the fixed number of output rows. Plain C++, no torch.
 #pragma once
 
 #include <algorithm>
@@ -12,8 +12,8 @@
 
 namespace fastdet::cpu {
 
-// Candidates of an image or of a part of it. `ranks` are the scores or logits by which they are
-// suppressed.
+// Candidates of an image or of a part of it. `ranks` are the scores or logits that give the order
+// of the suppression.
 template <typename S>
 struct Candidates {
   std::vector<Box<S>> boxes;
@@ -33,8 +33,8 @@ struct Candidates {
   }
 };
 
-// Fills the D rows of image b with its best surviving candidates, of equal rank the first ones, and
-// writes score(rank) as their scores.
+// Fills the `rows` output rows of image b with its best surviving candidates, of equal ranks the
+// first ones. Their scores are score(rank). Rows without a candidate are 0.
 template <typename S, typename Score, typename Parallel>
 void write_kept(int64_t b, const Candidates<S>& all, S iou_threshold, int64_t rows,
                 const Score& score, const DetectionRows<S>& out, const Parallel& parallel) {
@@ -50,8 +50,8 @@ void write_kept(int64_t b, const Candidates<S>& all, S iou_threshold, int64_t ro
   out.counts[b] = kept;
 }
 
-// Calls body(b) for each image. Threads do not nest: the threads of a single image are those of its
-// suppression.
+// Calls body(b) for each image, in parallel. Parallel loops do not nest, so with a single image the
+// threads are left to its suppression.
 template <typename Body, typename Parallel>
 void for_each_image(int64_t num_images, const Body& body, const Parallel& parallel) {
   if (num_images == 1) return body(0);

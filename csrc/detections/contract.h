@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What the detection operators accept.
+// The arguments that the detection operators accept.
 #pragma once
 
 #include <optional>
@@ -11,7 +11,7 @@
 
 namespace fastdet {
 
-// `logits` is the argument's name; each level of it is (B, A_l), or (B, A_l, C) where `dim` is 3.
+// `argument` is the name of `logits`. Each level of it is (B, A_l), or (B, A_l, C) if `dim` is 3.
 inline void check_pyramid_head(const char* op, const char* argument,
                                const std::vector<Argument>& logits, int64_t dim,
                                const std::vector<Argument>& deltas, const Argument& anchors,
@@ -20,7 +20,7 @@ inline void check_pyramid_head(const char* op, const char* argument,
     refuse(op, argument, "1 to " + std::to_string(kMaxLevels) + " levels",
            std::to_string(logits.size()));
   if (deltas.size() != logits.size())
-    refuse(op, "deltas", "one a level, " + std::to_string(logits.size()),
+    refuse(op, "deltas", "one for each level, " + std::to_string(logits.size()),
            std::to_string(deltas.size()));
   const Argument& first = logits[0];
   int64_t num_anchors = 0;
@@ -40,7 +40,7 @@ inline void check_pyramid_head(const char* op, const char* argument,
     num_anchors += level.size(1);
   }
   expect(is_boxes(anchors, 2) && anchors.size(0) == num_anchors, op, "anchors",
-         "floating (A, 4), A counting all levels", anchors);
+         "floating (A, 4), where A counts all levels", anchors);
   expect_same_device(op, "anchors", anchors, first);
   expect(is_sizes(sizes, first.size(0)), op, "sizes", "int64 (B, 2) with the B of the first level",
          sizes);
@@ -74,7 +74,7 @@ inline void check_roi_detections(const Argument& logits, const Argument& deltas,
   expect_not_negative(op, "detections_per_img", detections_per_img);
 }
 
-// scores: (N, C), or (C, N) where they lie by class.
+// scores: (N, C), or (C, N) if `by_class`.
 inline void check_multiclass_nms(const char* op, const Argument& boxes, const Argument& scores,
                                  bool by_class) {
   expect(is_boxes(boxes, 2), op, "boxes", "floating (N, 4)", boxes);

@@ -6,7 +6,7 @@
 
 namespace fastdet {
 
-// (B, D, ...) each, zero beyond the counts (B,).
+// Each is (B, D, ...), and zero beyond the counts (B,).
 template <typename S>
 struct DetectionRows {
   Box<S>* boxes;

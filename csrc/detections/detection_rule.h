@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The rule by which a dense head's detections are chosen. Host and device, no torch.
+// The rule that chooses the detections of a dense head. Host and device, no torch.
 #pragma once
 
 #include <cmath>
@@ -13,20 +13,20 @@ namespace fastdet {
 
 template <typename S>
 struct DetectionRule {
-  S logit_bound;      // logits are above it; see threshold.h
+  S logit_bound;      // a candidate's logit is above it; see threshold.h
   int64_t topk;       // candidates of a level
-  S min_size;         // of a box's sides, in pixels
+  S min_size;         // the least width and height of a box, in pixels
   S iou_threshold;    // rounded down
-  int64_t max_boxes;  // kept of an image: D
-  bool by_level;      // a box's label is its level, else its class
+  int64_t max_boxes;  // the largest number of boxes kept for an image: D
+  bool by_level;      // whether a box's label is its level; else it is its class
 
-  // Boxes of different labels never meet.
+  // Boxes of different labels do not suppress each other.
   FASTDET_HOST_DEVICE int64_t label(int64_t level, int64_t of_class) const {
     return by_level ? level : of_class;
   }
 };
 
-// A score is at least score_threshold.
+// For the RPN, a score must be at least score_threshold.
 template <typename S>
 DetectionRule<S> rpn_rule(int64_t pre_nms_top_n, int64_t post_nms_top_n, double iou_threshold,
                           double score_threshold, double min_size) {
@@ -36,7 +36,7 @@ DetectionRule<S> rpn_rule(int64_t pre_nms_top_n, int64_t post_nms_top_n, double 
           round_down<S>(iou_threshold), post_nms_top_n, true};
 }
 
-// A score is above score_threshold.
+// For RetinaNet, a score must be above score_threshold.
 template <typename S>
 DetectionRule<S> retinanet_rule(double score_threshold, int64_t topk_candidates,
                                 double iou_threshold, int64_t detections_per_img) {

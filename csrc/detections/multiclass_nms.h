@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// From boxes with a score for each class to detections, over raw pointers: plain C++, no torch. The
-// scores are read once, in memory order; the rest grows with the candidates. Memory: O(boxes) where
-// a box has one label, else O(candidates).
+// Selects detections from boxes with a score for each class, over raw pointers: plain C++, no
+// torch. The scores are read once, in memory order; all other costs grow with the candidates.
+// Memory: O(boxes) if a box has one label, else O(candidates).
 #pragma once
 
 #include <algorithm>
@@ -20,7 +20,7 @@ struct ScoredBoxes {
   const Box<T>* boxes;
   const T* scores;
   int64_t num_boxes, num_classes;
-  bool by_class;  // scores lie as (classes, boxes), else as (boxes, classes)
+  bool by_class;  // whether scores are (classes, boxes); else (boxes, classes)
 
   int64_t box(int64_t i) const { return by_class ? i % num_boxes : i / num_classes; }
   int64_t label(int64_t i) const { return by_class ? i / num_boxes : i % num_classes; }
@@ -30,7 +30,7 @@ template <typename T>
 struct MulticlassRule {
   T score_threshold;  // scores are above it; rounded down
   T iou_threshold;    // rounded down
-  bool multi_label;  // a box is a candidate with each class above the threshold, else with its best
+  bool multi_label;   // whether each class above the threshold is a candidate; else only the best
   int64_t max_candidates, max_detections;
 };
 
@@ -53,7 +53,8 @@ struct LabelledBoxes {
   }
 };
 
-// The pairs of box and class above the threshold, the best max_candidates, by (box, class).
+// The pairs of box and class above the threshold: the best max_candidates, in the order (box,
+// class).
 template <typename T>
 LabelledBoxes<T> candidates_of_all_classes(const ScoredBoxes<T>& in,
                                            const MulticlassRule<T>& rule) {
@@ -71,8 +72,8 @@ LabelledBoxes<T> candidates_of_all_classes(const ScoredBoxes<T>& in,
   return out;
 }
 
-// The boxes whose best class (of equals the lowest) is above the threshold, the best
-// max_candidates, by box.
+// The boxes whose best class (of equal scores the lowest class) is above the threshold: the best
+// max_candidates, in the order of the boxes.
 template <typename T>
 LabelledBoxes<T> candidates_of_best_class(const ScoredBoxes<T>& in, const MulticlassRule<T>& rule) {
   constexpr int64_t kSpan = 4096;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// RetinaNet's detections, and boxes with class scores to detections, for NumPy arrays: the drivers
-// of the CPU on the calling thread.
+// For NumPy arrays: RetinaNet's detections, with the code of the CPU operator, and multiclass NMS.
+// Both run on the calling thread.
 #include <algorithm>
 #include <tuple>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// rpn_proposals and retinanet_detections, which differ in their rule alone (detection_rule.h);
+// rpn_proposals and retinanet_detections, which differ only in their rule (detection_rule.h).
 // pyramid_detections.h explains the method.
 #include "pyramid_detections.h"
 

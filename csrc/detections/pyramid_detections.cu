@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// rpn_proposals and retinanet_detections, which differ in their rule alone (detection_rule.h): from
-// the maps of a dense head to the kept boxes, all levels of all images side by side. The best
-// logits of each level are selected (top_logits.cuh), those alone are decoded, and each image is
-// suppressed by falling logit, ties by level and index.
+// rpn_proposals and retinanet_detections, which differ only in their rule (detection_rule.h): from
+// the maps of a dense head to the kept boxes, for all levels of all images at once. The best logits
+// of each level are selected (top_logits.cuh), and only those are decoded. Each image is suppressed
+// by falling logit, ties by level and index.
 //
-// Floor: the bytes of the logits, once. Launches for float32: a memset and 3 for the selection, 1
-// for decoding, 4 for greedy_nms.cuh, whose last one writes the result: 9; for the half types 8.
-// None waits for the host. Deltas and anchors are read only for the selected logits. Memory: the
-// candidates, O(levels x k) an image.
+// The lower bound of the traffic is to read all logits once. Launches for float32: a memset and 3
+// for the selection, 1 for decoding, 4 for greedy_nms.cuh, whose last one writes the result: 9 in
+// all, or 8 for the half types. (greedy_nms.cuh needs 8 launches for very many candidates.) None
+// waits for the host. Deltas and anchors are read only for the selected logits. Memory: the
+// candidates, O(levels x k) for each image.
 #include "../geometry/box_coding.h"
 #include "../selection/top_logits.cuh"
 #include "candidates.cuh"

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // From the maps of a dense head to the kept boxes, over raw pointers: plain C++, no torch. The best
-// logits of each level above a bound are selected, their boxes decoded and clipped, and each image
-// is suppressed by falling logit (ties: the lower level, then the lower index), so that no rounding
-// of the probabilities decides. Threads share the logits in pieces and then take whole levels.
-// Cost: one read of the logits; everything else grows with the candidates, not with the anchors.
-// Memory: O(levels x k) for an image and O(threads x k) for the selection.
+// logits of each level above a bound are selected, and their boxes are decoded and clipped. Each
+// image is suppressed by falling logit (ties: the lower level, then the lower index), so that the
+// rounding of probabilities has no influence. Threads share the logits in pieces and then take
+// whole levels. Cost: one read of the logits; all other costs grow with the candidates, not with
+// the anchors. Memory: O(levels x k) for an image and O(threads x k) for the selection.
 #pragma once
 
 #include <algorithm>
@@ -19,8 +19,8 @@
 
 namespace fastdet::cpu {
 
-// The head's output for one level, with dense rows: logits (B, anchors, classes) and deltas
-// (B, anchors, 4), with the distances from one image to the next.
+// The head's output for one level, with dense images: logits (B, anchors, classes) and deltas (B,
+// anchors, 4), and the strides from one image to the next.
 template <typename T>
 struct HeadLevel {
   const T *logits, *deltas;
@@ -57,9 +57,9 @@ class PyramidDetections {
   }
 
  private:
-  static constexpr int64_t kPiece = 1 << 15;  // logits a thread takes at least
+  static constexpr int64_t kPiece = 1 << 15;  // the least number of logits of a thread
 
-  // A run of a level's logits that one thread has read, from `begin` on.
+  // A run of a level's logits, from `begin` on, that one thread has read.
   struct Run {
     int64_t begin;
     TopLogits<S> top;
@@ -75,8 +75,8 @@ class PyramidDetections {
     return head_.levels[level].num_anchors * head_.num_classes;
   }
 
-  // The candidates of every slot: pieces of all slots lie in one row, of which a thread takes a
-  // part.
+  // Finds the candidates of every slot. The pieces of all slots form one range, and each thread
+  // takes a part of it.
   void select() {
     std::vector<int64_t> first_piece = {0};
     for (int64_t l = 0; l < num_levels_; ++l)

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The detections of a box head: softmax of each RoI's logits, the classes above the threshold
-// decoded and clipped, suppression by class (candidates.cu).
+// The detections of a box head. It computes the softmax of each RoI's logits, decodes and clips the
+// boxes of the classes above the threshold, and suppresses by class (candidates.cu).
 //
-// Two launches, one half-warp a RoI. The first counts the classes that pass, block by block. The
-// second computes the softmax again, which costs less than storing it, and writes the candidates
-// densely, by RoI and then by class: so the suppression sorts only what passed, and ties are
-// decided by the order of the RoIs. The partial sums and their order are the CPU's
-// (softmax.loops.cpp), so that both round alike. Floor: the bytes of the logits, 1 MB for 2000 RoIs
-// of 91 classes; the second launch finds them in the L2 cache. Memory: at most as many candidates
-// as can be above the threshold at once, 1 / threshold a RoI.
+// Two launches find the candidates, with one half-warp for each RoI. The first counts the classes
+// that pass in each block. The second computes the softmax again, which costs less than storing it,
+// and writes the candidates densely, by RoI and then by class. So the suppression sorts only the
+// classes that passed, and the order of the RoIs decides ties. The partial sums and their order are
+// those of the CPU (softmax.loops.cpp), so that both round in the same way. The lower bound of the
+// traffic is to read all logits once, 1 MB for 2000 RoIs of 91 classes; the second launch finds
+// them in the L2 cache. Memory: room for as many candidates as can be above the threshold at once,
+// 1 / threshold for each RoI.
 #include "../device/block_sum.cuh"
 #include "../device/packs.cuh"
 #include "../geometry/box_coding.h"
@@ -20,32 +21,33 @@ namespace fastdet::cuda {
 
 namespace {
 
-// Lanes for one RoI: as many as the CPU's softmax has partial sums.
+// The number of lanes for one RoI: the number of partial sums in the CPU's softmax.
 constexpr int kRoiLanes = 16, kRoisPerBlock = kThreads / kRoiLanes;
 
-// K RoIs an image: logits (B, K, C), deltas (B, K, C, 4), boxes (B, K, 4); class 0 is background.
+// K RoIs in each image: logits (B, K, C), deltas (B, K, C, 4), boxes (B, K, 4). Class 0 is
+// background.
 template <typename T>
 struct RoiHead {
   using S = Sum<T>;
 
   const T *logits, *deltas;
   const Box<S>* proposals;
-  const int64_t* counts;  // (B,): RoIs from an image's count on are not read; may be null
+  const int64_t* counts;  // (B,) or null; RoIs from an image's count on are not read
   const int64_t* sizes;   // (B, 2)
   int64_t num_images, num_rois, num_classes;
   int64_t num_blocks;  // of an image
   Deltas<S> weights;
   S score_threshold, min_size;
-  int* block_counts;  // (B, num_blocks): candidates
+  int* block_counts;  // (B, num_blocks): the number of candidates
 };
 
-// The RoI of a half-warp. All lanes of a warp construct one, so that the shuffles include them all.
+// The RoI of a half-warp. All lanes of a warp construct one, because all take part in the shuffles.
 template <typename T>
 struct RoiSoftmax {
   using S = Sum<T>;
 
-  int64_t image, roi;  // the RoI among those of all images
-  int first_class;     // the lane takes every kRoiLanes-th from there on
+  int64_t image, roi;  // `roi` counts over all images
+  int first_class;     // the lane takes this class and every kRoiLanes-th after it
   bool exists;
   S largest, total;
 
@@ -64,7 +66,7 @@ struct RoiSoftmax {
     return static_cast<S>(in.logits[roi * in.num_classes + c]);
   }
 
-  // False where the RoI does not exist, the class is background, or the score is NaN.
+  // False if the RoI does not exist, the class is background, or the score is NaN.
   __device__ bool passes(const RoiHead<T>& in, int64_t c, S& score) const {
     if (!exists || c == 0 || c >= in.num_classes) return false;
     score = exp_of(logit(in, c) - largest) / total;
@@ -75,7 +77,7 @@ struct RoiSoftmax {
   __device__ void find_largest(const RoiHead<T>& in) {
     largest = -std::numeric_limits<S>::infinity();
     for (int64_t c = first_class; exists && c < in.num_classes; c += kRoiLanes)
-      largest = max_of(logit(in, c), largest);  // NaN is not larger
+      largest = max_of(logit(in, c), largest);  // a NaN is never larger
     for (int distance = kRoiLanes / 2; distance > 0; distance /= 2)
       largest = max_of(__shfl_xor_sync(kAllLanes, largest, distance), largest);
   }
@@ -129,7 +131,7 @@ __global__ void __launch_bounds__(kThreads) write_kernel(RoiHead<T> in, Candidat
   int passing = 0;
   for (int64_t c = roi.first_class; c < in.num_classes; c += kRoiLanes)
     passing += roi.passes(in, c, score);
-  // The half-warp's first row; then the classes in order, one in each lane.
+  // The half-warp's first row. Then the classes follow in order, one for each lane.
   const int half = threadIdx.x % kWarp / kRoiLanes * kRoiLanes;
   int64_t row = before + __shfl_sync(kAllLanes, block_sum(passing).before, half);
   for (int64_t c = roi.first_class; c - roi.first_class < in.num_classes; c += kRoiLanes) {
@@ -141,7 +143,8 @@ __global__ void __launch_bounds__(kThreads) write_kernel(RoiHead<T> in, Candidat
   }
 }
 
-// How many classes of a RoI can be above the threshold: their scores add up to 1, but for rounding.
+// The largest number of classes of a RoI that can be above the threshold: their scores sum to 1, up
+// to rounding.
 template <typename S>
 int64_t most_passing(S score_threshold, int64_t num_classes) {
   const double sum = 1 + (num_classes + 2) * 0x1p-22;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The detections of a box head over raw pointers: softmax of each RoI's logits, the classes above
-// the threshold decoded and clipped, suppression by class. Plain C++, no torch. Cost: one read of
-// the logits and an exp for each; deltas are read only where a class passes. Memory: O(candidates),
-// which are all that pass.
+// The detections of a box head over raw pointers. It computes the softmax of each RoI's logits,
+// decodes and clips the boxes of the classes above the threshold, and suppresses by class. Plain
+// C++, no torch. Cost: one read of the logits and one exp for each; deltas are read only if a class
+// passes. Memory: O(candidates), which are all classes that pass.
 #pragma once
 
 #include <cstdint>
@@ -16,18 +16,19 @@
 
 namespace fastdet::cpu {
 
-// K RoIs an image: logits (B, K, C), deltas (B, K, C, 4), boxes (B, K, 4); class 0 is background.
+// K RoIs in each image: logits (B, K, C), deltas (B, K, C, 4), boxes (B, K, 4). Class 0 is
+// background.
 template <typename T>
 struct RoiHead {
   const T *logits, *deltas;
   const Box<Sum<T>>* proposals;
-  const int64_t* counts;  // (B,): RoIs from an image's count on are not read; may be null
+  const int64_t* counts;  // (B,) or null; RoIs from an image's count on are not read
   const int64_t* sizes;   // (B, 2): height and width of each image
   int64_t num_images, num_rois, num_classes;
   Deltas<Sum<T>> weights;
 };
 
-// The RoIs [begin, end) of image b.
+// The candidates of RoIs [begin, end) of image b.
 template <typename T>
 Candidates<Sum<T>> roi_candidates(const RoiHead<T>& head, int64_t b, int64_t begin, int64_t end,
                                   Sum<T> score_threshold, Sum<T> min_size) {
@@ -58,7 +59,7 @@ void write_roi_detections(const RoiHead<T>& head, double score_threshold, double
                           int64_t detections_per_img, double min_size,
                           const DetectionRows<Sum<T>>& out, const Parallel& parallel) {
   using S = Sum<T>;
-  constexpr int64_t kPiece = 32;  // RoIs that a thread takes at least
+  constexpr int64_t kPiece = 32;  // the least number of RoIs of a thread
   const int64_t pieces = (head.num_rois + kPiece - 1) / kPiece;
   std::vector<Candidates<S>> found(head.num_images * pieces);
   parallel(head.num_images * pieces, 1, [&](int64_t first, int64_t last) {

@@ -8,8 +8,8 @@ namespace fastdet::cpu::FASTDET_ISA {
 
 namespace {
 
-// The sum is of as many partial sums on every ISA, so that every one rounds alike; they are added
-// in pairs, which rounds least.
+// The number of partial sums is the same on every ISA, so that all round in the same way. They are
+// added in pairs, which rounds least.
 constexpr int64_t kSoftmaxLanes = 16;
 
 template <typename T>

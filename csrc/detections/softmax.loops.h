@@ -12,7 +12,7 @@ namespace fastdet::cpu {
 // T is float, double, Half or BFloat16.
 template <typename T>
 struct FASTDET_EXPORT SoftmaxLoops {
-  // out = softmax(logits), n of them.
+  // out = softmax(logits), of n values.
   void (*softmax)(const T* logits, int64_t n, Sum<T>* out);
 };
 

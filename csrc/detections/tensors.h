@@ -32,7 +32,7 @@ DetectionRows<S> detection_rows(const DetectionTensors& out) {
 
 // ---- the arguments of rpn_proposals and retinanet_detections -----------------------------------
 
-// (B, A, ...) with dense rows; the images may lie apart.
+// (B, A, ...) with dense images; the images need not be adjacent.
 inline Tensor dense_rows(const Tensor& level) {
   int64_t step = 1;
   bool dense = true;
@@ -43,8 +43,8 @@ inline Tensor dense_rows(const Tensor& level) {
   return dense ? level : torch::stable::contiguous(level);
 }
 
-// The arguments have passed contract.h. A level whose rows are not dense is copied; the rows of a
-// channels_last map are dense.
+// The arguments have passed contract.h. A level whose images are not dense is copied; the images of
+// a channels_last map are dense.
 struct PyramidTensors {
   PyramidTensors(const std::vector<Tensor>& logits_in, const std::vector<Tensor>& deltas_in,
                  const Tensor& anchors_in, const Tensor& sizes_in)

@@ -6,7 +6,7 @@
 
 namespace fastdet::cuda {
 
-// Over the lanes up to this one. All lanes of a warp call it.
+// The sum over the lanes up to and including this one. All lanes of a warp call it.
 template <typename T>
 __device__ T warp_sum_up_to(T value) {
   for (int distance = 1; distance < kWarp; distance *= 2) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The way every kernel is launched: on the tensor's device, on torch's current stream, and with the
-// launch checked. All kernels are started by launch(...), never by <<<>>>, so that another compiler
-// can run them without a GPU (tests/cuda_emulation).
+// How every kernel is launched: on the tensor's device, on torch's current stream, with a check of
+// the launch. All kernels are started by launch(...), never by <<<>>>, so that another compiler can
+// run them without a GPU (tests/cuda_emulation).
 #pragma once
 
 #include <cuda_runtime.h>
@@ -46,8 +46,8 @@ __global__ void for_each_kernel(int64_t n, Body body) {
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += step) body(i);
 }
 
-// Calls body(i) for each i in [0, n): one thread each up to a grid that fills any GPU, then with a
-// stride.
+// Calls body(i) for each i in [0, n): one thread for each i, up to a grid that fills any GPU;
+// beyond that, with a stride.
 template <typename Body>
 void for_each(int64_t n, cudaStream_t stream, Body body) {
   const int64_t blocks = std::min<int64_t>((n + kThreads - 1) / kThreads, 1 << 16);

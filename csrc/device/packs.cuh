@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Packs: several values that one instruction loads or stores, up to 16 bytes. Their address must be
-// a multiple of the pack's size (of 16 bytes for larger packs).
+// Packs: several values that one instruction loads or stores, up to 16 bytes. The address must be a
+// multiple of the pack's size, or of 16 bytes for larger packs.
 #pragma once
 
 #include "../geometry/box.h"
@@ -10,7 +10,7 @@ namespace fastdet::cuda {
 
 constexpr int kPackBytes = 16;
 
-// How many values one instruction moves.
+// The number of values that one instruction moves.
 template <typename T>
 constexpr int kPackWidth = kPackBytes / sizeof(T);
 
@@ -32,7 +32,7 @@ __device__ void store_pack(T* p, const Pack<T, n>& pack) {
   *reinterpret_cast<Pack<T, n>*>(p) = pack;
 }
 
-// The first `count` of them; the rest is 0 and is not stored.
+// Loads or stores only the first `count` values; the rest of a loaded pack is 0.
 template <int n, typename T>
 __device__ Pack<T, n> load_pack(const T* p, int64_t count) {
   if (count >= n) return load_pack<n>(p);
@@ -61,7 +61,8 @@ __device__ void store_box(Box<T>* p, const Box<T>& b) {
 
 inline bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kPackBytes == 0; }
 
-// A contiguous tensor itself, or a copy where it is a view that begins between two packs.
+// The contiguous tensor itself, or a copy if it is a view whose address is not a multiple of a
+// pack.
 inline Tensor aligned(const Tensor& tensor) {
   return is_aligned(tensor.const_data_ptr()) ? tensor : torch::stable::clone(tensor);
 }

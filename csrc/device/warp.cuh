@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// A warp: 32 threads that run in step, called lanes.
+// A warp: 32 threads, called lanes, that run together.
 #pragma once
 
 #include "launch.cuh"
@@ -9,7 +9,7 @@ namespace fastdet::cuda {
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = ~0u;
 
-// Of a block of one dimension.
+// For blocks of one dimension.
 __device__ inline int lane() { return threadIdx.x % kWarp; }
 __device__ inline int warp() { return threadIdx.x / kWarp; }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What the focal loss operators accept.
+// The arguments that the focal loss operators accept.
 #pragma once
 
 #include "../expect.h"
@@ -14,7 +14,7 @@ inline void check_sigmoid_focal_loss(const char* op, const Argument& inputs,
   bool labels = targets.scalar_type() == kInt64 && targets.dim() + 1 == inputs.dim();
   for (int64_t d = 0; labels && d < targets.dim(); ++d) labels = targets.size(d) == inputs.size(d);
   expect(labels || (is_floating(targets) && same_shape(targets, inputs)), op, "targets",
-         "floating with the shape of inputs, or int64 with that shape less its last dimension",
+         "floating with the shape of inputs, or int64 with that shape without its last dimension",
          targets);
   expect_same_device(op, "targets", targets, inputs);
 }

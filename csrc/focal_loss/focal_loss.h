@@ -4,8 +4,8 @@
 //   loss = w s^gamma ce,  p = sigmoid(x),  ce = -t log(p) - (1 - t) log(1 - p)
 //   s = p (1 - t) + (1 - p) t,  w = alpha t + (1 - alpha) (1 - t), or 1 for alpha < 0
 //
-// The loss of target 1 at x is that of target 0 at -x, so class labels need the loss of target 0
-// alone.
+// The loss of target 1 at x is the loss of target 0 at -x. So class labels need only the loss of
+// target 0.
 #pragma once
 
 #include "../geometry/sigmoid.h"
@@ -23,7 +23,7 @@ FASTDET_HOST_DEVICE FocalWeights<S> focal_weights(double alpha, double gamma) {
   return {static_cast<S>(positive), static_cast<S>(negative), static_cast<S>(gamma)};
 }
 
-// s^gamma for s in [0, 1]; kSquare where gamma is 2.
+// s^gamma for s in [0, 1]; kSquare if gamma is 2.
 template <bool kSquare, typename S>
 FASTDET_HOST_DEVICE S focal_power(S s, S gamma) {
   if constexpr (kSquare) return s * s;
@@ -34,7 +34,7 @@ FASTDET_HOST_DEVICE S focal_power(S s, S gamma) {
 
 // The functions below take a logit together with its sigmoid.
 
-// For target 0, unweighted.
+// For target 0, without a weight.
 template <bool kSquare, typename S>
 FASTDET_HOST_DEVICE S focal_loss(S x, const Sigmoid<S>& sigmoid, S gamma) {
   return focal_power<kSquare>(sigmoid.p, gamma) * (max_of(x, S(0)) + sigmoid.log_term);
@@ -46,13 +46,13 @@ FASTDET_HOST_DEVICE S focal_loss_backward(S x, const Sigmoid<S>& sigmoid, S gamm
   return focal_power<kSquare>(sigmoid.p, gamma) * (gamma * sigmoid.q * ce + sigmoid.p);
 }
 
-// A sum of positive terms, where the usual max(x, 0) - x t cancels.
+// A sum of positive terms. The usual max(x, 0) - x t would lose digits by cancellation.
 template <typename S>
 FASTDET_HOST_DEVICE S dense_cross_entropy(S x, S t, const Sigmoid<S>& sigmoid) {
   return (x < S(0) ? -x * t : x * (S(1) - t)) + sigmoid.log_term;
 }
 
-// For any target t, weighted.
+// For any target t, with the weight.
 template <bool kSquare, typename S>
 FASTDET_HOST_DEVICE S dense_focal_loss(S x, S t, const Sigmoid<S>& sigmoid,
                                        const FocalWeights<S>& w) {
@@ -71,7 +71,7 @@ FASTDET_HOST_DEVICE S dense_focal_loss_backward(S x, S t, const Sigmoid<S>& sigm
   const S by_ce = sigmoid.p * (S(1) - t) - sigmoid.q * t;
   const S by_s = sigmoid.p * sigmoid.q * (S(1) - 2 * t);
   if constexpr (kSquare) return weight * s * (w.gamma * by_s * ce + s * by_ce);
-  // The derivative of log s is finite where s^(gamma - 1) is not.
+  // The derivative of log s stays finite even if s^(gamma - 1) does not.
   const S by_log = by_s / (s > S(0) ? s : S(1));
   return weight * focal_power<kSquare>(s, w.gamma) * (w.gamma * by_log * ce + by_ce);
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Sigmoid focal loss (focal_loss.h) and its gradient by the logits: one pass each, no memory beside
-// inputs and outputs. Class labels are never expanded to a target for each logit: a block of rows
-// goes through the loop of target 0, and then the one logit of each row that its label names, at
-// -x, goes through the same loop again.
+// Sigmoid focal loss (focal_loss.h) and its gradient with respect to the logits: one pass each.
+// Beside inputs and outputs, only the sum needs memory: a block of losses for each thread, and one
+// number for each block. Class labels are never expanded to a target for each logit: a block of
+// rows goes through the loop of target 0. Then the logit of each row's label goes through the same
+// loop again, as -x.
 #include <algorithm>
 #include <iterator>
 #include <limits>
@@ -20,10 +21,10 @@ namespace fastdet::cpu {
 namespace {
 
 constexpr int64_t kGrainLogits = 1 << 13;
-constexpr int64_t kBlockLogits = 1 << 12;  // whose results stay in the L1 cache
+constexpr int64_t kBlockLogits = 1 << 12;  // the results of a block stay in the L1 cache
 constexpr int64_t kBlockRows = 256;
 
-// Targets of both kinds: a row has one label, or is a single logit with a dense target.
+// Targets of both kinds: a row has one label, or a row is a single logit with a dense target.
 template <typename S>
 struct Targets {
   const S* dense;  // or null
@@ -49,7 +50,7 @@ struct Targets {
     return std::max<int64_t>(1, kGrainLogits / std::max<int64_t>(1, width));
   }
 
-  // body(begin, end) over rows: all that a thread takes, or blocks of them where there are labels.
+  // Calls body(begin, end) over rows: all rows of a thread, or blocks of them if there are labels.
   template <typename Body>
   void for_each_block(const Body& body) const {
     const int64_t rows = dense ? num_rows : block_rows();
@@ -59,7 +60,7 @@ struct Targets {
   }
 };
 
-// The logits of a block of rows that their labels name, negated; places count from the block's
+// The logits of a block of rows at the labels of the rows, negated. Places count from the block's
 // first logit, where `inputs` begins.
 template <typename T>
 struct Positives {
@@ -78,7 +79,8 @@ struct Positives {
   }
 };
 
-// Ignored rows become 0, and rows whose label is no class NaN; `out` begins with row `begin`.
+// Sets ignored rows to 0, and rows whose label is not a class to NaN. `out` begins with row
+// `begin`.
 template <typename S, typename Out>
 void overwrite_special_rows(const Targets<S>& targets, int64_t begin, int64_t end, Out* out) {
   for (int64_t row = begin; row < end; ++row) {
@@ -89,13 +91,13 @@ void overwrite_special_rows(const Targets<S>& targets, int64_t begin, int64_t en
   }
 }
 
-// Weights by which the loop of target 0 at -x gives target 1 at x.
+// The weights with which the loop of target 0 at -x gives the loss of target 1 at x.
 template <typename S>
 FocalWeights<S> mirrored(const FocalWeights<S>& w) {
   return {w.negative, w.positive, w.gamma};
 }
 
-// The losses of rows [begin, end).
+// Writes the losses of rows [begin, end).
 template <typename T>
 void losses_of(const Targets<Sum<T>>& targets, const T* inputs, const FocalWeights<Sum<T>>& weights,
                int64_t begin, int64_t end, Sum<T>* loss) {
@@ -111,7 +113,7 @@ void losses_of(const Targets<Sum<T>>& targets, const T* inputs, const FocalWeigh
   overwrite_special_rows(targets, begin, end, loss);
 }
 
-// In 16 partial sums, an order that vectors can keep.
+// Sums in 16 partial sums, an order that vectors of any width can keep.
 template <typename S>
 S sum_of(const S* values, int64_t n) {
   constexpr int64_t kLanes = 16;

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Sigmoid focal loss (focal_loss.h) and its gradient: one pass each; a thread takes as many logits
-// as one load of 16 bytes brings. Labels are looked up, never expanded to a target for each logit:
-// the column of a logit says whether its row's label names it. The sum of all losses writes none of
-// them: each block adds up its own losses, and one more block adds up the blocks, in a fixed order.
+// Sigmoid focal loss (focal_loss.h) and its gradient: one pass each. A thread takes as many logits
+// as one load of 16 bytes holds. Labels are never expanded to a target for each logit: the target
+// of a logit is 1 if its column is its row's label. The sum of all losses writes no single loss:
+// each block sums its own losses, and one more block sums the results of the blocks, in a fixed
+// order.
 //
 // For 200k x 80 floats each pass moves 128 MB, 38 us at 3.35 TB/s. A logit takes about 50
 // instructions for the loss and 60 for the gradient, half of them for the label and the addresses:
-// 27 and 32 us, at the same time as the memory traffic. Without the GPU's own 2^x and 1 / x it
-// would be twice as many; with them results differ from the CPU's in the sixth digit. An exponent
-// other than 2 takes about 60 more. The sum reads 64 MB, 19 us, so its instructions are the limit;
-// with its gradient 192 MB are moved.
+// 27 and 32 us, at the same time as the memory traffic. Without the GPU's own 2^x and 1 / x they
+// would be twice as many; with these instructions, results differ from the CPU's in the sixth
+// digit. An exponent other than 2 takes about 60 more. The sum reads 64 MB, 19 us, so its
+// instructions are the limit. The sum and its gradient together move 192 MB.
 #include <limits>
 
 #include "../device/packs.cuh"
@@ -21,7 +22,7 @@ namespace fastdet::cuda {
 
 namespace {
 
-// One instruction each, 2 ulp off at most; subnormal numbers count as 0.
+// One instruction each, with an error of at most 2 ulp. Subnormal numbers count as 0.
 __device__ inline float exp2_of(float x) {
 #ifdef __CUDA_ARCH__
   float y;
@@ -47,7 +48,7 @@ __device__ inline Sigmoid<double> fast_sigmoid_of(double x) { return sigmoid_of(
 __device__ inline Sigmoid<float> fast_sigmoid_of(float x) {
   const float e = exp2_of(-fabsf(x) * 1.44269504f);
   const float larger = reciprocal(1 + e), smaller = e * larger;
-  // log(1 + e) = 2 artanh(e / (e + 2)), by the series of maths.h.
+  // log(1 + e) = 2 artanh(e / (e + 2)), with the polynomial of maths.h.
   const float s = e * reciprocal(e + 2), z = s * s;
   float p = fmaf(0.281783343f, z, 0.279606029f);
   p = fmaf(p, z, 0.400249103f);
@@ -55,7 +56,7 @@ __device__ inline Sigmoid<float> fast_sigmoid_of(float x) {
   return {x < 0 ? smaller : larger, x < 0 ? larger : smaller, s * fmaf(p, z, 2.f)};
 }
 
-// The loss, or its derivative, unweighted.
+// The loss of target 0, or its derivative, without a weight.
 template <bool kBackward, bool kSquare, typename S>
 __device__ S of_target_zero(S x, S gamma) {
   const Sigmoid<S> sigmoid = fast_sigmoid_of(x);
@@ -83,18 +84,18 @@ struct DenseTargets {
   }
 };
 
-// What the labels of the rows say of each value of a pack, one bit a value.
+// What the labels of the rows say about each value of a pack, one bit for each value.
 struct LabelBits {
   unsigned positive = 0, ignored = 0, wrong = 0;
 
-  // Values [first, first + count) of rows of `width`; a pack crosses few rows, mostly one.
+  // For values [first, first + count) of rows of `width`. A pack touches few rows, usually one.
   __device__ LabelBits(const int64_t* labels, int64_t width, int64_t first, int count) {
     int64_t row = first / width, column = first - row * width;
     for (int begin = 0, end; begin < count; begin = end, column = 0, ++row) {
       const int64_t label = labels[row];
       end = static_cast<int>(min_of<int64_t>(count, begin + width - column));
       const unsigned all = (1u << end) - (1u << begin);
-      // As unsigned numbers, negative ones are large.
+      // The comparison is unsigned, so that negative numbers are large.
       if (uint64_t(label - column) < uint64_t(end - begin))
         positive |= 1u << (begin + static_cast<int>(label - column));
       if (label == kIgnoredLabel) ignored |= all;
@@ -111,7 +112,7 @@ struct LabelTargets {
   template <bool kBackward, bool kSquare, int n>
   __device__ Pack<S, n> apply(const Pack<S, n>& logits, int64_t first, int64_t count,
                               const FocalWeights<S>& w) const {
-    // Target 1 at x is target 0 at -x, where the derivative changes its sign.
+    // The loss of target 1 at x is that of target 0 at -x; the derivative changes its sign.
     const S weight_of_positive = kBackward ? -w.positive : w.positive;
     const LabelBits bits(labels, width, first, static_cast<int>(min_of<int64_t>(n, count)));
     Pack<S, n> out;
@@ -138,7 +139,7 @@ __device__ Pack<S, n> widened(const Pack<T, n>& pack) {
   return wide;
 }
 
-// The gradients of a pack, see RepeatedGrad.
+// The gradients of a pack; see RepeatedGrad.
 template <int n, typename S>
 __device__ Pack<S, n> load_grad(const S* grad, int64_t repeat, int64_t first, int64_t count) {
   if (repeat == 1) return load_pack<n>(grad + first, count);
@@ -170,7 +171,7 @@ constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = ~0u;
 constexpr int kPacksPerThread = 16;  // that are summed
 
-// The sum over all threads of a block, for thread 0.
+// The sum over all threads of a block, valid in thread 0.
 template <typename S>
 __device__ S sum_of_block(S value) {
   __shared__ S of_warps[kThreads / kWarp];

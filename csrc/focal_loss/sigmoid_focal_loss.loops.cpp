@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The focal loss of n logits that lie one after another. float16 is converted in blocks of float32,
-// because GCC does not vectorise a loop that converts each value as it goes.
+// The focal loss of n adjacent logits. float16 is converted to float32 block by block, because GCC
+// does not vectorise a loop that converts each value on its own.
 #include "sigmoid_focal_loss.loops.h"
 
 #include <type_traits>
@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t kHalfBlock = 256;
 
-// Exact, as is its inverse but for one rounding to nearest.
+// widen is exact; narrow rounds once, to nearest.
 static void widen(const Half* from, int64_t n, float* to) {
   int64_t i = 0;
 #if defined(__F16C__)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Arithmetic on xyxy boxes, shared by host and device: plain C++, no torch. Each function rounds in
-// one fixed order (no contraction, see CMakeLists.txt), so that every backend gets the same bits
-// and no index that depends on a comparison differs between them.
+// one fixed order (no contraction, see CMakeLists.txt). So every backend gets the same bits, and an
+// index that depends on a comparison is the same on all of them.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 #ifdef __CUDACC__
 #define FASTDET_HOST_DEVICE __host__ __device__ __forceinline__
 #else
-// Always inlined: a copy compiled for one ISA could be linked into another ISA's code.
+// Always inlined: otherwise the linker could use a copy that was compiled for another ISA.
 #define FASTDET_HOST_DEVICE inline __attribute__((always_inline))
 #endif
 
@@ -30,7 +30,7 @@ FASTDET_HOST_DEVICE T max_of(T a, T b) {
   return a > b ? a : b;
 }
 
-// The same for numbers that are not NaN; on the device one instruction instead of two.
+// Like min_of, for arguments that are not NaN. On the device it is one instruction instead of two.
 template <typename T>
 FASTDET_HOST_DEVICE T min_of_numbers(T a, T b) {
 #ifdef __CUDA_ARCH__
@@ -60,7 +60,7 @@ FASTDET_HOST_DEVICE bool is_finite(const Box<T>& b) {
   return is_finite(b.x1) && is_finite(b.y1) && is_finite(b.x2) && is_finite(b.y2);
 }
 
-// False where a coordinate is NaN, too.
+// Whether both sides are at least min_size; false if a coordinate is NaN.
 template <typename T>
 FASTDET_HOST_DEVICE bool has_sides(const Box<T>& b, T min_size) {
   return b.x2 - b.x1 >= min_size && b.y2 - b.y1 >= min_size;
@@ -71,7 +71,7 @@ FASTDET_HOST_DEVICE T area(const Box<T>& b) {
   return (b.x2 - b.x1) * (b.y2 - b.y1);
 }
 
-// Any number for boxes with a NaN; their areas are NaN.
+// Any number if a coordinate is NaN; the area of such a box is NaN too.
 template <typename T>
 FASTDET_HOST_DEVICE T intersection(const Box<T>& a, const Box<T>& b) {
   const T w = min_of_numbers(a.x2, b.x2) - max_of_numbers(a.x1, b.x1);
@@ -79,7 +79,7 @@ FASTDET_HOST_DEVICE T intersection(const Box<T>& a, const Box<T>& b) {
   return max_of_numbers(w, T(0)) * max_of_numbers(h, T(0));
 }
 
-// 0 where the union is not positive, never NaN for finite boxes.
+// 0 if the union is not positive; never NaN for finite boxes.
 template <typename T>
 FASTDET_HOST_DEVICE T iou(const Box<T>& a, T area_a, const Box<T>& b, T area_b) {
   const T inter = intersection(a, b);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The maths between boxes and deltas, shared by host and device: plain C++, no torch. A box is
-// described relative to an anchor by the shift of its centre, in units of the anchor's sides, and
-// by the logarithm of the ratio of the sides, each times a weight.
+// The conversion between boxes and deltas, shared by host and device: plain C++, no torch. The
+// deltas of a box relative to an anchor are the shift of its centre, in units of the anchor's
+// sides, and the logarithms of the ratios of the sides, each times a weight.
 #pragma once
 
 #include "maths.h"
@@ -13,7 +13,7 @@ struct Deltas {
   T dx, dy, dw, dh;
 };
 
-// As in torchvision: a side grows at most by a factor of 1000 / 16, so exp does not overflow.
+// As in torchvision: a side grows by a factor of at most 1000 / 16, so exp does not overflow.
 constexpr double kMaxLogRatio = 4.135166556742356;  // log(1000 / 16)
 
 template <typename T>
@@ -21,9 +21,9 @@ FASTDET_HOST_DEVICE bool is_side(T length) {
   return (length > T(0)) & is_finite(length);
 }
 
-// Zeros where a side of the box or of the anchor is not positive and finite: such a pair teaches
-// nothing, and an infinity times a mask of 0 would make a loss NaN. No branch, so that a loop over
-// it vectorises.
+// Zeros if a side of the box or of the anchor is not positive and finite. A loss learns nothing
+// from such a pair, and an infinity times a mask of 0 would make the loss NaN. There is no branch,
+// so that a loop over it vectorises.
 template <typename T>
 FASTDET_HOST_DEVICE Deltas<T> encode(const Box<T>& box, const Box<T>& anchor,
                                      const Deltas<T>& weights) {
@@ -63,7 +63,8 @@ FASTDET_HOST_DEVICE Box<T> clip(const Box<T>& b, T width, T height) {
   return {clip(b.x1, width), clip(b.y1, height), clip(b.x2, width), clip(b.y2, height)};
 }
 
-// The gradient that passes clip(x, max): all of it on the limits themselves, as in torch.clamp.
+// The gradient that passes through clip(x, max). At the limits themselves it passes whole, as in
+// torch.clamp.
 template <typename T>
 FASTDET_HOST_DEVICE T clip_backward(T grad, T x, T max) {
   return x >= T(0) && x <= max ? grad : T(0);
@@ -75,7 +76,7 @@ FASTDET_HOST_DEVICE Box<T> clip_backward(const Box<T>& grad, const Box<T>& b, T 
           clip_backward(grad.x2, b.x2, width), clip_backward(grad.y2, b.y2, height)};
 }
 
-// The gradient of decode with respect to the deltas; 0 where a log ratio was clamped.
+// The gradient of decode with respect to the deltas; 0 for a log ratio that was clamped.
 template <typename T>
 FASTDET_HOST_DEVICE Deltas<T> decode_backward(const Box<T>& grad, const Deltas<T>& deltas,
                                               const Box<T>& anchor, const Deltas<T>& weights) {

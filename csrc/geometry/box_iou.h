@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The similarity of two boxes, in four kinds, and its derivative: shared by host and device, plain
+// The similarity of two boxes, in four kinds, and its derivative. Shared by host and device: plain
 // C++, no torch.
 //
 //   iou          inter / union
@@ -7,9 +7,9 @@
 //   distance     iou - (distance of the centres)^2 / (diagonal of the enclosing box)^2
 //   complete     distance - alpha v,  v = (2/pi (angle1 - angle2))^2,  alpha = v / (1 - iou + v)
 //
-// A quotient whose denominator is not positive is 0, and so is its derivative. The derivative is
-// torchvision's: alpha is a constant, min and max of equal numbers split it evenly, and boxes that
-// touch without overlapping have no derivative through their intersection.
+// A quotient is 0 if its denominator is not positive, and so is its derivative. The derivative is
+// torchvision's: alpha is a constant, min and max of equal numbers share it evenly, and the
+// intersection of boxes that touch without overlapping has no derivative.
 #pragma once
 
 #include "maths.h"
@@ -18,7 +18,8 @@ namespace fastdet {
 
 enum class IouKind { kIou, kGeneralized, kDistance, kComplete };
 
-// The numbers that torchvision adds to the denominators; the pairwise ops add nothing to an area.
+// The numbers that torchvision adds to the denominators. The pairwise operators add nothing to an
+// area.
 template <typename T>
 struct IouEps {
   T area, diagonal, alpha;
@@ -29,14 +30,15 @@ FASTDET_HOST_DEVICE IouEps<T> pairwise_eps(double eps) {
   return {T(0), static_cast<T>(eps), static_cast<T>(eps)};
 }
 
-// torchvision's complete loss uses its eps for alpha alone.
+// torchvision's complete loss uses its eps only for alpha.
 template <typename T>
 FASTDET_HOST_DEVICE IouEps<T> loss_eps(IouKind kind, double eps) {
   const T overlap = static_cast<T>(kind == IouKind::kComplete ? 1e-7 : eps);
   return {overlap, overlap, static_cast<T>(eps)};
 }
 
-// A box with the values that depend on it alone; the angle of its diagonal only for kComplete.
+// A box with the values that depend only on it. The angle of its diagonal is only set for
+// kComplete.
 template <typename T>
 struct IouBox {
   Box<T> box;
@@ -50,7 +52,7 @@ FASTDET_HOST_DEVICE IouBox<T> iou_box(const Box<T>& b) {
   return {b, area(b), angle};
 }
 
-// n / (d + eps) where d is positive, else 0; a NaN stays one.
+// n / (d + eps) if d is positive, else 0; a NaN stays NaN.
 template <typename T>
 FASTDET_HOST_DEVICE T quotient(T n, T d, T eps) {
   const T q = n / (d <= T(0) ? T(1) : d + eps);
@@ -95,14 +97,14 @@ FASTDET_HOST_DEVICE T similarity(const IouBox<T>& a, const IouBox<T>& b, const I
   return near - alpha_of(v, overlap, eps.alpha) * v;
 }
 
-// 1 where x is the smaller, 1/2 where they are equal.
+// 1 if x is the smaller one, 1/2 if they are equal.
 template <typename T>
 FASTDET_HOST_DEVICE T share_of_min(T x, T y) {
   return x < y ? T(1) : x == y ? T(0.5) : T(0);
 }
 
-// The derivative by the four ends of two intervals, from those by the length of their intersection
-// and of their hull.
+// Adds the derivative with respect to the four ends of two intervals. It is given the derivatives
+// with respect to the length of their intersection and of their hull.
 template <typename T>
 FASTDET_HOST_DEVICE void ends_backward(T a1, T a2, T b1, T b2, T by_inter, T by_hull, T& da1,
                                        T& da2, T& db1, T& db2) {
@@ -135,7 +137,7 @@ FASTDET_HOST_DEVICE void angle_backward(const Box<T>& box, T by_angle, Box<T>& d
   d.y2 += by_height;
 }
 
-// grad times the derivative of similarity() by both boxes.
+// `grad` times the derivative of similarity() with respect to both boxes.
 template <IouKind kind, typename T>
 FASTDET_HOST_DEVICE void similarity_backward(const IouBox<T>& a, const IouBox<T>& b,
                                              const IouEps<T>& eps, T grad, Box<T>& da, Box<T>& db) {
@@ -147,7 +149,8 @@ FASTDET_HOST_DEVICE void similarity_backward(const IouBox<T>& a, const IouBox<T>
   const T united = a.area + b.area - inter;
   const T overlap = quotient(inter, united, eps.area);
   const T per_union = quotient(T(1), united, eps.area);
-  // By the two areas, by the intersection (which the union loses) and by the sides of the hull.
+  // With respect to the two areas, to the intersection (which the union loses) and to the sides of
+  // the hull.
   T by_area = -overlap * per_union;
   T by_hull_width = T(0), by_hull_height = T(0);
   T by_inter = per_union - by_area;

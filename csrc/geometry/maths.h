@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // exp, log, log1p and atan on the ranges that losses and box coding need, shared by host and
-// device: plain C++, no torch. In float they are polynomials without a branch, a table or a call,
-// at most 2 ulp off, so that loops over them vectorise and every ISA and device gets the same bits.
-// In double they are the standard library's.
+// device: plain C++, no torch. In float they are polynomials with an error of at most 2 ulp,
+// without branches, tables or calls. So loops over them vectorise, and every ISA and device gets
+// the same bits. In double they are the functions of the standard library.
 #pragma once
 
 #include <cmath>

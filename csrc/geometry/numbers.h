@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The types of numbers that the operators take, and the type that each is computed in. Host and
-// device; of torch only its header-only half types.
+// The number types that the operators accept, and the type in which each is computed. For host and
+// device; of torch, only its header-only half types are used.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -13,7 +13,8 @@ namespace fastdet {
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
-// What values of type T are computed and summed in: double for double, float for every other type.
+// The type in which values of type T are computed and summed: double for double, float for all
+// others.
 template <typename T>
 using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
 

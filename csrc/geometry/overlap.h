@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Which boxes can overlap at all, and which are too small for products of areas to be exact in
-// proportion. Host and device, no torch.
+// Whether a box can overlap another at all, and the size below which products of areas lose their
+// relative precision. Host and device, no torch.
 #pragma once
 
 #include <limits>
@@ -9,7 +9,8 @@
 
 namespace fastdet {
 
-// Below this, areas and sides lose digits: products of them round in steps, not in proportion.
+// Below this, areas and sides lose digits: the rounding error of their products is absolute, not
+// relative.
 template <typename T>
 constexpr T kTiny = std::numeric_limits<T>::min() * (T(1) / std::numeric_limits<T>::epsilon());
 

@@ -11,15 +11,15 @@ namespace fastdet {
 
 constexpr int64_t kMaxLevels = 8;
 
-// A box belongs to the last level l whose min_area[l] it reaches, or else to level 0.
+// A box belongs to the last level l with area >= min_area[l], or else to level 0.
 template <typename T>
 struct LevelMap {
   T min_area[kMaxLevels];
   int64_t num_levels;
 };
 
-// Equation 1 of the FPN paper with torchvision's epsilon, solved for the area: unlike a logarithm,
-// a comparison with a constant gives the same answer on every device.
+// Equation 1 of the FPN paper with torchvision's epsilon, solved for the area. A comparison with a
+// constant, unlike a logarithm, gives the same result on every device.
 template <typename T>
 LevelMap<T> level_map(const double* scales, int64_t num_levels, int64_t canonical_scale,
                       int64_t canonical_level) {

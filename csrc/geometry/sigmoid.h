@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The sigmoid of a logit with what binary cross entropy needs beside it. All terms come from
-// e = exp(-|x|), which never overflows, and 1 - p is never computed as a difference. Host and
-// device, no torch.
+// The sigmoid of a logit, and the other terms of binary cross entropy. All terms come from e =
+// exp(-|x|), which never overflows, and 1 - p is never computed as a difference. Host and device,
+// no torch.
 #pragma once
 
 #include "maths.h"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// A threshold given as a double, rounded to the type of the values that it is compared with; and a
-// threshold on probabilities, as a bound on logits. Only `sigmoid` also compiles for the device.
+// Converts thresholds: a double to the type of the values that it is compared with, and a threshold
+// on probabilities to a bound on logits. Only `sigmoid` also compiles for the device.
 #pragma once
 
 #include <cmath>
@@ -10,7 +10,7 @@
 
 namespace fastdet {
 
-// The largest T not above the threshold: for a T x, `x > round_down<T>(t)` means `x > t`.
+// The largest T that is not above the threshold: for a T x, `x > round_down<T>(t)` means `x > t`.
 template <typename T>
 T round_down(double threshold) {
   const T rounded = static_cast<T>(threshold);
@@ -24,8 +24,8 @@ FASTDET_HOST_DEVICE T sigmoid(T logit) {
   return static_cast<T>(1. / (1. + ::exp(-static_cast<double>(logit))));
 }
 
-// For a T x above -inf, `x > logit_bound(t)` means `sigmoid(x) > t`, rounding included: found
-// by bisection, since the rounded sigmoid never falls.
+// For a T x above -inf, `x > logit_bound(t)` means `sigmoid(x) > t`, rounding included. Found by
+// bisection, which works because the rounded sigmoid is monotonic.
 template <typename T>
 T logit_bound(T threshold) {
   T low = T(-800), high = T(800);  // sigmoid is 0 and 1 in every type

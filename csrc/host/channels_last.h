@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Maps (B, C, H, W) whose channels lie side by side, as the network layers read and write them.
+// Feature maps (B, C, H, W) in channels_last, as the network layers read and write them.
 #pragma once
 
 #include <array>
@@ -19,7 +19,7 @@ inline Tensor in_channels_last(const Tensor& map) {
                             : channels_to_front(torch::stable::contiguous(channels_to_back(map)));
 }
 
-// Uninitialised (B, C, H, W); not a view, so that the next layer may write over it.
+// Uninitialised (B, C, H, W). It is not a view, so that the next layer may overwrite it.
 inline Tensor empty_in_channels_last(int64_t images, int64_t channels, int64_t height,
                                      int64_t width, ScalarType dtype) {
   const std::array sizes = {images, channels, height, width};

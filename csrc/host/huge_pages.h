@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Large outputs in huge pages. The C library asks the system for new memory for every large block,
-// so the first write to each page is a page fault: with pages of 4 KiB the faults cost several
-// times the writing itself, with pages of 2 MiB about as much as it. No byte beyond the block
-// becomes resident, and nothing happens where the system has no huge pages.
+// so the first write to each page is a page fault. With pages of 4 KiB the faults cost several
+// times as much as the writing; with pages of 2 MiB they cost about as much as the writing. No byte
+// beyond the block becomes resident. Without huge pages in the system, nothing changes.
 #pragma once
 
 #if defined(__linux__)
@@ -17,7 +17,7 @@
 
 namespace fastdet::cpu {
 
-// For a new tensor, before anything is written to it; returns it.
+// For a new tensor, before anything is written to it. Returns the tensor.
 inline Tensor in_huge_pages(Tensor tensor) {
 #if defined(MADV_HUGEPAGE)
   constexpr uintptr_t kPage = uintptr_t(1) << 21;
@@ -32,7 +32,7 @@ inline Tensor in_huge_pages(Tensor tensor) {
   return tensor;
 }
 
-// Sets all bytes of a dense tensor to 0; the threads share the first touches of its pages.
+// Sets all bytes of a dense tensor to 0. The threads share the page faults of the first writes.
 inline void fill_zero(const Tensor& tensor) {
   char* bytes = mutable_data<char>(tensor);
   parallel_for(tensor.numel() * static_cast<int64_t>(tensor.element_size()), 1 << 20,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The choice of the instruction set: by FASTDET_CPU_ISA, by set_isa, or else the best one.
+// Chooses the instruction set: the one of FASTDET_CPU_ISA, else the best one. set_isa changes it.
 #include "isa.h"
 
 #include <array>
@@ -50,7 +50,7 @@ Isa parse(const std::string& wanted) {
                               " on this processor, got '" + wanted + "'");
 }
 
-// An error at load time would be a crash without a traceback, so a bad variable is only reported.
+// An error at load time would be a crash without a traceback, so a wrong value is only reported.
 Isa initial() {
   const char* wanted = std::getenv("FASTDET_CPU_ISA");
   if (!wanted || !*wanted) return best();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The instruction set (ISA) that the hot loops run on: the best that the processor has, or the one
+// The instruction set (ISA) of the hot loops: the best one that the processor supports, or the one
 // that the environment variable FASTDET_CPU_ISA names. Plain C++, no torch.
 #pragma once
 
@@ -10,7 +10,7 @@
 
 namespace fastdet::cpu {
 
-// In ascending order; an ISA is usable where the processor supports it and the build has it.
+// In ascending order. An ISA is usable if the processor supports it and the build contains it.
 enum class Isa { kBaseline, kAvx2, kAvx512 };
 
 FASTDET_EXPORT Isa isa();

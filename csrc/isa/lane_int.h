@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The integer type that vectors of T are compared into, lane by lane.
+// The integer type of the lanes that a comparison of vectors of T gives.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Vectors as wide as a register of the ISA that this file is compiled for, for the loops that GCC
-// does not vectorise from plain code. Only an x.loops.cpp includes it.
+// Vectors as wide as a register of the ISA that this file is compiled for, for loops that GCC does
+// not vectorise from plain code. Only x.loops.cpp files include it.
 #pragma once
 
 #ifndef FASTDET_ISA
@@ -26,7 +26,7 @@ constexpr int kVectorBytes = 16;
 template <typename T>
 constexpr int kLanesOf = kVectorBytes / sizeof(T);
 
-// As wide as a register: wider ones, and plain arrays, would live in memory.
+// As wide as a register: wider vectors, and plain arrays, would be kept in memory.
 template <typename T>
 struct VectorOf {
   typedef T type __attribute__((vector_size(kVectorBytes)));
@@ -47,13 +47,13 @@ __attribute__((always_inline)) inline void store_lanes(const Lanes<T>& lanes, T*
   __builtin_memcpy(p, &lanes, sizeof lanes);
 }
 
-// Every lane the same.
+// A vector with the same value in every lane.
 template <typename T>
 __attribute__((always_inline)) inline Lanes<T> all_lanes(T value) {
   return value - Lanes<T>{};
 }
 
-// What a comparison of Lanes<T> gives: -1 or 0 in each lane.
+// The type of a comparison of Lanes<T>: -1 or 0 in each lane.
 template <typename T>
 using LaneMask = decltype(Lanes<T>{} < Lanes<T>{});
 
@@ -72,7 +72,7 @@ __attribute__((always_inline)) inline bool any_lane(const Mask& mask) {
 #endif
 }
 
-// Two operations for which GCC 12 uses more AVX-512 instructions than they need.
+// For the next two operations GCC 12 uses more AVX-512 instructions than necessary.
 
 template <typename T>
 __attribute__((always_inline)) inline bool any_greater(const Lanes<T>& a, const Lanes<T>& b) {
@@ -86,7 +86,7 @@ __attribute__((always_inline)) inline bool any_greater(const Lanes<T>& a, const 
 #endif
 }
 
-// 0 in place of what is negative or NaN.
+// Replaces negative values and NaN by 0.
 template <typename T>
 __attribute__((always_inline)) inline Lanes<T> positive_part(const Lanes<T>& x) {
 #if defined(__AVX512F__)

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The hot loops of the CPU kernels, once for each instruction set (ISA). An operator x declares a
-// table of functions in x.loops.h and fills it in x.loops.cpp, which CMake compiles once for each
-// ISA, with FASTDET_ISA as the namespace. current_loops<Table>() is the table of the ISA in use.
+// The hot loops of the CPU kernels, compiled once for each instruction set (ISA). An operator x
+// declares a table of functions in x.loops.h and fills it in x.loops.cpp. CMake compiles that file
+// once for each ISA, with FASTDET_ISA as the namespace. current_loops<Table>() is the table of the
+// ISA in use.
 //
 // A loop is plain C++ over pointers and ranges: no torch, no threads, no allocation, so that the
 // NumPy entry points run the same code as the torch operators.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The output of a mask head for each box of a padded batch, channel by channel: (B, K, C, h, w) of
-// any strides, with the boxes of all images counted through. Host and device, no torch.
+// The output of a mask head for each box of a padded batch: (B, K, C, h, w) of any strides. Boxes
+// are numbered over all images. Host and device, no torch.
 #pragma once
 
 #include <cstdint>

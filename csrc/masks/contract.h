@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What the mask operators accept.
+// The arguments that the mask operators accept.
 #pragma once
 
 #include <algorithm>
@@ -62,7 +62,7 @@ inline void check_mask_rcnn_loss_backward(const char* op, const Argument& grad,
   expect_same_device(op, "count", count, grad);
 }
 
-constexpr int64_t kLargestMask = int64_t(1) << 20;  // whose taps float32 still tells apart
+constexpr int64_t kLargestMask = int64_t(1) << 20;  // the taps are still distinct in float32
 
 inline void check_paste_masks(const char* op, const Argument& masks, const Argument& boxes,
                               int64_t height, int64_t width) {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The masks that boxes are matched with, cropped to the boxes and averaged down to a few bins.
+// Crops the matched mask of each box to the box and averages it over a few bins.
 //
-// The floor of the benchmark (1,024 boxes of two images, 28 x 28 bins, 100 masks of 800 x 1216 an
-// image): the bytes under the boxes once, about 30 KB each, and 3 MB written. Merging the rows of a
-// bin takes one multiply-add a pixel, about 40,000 for an average box of 170 x 170 pixels, and 28 x
-// 28 x 8 more for its columns. Workspace: the taps of one box for each thread.
+// The lower bound for the benchmark (1,024 boxes of two images, 28 x 28 bins, 100 masks of 800 x
+// 1216 in each image) is to read the bytes under the boxes once, about 30 KB each, and to write 3
+// MB. For an average box of 170 x 170 pixels, merging the rows of the bins takes about 40,000
+// multiply-adds, and the columns 28 x 28 x 8 more. Workspace: the taps of one box for each thread.
 #include "../host/huge_pages.h"
 #include "../host/parallel.h"
 #include "contract.h"

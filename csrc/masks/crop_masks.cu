@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The masks that boxes are matched with, cropped to the boxes: one block a box (mask_cropper.cuh).
+// Crops the matched mask of each box to the box, with one block for each box (mask_cropper.cuh).
 // One launch, no workspace.
 //
 // Estimated, not measured, for 1,024 boxes of 170 x 170 pixels and 28 x 28 bins on an H100: 30 MB
 // read and 3 MB written, 10 us. The four rounds of bins of a box merge about 36,000 pixels at four
-// instructions each, and each of its 784 bins takes about 7 samples of 30 instructions: 10,000 warp
-// instructions a box, 11 million in all, 12 us. While one block waits at a barrier, others run.
+// instructions each. Each of its 784 bins takes about 7 samples of 30 instructions. These are
+// 10,000 warp instructions for each box, 11 million in all, 12 us. While one block waits at a
+// barrier, others run.
 #include "contract.h"
 #include "mask_cropper.cuh"
 #include "tensors.h"

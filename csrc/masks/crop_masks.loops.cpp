@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// A mask, one byte a pixel, averaged over the bins of a box: first its rows are merged, then its
-// columns, as in RoIAlign.
+// Averages a mask, one byte for each pixel, over the bins of a box: first the rows are merged, then
+// the columns, as in RoIAlign.
 #include "crop_masks.loops.h"
 
 #include "../roi_align/merge_rows.h"

@@ -12,8 +12,8 @@ namespace fastdet::cpu {
 // S is float or double.
 template <typename S>
 struct FASTDET_EXPORT CropLoops {
-  // out (rows.bins, columns.bins) = the taps of a mask, whose pixels lie side by side; merged has
-  // room for kMergedRows * merged_stride(columns.span) finite values.
+  // out (rows.bins, columns.bins) = the averages of a mask by its taps. The pixels of a row must be
+  // adjacent. `merged` has room for kMergedRows * merged_stride(columns.span) finite values.
   void (*crop_mask)(const uint8_t* mask, int64_t row_stride, const Taps<S>& rows,
                     const Taps<S>& columns, S* out, S* merged);
 };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The masks of a padded batch (B, G, H, W), one byte a pixel. Host and device, no torch.
+// The masks of a padded batch (B, G, H, W), one byte for each pixel. Host and device, no torch.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@ namespace fastdet {
 
 struct MaskBatch {
   const uint8_t* data;
-  int64_t masks, height, width;  // masks an image
+  int64_t masks, height, width;  // `masks` is the number for each image
   int64_t image_stride, mask_stride, row_stride;
 
   FASTDET_HOST_DEVICE bool has(int64_t match) const { return match >= 0 && match < masks; }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// RoIAlign, with its adaptive grid, of the mask of one box, by one block. 8 rows of bins at a time
-// are merged along y into 256 columns in shared memory, one thread a column, so that the bytes of a
-// mask are read side by side, once or twice. Then 8 x 32 threads, one a bin, add up the columns
-// that their samples read. A large box takes as many rounds as it needs.
+// RoIAlign of the mask of one box, with an adaptive grid, by one block. 8 rows of bins at a time
+// are merged along y into 256 columns in shared memory, with one thread for each column. So the
+// bytes of a mask are read from adjacent addresses, once or twice. Then 8 x 32 threads, one for
+// each bin, sum the columns that their samples read. A large box takes several rounds.
 #pragma once
 
 #include "../device/launch.cuh"
@@ -11,7 +11,7 @@
 
 namespace fastdet::cuda {
 
-// One block for each of n items, up to a grid that fills any GPU, then with a stride.
+// One block for each of n items, up to a grid that fills any GPU; beyond that, with a stride.
 inline dim3 grid_of(int64_t n) {
   return dim3(static_cast<unsigned>(std::min<int64_t>(n, 1 << 16)));
 }
@@ -21,8 +21,8 @@ struct MaskCropper {
   static constexpr int kRows = 8, kColumns = 32, kChunk = kThreads, kTaps = 64;
   static_assert(kRows * kColumns == kThreads, "one thread a bin");
 
-  // For each of the rows of bins, which rows of the mask it reads and their shares; in parts where
-  // they are more than kTaps.
+  // For each row of bins, the rows of the mask that it reads and their weights. If there are more
+  // than kTaps, they come in parts.
   RoiAxis<double> y, x;
   const uint8_t* mask;
   int64_t index[kRows][kTaps];
@@ -32,7 +32,7 @@ struct MaskCropper {
   int more;
   S merged[kRows][kChunk];
 
-  // By all threads; calls out(i, j, value) for each bin. `match` may name no mask.
+  // Calls out(i, j, value) for each bin. All threads call it. `match` may be no index of a mask.
   template <typename Out>
   __device__ void crop(const MaskBatch& masks, int64_t image, int64_t match, const Box<S>& box,
                        int64_t height, int64_t width, const Out& out) {
@@ -58,11 +58,11 @@ struct MaskCropper {
     return roi_axis_in_float64(low, high, S(1), false, bins, 0);
   }
 
-  // This thread's bin, of rows [i, i + rows) and columns [j, end).
+  // The sum of this thread's bin, of rows [i, i + rows) and columns [j, end).
   __device__ S bin(const MaskBatch& masks, int64_t i, int rows, int64_t j, int64_t end, int row,
                    int column) {
     S sum = S(0);
-    if (y.samples == 0 || x.samples == 0) return sum;  // all threads alike
+    if (y.samples == 0 || x.samples == 0) return sum;  // the same for all threads
     const SampleRange span = columns_of(j, end, masks.width);
     bool from_start = true;
     do {
@@ -85,7 +85,7 @@ struct MaskCropper {
     return {static_cast<int64_t>(min_of(low, last)), static_cast<int64_t>(max_of(high, 0.))};
   }
 
-  // The next part of the taps of each row of bins, a thread a row.
+  // Loads the next part of the taps of each row of bins, one thread for each row.
   __device__ void fill(int64_t i, int rows, int64_t size, bool from_start) {
     __syncthreads();
     if (threadIdx.x == 0) more = 0;
@@ -107,7 +107,7 @@ struct MaskCropper {
     __syncthreads();
   }
 
-  // Positions rise with the samples, so an index that the row has already is one of the last two.
+  // Positions rise with the samples, so an index that the row already has is one of the last two.
   __device__ int add(int row, int n, int64_t at, S share) {
     if (share == S(0)) return n;
     for (int k = n - 1; k >= 0 && k >= n - 2; --k) {
@@ -121,7 +121,7 @@ struct MaskCropper {
     return n + 1;
   }
 
-  // Columns [first, first + kChunk) of each row of bins.
+  // Merges columns [first, first + kChunk) for each row of bins.
   __device__ void merge(const MaskBatch& masks, int rows, int64_t first) {
     const int64_t at = first + threadIdx.x;
     if (at < masks.width) {
@@ -135,7 +135,7 @@ struct MaskCropper {
     __syncthreads();
   }
 
-  // The sum of what the samples of bin j read from merged columns [first, first + kChunk).
+  // The sum of the samples of bin j over merged columns [first, first + kChunk).
   __device__ S pick(int64_t j, int row, int64_t first, int64_t size) const {
     S sum = S(0);
     const SampleRange range =

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// RoIAlign, with its adaptive grid, of one mask. Rows and columns are lists of taps, so that each
-// byte of the mask under the box is read once or twice and no mask is ever converted to floats.
+// RoIAlign of one mask, with an adaptive grid. Rows and columns are lists of taps. So each byte of
+// the mask under the box is read once or twice, and no mask is converted to floats.
 #pragma once
 
 #include <algorithm>
@@ -13,15 +13,15 @@
 
 namespace fastdet::cpu {
 
-// For one thread, which reuses its memory from box to box.
+// For one thread. Its memory is reused from box to box.
 template <typename S>
 class MaskCropper {
  public:
   MaskCropper(const MaskBatch& masks, int64_t height, int64_t width)
       : masks_(masks), height_(height), width_(width) {}
 
-  // out (height, width) = the share of each bin that the mask covers; 0 if there is no such mask or
-  // the box is not finite.
+  // out (height, width) = the fraction of each bin that the mask covers; 0 if the mask does not
+  // exist or the box is not finite.
   void crop(int64_t image, int64_t match, const Box<S>& box, S* out) {
     RoiAxis<double> y = axis(box.y1, box.y2, height_), x = axis(box.x1, box.x2, width_);
     if (!masks_.has(match) || y.samples == 0 || x.samples == 0) {

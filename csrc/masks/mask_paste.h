@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Where the mask of a box lies in its image and its value at a pixel, shared by host and device:
-// plain C++, no torch. As in torchvision: the mask gets a border of zeros, the box grows with it
-// and is cut to whole pixels, and the mask is stretched over it bilinearly, with pixel centres at
-// +0.5.
+// The place of a box's mask in its image, and the mask's value at a pixel. Shared by host and
+// device: plain C++, no torch. As in torchvision: the mask gets a border of zeros, the box grows by
+// the same factor and is cut to whole pixels, and the mask is resized to it bilinearly, with pixel
+// centres at +0.5.
 //
 // A value is interpolated along x first and then along y, each time as a + f (b - a). Even after
-// rounding this is monotonic in f, and so within two rows of the mask along y: between them a
-// column passes a threshold at most once, at a pixel that bisection finds, and a search pixel by
-// pixel gives the same answer.
+// rounding this is monotonic in f, and so along y between two rows of the mask. So between two rows
+// a column crosses a threshold at most once. Bisection finds the pixel, and the result is the same
+// as that of a search pixel by pixel.
 #pragma once
 
 #include <cstdint>
@@ -16,8 +16,8 @@
 
 namespace fastdet {
 
-// The pixels of an axis that a box covers, the last one included, visible or not; empty where the
-// box is not finite.
+// The pixels of an axis that a box covers, visible or not, including the last one. Empty if the box
+// is not finite.
 struct PixelRange {
   int64_t low, high;
 };
@@ -33,7 +33,7 @@ FASTDET_HOST_DEVICE PixelRange grown_range(S low, S high, S growth) {
               : PixelRange{0, -1};
 }
 
-// torchvision grows both sides of a box by the width of its mask.
+// As in torchvision, the width of the mask decides the growth of both sides of a box.
 template <typename S>
 S paste_growth(int64_t mask_width) {
   return static_cast<S>(static_cast<double>(mask_width + 2) / static_cast<double>(mask_width));
@@ -43,19 +43,19 @@ struct PasteBox {
   PixelRange x, y;
 };
 
-// growth: how much wider the mask is with its border.
+// growth: the factor by which the border widens the mask.
 template <typename S>
 FASTDET_HOST_DEVICE PasteBox paste_box(const Box<S>& box, S growth) {
   return {grown_range(box.x1, box.x2, growth), grown_range(box.y1, box.y2, growth)};
 }
 
-// One axis of a pasted mask: image pixels [begin, end) show pixels of the mask.
+// One axis of a pasted mask: the mask is visible in image pixels [begin, end).
 template <typename S>
 struct PasteAxis {
   int64_t begin, end, low;
   S scale;  // mask pixels per image pixel
 
-  // `source` pixels of the mask over a range of an image of `size`.
+  // `source` is the number of mask pixels, `range` where the box lies, `size` the image's size.
   FASTDET_HOST_DEVICE PasteAxis(const PixelRange& range, int64_t source, int64_t size)
       : begin(max_of<int64_t>(range.low, 0)),
         end(max_of(min_of(range.high + 1, size), begin)),
@@ -66,7 +66,8 @@ struct PasteAxis {
   FASTDET_HOST_DEVICE bool shows(int64_t pixel) const { return pixel >= begin && pixel < end; }
 };
 
-// A pixel lies `fraction` of the way from pixel `index` of the mask with its border to the next.
+// A pixel lies between pixels `index` and `index` + 1 of the mask with its border, at `fraction` of
+// the way.
 template <typename S>
 struct PasteTap {
   int64_t index;
@@ -86,7 +87,7 @@ FASTDET_HOST_DEVICE S between(S a, S b, S fraction) {
   return a + fraction * (b - a);
 }
 
-// A mask (height, width) with its border of zeros; rows and columns beyond it are 0, too.
+// A mask (height, width) with its border of zeros. Rows and columns beyond the border are 0 too.
 template <typename S>
 struct BorderedMask {
   const S* data;
@@ -96,7 +97,7 @@ struct BorderedMask {
     return i >= 1 && i <= height && j >= 1 && j <= width ? data[(i - 1) * width + j - 1] : S(0);
   }
 
-  // Row i at a column of the image.
+  // Row i of the mask at a column of the image.
   FASTDET_HOST_DEVICE S along(int64_t i, const PasteTap<S>& column) const {
     return between(at(i, column.index), at(i, column.index + 1), column.fraction);
   }
@@ -106,7 +107,7 @@ struct BorderedMask {
   }
 };
 
-// N masks of one size, each with its box in its image of one size.
+// N masks of one size, each with its box, in images of one size.
 template <typename S>
 struct PastedMasks {
   const S* data;
@@ -124,9 +125,10 @@ struct PastedMasks {
   }
 };
 
-// ---- where a column passes the threshold --------------------------------------------------------
+// ---- where a column crosses the threshold -------------------------------------------------------
 
-// The first of the pixels [begin, end) that `holds`, or end; where one does all that follow do.
+// The first of the pixels [begin, end) for which `holds` is true, or end. `holds` must stay true
+// for all later pixels.
 template <typename Holds>
 FASTDET_HOST_DEVICE int64_t first_pixel(int64_t begin, int64_t end, Holds holds) {
   while (begin < end) {
@@ -139,7 +141,7 @@ FASTDET_HOST_DEVICE int64_t first_pixel(int64_t begin, int64_t end, Holds holds)
   return begin;
 }
 
-// Whether a column's last visible pixel comes just before the next column's first one.
+// Whether a column's last visible pixel comes just before the next column's first one in memory.
 template <typename S>
 FASTDET_HOST_DEVICE bool runs_on(const PasteAxis<S>& rows, int64_t image_height) {
   return rows.begin == 0 && rows.end == image_height;

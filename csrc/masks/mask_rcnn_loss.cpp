@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Mask R-CNN's loss: for each matched box, the logits of its class against its mask, which is
-// cropped as by crop_masks into a buffer for one box. Forward keeps only the derivative of those
-// logits, 1 / C of all; backward writes zeros and places it among them. Sums have one order,
-// whatever the threads.
+// Mask R-CNN's loss: for each matched box, binary cross entropy between the logits of its class and
+// its mask. The mask is cropped as in crop_masks, into a buffer for one box. Forward stores only
+// the derivative of these logits, 1 / C of all logits. Backward writes zeros and copies the
+// derivative into them. Sums have one order, with any number of threads.
 //
-// The floor of the benchmark (1,024 boxes, 91 classes, 28 x 28): that of crop_masks and 3 MB of
-// logits read; backward writes 292 MB.
+// The lower bound for the benchmark (1,024 boxes, 91 classes, 28 x 28) is that of crop_masks and 3
+// MB of logits read; backward writes 292 MB.
 #include <limits>
 #include <vector>
 
@@ -21,7 +21,7 @@ namespace fastdet::cpu {
 
 namespace {
 
-// visit(i, pixel) for a channel of box n, in the order of rows.
+// Calls visit(i, pixel) for each pixel of a channel of box n, row by row.
 template <typename T, typename Visit>
 void for_each_pixel(const BoxChannels<T>& values, int64_t n, int64_t channel, const Visit& visit) {
   T* const first = &values.at(n, channel, 0, 0);
@@ -101,7 +101,7 @@ Tensor mask_rcnn_loss_backward(const Tensor& grad, const Tensor& residual, const
     parallel_for(labels.numel(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; ++n) {
         const T* derivative = data<T>(residual_in) + n * pixels;
-        // For a label that is no class the derivatives are all 0, or all NaN.
+        // If the label is not a class, the derivatives are all 0, or all NaN.
         const T rest = values.has(label[n]) ? T(0) : derivative[0];
         std::fill_n(values.data + n * of_row, of_row, rest);
         if (!values.has(label[n])) continue;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Mask R-CNN's loss. One block for each matched box crops its mask bin by bin, compares it with the
-// logits of the box's class, keeps the derivative of those logits and adds up the losses. One more
-// block adds up the losses of the boxes, in a fixed order, and counts them. Backward clears the
-// gradient and writes one channel of each box into it. Two launches each way, no atomics, no wait
-// for the host.
+// logits of the box's class, stores the derivative of those logits and sums the losses. One more
+// block sums the losses of the boxes, in a fixed order, and counts the matched boxes. Backward
+// clears the gradient and writes one channel of each box into it. Forward takes two launches,
+// backward a memset and one launch. No atomics, no wait for the host.
 //
 // Estimated, not measured, for 1,024 boxes, 91 classes and 28 x 28 on an H100: forward costs
 // crop_masks and 3 MB of logits, about 25 us; backward writes 292 MB, 87 us, and then 3 MB.
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kThreads)
               : S(0);
 }
 
-// Into a gradient of zeros.
+// `out` holds zeros before.
 template <typename T, typename S>
 __global__ void __launch_bounds__(kThreads)
     spread_kernel(const S* grad, const T* residual, const int64_t* labels, const int64_t* count,
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int64_t i = threadIdx.x; i < pixels; i += kThreads)
         out.at(n, labels[n], i / out.width, i % out.width) =
             static_cast<T>(scale * static_cast<S>(derivatives[i]));
-    } else if (static_cast<S>(derivatives[0]) != S(0)) {  // a label that is no class: all NaN
+    } else if (static_cast<S>(derivatives[0]) != S(0)) {  // the label is not a class: all NaN
       for (int64_t i = threadIdx.x; i < of_row; i += kThreads)
         out.data[n * of_row + i] = derivatives[0];
     }

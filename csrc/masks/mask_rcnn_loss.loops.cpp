@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Binary cross entropy from e = exp(-|x|) (geometry/sigmoid.h), added up in 16 partial sums, an
-// order that vectors can keep.
+// Binary cross entropy from e = exp(-|x|) (geometry/sigmoid.h), in 16 partial sums, an order that
+// vectors of any width can keep.
 #include "mask_rcnn_loss.loops.h"
 
 #include "../geometry/sigmoid.h"

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Where masks change, with pixels counted column by column: COCO's run lengths are the distances
-// between such edges. Of pasted masks no pixel is ever written: a column is evaluated once for each
-// row of its mask, and where it passes the threshold between two of them bisection finds the pixel.
-// Of given masks each byte is read once, cache line by cache line.
+// Finds the edges of masks: the pixels, counted column by column, at which a mask changes. COCO's
+// run lengths are the distances between edges. For pasted masks no pixel is written. A column is
+// evaluated once for each row of its mask; if it crosses the threshold between two rows, bisection
+// finds the pixel. For given masks each byte is read once, cache line by cache line.
 //
-// The floor of the benchmark (100 masks of 28 x 28 in 800 x 1216): about 170 columns a mask and 30
-// values each, half a million in all. Workspace: the edges, for a while twice.
+// The lower bound for the benchmark (100 masks of 28 x 28 in 800 x 1216) is about 170 columns for
+// each mask with 30 values each, half a million in all. Workspace: the edges, for a while twice.
 #include <algorithm>
 #include <cstring>
 #include <tuple>
@@ -23,7 +23,7 @@ namespace {
 
 using Edges = std::vector<int64_t>;
 
-// One mask, looked at column by column of its image.
+// Finds the edges of one mask, column by column of its image.
 template <typename S>
 class ColumnWalker {
  public:
@@ -58,7 +58,7 @@ class ColumnWalker {
       on = add_crossings(x, on, edges);
       const bool goes_on = runs_on(rows_, image_height_) && x + 1 < columns_.end;
       if (!on || goes_on) continue;
-      // A run that reaches the image's end has no edge there.
+      // A run that reaches the end of the image has no edge there.
       const int64_t end = x * image_height_ + rows_.end;
       if (end < pixels_) edges.push_back(end);
       on = false;
@@ -66,8 +66,8 @@ class ColumnWalker {
   }
 
  private:
-  // Adds where column x passes the threshold; `on`: whether the pixel before passes. Returns
-  // whether the last one does.
+  // Adds the pixels at which column x crosses the threshold. `on`: whether the pixel before is
+  // above it. Returns whether the last pixel is above it.
   bool add_crossings(int64_t x, bool on, Edges& edges) {
     const auto& loops = current_loops<PasteLoops<S>>();
     const int64_t column = x * image_height_, n = stride_ - 1;
@@ -93,17 +93,18 @@ class ColumnWalker {
   PasteAxis<S> rows_, columns_;
   S threshold_;
   int64_t image_height_, pixels_;
-  int64_t stride_;           // rows of the mask with its border, and one of zeros more
+  int64_t stride_;           // the rows of the mask with its border, and one more row of zeros
   std::vector<S> bordered_;  // column by column
-  std::vector<S> values_;    // the rows of the mask, at one column of the image
-  // Pixels [begin[i], begin[i + 1]) lie between rows i and i + 1; of the first and the last of
-  // them, how far they lie towards row i + 1, and whether they pass.
+  std::vector<S> values_;    // the rows of the mask at one column of the image
+  // Pixels [begin[i], begin[i + 1]) lie between rows i and i + 1. For the first and the last of
+  // them: the fraction of the way to row i + 1, and whether they are above the threshold.
   std::vector<int64_t> begin_;
   std::vector<S> first_, last_;
   std::vector<uint8_t> first_on_, last_on_;
 };
 
-// Of a mask of zeros and ones: strips of 64 columns, where each row is compared with the one above.
+// Adds the edges of a mask of zeros and ones. It reads strips of 64 columns and compares each row
+// with the row above.
 void add_edges(const uint8_t* mask, int64_t height, int64_t width, Edges& edges) {
   constexpr int64_t kStrip = 64, kWord = 8;
   Edges of_column[kStrip];
@@ -135,7 +136,7 @@ void add_edges(const uint8_t* mask, int64_t height, int64_t width, Edges& edges)
   }
 }
 
-// find(n, edges) for each mask, one after another in one tensor.
+// Calls find(n, edges) for each mask, and joins the edges of all masks in one tensor.
 template <typename Find>
 std::tuple<Tensor, Tensor> all_edges(const Tensor& masks, const Find& find) {
   const int64_t count = masks.size(0);

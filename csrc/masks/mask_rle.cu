@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Where masks change, with pixels counted column by column (see mask_rle.cpp). A thread takes a
-// column of a mask twice: first to count its edges, then, once the sums over the columns say where
-// they belong, to write them. In between the host waits for their number, which is the size of the
-// result.
+// Finds the edges of masks, with pixels counted column by column (see mask_rle.cpp). A thread goes
+// over a column of a mask twice. First it counts the edges. Then sums over the columns say where
+// the edges belong, and it writes them. In between the host waits for the number of edges, which is
+// the size of the result.
 //
 // For pasted masks a column costs the rows of its mask times a bisection over its pixels, about 30
-// x 15, twice: for 100 masks of 170 columns in 800 x 1216 about 30,000 instructions of 530 warps,
-// 16 million in all, 10 us on an H100, less than its launches and the wait. Given masks are read
-// twice, 32 bytes of a row at a time by each warp.
+// x 15, twice. For 100 masks of 170 columns in 800 x 1216 these are about 30,000 instructions of
+// 530 warps, 16 million in all, 10 us on an H100, less than the launches and the wait. Given masks
+// are read twice; each warp reads 32 bytes of a row at a time.
 #include "../device/block_sum.cuh"
 #include "../geometry/threshold.h"
 #include "contract.h"
@@ -17,13 +17,13 @@ namespace fastdet::cuda {
 
 namespace {
 
-// Columns of masks that are not pasted.
+// Columns of pasted masks, which are computed but never stored.
 template <typename S>
 struct PastedColumns {
   PastedMasks<S> masks;
   S threshold;
 
-  // visit(edge) in rising order.
+  // Calls visit(edge) in rising order.
   template <typename Visit>
   __device__ void for_each_edge(int64_t n, int64_t x, const Visit& visit) const {
     const PasteAxis<S> rows = masks.rows(n), columns = masks.columns(n);
@@ -42,8 +42,8 @@ struct PastedColumns {
   }
 
  private:
-  // visit(y) for each visible row at which the column passes the threshold; `on`: whether the
-  // pixel before passes. Returns whether the last one does.
+  // Calls visit(y) for each visible row at which the column crosses the threshold. `on`: whether
+  // the pixel before is above it. Returns whether the last pixel is above it.
   template <typename Visit>
   __device__ bool for_each_crossing(const PasteAxis<S>& rows, const BorderedMask<S>& mask,
                                     const PasteTap<S>& column, bool on, const Visit& visit) const {
@@ -64,7 +64,7 @@ struct PastedColumns {
   }
 };
 
-// Columns of (N, H, W) zeros and ones.
+// Columns of masks (N, H, W) of zeros and ones.
 struct MaskColumns {
   const bool* masks;
   int64_t image_height, image_width;
@@ -91,7 +91,8 @@ void count_edges(const Columns& columns, int64_t num_columns, int64_t width, int
   });
 }
 
-// One block a mask: the number of edges in the columns before each column, and in all of them.
+// Replaces the count of each column by the number of edges in the columns before it; totals[n + 1]
+// is the number of edges of mask n. One block for each mask.
 __global__ void __launch_bounds__(kThreads)
     add_up_columns_kernel(int64_t width, int* counts, int64_t* totals) {
   int* const of_mask = counts + blockIdx.x * width;
@@ -105,7 +106,7 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) totals[blockIdx.x + 1] = before;
 }
 
-// totals[n + 1] of mask n become offsets.
+// Turns the totals of the masks into offsets.
 __global__ void __launch_bounds__(kThreads) add_up_masks_kernel(int64_t count, int64_t* offsets) {
   int64_t before = 0;
   for (int64_t first = 0; first < count; first += kThreads) {

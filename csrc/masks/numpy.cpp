@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// COCO's strings of run lengths. Each count but the first three is stored as its difference from
-// the count two before, in groups of five bits, the lowest first, as characters from '0' on.
+// COCO's strings of run lengths. The first three counts are stored as they are, every other count
+// as its difference from the count two before. Each number is stored in groups of five bits, the
+// lowest first, as characters from '0' on.
 #include <string>
 
 #include "../python/arrays.h"
@@ -19,7 +20,7 @@ void add_number(int64_t number, std::string& text) {
   }
 }
 
-// Of a mask of `pixels` that changes at the edges.
+// The string of a mask of `pixels` pixels that changes at the edges.
 std::string counts_of(const int64_t* edges, int64_t num_edges, int64_t pixels) {
   std::string text;
   int64_t before = 0, counts[3] = {};  // the last three

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Masks stretched over their boxes in whole images, as probabilities or compared with a threshold
-// at once. Each row of a mask is stretched along x once; a row of the image is then one pass over
-// two such rows, without a gather.
+// Resizes masks to their boxes in whole images, as probabilities or compared with a threshold at
+// once. Each row of a mask is resized along x once. A row of the image is then one pass over two
+// such rows, without a gather.
 //
-// The floor of the benchmark (100 masks of 28 x 28 in 800 x 1216): 97 MB written, most of them
-// zeros; inside the boxes about 3 million pixels, three operations each. Workspace: two stretched
-// rows a thread.
+// The lower bound for the benchmark (100 masks of 28 x 28 in 800 x 1216) is to write 97 MB, most of
+// them zeros. Inside the boxes there are about 3 million pixels with three operations each.
+// Workspace: two resized rows for each thread.
 #include <algorithm>
 #include <vector>
 
@@ -20,7 +20,7 @@ namespace fastdet::cpu {
 
 namespace {
 
-constexpr int64_t kBlockRows = 64;  // of an image, that a thread takes at a time
+constexpr int64_t kBlockRows = 64;  // rows of an image that a thread takes at a time
 
 // One mask, ready to be pasted row by row.
 template <typename S>
@@ -40,7 +40,8 @@ class RowPaster {
     below_.resize(index_.size());
   }
 
-  // Visible pixels of row y, from columns.begin on. Rows are asked for from top to bottom.
+  // Calls use(above, below, fraction), from which the visible pixels of row y follow, columns.begin
+  // first. Rows must be requested from top to bottom.
   template <typename Use>
   void row(int64_t y, const Use& use) {
     const PasteTap<S> tap = paste_tap(rows, y);
@@ -70,7 +71,7 @@ class RowPaster {
   int64_t at_ = -2;
 };
 
-// paste(paster, y, out) fills the visible pixels of row y; all others are 0.
+// paste(paster, y, out) fills the visible pixels of row y. All other pixels are 0.
 template <typename S, typename Out, typename Paste>
 void paste_all(const PastedMasks<S>& masks, const Tensor& out, const Paste& paste) {
   const int64_t height = masks.image_height, width = masks.image_width;

@@ -8,7 +8,7 @@ namespace fastdet::cpu::FASTDET_ISA {
 
 namespace {
 
-// out[x] = a bordered row of a mask at the column taps.
+// out[x] = the value of a bordered row of a mask at column tap x.
 template <typename S>
 void stretch_row(const S* __restrict__ row, const int32_t* __restrict__ index,
                  const S* __restrict__ fraction, int64_t n, S* __restrict__ out) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The boxes of pasted masks, cut to whole pixels by a launch of their own, since boxes and masks
-// may have different types.
+// The boxes of pasted masks, cut to whole pixels. This is a launch of its own, because boxes and
+// masks may have different types.
 #pragma once
 
 #include "../device/launch.cuh"
@@ -16,7 +16,7 @@ void cut_boxes(const Tensor& boxes, S growth, const Tensor& cut) {
            [=] __device__(int64_t n) { out[n] = paste_box(box[n], growth); });
 }
 
-// (N, 4) int64, a PasteBox a row.
+// (N, 4) int64, one PasteBox for each row.
 inline Tensor paste_boxes(const Tensor& boxes, int64_t mask_width) {
   const Tensor boxes_in = box_input(boxes, box_dtype(boxes));
   const Tensor cut = empty(boxes, {boxes.size(0), 4}, kInt64);

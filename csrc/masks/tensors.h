@@ -11,18 +11,18 @@
 
 namespace fastdet {
 
-// Itself, or a copy whose pixels lie side by side.
+// The tensor itself, or a copy if the pixels of its rows are not adjacent.
 inline Tensor readable_masks(const Tensor& masks) {
   return masks.stride(3) == 1 ? masks : torch::stable::contiguous(masks);
 }
 
-// masks: from readable_masks.
+// `masks` is a result of readable_masks.
 inline MaskBatch mask_batch(const Tensor& masks) {
   return {data<uint8_t>(masks), masks.size(1),   masks.size(2),  masks.size(3),
           masks.stride(0),      masks.stride(1), masks.stride(2)};
 }
 
-// t: (B, K, C, h, w) of any strides, whose values are of type T.
+// `t` is (B, K, C, h, w) of any strides, with values of type T.
 template <typename T>
 BoxChannels<T> box_channels(T* data, const Tensor& t) {
   BoxChannels<T> channels = {data, t.size(1), t.size(2), t.size(3), t.size(4), {}};
@@ -30,7 +30,7 @@ BoxChannels<T> box_channels(T* data, const Tensor& t) {
   return channels;
 }
 
-// masks: contiguous (N, h, w) of type S; boxes: N of them.
+// `masks` is contiguous (N, h, w) of type S; there are N boxes.
 template <typename S>
 PastedMasks<S> pasted_masks(const Tensor& masks, const PasteBox* boxes, int64_t height,
                             int64_t width) {

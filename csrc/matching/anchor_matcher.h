@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The ground-truth box (gt) of each anchor, over raw pointers: plain C++, no torch. Pass 1 finds
-// the best gt of each anchor, labels the anchor by the thresholds, and records the best IoU of each
-// gt and the first and last block of anchors that has it. Pass 2, for the low-quality rules,
-// computes those blocks again, to the same bits, instead of storing a matrix. Cost: anchors x gts
-// IoUs, of which a block skips the gts that its hull does not touch; memory O(threads x gts).
-// Maxima, firsts and lasts do not depend on the order in which threads contribute to them, so
-// neither does the result.
+// Finds the ground-truth box (gt) of each anchor, over raw pointers: plain C++, no torch. Pass 1
+// finds the best gt of each anchor and labels the anchor by the thresholds. It also records the
+// best IoU of each gt, and the first and the last block of anchors that has this IoU. Pass 2, for
+// the low-quality rules, computes those blocks again, with the same bits, instead of storing a
+// matrix. Cost: anchors x gts IoUs, but a block skips the gts that do not touch its hull; memory
+// O(threads x gts). Maxima, firsts and lasts do not depend on the order in which threads
+// contribute, so the result does not depend on it either.
 #pragma once
 
 #include <algorithm>
@@ -21,14 +21,14 @@ namespace fastdet::cpu {
 template <typename T>
 struct MatchInput {
   const Box<T>* anchors;
-  int64_t image_stride;      // of anchors: 0 where all images share them
+  int64_t image_stride;      // of anchors; 0 if all images share them
   const Box<T>* gt_boxes;    // (num_images, num_gts)
   const int64_t* gt_counts;  // (num_images,), any values
   int64_t num_images, num_anchors, num_gts;
   MatchRule<T> rule;
 };
 
-// The largest IoU of a gt and the blocks between which it is found.
+// The largest IoU of a gt, and the first and the last block that has it.
 template <typename T>
 struct GtBest {
   T iou = T(0);
@@ -50,7 +50,7 @@ struct UsableGts {
   std::vector<T> x1, y1, x2, y2, area;
   std::vector<LaneInt<T>> row;
   std::vector<GtBest<T>> best;
-  bool rescue = false, rescue_all = false;  // whether pass 2 has to look at some, or all, blocks
+  bool rescue = false, rescue_all = false;  // whether pass 2 must read some, or all, blocks
 
   void append(const Box<T>& b, int64_t g) {
     const bool proper = b.x1 < b.x2 && b.y1 < b.y2;
@@ -111,7 +111,7 @@ class AnchorMatcher {
   }
 
  private:
-  // The workspace of a thread: a block of anchors and the results for them and for the gts.
+  // The workspace of a thread: a block of anchors, the results of the anchors and those of the gts.
   struct Work {
     AnchorBlock<T> anchors;
     T iou[kMatchBlock];
@@ -124,7 +124,7 @@ class AnchorMatcher {
     }
   };
 
-  // body(image, begin, end) over runs of blocks of every image.
+  // Calls body(image, begin, end) over runs of blocks of every image.
   template <typename Body>
   void for_each_run(const Body& body) {
     parallel_(in_.num_images * blocks_, kGrainBlocks, [&](int64_t first, int64_t last) {
@@ -161,7 +161,7 @@ class AnchorMatcher {
   }
 
   void label(int64_t image, int64_t i, const Work& work) {
-    // Without gts there is no threshold to reach.
+    // Without gts, no anchor can be positive, and all usable ones are negative.
     const MatchRule<T> rule =
         gts_[image].size() > 0 ? in_.rule : MatchRule<T>{T(1), T(1), LowQuality::kNone};
     current_loops<MatchLoops<T>>().label_anchors(
@@ -169,8 +169,9 @@ class AnchorMatcher {
         index_ + image * in_.num_anchors + i * kMatchBlock);
   }
 
-  // Whether some anchor's label depends on a gt's best IoU. An anchor that overlaps a gt by `high`
-  // has its own best gt already; a gt that overlaps no anchor is at its best with all of them.
+  // Whether an anchor's label depends on a gt's best IoU. An anchor whose IoU with a gt is at least
+  // `high` is matched to its own best gt already. If a gt overlaps no anchor, its best IoU is 0,
+  // and all anchors have it.
   bool find_rescued(UsableGts<T>& gts) const {
     const bool gt_best = in_.rule.low_quality == LowQuality::kGtBest;
     for (GtBest<T>& best : gts.best) {
@@ -206,7 +207,7 @@ class AnchorMatcher {
     }
   }
 
-  static constexpr int64_t kGrainBlocks = 8;  // that a thread takes at least
+  static constexpr int64_t kGrainBlocks = 8;  // the least that a thread takes
 
   const MatchInput<T>& in_;
   int64_t blocks_;  // of an image
@@ -217,7 +218,7 @@ class AnchorMatcher {
   std::mutex mutex_;
 };
 
-// index and iou are (num_images, num_anchors). parallel(n, grain, body): body(begin, end) over
+// index and iou are (num_images, num_anchors). parallel(n, grain, body) calls body(begin, end) over
 // pieces of [0, n).
 template <typename T, typename Parallel>
 void match_batch(const MatchInput<T>& in, int64_t* index, T* iou, const Parallel& parallel) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What match_anchors and sample_matches accept.
+// The arguments that match_anchors and sample_matches accept.
 #pragma once
 
 #include <string>
@@ -38,7 +38,7 @@ inline void check_sample_matches(const Argument& index, const Argument& keys, in
   expect_not_negative(op, "num", num);
 }
 
-// The most positives among num samples, rounded down as Python's int() does.
+// The largest number of positives among num samples, rounded down as by Python's int().
 inline int64_t sample_positives(int64_t num, double positive_fraction) {
   return static_cast<int64_t>(static_cast<double>(num) * positive_fraction);
 }

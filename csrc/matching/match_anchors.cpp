@@ -20,7 +20,7 @@ std::tuple<Tensor, Tensor> match_anchors(const Tensor& anchors, const Tensor& gt
   const Tensor index = empty(anchors, {num_images, num_anchors}, kInt64);
   const Tensor iou = empty(anchors, {num_images, num_anchors}, dtype);
   dispatch_box(dtype, [&]<typename T>() {
-    // As torch compares: the threshold is rounded to the type of the IoUs.
+    // As in torch, the threshold is rounded to the type of the IoUs before it is compared.
     const MatchRule<T> rounded = {static_cast<T>(high), static_cast<T>(low), rule};
     const MatchInput<T> in = {data<Box<T>>(anchors_in),
                               anchors.dim() == 3 ? num_anchors : 0,

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The ground-truth box (gt) of each anchor; one warp takes 32 anchors. Pass 1 finds the best gt of
-// each anchor, labels the anchor by the thresholds, and records the best IoU of each gt: the
-// maximum of a warp, then of a block in shared memory, then one atomic maximum for each block and
-// gt. Pass 2, for the low-quality rules, computes the same bits again where a gt has its best IoU
-// (no contraction, see CMakeLists.txt) and writes what changes. A maximum does not depend on the
-// order of the threads, so neither does the result.
+// Finds the ground-truth box (gt) of each anchor; one warp handles 32 anchors. Pass 1 finds the
+// best gt of each anchor and labels the anchor by the thresholds. It also records the best IoU of
+// each gt: the maximum of a warp, then of a block in shared memory, then one atomic maximum for
+// each block and gt. Pass 2, for the low-quality rules, computes the same bits again (no
+// contraction, see CMakeLists.txt) where a gt may have its best IoU, and writes the labels that
+// change. A maximum does not depend on the order of the threads, so the result does not depend on
+// it either.
 //
-// Anchors that follow one another lie close together. So a warp tests which gts touch the hull of
-// its anchors, 32 gts at a time, and computes IoUs for those alone, about 30 instructions a lane.
-// On a pyramid of 267k anchors these are 4 of 100 gts, counted for random gts; a warp takes about
-// 400 instructions, 4 us in all. (Anchors in random order touch everything: 27M IoUs, 25 us.) Pass
-// 1 reads 16 bytes an anchor and writes 12, 2.2 us; pass 2 reads one hull for 32 anchors and stops
-// there unless it touches a gt that needs a match. O(anchors / 32 + gts) memory, 3 launches, no
-// host sync.
+// Consecutive anchors lie close together. So a warp tests which gts touch the hull of its anchors,
+// 32 gts at a time, and computes IoUs only for those, about 30 instructions for each. On a pyramid
+// of 267k anchors these are 4 of 100 gts, counted for random gts; a warp needs about 400
+// instructions, 4 us in all. (With anchors in random order every hull touches every gt: 27M IoUs,
+// 25 us.) Pass 1 reads 16 bytes for each anchor and writes 12, 2.2 us. Pass 2 reads one hull for 32
+// anchors and stops there unless the hull touches a gt that needs a match. O(anchors / 32 + gts)
+// memory, 3 launches, no host sync.
 #include <limits>
 #include <string>
 
@@ -27,7 +28,7 @@ constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = ~0u;
 constexpr int64_t kMaxGridImages = 65535;
 
-// An IoU is never negative, so its bits order as integers do.
+// An IoU is never negative, so its bits have the order of integers.
 template <typename T>
 struct BitsOf;
 template <>
@@ -54,7 +55,7 @@ __device__ int lane() { return threadIdx.x % kWarp; }
 template <typename T>
 struct MatchArguments {
   const Box<T>* anchors;
-  int64_t image_stride;      // of anchors: 0 where all images share them
+  int64_t image_stride;      // of anchors; 0 if all images share them
   const Box<T>* gt_boxes;    // (B, G)
   const int64_t* gt_counts;  // (B,)
   int64_t num_images, num_anchors, num_gts;
@@ -70,13 +71,13 @@ struct MatchArguments {
   __device__ Box<T>& hull(int64_t image, int64_t anchor) const {
     return hulls[(image * gridDim.x * blockDim.x + anchor) / kWarp];
   }
-  // The IoU at which gt g rescues an anchor.
+  // The IoU with gt g at which an anchor is rescued.
   __device__ T rescue_iou(int64_t image, int64_t g) const {
     return rule.rescue_iou(BitsOf<T>::back(gt_best[image * num_gts + g]));
   }
 };
 
-// Touches no box, as an empty anchor does, whose every IoU is 0.
+// A box that touches no other. It replaces an empty anchor, whose IoU with every gt is 0.
 template <typename T>
 __device__ Box<T> nothing() {
   constexpr T kInf = std::numeric_limits<T>::infinity();
@@ -112,16 +113,16 @@ __device__ bool touches(const Box<T>& gt, const Box<T>& hull) {
   return gt.x1 < hull.x2 && gt.x2 > hull.x1 && gt.y1 < hull.y2 && gt.y2 > hull.y1;
 }
 
-// The best gt so far; of IoU 0 the lowest finite one, or -1.
+// The best gt so far. While its IoU is 0, it is the first finite gt, or -1.
 template <typename T>
 struct Match {
   T iou = T(0);
   int64_t gt = -1;
 };
 
-// Improves on `best` by gts[0, n), the first of which is number `first`. All lanes of a warp call
-// this together, each with a box of its own within the hull. on_overlap(g, IoU), by all lanes too,
-// for each gts[g] that touches the hull, in order.
+// Improves `best` by gts[0, n), the first of which has the number `first`. All lanes of a warp call
+// this together, each with its own box within the hull. For each gts[g] that touches the hull, in
+// order, all lanes call on_overlap(g, IoU).
 template <typename T, typename OnOverlap>
 __device__ void match_warp(const Box<T>* gts, int64_t first, int64_t n, const Box<T>& box,
                            const Box<T>& hull, Match<T>& best, const OnOverlap& on_overlap) {
@@ -142,8 +143,8 @@ __device__ void match_warp(const Box<T>* gts, int64_t first, int64_t n, const Bo
   }
 }
 
-// All threads of a block call this together, each with a box of its own. A thread owns one gt of a
-// tile: it loads the gt, and in the end keeps its largest IoU.
+// All threads of a block call this together, each with its own box. Each thread owns one gt of a
+// tile: it loads the gt, and at the end of the tile it stores the gt's largest IoU.
 template <typename T>
 __device__ Match<T> match_block(const MatchArguments<T>& in, int64_t image, const Box<T>& box,
                                 const Box<T>& hull) {
@@ -180,18 +181,19 @@ __global__ void __launch_bounds__(kThreads) find_best_kernel(MatchArguments<T> i
     if (a >= in.num_anchors) continue;
     const int64_t i = image * in.num_anchors + a;
     in.iou[i] = best.iou;
-    // Without gts there is no threshold to reach.
+    // Without gts, all usable anchors are negative.
     in.index[i] = !anchor.usable ? -2 : best.gt < 0 ? -1 : in.rule.label(best.iou, best.gt, -1);
   }
 }
 
-// Whether anchors may be rescued, within a hull, or in the whole image by a gt that overlaps none.
+// Whether anchors may be rescued: within a hull, or in the whole image, because a gt overlaps no
+// anchor.
 struct Rescue {
   bool here, everywhere;
 };
 
-// An anchor that overlaps a gt by `high` has its own best gt already, which is all that it gets
-// unless the rule gives it that gt.
+// An anchor whose IoU with a gt is at least `high` is matched to its own best gt already. Only the
+// rule kGtBest can still change its match.
 template <typename T>
 __device__ Rescue rescue_within(const MatchArguments<T>& in, int64_t image, const Box<T>& hull) {
   const bool always = in.rule.low_quality == LowQuality::kGtBest;
@@ -270,7 +272,7 @@ std::tuple<Tensor, Tensor> match_anchors(const Tensor& anchors, const Tensor& gt
   const Tensor index = empty(anchors, {gt_boxes.size(0), num_anchors}, kInt64);
   const Tensor iou = empty(anchors, {gt_boxes.size(0), num_anchors}, dtype);
   dispatch_box(dtype, [&]<typename T>() {
-    // As torch compares: the threshold is rounded to the type of the IoUs.
+    // As in torch, the threshold is rounded to the type of the IoUs before it is compared.
     match<T>(aligned(box_input(anchors, dtype)), aligned(box_input(gt_boxes, dtype)),
              torch::stable::contiguous(gt_counts),
              MatchRule<T>{static_cast<T>(high), static_cast<T>(low), rule}, index, iou);

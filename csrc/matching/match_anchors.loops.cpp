@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The IoU of blocks of anchors with all ground-truth boxes (gts). The anchors stay in registers
-// while the loop goes over the gts: 15 vector operations a pair, one of them a division, and only
-// the gt is read from memory.
+// while the loop goes over the gts, and only the gt is read from memory. A pair needs 15 vector
+// operations, one of them a division.
 //
-// The matcher uses an IoU only where it is above 0, so a pair that does not overlap need not give
-// exactly 0: areas are >= 0, so its quotient is <= 0 or NaN, and every comparison with it is false.
-// That saves the clamp of one side and the test of the union. Where both sides are positive, the
-// operands and their order are those of iou(), and so the result has the same bits.
+// The matcher uses an IoU only if it is above 0. So for a pair that does not overlap, any value
+// will do that is not above 0: areas are >= 0, so its quotient is <= 0 or NaN, and every comparison
+// with it is false. This saves the clamp of one side and the test of the union. If both sides are
+// positive, the operands and their order are those of iou(), and so the result has the same bits.
 #include "match_anchors.loops.h"
 
 #include <limits>
@@ -34,7 +34,7 @@ struct AnchorLanes {
         y2(load_lanes(block.y2 + i)),
         area(load_lanes(block.area + i)) {}
 
-  // The IoU with gt g where that is above 0, elsewhere anything that is not.
+  // The IoU with gt g if it is above 0, else any value that is not above 0.
   __attribute__((always_inline)) Lanes<T> iou_with(const GtPlanes<T>& gts, int64_t g) const {
     const Lanes<T> zero = {};
     const Lanes<T> gx1 = gts.x1[g] - zero, gy1 = gts.y1[g] - zero;
@@ -81,7 +81,7 @@ void load_anchors(const Box<T>* boxes, int64_t n, AnchorBlock<T>& block) {
                   max_of(block.hull.x2, x2[l]), max_of(block.hull.y2, y2[l])};
 }
 
-// Leaves in `chosen` the gts that may overlap an anchor within the hull; returns how many.
+// Writes to `chosen` the gts that may overlap an anchor within the hull. Returns how many.
 template <typename T>
 int64_t choose_gts(const GtPlanes<T>& gts, const Box<T>& hull, int32_t* chosen) {
   const Box<T> h = hull;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The label of an anchor, given its best ground-truth box (gt), and what match_anchors does for a
-// gt that no anchor overlaps enough. Host and device, no torch.
+// The label of an anchor, given its best ground-truth box (gt), and the low-quality rules, by which
+// a gt rescues the anchors that have its best IoU, even below `high`. Host and device, no torch.
 #pragma once
 
 #include "../geometry/box.h"
@@ -9,8 +9,8 @@ namespace fastdet {
 
 enum class LowQuality { kNone, kAnchorBest, kGtBest };
 
-// The label of a usable anchor whose best IoU is that with best_gt; rescuer is the gt whose own
-// best IoU this anchor reaches, or negative.
+// The label of a usable anchor: best_iou is its IoU with best_gt, its best gt. rescuer is a gt
+// whose own best IoU is the one with this anchor, or negative.
 template <typename T>
 struct MatchRule {
   T high, low;
@@ -21,7 +21,7 @@ struct MatchRule {
     return best_iou >= high ? best_gt : best_iou >= low ? -2 : -1;
   }
 
-  // The IoU with a gt at which an anchor is rescued, given the gt's largest; none reaches -1.
+  // The IoU with a gt at which an anchor is rescued, given the gt's best IoU. -1 means never.
   FASTDET_HOST_DEVICE T rescue_iou(T gt_best_iou) const {
     return low_quality == LowQuality::kGtBest && !(gt_best_iou > T(0)) ? T(-1) : gt_best_iou;
   }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Anchor matching for NumPy arrays: the driver of the torch operator on the calling thread.
+// Anchor matching for NumPy arrays: the code of the torch operator, on the calling thread.
 #include <utility>
 
 #include "../python/arrays.h"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // A random subset of each image's matches: the positives with the smallest keys, then the negatives
-// with the smallest keys. One pass over the anchors with a heap of the best so far: O(anchors) time
-// for keys in random order, O(num) memory.
+// with the smallest keys. One pass over the anchors fills a heap of the smallest keys so far:
+// O(anchors) time for keys in random order, O(num) memory.
 #include <algorithm>
 #include <bit>
 #include <utility>
@@ -14,10 +14,10 @@ namespace fastdet::cpu {
 
 namespace {
 
-// Keys are >= 0, so their bits order as they do; ties go to the lower anchor.
+// Keys are >= 0, so their bits have the same order. Ties go to the lower anchor.
 using Candidate = std::pair<uint32_t, int64_t>;
 
-// The `limit` smallest of the candidates offered.
+// The `limit` smallest of all offered candidates.
 class Smallest {
  public:
   explicit Smallest(int64_t limit) : limit_(static_cast<size_t>(limit)) {}

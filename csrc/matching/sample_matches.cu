@@ -2,13 +2,14 @@
 // A random subset of each image's matches: the positives with the smallest keys, then the negatives
 // with the smallest keys; ties go to the lower anchor.
 //
-// For top_logits.cuh the positives and the negatives of an image are two levels whose logits are
-// the negated keys: it selects the best `num` of each, unsorted. Those few are then ranked by
-// counting: each is compared with all of its level, by threads that read the same one, num^2 steps,
-// which takes less than a millisecond even for 16k samples. Launches: 1 that writes the keys to the
-// levels, a memset and 3 that find the cuts, 1 that lists the selected, 1 that ranks them. 28 bytes
-// of traffic an anchor: 15 MB for 2 x 267k, 5 us at 3.35 TB/s, so launches dominate. Memory: 8
-// bytes an anchor, 32 a sample. No host sync.
+// The selection is that of top_logits.cuh: the positives and the negatives of an image are two
+// levels whose logits are the negated keys, and it selects the best `num` of each, unsorted. The
+// selected ones are then ranked by counting: each is compared with all of its level, and
+// neighbouring threads read the same one. These are num^2 steps, which take less than a millisecond
+// even for 16k samples. Launches: 1 writes the keys to the levels, a memset and 3 find the cuts, 1
+// lists the selected, 1 ranks them. The traffic is 28 bytes for each anchor: 15 MB for 2 x 267k, 5
+// us at 3.35 TB/s, so the launches dominate. Memory: 8 bytes for each anchor, 32 for each sample.
+// No host sync.
 #include "../selection/top_logits.cuh"
 #include "contract.h"
 
@@ -18,7 +19,7 @@ namespace {
 
 constexpr int kLevels = 2;  // positives, negatives
 
-// What is selected of a batch, `rows` an image at most, by level, then by anchor.
+// The selected keys of a batch, at most `rows` for each image, by level, then by anchor.
 struct Drawn {
   float* logits;     // (B, rows)
   int64_t* anchors;  // (B, rows)
@@ -26,7 +27,7 @@ struct Drawn {
   int64_t rows;
 };
 
-// (B, kLevels, A): a key, negated, where its anchor is of the level; else NaN.
+// (B, kLevels, A): the negated key if its anchor belongs to the level, else NaN.
 Tensor spread_keys(const Tensor& index, const Tensor& sample_keys, cudaStream_t stream) {
   const int64_t num_images = index.size(0), num_anchors = index.size(1);
   const Tensor levels = empty(sample_keys, {num_images, kLevels, num_anchors}, ScalarType::Float);
@@ -52,7 +53,7 @@ __global__ void __launch_bounds__(kThreads) list_kernel(LogitSegments<float> in,
   });
 }
 
-// How many of logits[begin, end) are drawn before the one at `row`.
+// The number of logits[begin, end) that are drawn before the one at `row`.
 __device__ int64_t num_drawn_before(const float* logits, int64_t begin, int64_t end, int64_t row) {
   int64_t num = 0;
   for (int64_t i = begin; i < end; ++i)
@@ -60,7 +61,7 @@ __device__ int64_t num_drawn_before(const float* logits, int64_t begin, int64_t 
   return num;
 }
 
-// A thread a row of what is selected and of the output.
+// One thread for each selected row and for each row of the output.
 void write_samples(const Drawn& drawn, int64_t num, int64_t max_positives, const Tensor& indices,
                    const Tensor& valid, cudaStream_t stream) {
   int64_t* const out = mutable_data<int64_t>(indices);

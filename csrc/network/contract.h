@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What the network layers accept.
+// The arguments that the network layers accept.
 #pragma once
 
 #include <optional>
@@ -10,7 +10,7 @@
 
 namespace fastdet {
 
-constexpr int64_t kLargestSide = int64_t(1) << 24;  // up to which float32 counts every pixel
+constexpr int64_t kLargestSide = int64_t(1) << 24;  // float32 holds all smaller integers
 
 inline void check_upsample_nearest(const char* op, const Argument& input, int64_t height,
                                    int64_t width) {
@@ -33,7 +33,7 @@ inline void check_winograd_map(const char* op, const char* argument, const Argum
          "Float (B, C, H, W) on cpu", map);
 }
 
-// A map beside the input.
+// A map with the B, H and W of the input.
 inline void check_winograd_pair(const char* op, const char* argument, const Argument& map,
                                 const Argument& input) {
   check_winograd_map(op, argument, map);
@@ -50,7 +50,7 @@ inline void check_winograd_conv(const char* op, const Argument& input, const Arg
              filters.size(0) == kWinogradPositions &&
              filters.size(1) == winograd_panels(channels) && filters.size(2) == input.size(1) &&
              filters.size(3) == kWinogradPanel,
-         op, "filters", "what winograd_filters makes of Float (channels, C, 3, 3)", filters);
+         op, "filters", "the result of winograd_filters for Float (channels, C, 3, 3)", filters);
   if (bias)
     expect(bias->is_cpu() && bias->scalar_type() == kFloat32 && bias->dim() == 1 &&
                bias->size(0) == channels,

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Nearest-neighbour resize of a map in channels_last: output pixel i is input pixel
-// floor(i * from / to), in float32 as in torch. The floor is writing the output. For a pyramid
-// level of tens of megabytes the first touch of small pages costs torch's operator several times
-// the copy, so the output is in huge pages.
+// Nearest-neighbour resize of a feature map in channels_last. Output pixel i is input pixel
+// floor(i * from / to), in float32 as in torch. Writing the output is the lower bound of the time.
+// For a pyramid level of tens of megabytes, torch's operator spends several times the cost of the
+// copy on the page faults of small pages; so the output is in huge pages.
 #include <algorithm>
 #include <cstring>
 #include <vector>
@@ -15,7 +15,7 @@ namespace fastdet::cpu {
 
 namespace {
 
-// For each of `to` pixels along a side the nearest of `from`.
+// For each of `to` pixels along a side, the nearest of `from` pixels.
 std::vector<int64_t> nearest_pixels(int64_t from, int64_t to) {
   const float scale = static_cast<float>(from) / static_cast<float>(to);
   std::vector<int64_t> nearest(to);
@@ -32,7 +32,7 @@ Tensor upsample_nearest(const Tensor& input, int64_t height, int64_t width) {
   const int64_t images = input.size(0), channels = input.size(1);
   const Tensor output =
       empty_in_channels_last(images, channels, height, width, input.scalar_type());
-  if (output.numel() == 0) return output;  // it may have no memory to point into
+  if (output.numel() == 0) return output;  // an empty tensor may have no memory to point to
   const auto bytes = static_cast<int64_t>(input.element_size());
   const int64_t pixel = channels * bytes, image_stride = readable.stride(0) * bytes,
                 row_stride = readable.stride(2) * bytes, pixel_stride = readable.stride(3) * bytes;

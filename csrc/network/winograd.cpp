@@ -1,21 +1,22 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Convolutions 3x3 with stride 1 and padding 1 in float32, channels_last, by Winograd's F(2x2, 3x3)
-// (Lavin & Gray, https://arxiv.org/abs/1509.09308): 16 products for 4 outputs instead of the
-// definition's 36, so 2.25 times fewer multiply-adds than a direct convolution. The transforms add
-// about 8 additions for each row of products, 6 % of the time at 256 channels.
+// (Lavin & Gray, https://arxiv.org/abs/1509.09308): 16 products for 4 outputs instead of the 36 of
+// the definition, so 2.25 times fewer multiply-adds than a direct convolution. The transforms take
+// 8 additions for each input value and 6 for each output value, 6 % of the time at 256 channels.
 //
 // A block of 2x2 tiles is transformed into 16 matrices (tiles, C) that stay in the L2 cache. Each
-// is multiplied by its matrix of the filters (C, 32 outputs at a time), and the 16 products become
-// outputs while they are in the L1 cache. So a map is read and written once, and the 16 matrices of
-// the filters stream from the L3 cache at 4 to 10 bytes a cycle.
+// of them is multiplied by its matrix of the filters (C, 32 outputs at a time). The 16 products are
+// transformed into outputs while they are in the L1 cache. So a map is read and written once, and
+// the 16 matrices of the filters stream from the L3 cache at 4 to 10 bytes a cycle.
 //
-// The gradient by the input is such a convolution with the filters rotated by 180 degrees. The
-// gradient by the filters is 16 products too, of transformed outputs and inputs, summed over chunks
-// of tiles in order and transformed back once.
+// The gradient with respect to the input is the same convolution with the filters rotated by 180
+// degrees. The gradient with respect to the filters is 16 products too, of transformed output
+// gradients and inputs. They are summed over chunks of tiles in order and transformed back once.
 //
-// An output is the sum of its products in one order, whatever the threads. Rounding: the transform
-// matrices contain only 0, 1 and 1/2, and the error is about twice that of a direct convolution. A
-// value that is not finite spreads to all outputs of its tiles, more than in the definition.
+// An output is the sum of its products in one order, with any number of threads. Rounding: the
+// transform matrices contain only 0, +-1 and +-1/2, and the error is about twice that of a direct
+// convolution. A value that is not finite spreads to all outputs of its tiles, which is more than
+// in the definition.
 #include <algorithm>
 #include <array>
 #include <memory>
@@ -36,7 +37,7 @@ constexpr int64_t kChunkRows = 4 * kWinogradRows;
 
 int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
-// n floats that begin on a cache line.
+// A workspace of n floats that begins on a cache line.
 class Workspace {
  public:
   explicit Workspace(int64_t n) : lines_(new Line[(n + 15) / 16]) {}
@@ -49,7 +50,7 @@ class Workspace {
   std::unique_ptr<Line[]> lines_;
 };
 
-// A map (B, C, H, W), whose channels lie side by side, as 2x2 tiles.
+// A map (B, C, H, W) in channels_last, as 2x2 tiles.
 template <typename T>
 class TiledMap {
  public:
@@ -70,8 +71,8 @@ class TiledMap {
 
   int64_t tiles() const { return tiles_; }
 
-  // Pointers to the channels of kSide x kSide pixels from `before` above and left of a tile on,
-  // `outside` where the map has none.
+  // Pointers to the channels of kSide x kSide pixels. The first is `before` pixels above and left
+  // of the tile. For a pixel outside the map, the pointer is `outside`.
   template <int kSide>
   std::array<T*, kSide * kSide> pixels(int64_t tile, int64_t before, T* outside) const {
     const int64_t image = tile / (tile_rows_ * tile_columns_);
@@ -108,7 +109,7 @@ Tensor winograd_filters(const Tensor& weight, bool turned) {
   float* out = mutable_data<float>(packed);
   const int64_t position_stride = panels * depth * kWinogradPanel;
   const WinogradLoops& loops = current_loops<WinogradLoops>();
-  // A panel's rows of 16 channels, which fit the L1 cache while their columns come one by one.
+  // The rows of 16 channels of a panel; they stay in the L1 cache while their columns are written.
   constexpr int64_t kChannels = 16;
   const auto pack = [&](int64_t panel, int64_t first) {
     alignas(64) float one[kWinogradPositions * kWinogradPanel];
@@ -196,7 +197,8 @@ Tensor winograd_filters_grad(const Tensor& grad, const Tensor& input) {
   const Tensor readable_grad = in_channels_last(grad), readable_input = in_channels_last(input);
   const TiledMap<const float> left(readable_grad), right(readable_input);
   const int64_t filters = grad.size(1), channels = input.size(1);
-  // Allocated before the workspaces, which it outlives: after them it would fragment the heap.
+  // Allocated before the workspaces, which are freed first: allocated after them, it would fragment
+  // the heap.
   const Tensor out = empty_in_channels_last(filters, channels, 3, 3, kFloat32);
   float* taps = mutable_data<float>(out);
   if (left.tiles() == 0) {
@@ -206,7 +208,7 @@ Tensor winograd_filters_grad(const Tensor& grad, const Tensor& input) {
   const int64_t rows = round_up(filters, kWinogradRows);
   const int64_t panels = winograd_panels(channels);
   const int64_t columns = panels * kWinogradPanel;
-  // Rows whose length is a power of two would share a few sets of the L1 cache.
+  // Rows with a length of a power of two would share a few sets of the L1 cache.
   const int64_t left_stride = round_up(rows, 16) + 16, panel_size = kChunkTiles * kWinogradPanel;
   const Workspace left_chunk(kWinogradPositions * kChunkTiles * left_stride);
   const Workspace right_chunk(kWinogradPositions * panels * panel_size);

@@ -13,7 +13,7 @@ namespace {
 using Floats = Lanes<float>;
 constexpr int64_t kFloats = kLanesOf<float>;
 
-// Rows of products in registers at a time, by two vectors of columns.
+// The number of rows of products in registers at a time, each with two vectors of columns.
 #if defined(__AVX512F__)
 constexpr int kProductRows = 12;
 #else
@@ -21,7 +21,7 @@ constexpr int kProductRows = 6;
 #endif
 static_assert(kWinogradRows % kProductRows == 0 && kWinogradPanel % (2 * kFloats) == 0);
 
-// a * b + c; rounded once where the processor can.
+// a * b + c, rounded once if the processor can.
 __attribute__((always_inline)) inline Floats multiply_add(const Floats& a, const Floats& b,
                                                           const Floats& c) {
 #if defined(__AVX512F__)
@@ -33,7 +33,7 @@ __attribute__((always_inline)) inline Floats multiply_add(const Floats& a, const
 #endif
 }
 
-// The first n lanes, or all where there are fewer; the rest is 0.
+// The first n values, or all if the vector has fewer lanes; the other lanes are 0.
 __attribute__((always_inline)) inline Floats load_first(const float* p, int64_t n) {
   if (n >= kFloats) return load_lanes(p);
   float some[kFloats] = {};
@@ -46,8 +46,8 @@ __attribute__((always_inline)) inline void store_first(const Floats& lanes, floa
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
 
-// Calls body(x, load) for n channels, a vector of them from x on at a time, where load(p) are those
-// of p, 0 from n on. body may write whole vectors.
+// Calls body(x, load) for n channels, a vector of channels from x on at a time. load(p) reads these
+// channels of p, with 0 from channel n on. body may write whole vectors.
 template <typename Body>
 __attribute__((always_inline)) inline void for_channels(int64_t n, const Body& body) {
   int64_t x = 0;
@@ -126,7 +126,7 @@ inline void winograd_output(const float* products, int64_t position_stride, cons
   }
 }
 
-// Of kProductRows rows and all columns of a panel.
+// For kProductRows rows and all columns of a panel.
 inline void multiply_rows(const WinogradFactor& a, const float* panel, int64_t depth, bool add,
                           float* out, int64_t out_stride) {
   for (int64_t column = 0; column < kWinogradPanel; column += 2 * kFloats) {

@@ -12,7 +12,7 @@ namespace fastdet::cpu {
 // The number of tiles that are multiplied by a panel of filters at a time.
 constexpr int64_t kWinogradRows = 12;
 
-// (row, k) lies at row * row_stride + k * depth_stride.
+// Element (row, k) lies at row * row_stride + k * depth_stride.
 struct WinogradFactor {
   const float* data;
   int64_t row_stride, depth_stride;
@@ -20,25 +20,27 @@ struct WinogradFactor {
 
 // Loops of Winograd's F(2x2, 3x3). A tile's 16 positions lie position_stride apart, row by row.
 struct FASTDET_EXPORT WinogradLoops {
-  // The transformed 4x4 inputs, or gradients of 2x2 outputs, of a tile. Whole vectors are written.
+  // The transforms of a tile's 4x4 inputs, and of the gradients of its 2x2 outputs. Whole vectors
+  // are written.
   void (*input)(const float* const* pixels, int64_t channels, float* out, int64_t position_stride);
   void (*output_grad)(const float* const* pixels, int64_t channels, float* out,
                       int64_t position_stride);
 
-  // out (rows, kWinogradPanel) = the factor times a panel (depth, kWinogradPanel), or += that; rows
-  // are a multiple of kWinogradRows.
+  // out (rows, kWinogradPanel) = factor times panel (depth, kWinogradPanel), or += if `add`. The
+  // number of rows is a multiple of kWinogradRows.
   void (*multiply)(const WinogradFactor& factor, int64_t rows, const float* panel, int64_t depth,
                    bool add, float* out, int64_t out_stride);
 
-  // Writes the channels [first, first + channels) of 2x2 outputs: a tile's products, plus a bias,
-  // plus the summands unless they are null. Null pixels are skipped. Products and bias, which begin
-  // at `first`, are read by whole vectors.
+  // Writes the channels [first, first + channels) of 2x2 outputs: a tile's products plus the bias,
+  // plus the summands unless they are null. Null pixels are skipped. Products and bias begin at
+  // channel `first` and are read in whole vectors.
   void (*output)(const float* products, int64_t position_stride, const float* bias,
                  const float* const* summands, bool relu, int64_t first, int64_t channels,
                  float* const* pixels);
 
-  // The 16 positions, kWinogradPanel apart, of at most kWinogradPanel channels of a filter; its 9
-  // taps lie tap_stride apart. And the gradient of the taps by that of the positions.
+  // The transform of at most kWinogradPanel channels of a filter to 16 positions, kWinogradPanel
+  // apart; the 9 taps of the filter lie tap_stride apart. filter_grad computes the gradient of the
+  // taps from that of the positions.
   void (*filter)(const float* taps, int64_t tap_stride, int64_t channels, float* out);
   void (*filter_grad)(const float* grad, int64_t position_stride, int64_t channels, float* out,
                       int64_t tap_stride);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The layout of filters that are transformed for Winograd's F(2x2, 3x3): one matrix for each of the
-// 16 positions of a tile, divided into panels of kWinogradPanel outputs, (kWinogradPositions,
-// panels, C, kWinogradPanel).
+// The layout of filters transformed for Winograd's F(2x2, 3x3): one matrix for each of the 16
+// positions of a tile, divided into panels of kWinogradPanel outputs: (kWinogradPositions, panels,
+// C, kWinogradPanel).
 #pragma once
 
 #include <cstdint>

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Bundles of 32 boxes that lie close together, and bales of 32 bundles. To find the boxes that
-// overlap a given box, a warp tests 32 bales at a time, then the bundles of the bales that can hold
-// such a box, then the boxes of those bundles.
+// Bundles of 32 boxes that lie close together, and bales of 32 bundles. They speed up the search
+// for the boxes that overlap a given box. A warp tests 32 bales at a time, then the bundles of the
+// bales that pass, then the boxes of the bundles that pass.
 //
 // If IoU(a, b) > t, then the overlap is wider than t * width(a) and higher than t * height(a), and
-// neither area is below t times the other. A bundle whose hull or areas rule that out is skipped:
-// at t = 0.5 only bundles whose hull contains the centre of `a` remain. Boxes are placed by area
-// (in classes of a factor of 16) and then along a Z curve, so that hulls are small: for n boxes
-// spread over an image, the hull of a bundle has about sqrt(32 / n) of the image's sides, plus one
-// box.
+// each area is at least t times the other. A bundle is skipped if its hull or its areas rule this
+// out: at t = 0.5 only bundles whose hull contains the centre of `a` remain. To keep the hulls
+// small, boxes are sorted by area (in classes of a factor of 16) and then along a Z curve. For n
+// boxes spread over an image, each side of a hull is about sqrt(32 / n) of the image's side, plus
+// one box.
 //
-// Skipping never changes the result: kShrink covers the rounding errors of pairs whose areas lose
-// no digits, and smaller boxes (kTiny) are compared with everything that they touch.
+// Skipping never changes the result. kShrink covers the rounding errors of pairs whose areas have
+// full precision. A box with a smaller area or side (kTiny) is compared with every box that it
+// touches.
 #pragma once
 
 #include <limits>
@@ -33,7 +34,7 @@ struct Areas {
   T least, most;
 };
 
-// What several boxes span, and the range of their areas.
+// The bounding box of several boxes, and the range of their areas.
 template <typename T>
 struct Hull {
   Box<T> box;
@@ -77,14 +78,14 @@ __device__ Hull<T> hull_of_warp(const Hull<T>& own) {
           {least_of_warp(own.areas.least), most_of_warp(own.areas.most)}};
 }
 
-// What is known of the boxes, one bit a place; a box in neither set waits. Bits are only ever set,
-// so reading an old state costs work, not correctness.
+// What is known about the boxes, one bit for each place. A box waits as long as neither bit is set.
+// Bits are set and never cleared, so reading an old state costs work but stays correct.
 enum State { kWaits, kStays, kGoes };
 
 struct Known {
   uint32_t *stays, *goes;
 
-  // Of the 32 boxes of a bundle.
+  // The bits of the 32 boxes of a bundle.
   __device__ uint32_t stay(int64_t bundle) const { return of(stays, bundle); }
   __device__ uint32_t go(int64_t bundle) const { return of(goes, bundle); }
 
@@ -105,7 +106,7 @@ struct Known {
   static __device__ uint32_t of(const volatile uint32_t* words, int64_t i) { return words[i]; }
 };
 
-// Of all images, or of one.
+// The bundles of all images, or of one image.
 template <typename T>
 struct BoxBundles {
   Box<T>* boxes;    // (B, n) by place
@@ -129,8 +130,8 @@ struct BoxBundles {
   }
 };
 
-// By a whole block of kOrderThreads: one bale of an image, of which each thread has the box of one
-// place, if any.
+// Stores one bale of an image. A whole block of kOrderThreads calls it; each thread holds the box
+// of one place, if there is one (`any`).
 template <typename T>
 __device__ void store_bale(const BoxBundles<T>& out, int64_t bale, const Box<T>& box, bool any) {
   __shared__ Hull<T> hulls[kWarp];
@@ -157,15 +158,15 @@ __device__ void store_bale(const BoxBundles<T>& out, int64_t bale, const Box<T>&
 
 // ---- places by bins -----------------------------------------------------------------------------
 
-// The bin of a box: 8 classes of area, the largest first, then a Z curve over 32 * 32 cells of
-// centres. Boxes that overlap nothing get any bin.
+// The bin of a box: 8 classes of area, the largest first, then a Z curve over 32 * 32 cells of box
+// centres. A box that cannot overlap any box may get any bin.
 struct Bins {
   static constexpr int kNum = 8192, kCells = 32, kClasses = 8;
 
   float x, y, x_scale, y_scale;
   uint32_t largest;  // class
 
-  // From the hull of the centres; `areas.most` is of the boxes.
+  // `centres.box` is the hull of the centres; `centres.areas.most` is the largest area of a box.
   template <typename T>
   __device__ explicit Bins(const Hull<T>& centres)
       : x(static_cast<float>(centres.box.x1)),
@@ -179,7 +180,7 @@ struct Bins {
     return static_cast<float>(low / 2 + high / 2);
   }
 
-  // NaN, where all centres are equal, goes to cell 0.
+  // If all centres are equal, the product is NaN and the cell is 0.
   static __device__ uint32_t cell(float distance, float scale) {
     return static_cast<uint32_t>(min_of(max_of(distance * scale, 0.f), kCells - 1.f));
   }
@@ -193,7 +194,7 @@ struct Bins {
   }
 };
 
-// By a whole block of kOrderThreads: the hull of the centres of an image's boxes.
+// The hull of the centres of an image's boxes. A whole block of kOrderThreads calls it.
 template <typename T, typename ForEachBox>
 __device__ Hull<float> hull_of_centres(const ForEachBox& for_each_box) {
   __shared__ Hull<float> hulls[kWarp];
@@ -212,8 +213,8 @@ __device__ Hull<float> hull_of_centres(const ForEachBox& for_each_box) {
   return hull_of_warp(hulls[lane()]);
 }
 
-// By a whole block of kOrderThreads: numbers[i] = how many are in the bins before i. Returns the
-// total.
+// Replaces numbers[i] by the sum of the numbers before i, and returns the total. A whole block of
+// kOrderThreads calls it.
 __device__ inline uint32_t sum_up(uint32_t (&numbers)[Bins::kNum]) {
   constexpr int kOwn = Bins::kNum / kOrderThreads;
   uint32_t* const own = numbers + threadIdx.x * kOwn;
@@ -230,8 +231,8 @@ __device__ inline uint32_t sum_up(uint32_t (&numbers)[Bins::kNum]) {
   return total;
 }
 
-// By a whole block of kOrderThreads: places and bundles the boxes of an image. Within a bin
-// places are taken in any order; the result does not depend on it.
+// Gives the boxes of an image their places and bundles. A whole block of kOrderThreads calls it.
+// The order of the places within a bin is arbitrary; the result does not depend on it.
 template <typename T>
 __device__ void place_by_bins(const BoxOrders<T>& in, const int64_t* groups, int64_t image,
                               uint32_t* places, const BoxBundles<T>& all) {
@@ -264,12 +265,12 @@ __device__ void place_by_bins(const BoxOrders<T>& in, const int64_t* groups, int
 
 // ---- search -------------------------------------------------------------------------------------
 
-// One box that looks for boxes that overlap it; the same in all lanes of a warp.
+// A box whose overlapping boxes are searched. All lanes of a warp hold the same one.
 template <typename T>
 struct Seeker {
   Box<T> box;
-  T area, filter;   // a partner's intersection exceeds filter * union
-  T width, height;  // and is wider and higher than this
+  T area, filter;   // the intersection with an overlapping box exceeds filter * union
+  T width, height;  // and is wider and higher than these
   Turn<T> turn;
   int64_t group;
 
@@ -281,14 +282,14 @@ struct Seeker {
     height = filter * h;
   }
 
-  // Neither branches, so that all loads are issued at once.
+  // The two tests have no branch, so that all loads are issued at once.
   __device__ bool may_overlap(const Hull<T>& hull) const {
     return (hull.box.x2 - box.x1 > width) & (box.x2 - hull.box.x1 > width) &
            (hull.box.y2 - box.y1 > height) & (box.y2 - hull.box.y1 > height) &
            (hull.areas.most > filter * area) & (area > filter * hull.areas.least);
   }
 
-  // False for most pairs that do not overlap, true for all that do: no division.
+  // False for most pairs that do not overlap, true for all pairs that do. It needs no division.
   __device__ bool may_overlap(const Box<T>& other) const {
     const T inter = intersection(box, other);
     return inter > filter * (area + fastdet::area(other) - inter);
@@ -299,7 +300,8 @@ struct Seeker {
   }
 };
 
-// By a whole warp: which of 32 hulls from `first` on may hold a partner, as bits.
+// Which of the 32 hulls from `first` on may hold an overlapping box, as bits. A whole warp calls
+// it.
 template <typename T>
 __device__ unsigned near(const Hulls<T>& hulls, int64_t first, int64_t end, const Seeker<T>& seeker,
                          bool wanted = true) {
@@ -307,9 +309,10 @@ __device__ unsigned near(const Hulls<T>& hulls, int64_t first, int64_t end, cons
   return __ballot_sync(kAllLanes, may & wanted & (first + lane() < end));
 }
 
-// By a whole warp: calls on_overlap(bundle, boxes), where the bits `boxes` of a bundle are those
-// that come before the seeker and overlap it; boxes known to be removed are left out. `in` is of
-// one image, whose places are the first n. Stops where on_overlap returns false.
+// Calls on_overlap(bundle, boxes) for each bundle that holds an overlapping box. The bits of
+// `boxes` mark the boxes that come before the seeker and overlap it, without the boxes known to be
+// removed. `in` is the bundles of one image, whose places are the first n. The search stops when
+// on_overlap returns false. A whole warp calls it.
 template <typename T, typename OnOverlap>
 __device__ void look_through(const BoxBundles<T>& in, uint32_t n, const Known& known,
                              const Seeker<T>& seeker, T iou_threshold,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Rows sorted by group: ids of any value become numbers from 0 in the order of their first row, by
-// one lookup in a hash table for each row, and the rows of a group become neighbours in their old
-// order.
+// Rows sorted by group. The group ids may have any value. They get numbers from 0, in the order of
+// their first row, by one lookup in a hash table for each row. The rows of a group become
+// neighbours and keep their order.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,8 @@
 
 namespace fastdet::cpu {
 
-// Numbers the ids 0, 1, 2 ... as they come. Open addressing, at most half full.
+// Numbers the ids 0, 1, 2 ... in the order of their first use. A hash table with open addressing,
+// at most half full.
 class IdNumbers {
  public:
   uint32_t operator()(int64_t id) {
@@ -49,9 +50,9 @@ class IdNumbers {
 template <typename T>
 struct BoxGroups {
   std::vector<uint32_t> number;    // the group of each row
-  std::vector<uint32_t> begin;     // the rows of group g lie at [begin[g], begin[g + 1]) of:
+  std::vector<uint32_t> begin;     // group g is [begin[g], begin[g + 1]) of members
   std::vector<Ranked<T>> members;  // all rows by group
-  std::vector<uint32_t> row;       // and where they came from
+  std::vector<uint32_t> row;       // the row of each member
 
   BoxGroups(const Ranked<T>* rows, int64_t n, const int64_t* groups)
       : number(n), members(n), row(n) {

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The rows of each image in two orders: by falling score (ties: the lower row first), and by place,
-// so that boxes that lie close together follow each other. A row with a NaN score or a coordinate
-// that is not finite is in neither order.
+// so that boxes that lie close together are neighbours in memory. A row with a NaN score or a
+// coordinate that is not finite is in neither order.
 //
-// Up to about 32k rows, the rank of a row is counted: it is the number of keys that come before it.
-// A block of 32 warps takes 64 rows and each warp a share of the keys, at about 2.1 instructions a
-// pair: 10k rows are 6.6 million warp instructions, 7 us on 132 multiprocessors. The places are
-// then found by bins (box_bundles.cuh), in the same launch.
+// Up to about 32k rows, the rank of a row is counted: it is the number of keys that come before its
+// key. A block of 32 warps ranks 64 rows, and each warp reads a share of the keys. A pair costs
+// about 2.1 instructions: 10k rows are 6.6 million warp instructions, 7 us on 132 multiprocessors.
+// The same launch finds the places by bins (box_bundles.cuh).
 //
-// For more rows, two launches give both orders. First a block sorts a tile of 4096 rows in shared
-// memory by a bitonic network, whose 78 steps move 64 KB each, about 25 us. Then the rank of a row
-// is its place in its tile plus the number of rows of every other tile that come before it, found
-// by bisection: 12 loads for each row and tile, mostly of the same addresses. The result is exact
-// and needs no order among blocks. Only tiles below an image's count are processed. Beyond a
-// million rows a radix sort would be faster.
+// For more rows, two launches give both orders. In the first, a block sorts a tile of 4096 rows in
+// shared memory by a bitonic network of 78 steps. Each step moves 64 KB, about 25 us in all. In the
+// second, the rank of a row is its place in its tile plus the number of rows of every other tile
+// that come before it, which a binary search finds: 12 loads for each row and tile, mostly of the
+// same addresses. The result is exact and does not depend on the order of the blocks. Only tiles
+// below an image's count are processed. Above a million rows a radix sort would be faster.
 #pragma once
 
 #include <type_traits>
@@ -23,17 +23,17 @@
 
 namespace fastdet::cuda {
 
-constexpr int kTile = 4096;  // rows; with float64 keys as much shared memory as any GPU grants
+constexpr int kTile = 4096;  // rows; float64 keys need 48 KB, which every GPU has in shared memory
 constexpr int kOrderThreads = 1024, kOrderWarps = kOrderThreads / kWarp;
 
 template <typename T>
 using KeyOf = std::conditional_t<std::is_same_v<T, double>, uint64_t, uint32_t>;
 
-// Above every key.
+// The key of a row that is left out: above every other key.
 template <typename T>
 constexpr KeyOf<T> kLeftOut = ~KeyOf<T>(0);
 
-// Unsigned integers in the order of the numbers.
+// Maps numbers to unsigned integers with the same order.
 template <typename T>
 __device__ KeyOf<T> rising_key(T x) {
   KeyOf<T> bits;
@@ -42,7 +42,7 @@ __device__ KeyOf<T> rising_key(T x) {
   return bits & kSign ? ~bits : bits | kSign;
 }
 
-// Rises as the score falls; -0 and 0 tie.
+// Rises as the score falls; -0 and 0 get the same key.
 template <typename T>
 __device__ KeyOf<T> score_key(T score, const Box<T>& box) {
   if (isnan(score) || !is_finite(box)) return kLeftOut<T>;
@@ -63,8 +63,9 @@ __device__ uint32_t size_class(T box_area) {
   return rising_key(static_cast<float>(box_area)) >> 25;
 }
 
-// Like keys for boxes that lie together, without knowing the others: the size, then a Z curve. Of a
-// centre, 14 bits: sign, exponent and 5 of the fraction.
+// Keys that are close for boxes that lie close together: the size class, then a Z curve. They need
+// no knowledge of the other boxes. Of each coordinate of the centre 14 bits are used: sign,
+// exponent and 5 bits of the fraction.
 template <typename T>
 __device__ uint32_t place_key(const Box<T>& box) {
   const uint32_t x = rising_key(static_cast<float>((box.x1 + box.x2) / 2)) >> 18;
@@ -72,7 +73,7 @@ __device__ uint32_t place_key(const Box<T>& box) {
   return size_class(area(box)) << 28 | spread(x) << 1 | spread(y);
 }
 
-// What decides which of two boxes comes first.
+// Decides which of two boxes comes first.
 template <typename T>
 struct alignas(2 * sizeof(KeyOf<T>)) Turn {
   KeyOf<T> key;
@@ -90,8 +91,8 @@ struct BoxOrders {
   const int64_t* counts;  // (B,) or null
   int64_t num_images, n;
   uint32_t* by_score;  // (B, n): the row of each rank
-  uint32_t* usable;    // (B,): ranks
-  // Both orders, where tiles are sorted:
+  uint32_t* usable;    // (B,): the number of rows that have a rank
+  // Both orders, if tiles are sorted:
   int num_tiles;
   KeyOf<T>* keys;         // (2, B, n) sorted within each tile
   uint32_t* rows;         // (2, B, n) their rows
@@ -130,8 +131,7 @@ __device__ uint32_t num_below_of(const Key (&keys)[kWarp], Key bound) {
   return num;
 }
 
-// By a whole block of kOrderThreads: ranks the image's rows from `first` on, kRanksPerBlock of
-// them.
+// Ranks kRanksPerBlock rows of the image, from `first` on. A whole block of kOrderThreads calls it.
 template <typename T>
 __device__ void count_ranks(const BoxOrders<T>& in, int64_t image, int64_t first) {
   using Key = KeyOf<T>;
@@ -153,7 +153,7 @@ __device__ void count_ranks(const BoxOrders<T>& in, int64_t image, int64_t first
 #pragma unroll
     for (int j = 0; j < kRanksPerLane; ++j) {
       const int64_t own_from = first + j * kWarp;
-      // Of equal keys those of earlier rows come first.
+      // Of rows with equal keys, the earlier row comes first.
       num_before[j] += num_below_of(keys, own[j] + Key(from < own_from));
       for (int i = 0; from == own_from && i < lane(); ++i) num_before[j] += keys[i] == own[j];
     }
@@ -172,11 +172,12 @@ __device__ void count_ranks(const BoxOrders<T>& in, int64_t image, int64_t first
 
 // ---- by sorted tiles ----------------------------------------------------------------------------
 
-// The least power of 2 that is not below x > 0.
+// The smallest power of 2 that is at least x > 0.
 __device__ inline int power_of_2(int x) { return x > 1 ? 1 << (32 - __clz(x - 1)) : 1; }
 
-// Sorts by (key, value), by all threads of the block; size is a power of 2. Where this step and the
-// last stay within the 64 places of a warp, the block needs no barrier: 28 of 78 steps have one.
+// Sorts by (key, value); size is a power of 2. All threads of the block call it. If this step and
+// the last one stay within the 64 places of a warp, the block needs no barrier: 28 of 78 steps have
+// one.
 template <typename Key>
 __device__ void sort_tile(Key* keys, uint32_t* values, int size) {
   __syncthreads();
@@ -202,7 +203,7 @@ __device__ void sort_tile(Key* keys, uint32_t* values, int size) {
   __syncthreads();
 }
 
-// One block a tile: those of all images by score, then those by place.
+// One block for each tile: first the tiles of all images by score, then those by place.
 template <typename T>
 __global__ void __launch_bounds__(kOrderThreads) sort_tiles_kernel(BoxOrders<T> in) {
   __shared__ KeyOf<T> keys[kTile];
@@ -248,7 +249,7 @@ __device__ uint32_t num_below(const Key* keys, uint32_t n, Key key) {
   return low;
 }
 
-// One thread a row: a tile's rows over kTile / kThreads blocks.
+// One thread for each row: the rows of a tile take kTile / kThreads blocks.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) merge_tiles_kernel(BoxOrders<T> in) {
   const int64_t thread = int64_t(blockIdx.x) * kThreads + threadIdx.x;
@@ -263,7 +264,7 @@ __global__ void __launch_bounds__(kThreads) merge_tiles_kernel(BoxOrders<T> in) 
   uint32_t rank = place % kTile, total = 0;
   for (int other = 0; other < in.num_tiles; ++other) {
     total += usable[other];
-    // Of equal keys those of earlier tiles come first.
+    // Of rows with equal keys, the row of the earlier tile comes first.
     if (has_row && other != tile)
       rank += num_below(keys + int64_t(other) * kTile, usable[other], key + (other < tile));
   }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What the NMS operators accept.
+// The arguments that the NMS operators accept.
 #pragma once
 
 #include <optional>

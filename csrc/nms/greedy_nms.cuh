@@ -1,34 +1,36 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Greedy non-maximum suppression of a batch of images. A box is removed if a kept box before it
-// overlaps it. So the result follows from the pairs that overlap, evaluated in any order that
-// respects this rule:
+// overlaps it. So the result depends only on the overlapping pairs, and they may be found in any
+// order:
 //
-//   order    by falling score (box_orders.cuh), in bundles by place (box_bundles.cuh): 1 launch,
-//            or 3 where there are more boxes than kMostCounted or more pairs than
-//            kMostCountedPairs
-//   settle   2 launches: one warp a box looks for overlapping boxes before it. The box is removed
-//            if one of them is known to stay, and stays if all of them are known to be removed;
-//            otherwise it waits. The first launch settles the boxes that overlap none before them.
-//            In the second, a box that still waits notes what it waits for, in words of 32 places.
-//   decide   2 launches where the order took 3: a box looks at its words again
-//   resolve  1 launch, one block an image: the few boxes that still wait look at their words up to
-//            kRounds times, then by rank, as many as a block has threads at a time, until none
-//            waits. This launch also passes the kept rows on.
+//   order    sort by falling score (box_orders.cuh), and bundle by place (box_bundles.cuh).
+//            1 launch, or 3 if an image may have more than kMostCounted boxes or the batch more
+//            than kMostCountedPairs pairs.
+//   settle   2 launches. One warp for each box searches the overlapping boxes before it. The box is
+//            removed if one of them is known to stay. It stays if all of them are known to be
+//            removed. Otherwise it waits. The first launch settles the boxes that overlap no box
+//            before them. In the second, a box that still waits stores which boxes it waits for, in
+//            words of 32 places.
+//   decide   2 launches, only if the order took 3: each waiting box reads its words again.
+//   resolve  1 launch, one block for each image. The few boxes that still wait read their words up
+//            to kRounds times. Then the block takes the boxes by rank, as many at a time as it has
+//            threads, until none of these waits. This launch also writes the kept rows.
 //
 // So there are 4 launches, or 8. Of boxes in random places, and of an RPN's boxes, about 5% still
 // wait after settling, in chains of at most 5 or 6.
 //
-// Estimated from the instructions (sm_90), not measured: testing 32 hulls costs a warp about 50
-// instructions, testing the boxes of a bundle about 55. For 10k boxes in random places, with sides
-// up to a tenth of the image, a box takes about 400, 5 us in all on 132 multiprocessors, so
-// launches and their latency dominate. For 100k boxes it takes about 1200: 0.13 ms for the first
-// settling and half of that for the second; with 40 us for the orders and 25 us for the 98 steps of
-// resolving, about 0.3 ms in all.
+// The costs are estimated from the instructions (sm_90), not measured. A warp needs about 50
+// instructions to test 32 hulls, and about 55 to test the boxes of a bundle. For 10k boxes in
+// random places, with sides up to a tenth of the image, a box needs about 400 instructions: 5 us in
+// all on 132 multiprocessors, so the launches and their latency dominate. For 100k boxes a box
+// needs about 1200: 0.13 ms for the first settling and half of that for the second. With 40 us for
+// the orders and 25 us for the 98 steps of resolving, this is about 0.3 ms in all.
 //
-// A box that waits for more than kEntries words, all of which turn out to be removed, searches the
-// bundles again, one box a warp. No block waits for another, and reading a state while it changes
-// only saves work: the result does not depend on timing. One allocation of 98 bytes a row, plus 20
-// for 3 launches of ordering, up to 32 in float64 and 8 with groups. No host sync.
+// A box may wait for more than kEntries words. If the boxes in all stored words turn out to be
+// removed, a whole warp searches the bundles for this box again. No block waits for another.
+// Reading a state while it changes can only save work: the result does not depend on timing.
+// Memory: one allocation of 98 bytes for each row, plus 20 if ordering takes 3 launches, up to 32
+// in float64 and 8 with groups. No host sync.
 #pragma once
 
 #include "../geometry/threshold.h"
@@ -37,16 +39,16 @@
 namespace fastdet::cuda {
 
 constexpr int64_t kMostCounted = 1 << 15;      // rows of an image
-constexpr double kMostCountedPairs = 1 << 30;  // of the batch: 90 us
+constexpr double kMostCountedPairs = 1 << 30;  // of the batch; to count them takes 90 us
 constexpr int kEntries = 8;                    // words that a box may wait for
 constexpr int kRounds = 8;
 constexpr int kSettleThreads = 256;
 constexpr int64_t kSettleBlocks = 1024;  // of the batch: about what a large GPU runs at once
 template <typename T>
-constexpr int kResolveThreads = sizeof(T) > 4 ? 512 : 1024;  // for as many registers as it takes
-constexpr int64_t kSharedWords = 4096;  // of what is known, in resolve: 131072 boxes
+constexpr int kResolveThreads = sizeof(T) > 4 ? 512 : 1024;  // float64 needs more registers
+constexpr int64_t kSharedWords = 4096;  // for the states, in resolve: 131072 boxes
 
-// Boxes that a box waits for: those of a bundle that are set in a mask.
+// Boxes that a box waits for: those of one bundle whose bits are set in the mask.
 struct Entry {
   uint32_t bundle, mask;
 };
@@ -56,7 +58,7 @@ struct Suppression {
   BoxOrders<T> orders;
   BoxBundles<T> bundles;
   const int64_t* groups;  // (B, n) or null
-  uint32_t* places;       // (B, n) of the rows
+  uint32_t* places;       // (B, n): the place of each row
   uint8_t* num_entries;   // (B, n) by place; kEntries + 1 stands for more
   Entry* entries;         // (B, kEntries, n) by place
   T iou_threshold, filter;
@@ -64,7 +66,7 @@ struct Suppression {
   int64_t max_keep;
 };
 
-// Blocks for the images' places, then for the ranks of kRanksPerBlock rows each.
+// One block for each image finds the places; the other blocks rank kRanksPerBlock rows each.
 template <typename T>
 __global__ void __launch_bounds__(kOrderThreads) order_kernel(Suppression<T> in) {
   const int64_t num_images = in.orders.num_images, block = int64_t(blockIdx.x) - num_images;
@@ -76,7 +78,7 @@ __global__ void __launch_bounds__(kOrderThreads) order_kernel(Suppression<T> in)
   }
 }
 
-// One block a bale of places, where rows are in the order of their places.
+// One block for each bale; the rows are already in the order of their places.
 template <typename T>
 __global__ void __launch_bounds__(kOrderThreads) bundle_kernel(Suppression<T> in) {
   const BoxOrders<T>& orders = in.orders;
@@ -96,8 +98,8 @@ __global__ void __launch_bounds__(kOrderThreads) bundle_kernel(Suppression<T> in
   store_bale(out, bale, box, place < n);
 }
 
-// By a whole warp: what is known of the box of a place. `bundles` is of the image, whose places are
-// the first n. With `note`, a box that waits notes its entries.
+// The state of the box at a place. `bundles` is the bundles of the image, whose places are the
+// first n. With `note`, a box that waits stores its entries. A whole warp calls it.
 template <typename T>
 __device__ State settle(const Suppression<T>& in, int64_t image, const BoxBundles<T>& bundles,
                         uint32_t n, const Known& known, uint32_t place, bool note) {
@@ -106,7 +108,7 @@ __device__ State settle(const Suppression<T>& in, int64_t image, const BoxBundle
   State state = kStays;
   int num_entries = 0;
   look_through(bundles, n, known, seeker, in.iou_threshold, [&](int64_t bundle, unsigned boxes) {
-    const uint32_t stay = __shfl_sync(kAllLanes, known.stay(bundle), 0);  // for all lanes the same
+    const uint32_t stay = __shfl_sync(kAllLanes, known.stay(bundle), 0);  // the same in all lanes
     state = boxes & stay ? kGoes : kWaits;
     if (note && lane() == 0 && num_entries < kEntries)
       in.entries[(image * kEntries + num_entries) * in.orders.n + place] = {
@@ -119,7 +121,7 @@ __device__ State settle(const Suppression<T>& in, int64_t image, const BoxBundle
   return state;
 }
 
-// A warp a box, striding over the image.
+// One warp for each box, with a stride over the image.
 template <typename T>
 __global__ void __launch_bounds__(kSettleThreads, sizeof(T) > 4 ? 3 : 4)
     settle_kernel(Suppression<T> in, int64_t blocks_per_image, bool note) {
@@ -135,8 +137,8 @@ __global__ void __launch_bounds__(kSettleThreads, sizeof(T) > 4 ? 3 : 4)
   }
 }
 
-// What the entries of a waiting box say. A box is stuck if it waits for none of its entries and
-// they are not complete.
+// The state that follows from the entries of a waiting box. A box is stuck if all boxes of its
+// stored entries are removed but it has more entries than could be stored.
 struct Decision {
   State state;
   bool stuck;
@@ -157,8 +159,8 @@ __device__ Decision decide(const Suppression<T>& in, int64_t image, const Known&
   return {waits || stuck ? kWaits : kStays, stuck};
 }
 
-// The same for the waiting boxes among the image's places first, first + step, ... Returns whether
-// any is decided.
+// Decides the waiting boxes among the places first, first + step, ... of the image. Returns whether
+// any box was decided.
 template <typename T>
 __device__ bool decide_all(const Suppression<T>& in, int64_t image, const Known& known, int64_t n,
                            int64_t first, int64_t step) {
@@ -180,8 +182,8 @@ __global__ void __launch_bounds__(kThreads)
              blockIdx.x % blocks_per_image * kThreads + threadIdx.x, blocks_per_image * kThreads);
 }
 
-// By a whole block: decides the boxes of the next ranks, one a thread, once all before them are
-// decided.
+// Decides the boxes of the next ranks, one for each thread; all boxes before them are decided. A
+// whole block calls it.
 template <typename T>
 __device__ State resolve_front(const Suppression<T>& in, int64_t image,
                                const BoxBundles<T>& bundles, uint32_t n, const Known& known,
@@ -203,7 +205,7 @@ __device__ State resolve_front(const Suppression<T>& in, int64_t image,
   return state;
 }
 
-// One block an image. write(image, k, row) hands on the k-th row kept, -1 beyond the last.
+// One block for each image. write(image, k, row) receives the k-th kept row, -1 beyond the last.
 template <typename T, typename Write>
 __global__ void __launch_bounds__(kResolveThreads<T>, 1)
     resolve_kernel(Suppression<T> in, Write write) {
@@ -229,14 +231,15 @@ __global__ void __launch_bounds__(kResolveThreads<T>, 1)
   uint32_t next_row = row_of(threadIdx.x + kStep);
   int64_t num_kept = 0;
   for (uint32_t first = 0; first < n && num_kept < in.max_keep; first += kStep) {
-    // Loaded while this front is resolved.
+    // Loaded early, while this front is resolved.
     const uint32_t next_place = in.places[begin + next_row];
     const uint32_t row_after = row_of(first + 2 * kStep + threadIdx.x);
     const State state = resolve_front(in, image, bundles, n, known, first + threadIdx.x < n, place);
     const unsigned stay = __ballot_sync(kAllLanes, state == kStays);
     if (lane() == 0) stay_of_warps[warp()] = stay;
     __syncthreads();
-    // The number that stay in the warps before this one and, in the upper bits, in all warps.
+    // The number of boxes that stay: in the warps before this one, and in the upper 16 bits in all
+    // warps.
     const int of_warp = __popc(stay_of_warps[lane()]);
     int sums = of_warp << 16 | (lane() < warp() ? of_warp : 0);
     for (int d = kWarp / 2; d > 0; d /= 2) sums += __shfl_xor_sync(kAllLanes, sums, d);
@@ -252,9 +255,9 @@ __global__ void __launch_bounds__(kResolveThreads<T>, 1)
   if (threadIdx.x == 0) in.keep_counts[image] = num_kept;
 }
 
-// ---- the host's side ----------------------------------------------------------------------------
+// ---- host code ----------------------------------------------------------------------------------
 
-// Assigns pieces of one allocation; without an allocation it counts the bytes.
+// Divides one allocation into pieces. Without an allocation it only counts the bytes.
 class Pieces {
  public:
   explicit Pieces(void* begin) : begin_(static_cast<char*>(begin)) {}
@@ -279,7 +282,7 @@ class Pieces {
   int64_t used_ = 0;
 };
 
-// Places the arrays from `begin` on. Returns the bytes that they take.
+// Places the arrays from `begin` on. Returns how many bytes they take.
 template <typename T>
 int64_t take_arrays(void* begin, bool by_tiles, Suppression<T>& in) {
   Pieces pieces(begin);
@@ -334,16 +337,17 @@ void launch_all(const Suppression<T>& in, bool by_tiles, const Write& write, cud
   launch(resolve_kernel<T, Write>, blocks(1), dim3(kResolveThreads<T>), 0, stream, in, write);
 }
 
-// Of contiguous boxes (B, N, 4) and scores (B, N) of type T, groups (B, N) or none, and counts (B,)
-// or none, both int64: write(image, k, row) on the device for each k below max_keep, row -1 beyond
-// the last one kept, and keep_counts (B,), int64. Rows from an image's count on are never read.
+// Boxes (B, N, 4) and scores (B, N) are contiguous and of type T; groups (B, N) and counts (B,) are
+// int64, and each may be absent. On the device it calls write(image, k, row) for each k below
+// max_keep, with row -1 beyond the last kept row, and sets keep_counts (B,), int64. It never reads
+// rows from an image's count on.
 template <typename T, typename Write>
 void greedy_nms(const Tensor& boxes, const Tensor& scores, double iou_threshold, int64_t max_keep,
                 const std::optional<Tensor>& groups, const std::optional<Tensor>& counts,
                 const Tensor& keep_counts, const Write& write) {
   const Tensor boxes_in = aligned(boxes);
   const int64_t num_images = boxes.size(0), n = boxes.size(1);
-  STD_TORCH_CHECK(n <= INT32_MAX, "fastdet: NMS of more than 2^31 - 1 boxes in an image");
+  STD_TORCH_CHECK(n <= INT32_MAX, "fastdet: NMS: more than 2^31 - 1 boxes in an image");
   const auto divided = [n](int64_t size) { return std::max<int64_t>(1, (n + size - 1) / size); };
   Suppression<T> in = {};
   in.orders.boxes = data<Box<T>>(boxes_in);

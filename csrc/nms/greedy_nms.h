@@ -2,12 +2,12 @@
 // Greedy non-maximum suppression over raw pointers: plain C++, no torch, so that the NumPy entry
 // points run it too. Boxes are visited by falling score (ties: the lower index first,
 // score_order.h), and each is compared with the kept boxes near it (kept_boxes.h). Boxes of
-// different groups are not compared. If all groups run to their end, they run in parallel; if the
-// caller wants the best few of many, the groups take turns in the order of the scores until enough
-// are kept.
+// different groups are not compared. If all boxes must be visited, the groups run in parallel. If
+// the caller wants only the best few boxes, all groups are visited together in the order of the
+// scores until enough boxes are kept.
 //
-// Cost: the sort, O(n), and about constant time a box; the worst input costs the n * kept IoUs of
-// brute force. Memory O(n).
+// Cost: the sort, O(n), and about constant time for each box. The worst input costs n * kept IoUs,
+// as brute force does. Memory O(n).
 #pragma once
 
 #include <algorithm>
@@ -46,7 +46,7 @@ int64_t nms_of_all(const NmsInput<T>& in, ScoreOrder<T>& order, const NmsThresho
   return num_kept;
 }
 
-// The best `max_keep` of all groups: the groups take turns, by score.
+// The best `max_keep` boxes of all groups, visited together in the order of the scores.
 template <typename T>
 int64_t nms_in_turns(const NmsInput<T>& in, ScoreOrder<T>& order, const NmsThreshold<T>& threshold,
                      int64_t max_keep, int64_t* keep) {
@@ -68,7 +68,8 @@ int64_t nms_in_turns(const NmsInput<T>& in, ScoreOrder<T>& order, const NmsThres
   return num_kept;
 }
 
-// All groups to their end, in parallel; then one pass over the rows restores the order of scores.
+// Each group is visited to its end, in parallel. Then one pass over the rows restores the score
+// order.
 template <typename T, typename Parallel>
 int64_t nms_by_group(const NmsInput<T>& in, const ScoreOrder<T>& order,
                      const NmsThreshold<T>& threshold, int64_t max_keep, int64_t* keep,
@@ -76,7 +77,7 @@ int64_t nms_by_group(const NmsInput<T>& in, const ScoreOrder<T>& order,
   const int64_t n = order.size();
   const BoxGroups<T> groups(order.rows(), n, in.groups);
   std::vector<uint8_t> survives(n);
-  // A piece of rows is the groups that begin in it.
+  // A piece of the rows handles the groups that begin in it.
   parallel(n, kRowsInParallel, [&](int64_t first, int64_t last) {
     const auto begin = groups.begin.begin(), end = groups.begin.end() - 1;
     for (auto g = std::lower_bound(begin, end, first) - begin; g < end - begin; ++g) {

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The boxes that greedy NMS has kept, and whether a new box overlaps one of them.
+// The boxes that greedy NMS has kept, and the test whether a new box overlaps one of them.
 //
-// At first a query tests all kept boxes, a vector at a time. Where that takes longer than a grid
-// would, the kept boxes move into a grid of cells by size and centre, and a query reads only the
-// cells that can hold a box that overlaps it. If IoU(a, b) > t, then the overlap is wider than t *
-// max(width a, width b), because the intersection is at most that width times the height of either
-// box. So neither box is wider than the other's width / t, and the centres are closer than (width a
+// At first a query tests all kept boxes, a vector at a time. When a grid becomes cheaper, the kept
+// boxes move into a grid of cells by size and centre, and a query reads only the cells that can
+// hold an overlapping box. If IoU(a, b) > t, then the overlap is wider than t * max(width a, width
+// b), because the intersection is at most the overlap's width times the height of either box. So
+// the width of each box is at most the other's width / t, and the centres are closer than (width a
 // + width b) / 2 - t * max(width a, width b). The same holds in y. Kept boxes overlap each other by
 // at most t, so few of them share a cell whose side is proportional to theirs: a query costs about
 // the same for any number of kept boxes.
 //
-// The grid never changes the result: a pair that it skips has an IoU of at most t in floating point
-// too. kSlack covers the rounding errors, and there is no grid where boxes are so small that their
-// areas lose digits (kTiny).
+// The grid never changes the result: the IoU of a pair that it skips is at most t in floating point
+// too. kSlack covers the rounding errors. The grid is not used if a box is so small that its area
+// loses digits (kTiny).
 #pragma once
 
 #include <algorithm>
@@ -36,7 +36,7 @@ namespace fastdet::cpu {
 // one box to the grid.
 constexpr int64_t kQueryCost = 56, kCellCost = 3, kFillCost = 24;
 constexpr int64_t kReview = 128;  // offers between two comparisons of the costs
-constexpr int64_t kMaxRuns = 64;  // cells; a query that would read more tests all boxes instead
+constexpr int64_t kMaxRuns = 64;  // cells; a query that needs more tests all boxes instead
 constexpr double kSlack = 1e-6;
 
 template <typename T>
@@ -45,20 +45,20 @@ bool is_tiny(const Box<T>& box) {
   return can_overlap(box, box_area) && box_area < kTiny<T>;
 }
 
-// `iou` is rounded down to T. Proportional rounding errors change a product by at most 1e-6 of it.
+// `iou` is rounded down to T. Relative rounding errors change a product by at most 1e-6 of it.
 template <typename T>
 NmsThreshold<T> nms_threshold(T iou, bool any_tiny) {
   const bool proportional = !any_tiny && iou > T(1e-6);
   return {iou, proportional ? iou * (T(1) - 4 * std::numeric_limits<T>::epsilon()) : T(0)};
 }
 
-// Whether the grid may be used: not where a tiny box has disabled the filter.
+// Whether the grid may be used: not if a tiny box has set the filter to 0.
 template <typename T>
 bool prunes(const NmsThreshold<T>& threshold) {
   return threshold.filter > 0 || threshold.iou <= T(1e-6);
 }
 
-// Room for boxes, one array a coordinate.
+// Memory for boxes, one array for each coordinate.
 template <typename T>
 class BoxStore {
  public:
@@ -83,12 +83,12 @@ void put(const BoxPlanes<T>& planes, int64_t i, const Box<T>& box, T box_area) {
   planes.area[i] = box_area;
 }
 
-// The grid: cells by size level and centre, hashed into buckets.
+// The grid: cells by size level and centre, which a hash assigns to buckets.
 template <typename T>
 class SizeGrid {
  public:
-  // Has room for the boxes of all `members`. `filter` is that of the threshold; 0 finds all that
-  // touch.
+  // Has room for the boxes of all `members`. `filter` is that of the threshold; with 0, a query
+  // finds all boxes that touch.
   SizeGrid(const Box<T>* boxes, const Ranked<T>* members, int64_t n, T filter)
       : ratio_(filter * (1 - kSlack)),
         shift_(64 - std::bit_width(static_cast<uint64_t>(n / 4))),
@@ -108,7 +108,7 @@ class SizeGrid {
     put(store_.planes(), bucket.begin + bucket.count++, box, box_area);
   }
 
-  // No answer where it would take more than `max_cells` cells.
+  // Gives no answer if the query would read more than `max_cells` cells.
   std::optional<bool> overlaps_any(const Box<T>& box, T box_area, const NmsThreshold<T>& threshold,
                                    int64_t max_cells) const {
     std::array<KeptRun, kMaxRuns> runs;
@@ -136,12 +136,12 @@ class SizeGrid {
 
  private:
   static constexpr int kLevels =
-      8;  // each spans sizes up to a factor of 4, the last one all smaller boxes
+      8;  // each holds sizes up to a factor of 4; the last one holds all smaller boxes
 
   struct Level {
     double smallest = std::numeric_limits<double>::infinity();  // of the longer sides
     double width = 0, height = 0;                               // the largest of the level
-    double cells_per_x = 0, cells_per_y = 0;                    // a pixel
+    double cells_per_x = 0, cells_per_y = 0;                    // per pixel
   };
 
   struct Span {
@@ -160,7 +160,8 @@ class SizeGrid {
     return std::min(exponent / 2, kLevels - 1);
   }
 
-  // A cell is as long as the reach of the level's largest box, and no shorter than a 16th of that.
+  // The side of a level's cells is 1 - t times the longest side of the level, which is the reach of
+  // its largest box (see span), but at least 1/16 of that side.
   void measure_levels(const Box<T>* boxes, const Ranked<T>* members, int64_t n) {
     for (int64_t j = 0; j < n; ++j) {
       const Box<T>& box = boxes[members[j].index];
@@ -183,7 +184,7 @@ class SizeGrid {
     }
   }
 
-  // Never falls as the coordinate rises.
+  // Monotonic: never falls as the coordinate rises.
   static int64_t cell(double coordinate, double cells_per_pixel) {
     constexpr double kFar = 1e15;
     return static_cast<int64_t>(std::floor(std::clamp(coordinate * cells_per_pixel, -kFar, kFar)));
@@ -202,7 +203,8 @@ class SizeGrid {
                          cell(centre(box.y1, box.y2), levels_[l].cells_per_y))];
   }
 
-  // On one axis, the cells of a level whose longest side is `longest` that can hold a partner.
+  // On one axis, the cells of a level that can hold an overlapping box; `longest` is the level's
+  // longest side.
   Span span(double low, double high, double longest, double cells_per_pixel) const {
     const double side = high - low;
     if (longest < ratio_ * side) return {0, -1};
@@ -210,12 +212,12 @@ class SizeGrid {
     if (ratio_ < 0.5) partner = std::min(longest, side / ratio_);
     const double reach = 0.5 * side + 0.5 * partner - ratio_ * std::max(side, partner);
     const double middle = centre(low, high);
-    const double margin = reach * kSlack + std::abs(middle) * 1e-15;  // over all roundings
+    const double margin = reach * kSlack + std::abs(middle) * 1e-15;  // covers all rounding errors
     return {cell(middle - reach - margin, cells_per_pixel),
             cell(middle + reach + margin, cells_per_pixel)};
   }
 
-  double ratio_;  // the threshold, less what roundings take
+  double ratio_;  // the threshold, less a margin for rounding errors
   double largest_ = 0;
   std::array<Level, kLevels> levels_;
   int num_levels_ = 0;
@@ -228,7 +230,7 @@ class SizeGrid {
 template <typename T>
 class KeptBoxes {
  public:
-  // `members`: all boxes that may be offered. `room` is for as many.
+  // `members`: all boxes that may be offered. `room` has space for all of them.
   KeptBoxes(const Box<T>* boxes, const Ranked<T>* members, int64_t n,
             const NmsThreshold<T>& threshold, const BoxPlanes<T>& room)
       : boxes_(boxes), members_(members), size_(n), threshold_(threshold), kept_(room) {}
@@ -257,7 +259,8 @@ class KeptBoxes {
     return place >= 0;
   }
 
-  // Builds the grid if the remaining boxes, at the cost of the last ones, would repay it.
+  // Builds the grid if it would save more on the remaining boxes, at the cost of the last ones,
+  // than it costs to build.
   void review() {
     const int64_t vectors = std::exchange(looked_at_, 0) / (kReview * loops_.lanes);
     const int64_t saved = (size_ - num_offers_) * (vectors - kQueryCost);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The NMS operators for torch tensors on the GPU; greedy_nms.cuh does the work. The only host sync
-// is at the end of the operators whose output length depends on the data.
+// is at the end of nms and batched_nms, whose output length depends on the data.
 #include "contract.h"
 #include "greedy_nms.cuh"
 

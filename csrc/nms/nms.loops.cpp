@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Does a box overlap a kept one? Most vectors of kept boxes fail the test
-// `intersection > filter * union`, which needs no division; the IoU is computed only where a lane
-// passes. Written with explicit vectors, because a run of kept boxes is often shorter than the
-// blocks that GCC makes of a plain loop.
+// Whether a box overlaps a kept one. Most vectors of kept boxes fail the test intersection >
+// filter * union, which needs no division. The IoU is computed only if a lane passes. The loop uses
+// explicit vectors, because a run of kept boxes is often shorter than the blocks that GCC makes of
+// a plain loop.
 #include "nms.loops.h"
 
 #include "../isa/lanes.h"
@@ -11,9 +11,9 @@ namespace fastdet::cpu::FASTDET_ISA {
 
 namespace {
 
-// Whether `box` overlaps a kept box of [begin, end), which are at most a vector. A negative height
-// needs no clamp: it makes the product negative or 0, which the filter rejects too. Where a lane
-// passes, the operands of the quotient, their order and so its bits are those of iou().
+// Whether `box` overlaps a kept box of [begin, end), which is at most one vector. A negative height
+// needs no clamp: it makes the product negative or 0, which the filter rejects too. If a lane
+// passes, its quotient has the same operands in the same order as in iou(), and so the same bits.
 template <typename T>
 __attribute__((always_inline)) inline bool overlaps_lane(const BoxPlanes<T>& kept, int64_t begin,
                                                          int64_t end, const Box<T>& box, T box_area,

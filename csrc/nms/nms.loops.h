@@ -10,14 +10,14 @@
 
 namespace fastdet::cpu {
 
-// The places [begin, begin + count) of kept boxes.
+// The kept boxes at places [begin, begin + count).
 struct KeptRun {
   uint32_t begin, count;
 };
 
 constexpr int kNmsOverread = 16;
 
-// An IoU above `iou` implies an intersection above `filter` times the union, as computed.
+// If the computed IoU is above `iou`, the computed intersection is above `filter` times the union.
 template <typename T>
 struct NmsThreshold {
   T iou, filter;
@@ -26,10 +26,11 @@ struct NmsThreshold {
 // T is float or double.
 template <typename T>
 struct FASTDET_EXPORT NmsLoops {
-  int64_t lanes;  // boxes that are compared together
+  int64_t lanes;  // boxes that one vector compares
 
-  // Where a kept box in the runs overlaps `box` by an IoU above the threshold: the place at which
-  // its vector begins, or -1. Reads, and ignores, up to kNmsOverread values beyond a run.
+  // Looks in the runs for a kept box whose IoU with `box` is above the threshold. Returns the place
+  // at which the vector of that box begins, or -1. It may read up to kNmsOverread values beyond a
+  // run, and ignores them.
   int64_t (*find_overlap)(const BoxPlanes<T>& kept, const KeptRun* runs, int64_t num_runs,
                           const Box<T>& box, T box_area, const NmsThreshold<T>& threshold);
 };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// NMS for NumPy arrays, with the driver of the torch operators, and Soft-NMS, on the calling
-// thread. O(N) memory.
+// NMS for NumPy arrays, with the same code as the torch operators, and Soft-NMS. Both run on the
+// calling thread. O(N) memory.
 #include <algorithm>
 #include <limits>
 #include <utility>

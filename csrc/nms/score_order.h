@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Boxes by falling score, ties by rising index: a stable radix sort, one byte a pass, over the bits
-// of the scores, inverted so that they rise as the score falls. Rows are sorted only as far as they
-// are asked for: a caller that stops after k of n rows pays a selection, O(n), and the sort of a
-// few times k. A box with a NaN score or a coordinate that is not finite is left out.
+// Boxes by falling score, ties by rising index. The sort is a stable radix sort, one byte for each
+// pass, over the bits of the scores, inverted so that they rise as the score falls. Rows are sorted
+// only as far as they are needed: a caller that stops after k of n rows pays for a selection, O(n),
+// and for the sort of a few times k rows. A box with a NaN score or a coordinate that is not finite
+// is left out.
 #pragma once
 
 #include <algorithm>
@@ -22,7 +23,7 @@ namespace fastdet::cpu {
 template <typename T>
 struct Ranked {
   using Key = std::conditional_t<std::is_same_v<T, double>, uint64_t, uint32_t>;
-  Key key;  // rises as the score falls; -0 and 0 tie
+  Key key;  // rises as the score falls; the same for -0 and 0
   uint32_t index;
 
   Ranked() = default;
@@ -37,9 +38,9 @@ struct Ranked {
   }
 };
 
-constexpr int64_t kSmallSort = 128;  // below, a comparison sort is faster than counting bytes
+constexpr int64_t kSmallSort = 128;  // below this, a comparison sort is faster
 
-// Sorts rows that are in the order of their indices.
+// Sorts rows whose indices are in rising order.
 template <typename T>
 void radix_sort(std::vector<Ranked<T>>& rows) {
   constexpr int kBytes = sizeof(typename Ranked<T>::Key);
@@ -49,7 +50,7 @@ void radix_sort(std::vector<Ranked<T>>& rows) {
   std::vector<Ranked<T>> other(rows.size());
   for (int b = 0; b < kBytes; ++b) {
     std::array<uint32_t, 256>& next = counts[b];
-    if (next[(rows[0].key >> (8 * b)) & 255] == rows.size()) continue;  // one byte for all
+    if (next[(rows[0].key >> (8 * b)) & 255] == rows.size()) continue;  // all bytes equal
     uint32_t begin = 0;
     for (uint32_t& place : next) begin += std::exchange(place, begin);
     for (const Ranked<T>& row : rows) other[next[(row.key >> (8 * b)) & 255]++] = row;
@@ -60,7 +61,7 @@ void radix_sort(std::vector<Ranked<T>>& rows) {
 template <typename T>
 class ScoreOrder {
  public:
-  // `wanted`: how many rows the caller expects to need; it may go on to all of them.
+  // `wanted`: how many rows the caller expects to need; it may still read all of them.
   ScoreOrder(const Box<T>* boxes, const T* scores, int64_t n, int64_t wanted) {
     if (n > INT32_MAX) throw std::length_error("NMS: more than 2^31 - 1 boxes in an image");
     rows_.reserve(n);
@@ -82,10 +83,10 @@ class ScoreOrder {
 
   int64_t size() const { return static_cast<int64_t>(rows_.size()); }
 
-  // The usable boxes; those before the rows sorted so far are in order.
+  // All usable boxes. Only the rows that are already sorted are in order.
   const Ranked<T>* rows() const { return rows_.data(); }
 
-  // Row r, where the rows before it were asked for earlier.
+  // The box at rank r. The caller must have read all rows before it.
   uint32_t operator[](int64_t r) {
     if (r >= num_sorted_) sort_more();
     return rows_[r].index;
@@ -101,7 +102,7 @@ class ScoreOrder {
     num_sorted_ = size();
   }
 
-  // The best `chunk_` of the rest, and four times as many the next time.
+  // Sorts the best `chunk_` of the remaining rows, and four times as many the next time.
   void sort_more() {
     const auto begin = rows_.begin() + num_sorted_;
     const int64_t end = std::min(size(), num_sorted_ + chunk_);

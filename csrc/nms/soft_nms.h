@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Soft-NMS over raw pointers, plain C++: the best box is picked and the scores of the boxes that
-// overlap it fall, again and again. Boxes lie in blocks of neighbours; a pick changes nothing in a
-// block that it does not overlap, so it costs one test for each block and a pass over a few of
-// them: O(n + picks * (n / kSoftNmsBlock + boxes near the pick)) after the sort. O(n) memory.
+// Soft-NMS over raw pointers, plain C++. Each step picks the box with the highest score and lowers
+// the scores of the boxes that overlap it. Boxes lie in blocks of neighbours. A pick changes
+// nothing in a block that it does not overlap, so it costs one test for each block and a pass over
+// a few blocks: O(n + picks * (n / kSoftNmsBlock + boxes near the pick)) after the sort. O(n)
+// memory.
 //
-// Neither the order of the blocks nor the skipping changes the result: a score falls by the picks
-// that overlap its box, in their order, and of equal scores the lowest index is picked.
+// Neither the order of the blocks nor the skipping changes the result. A score is lowered by the
+// picks that overlap its box, in the order of the picks; of equal scores the lowest index is
+// picked.
 #pragma once
 
 #include <algorithm>
@@ -34,7 +36,7 @@ class SoftNms {
     }
   }
 
-  // The index and score of each pick, in the order of picking, by falling score.
+  // The index and the score of each pick, in the order of picking, which is by falling score.
   void run(std::vector<int64_t>& keep, std::vector<T>& kept_scores) {
     while (true) {
       const int64_t pick = best();
@@ -49,7 +51,8 @@ class SoftNms {
   }
 
  private:
-  // The usable boxes by tiles of the image, so that neighbours in space are neighbours in memory.
+  // The usable boxes, sorted by tiles of the image, so that neighbours in space are neighbours in
+  // memory.
   std::vector<int64_t> neighbours_in_order(const Box<T>* boxes, const T* scores, int64_t n) const {
     std::vector<int64_t> order;
     Box<double> all = {0, 0, 0, 0};
@@ -66,7 +69,7 @@ class SoftNms {
     std::vector<double> strips(n);
     for (const int64_t i : order) {
       const double strip = std::floor((boxes[i].y1 - all.y1) / strip_height);
-      strips[i] = std::isfinite(strip) ? strip : 0;  // of equal or enormous coordinates
+      strips[i] = std::isfinite(strip) ? strip : 0;  // if coordinates are equal or huge
     }
     std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
       if (strips[a] != strips[b]) return strips[a] < strips[b];
@@ -102,8 +105,8 @@ class SoftNms {
     return hull;
   }
 
-  // Where a pick cannot overlap a box of the block, its IoU with each is 0, which changes no score:
-  // even at threshold 0, the linear rule multiplies by 1 - 0.
+  // A pick that cannot overlap a box of the block has IoU 0 with each of them. This changes no
+  // score: even at threshold 0, the linear rule multiplies by 1 - 0.
   static bool meets(const Box<T>& hull, const Box<T>& box) {
     return box.x1 < hull.x2 && hull.x1 < box.x2 && box.y1 < hull.y2 && hull.y1 < box.y2;
   }
@@ -115,7 +118,8 @@ class SoftNms {
         rule_, picked, area(picked), planes_from(begin), end - begin, scores_.data() + begin);
   }
 
-  // The position of the highest score, of equal ones that of the lowest index; -1 if none is left.
+  // The position of the highest score; of equal scores, that of the lowest index. -1 if no box is
+  // left.
   int64_t best() const {
     T most = T(-1);
     for (const T score : best_) most = max_of(most, score);

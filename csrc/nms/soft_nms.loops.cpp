@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The scores that a picked box lowers. A score that is left is >= +0, and the bits of such numbers
-// order as integers do, which gives the maximum without a floating-point comparison.
+// Lowers the scores by the overlap with a picked box. The score of a box that is left is >= +0, and
+// the bits of such numbers have the order of integers, so the maximum needs no floating-point
+// comparison.
 #include "soft_nms.loops.h"
 
 #include "../geometry/maths.h"

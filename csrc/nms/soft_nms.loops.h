@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The loop of Soft-NMS: scores fall by the overlap with the box picked.
+// The loop of Soft-NMS: lowers scores by the overlap with the picked box.
 #pragma once
 
 #include <cstdint>
@@ -12,9 +12,9 @@ namespace fastdet::cpu {
 
 enum class SoftNmsMethod { kLinear, kGaussian };
 
-// How the overlap with a picked box lowers a score: it is multiplied by 1 - IoU where the IoU is >=
-// iou_threshold, or by exp(-IoU^2 / sigma). A box whose score is below score_threshold, which is >=
-// 0, is removed.
+// How the overlap with a picked box lowers a score: the score is multiplied by 1 - IoU if the IoU
+// is >= iou_threshold (linear), or by exp(-IoU^2 / sigma) (Gaussian). A box is removed if its score
+// is below score_threshold, which is >= 0.
 template <typename T>
 struct SoftNmsRule {
   SoftNmsMethod method;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // NumPy arrays as the entry points (each family's numpy.cpp) take them: C-contiguous and of one
-// exact type, so that nothing is copied; fastdet/numpy.py converts before. The family's contract.h
-// checks their shapes before memory is touched; the kernels then run without the GIL, on the
-// calling thread.
+// exact type, so that nothing is copied; fastdet/numpy.py converts them before. The family's
+// contract.h checks their shapes before memory is read. The kernels then run without the GIL, on
+// the calling thread.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -43,7 +43,8 @@ namespace py = pybind11;
 template <typename T>
 using Array = py::array_t<T, py::array::c_style>;
 
-// The `parallel` of the CPU drivers, such as nms/greedy_nms.h: every piece in turn.
+// The `parallel` of the CPU functions, such as greedy_nms in nms/greedy_nms.h: all of [0, n) as one
+// piece.
 constexpr auto kSerial = [](int64_t n, int64_t, const auto& body) {
   if (n > 0) body(int64_t(0), n);
 };
@@ -58,8 +59,8 @@ Array<T> array_of(const std::vector<T>& values) {
   return Array<T>(static_cast<py::ssize_t>(values.size()), values.data());
 }
 
-// A family's entry points, bound when the module is imported. Its numpy.cpp has one such object:
-// const Entries entries(bind);
+// Binds a family's entry points when the module is imported. The family's numpy.cpp has one such
+// object: const Entries entries(bind);
 struct Entries {
   explicit Entries(void (*bind)(py::module_& m));
 };

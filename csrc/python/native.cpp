@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// fastdet._native: what Python reaches without torch's dispatcher. Needs no torch.
+// fastdet._native: the functions that Python calls without torch's dispatcher. It needs no torch.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// What the RoIAlign operators accept.
+// The arguments that the RoIAlign operators accept.
 #pragma once
 
 #include <optional>
@@ -52,7 +52,8 @@ inline void check_levels(const char* op, size_t num_levels, size_t num_scales) {
     refuse(op, "features", "1 to " + std::to_string(kMaxLevels) + " levels",
            std::to_string(num_levels));
   if (num_scales != num_levels)
-    refuse(op, "scales", "one a level, " + std::to_string(num_levels), std::to_string(num_scales));
+    refuse(op, "scales", "one for each level, " + std::to_string(num_levels),
+           std::to_string(num_scales));
 }
 
 inline void check_multiscale_roi_align(const char* op, const std::vector<Argument>& features,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The sums of rows and columns by which RoIAlign averages a bin; crop_masks averages masks by them
-// too. Only an x.loops.cpp includes it.
+// The sums over rows and columns with which RoIAlign averages a bin; crop_masks uses them too. Only
+// x.loops.cpp files include it.
 #pragma once
 
 #include "../geometry/box.h"
@@ -10,7 +10,7 @@
 
 namespace fastdet::cpu::FASTDET_ISA {
 
-// values[c] = from[c], c in [0, n). GCC converts float16 one by one where it is left to.
+// values[c] = from[c], c in [0, n). Without the intrinsics, GCC converts float16 values one by one.
 template <typename T>
 inline __attribute__((always_inline)) void widen(const T* from, int64_t n, Sum<T>* values) {
   int64_t c = 0;
@@ -23,7 +23,7 @@ inline __attribute__((always_inline)) void widen(const T* from, int64_t n, Sum<T
   for (; c < n; ++c) values[c] = static_cast<Sum<T>>(from[c]);
 }
 
-// merged[x] = the sum of the rows of bin ph, of columns [x, x + n), n <= N.
+// merged[x] = the weighted sum of the rows of bin ph, for columns [x, x + n), n <= N.
 template <int64_t N, typename T, typename S>
 inline __attribute__((always_inline)) void merge_rows(const T* __restrict plane, int64_t row_stride,
                                                       const Taps<S>& rows, int64_t ph, int64_t n,
@@ -42,7 +42,7 @@ inline __attribute__((always_inline)) void merge_rows(const T* __restrict plane,
   for (int64_t x = 0; x < n; ++x) merged[x] = sums[x];
 }
 
-// The same of a whole span.
+// merge_rows for a whole span.
 template <typename T, typename S>
 void merge_span(const T* plane, int64_t row_stride, const Taps<S>& rows, int64_t ph, int64_t span,
                 S* merged) {
@@ -55,7 +55,7 @@ void merge_span(const T* plane, int64_t row_stride, const Taps<S>& rows, int64_t
   if (x < span) merge_rows<kColumnBlock>(plane + x, row_stride, rows, ph, span - x, merged + x);
 }
 
-// out(b, pw) = the sum of the taps of bin pw in merged row b.
+// out(b, pw) = the weighted sum of the taps of bin pw in merged row b.
 template <typename T, typename S>
 void merge_columns(const S* merged, int64_t stride, int64_t bins, const Taps<S>& columns, T* out,
                    int64_t row_stride, int64_t pixel_stride) {
@@ -64,7 +64,8 @@ void merge_columns(const S* merged, int64_t stride, int64_t bins, const Taps<S>&
     for (int64_t j = columns.begin[pw]; j < columns.begin[pw + 1]; ++j) {
       const S* column = merged + columns.index[j] - columns.low;
       const S weight = columns.weight[j];
-      // All rows, with those beyond `bins` for nothing: a constant count unrolls.
+      // Computes all kMergedRows rows, even those beyond `bins`: a loop with a constant count is
+      // unrolled.
       for (int64_t b = 0; b < kMergedRows; ++b) sums[b] += weight * column[b * stride];
     }
     for (int64_t b = 0; b < bins; ++b)

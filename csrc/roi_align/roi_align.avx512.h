@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // RoIAlign's loops over planes (NCHW) in AVX-512 registers, for roi_align.loops.cpp. Forward merges
-// a bin's rows into at most 8 vectors; a permutation then picks the columns of 8 bins, 2 taps at a
-// time. Backward distributes 8 bins over the columns and adds these to the rows, so that no tap
-// needs a load or a store of its own.
+// a bin's rows into at most 8 vectors; then a permutation picks the columns of 8 bins, 2 taps at a
+// time. Backward distributes 8 bins over the columns and adds the columns to the rows, so that no
+// tap needs its own load or store.
 #pragma once
 
 #ifdef __AVX512F__
@@ -26,7 +26,7 @@ inline __m512 load_lanes(const BFloat16* from, __mmask16 mask) {
 
 constexpr int64_t kWidestSpan = 8 * 16;
 
-// Calls body<the vectors of a span>(); false where the span is wider than 8 of them.
+// Calls body<number of vectors of the span>(). False if the span is wider than 8 vectors.
 template <typename Body>
 bool with_vectors(int64_t span, const Body& body) {
   const auto matches = [&]<int kVectors>() {
@@ -40,12 +40,12 @@ bool with_vectors(int64_t span, const Body& body) {
          matches.template operator()<7>() || matches.template operator()<8>();
 }
 
-// Which lanes of a merged row go into which of 8 bins.
+// The lanes of a merged row that go into each of 8 bins.
 struct ColumnPicks {
-  // A group is 2 taps of each bin, a pair 32 columns.
+  // A group is 2 taps of each bin; a pair is 32 columns.
   static constexpr int64_t kBins = 8, kGroups = 8, kPairs = kWidestSpan / 32;
 
-  // Of the bins [first, first + 8); false where the span is too wide or a bin has too many taps.
+  // For the bins [first, first + 8). False if the span is too wide or a bin has too many taps.
   bool build(const Taps<float>& columns, int64_t first) {
     if (columns.span > kWidestSpan) return false;
     bins = static_cast<int>(min_of(columns.bins - first, kBins));
@@ -71,7 +71,7 @@ struct ColumnPicks {
     for (auto& lanes : mask[group]) lanes = 0;
   }
 
-  // The bins of one merged row of kVectors vectors.
+  // The bins of one merged row, which is kVectors vectors.
   template <int kVectors>
   inline __attribute__((always_inline)) __m256 of(const __m512* merged) const {
     __m512 sum = _mm512_setzero_ps();
@@ -132,7 +132,7 @@ void pool_vectors(const FeatureMap<const T>& map, const Taps<float>& rows,
   }
 }
 
-// False, and nothing done, where the RoI is too wide or has too many bins or taps.
+// Returns false, without any work done, if the RoI is too wide or has too many bins or taps.
 template <typename T>
 bool pool_planes_by_permutation(const FeatureMap<const T>& map, const Taps<float>& rows,
                                 const Taps<float>& columns, const FeatureMap<T>& pooled) {
@@ -147,11 +147,12 @@ bool pool_planes_by_permutation(const FeatureMap<const T>& map, const Taps<float
   });
 }
 
-// Which of 8 bins go into which lanes of a row: the transpose of ColumnPicks.
+// The bins that go into each lane of a row: the transpose of ColumnPicks.
 struct ColumnDeals {
-  static constexpr int64_t kLayers = 4, kVectors = kWidestSpan / 16;  // a layer: one bin a column
+  // A layer holds one bin for each column.
+  static constexpr int64_t kLayers = 4, kVectors = kWidestSpan / 16;
 
-  // False where the RoI has more than 8 bins, too wide a span, or a column in too many bins.
+  // False if the RoI has more than 8 bins, too wide a span, or a column in too many bins.
   bool build(const Taps<float>& columns) {
     if (columns.bins > ColumnPicks::kBins || columns.span > kWidestSpan) return false;
     uint8_t used[kWidestSpan] = {};
@@ -177,7 +178,7 @@ struct ColumnDeals {
     }
   }
 
-  // Columns [16 v, 16 v + 16) of the bins.
+  // Columns [16 v, 16 v + 16) of the distributed bins.
   __m512 of(__m512 bins, int v) const {
     __m512 sum = _mm512_setzero_ps();
     for (int layer = 0; layer < layers; ++layer) {
@@ -229,7 +230,7 @@ void spread_vectors(const FeatureMap<const T>& grad, const Taps<float>& rows,
   }
 }
 
-// False, and nothing done, where the RoI is too wide or has too many bins.
+// Returns false, without any work done, if the RoI is too wide or has too many bins.
 template <typename T>
 bool spread_planes_by_permutation(const FeatureMap<const T>& grad, const Taps<float>& rows,
                                   const Taps<float>& columns, const FeatureMap<float>& map) {

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// RoIAlign of one level or several, forward and backward. A RoI becomes two short lists of taps,
-// rows and columns with weights, in which the samples of a bin that share a row or a column are
-// merged; so the loops touch each feature once a bin, in either memory layout.
+// RoIAlign of one level or several, forward and backward. A RoI becomes two short lists of taps:
+// rows and columns with weights. Samples of a bin that share a row or a column are merged. So the
+// loops read each feature once for each bin, in either memory layout.
 //
-// RoIs are processed image by image in the order of their places, so that a RoI finds in the caches
-// what its neighbour has read. In channels_last forward a thread takes RoIs; otherwise it owns a
-// block of channels of an image and goes over all its RoIs. In backward, where RoIs are added up in
-// that order, this gives the same bits for any number of threads. Workspace: O(taps), 12 to 16
-// bytes each.
+// RoIs are processed image by image in the order of their places, so that a RoI finds the data of
+// its neighbours in the caches. In channels_last forward, a thread takes RoIs. Otherwise it owns a
+// block of channels of an image and goes over all RoIs of the image. In backward the RoIs are
+// summed in that order, which gives the same bits for any number of threads. Workspace: O(taps), 12
+// to 16 bytes each.
 //
-// The floor of the benchmark (1,024 RoIs, 256 x 7 x 7, ratio 2, features of 105 MB): features read
-// once and 51 MB written once; in channels_last 205 million multiply-adds for 16 taps a bin, in
-// NCHW the rows of each RoI's window. Backward: 51 MB read, 105 MB written.
+// The lower bound for the benchmark (1,024 RoIs, 256 x 7 x 7, ratio 2, features of 105 MB) is to
+// read the features once and to write 51 MB once. In channels_last there are 205 million
+// multiply-adds for 16 taps in each bin; in NCHW the rows of each RoI's window. Backward reads 51
+// MB and writes 105 MB.
 #include <algorithm>
 #include <numeric>
 #include <span>
@@ -31,7 +32,7 @@ namespace fastdet::cpu {
 
 namespace {
 
-// The bits of x and y alternately (Z curve): close numbers are close places.
+// Interleaves the bits of x and y (Z curve), so that close points mostly get close numbers.
 uint32_t morton(uint32_t x, uint32_t y) {
   const auto spread_bits = [](uint32_t v) {
     v = (v | v << 8) & 0x00ff00ff;
@@ -60,7 +61,7 @@ class RoiPlan {
     columns = column_list_.taps(level.width);
   }
 
-  // On a curve through the map.
+  // The number of the RoI's centre on a Z curve through the map.
   uint32_t place() const {
     return morton(static_cast<uint32_t>(columns.low + columns.span / 2),
                   static_cast<uint32_t>(rows.low + rows.span / 2));
@@ -74,7 +75,7 @@ class RoiPlan {
   TapList<S> row_list_, column_list_;
 };
 
-// Channels from `channel` on of one image.
+// `channels` channels of one image, from `channel` on.
 template <typename T, typename S>
 FeatureMap<T> map_of(const FeatureLevel<T, S>& level, int64_t image, int64_t channel,
                      int64_t channels) {
@@ -82,7 +83,7 @@ FeatureMap<T> map_of(const FeatureLevel<T, S>& level, int64_t image, int64_t cha
           level.channel_stride, level.row_stride, level.pixel_stride};
 }
 
-// Pooled (B, K, C, h, w) of any strides.
+// Pooled features (B, K, C, h, w) of any strides.
 template <typename T>
 struct Pooled {
   T* data;
@@ -92,7 +93,7 @@ struct Pooled {
     for (int64_t d = 0; d < 5; ++d) stride[d] = pooled.stride(d);
   }
 
-  // Channels from `channel` on of RoI n.
+  // `channels` channels of RoI n, from `channel` on.
   FeatureMap<T> roi(int64_t n, int64_t channel, int64_t channels) const {
     const int64_t image = n / rois_per_image, row = n % rois_per_image;
     return {data + image * stride[0] + row * stride[1] + channel * stride[2], channels, stride[2],
@@ -100,13 +101,13 @@ struct Pooled {
   }
 };
 
-// The RoIs with their plans, and the order in which the loops take them: image, level, place.
+// The RoIs with their plans, and the order in which the loops take them: by image, level, place.
 template <typename S>
 struct Plans {
   std::vector<RoiPlan<S>> of;
   std::vector<int64_t> order;
-  std::vector<int64_t> image_begin;  // in `order`; before the first one are the RoIs of no image
-  std::vector<int64_t> reads;        // of each image and level: row taps by columns
+  std::vector<int64_t> image_begin;  // in `order`; RoIs without an image come before the first
+  std::vector<int64_t> reads;        // for each image and level: row taps times columns
   int64_t widest = 0;                // the largest span of columns
 
   template <typename T>
@@ -148,11 +149,11 @@ bool by_pixels(const FeatureLevel<T, S>& level) {
   return level.channel_stride == 1 && level.pixel_stride != 1;
 }
 
-// Planes (NCHW) that are processed for a RoI at a time: its taps are computed once for them, and a
-// RoI finds in the L2 cache what its neighbour has read.
+// The number of planes (NCHW) that are processed for a RoI at a time. Its taps are computed once
+// for them, and the RoI finds the data of its neighbours in the L2 cache.
 constexpr int64_t kPlaneBlock = 8;
 
-// Prefetches planes in memory order: in the order of the RoIs every access would miss the cache.
+// Prefetches planes in memory order. In the order of the RoIs, every access would be a cache miss.
 template <typename T>
 void fetch(const FeatureMap<const T>& planes, int64_t height, int64_t width) {
   constexpr int64_t kLine = 64 / sizeof(T);
@@ -176,7 +177,7 @@ void pool(const std::vector<FeatureLevel<const T, Sum<T>>>& levels,
       const int64_t n = plans.order[i];
       const auto& level = levels[rois[n].level];
       if (rois[n].image >= 0 && !by_pixels(level)) continue;
-      // A RoI of no image has no taps, and this writes its zeros.
+      // A RoI without an image has no taps; for it, this call writes zeros.
       const auto map = map_of(level, std::max<int64_t>(rois[n].image, 0), 0, channels);
       loops.pool_pixels(map, plans.of[n].rows, plans.of[n].columns, out.roi(n, 0, channels));
     }
@@ -205,7 +206,8 @@ void pool(const std::vector<FeatureLevel<const T, Sum<T>>>& levels,
   });
 }
 
-// Wide enough to fill vectors and cache lines, narrow enough to give each thread a few blocks.
+// Wide enough to fill vectors and cache lines, and narrow enough that each thread gets a few
+// blocks.
 int64_t channel_block(int64_t images, int64_t channels) {
   const int64_t wanted = 2 * static_cast<int64_t>(torch::stable::get_num_threads());
   int64_t block = 128;
@@ -213,14 +215,14 @@ int64_t channel_block(int64_t images, int64_t channels) {
   return block;
 }
 
-// Just before sums are added to them, so that they stay in the cache. NCHW is dense.
+// Called just before sums are added, so that the planes are still in the cache. NCHW is dense.
 template <typename S>
 void zero_planes(const FeatureLevel<S, S>& level, int64_t image, int64_t channel, int64_t planes) {
   std::fill_n(map_of(level, image, channel, planes).data, planes * level.height * level.width,
               S(0));
 }
 
-// All levels have one layout, and planes (NCHW) come uninitialised.
+// All levels have the same layout. Planes (NCHW) come uninitialised.
 template <typename T>
 void spread(const Tensor& grad, const std::vector<PlacedRoi<Sum<T>>>& rois, Sampling sampling,
             const std::vector<FeatureLevel<Sum<T>, Sum<T>>>& levels) {
@@ -272,13 +274,13 @@ std::vector<PlacedRoi<S>> place_boxes(const Tensor& boxes, const std::optional<T
                       boxes.size(0) * boxes.size(1));
 }
 
-// Features as the loops read them: channels or the pixels of a row side by side.
+// The features in a layout that the loops read: channels, or the pixels of a row, are adjacent.
 Tensor readable(const Tensor& features) {
   return features.stride(1) == 1 || features.stride(3) == 1 ? features
                                                             : torch::stable::contiguous(features);
 }
 
-// For the gradient of a level: zeros, but in NCHW uninitialised.
+// A tensor for the gradient of a level: zeros in channels_last, uninitialised in NCHW.
 Tensor new_sums(const Tensor& like, int64_t images, int64_t channels, int64_t height, int64_t width,
                 ScalarType dtype, bool channels_last) {
   const Tensor sums =

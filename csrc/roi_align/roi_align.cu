@@ -1,24 +1,26 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// RoIAlign of one level or several, forward in one launch and backward in two, without atomics: the
-// result has the same bits in every run, whether or not torch asks for deterministic algorithms.
+// RoIAlign of one level or several, forward in one launch and backward in two, without atomics. So
+// the result has the same bits in every run, even if torch does not ask for deterministic
+// algorithms.
 //
-// Forward: a block owns a RoI. It computes the taps of the RoI's rows and columns once, merged
-// where the samples of a bin share one. Then each of its threads takes eight channels of a bin: in
-// channels_last by loads and stores of 16 bytes, in NCHW eight planes at the same pixel. In both
-// layouts one computed tap serves eight values.
+// Forward: a block owns a RoI. It computes the taps of the RoI's rows and columns once, and merges
+// the taps that samples of a bin share. Then each thread takes eight channels of a bin: in
+// channels_last by loads and stores of 16 bytes, in NCHW as eight planes at the same pixel. So in
+// both layouts one computed tap serves eight values.
 //
-// Backward: a block owns a tile of 8 x 8 features and 64 channels, keeps their sums in registers,
-// and goes over the RoIs that touch the tile in order. It writes each feature once and in the
-// gradient's own type; atomic addition would clear, add in float32 and convert, 3 to 5 times the
-// bytes. To find its RoIs it reads 16 bytes of each, which the first launch has written and the
-// caches hold. Workspace: 64 bytes a RoI.
+// Backward: a block owns a tile of 8 x 8 features and 64 channels. It keeps their sums in registers
+// and goes over the RoIs that touch the tile, in order. It writes each feature once and in the
+// gradient's own type. Atomic addition would clear, add in float32 and convert, 3 to 5 times the
+// bytes. To find its RoIs a block reads 16 bytes of each RoI, which the first launch has written
+// and which are in the caches. Workspace: 64 bytes for each RoI.
 //
 // Estimated, not measured, for 1,000 RoIs of 256 x 7 x 7 at ratio 2 in channels_last bfloat16:
-// forward writes 25 MB and loads about 9 merged taps a bin (16 without merging), 226 MB, of which
-// the caches serve all but the features themselves, in about 9 million warp instructions, 10 us of
-// an H100. Backward reads those 25 MB and writes the features; a RoI of 16 x 16 features touches 9
-// tiles, and each of its 256 features has about 2 taps: about 20 million instructions. A tile that
-// many RoIs share is the work of one block, which limits how soon backward ends.
+// forward writes 25 MB and loads about 9 merged taps for each bin (16 without merging). That is 226
+// MB, of which the caches serve all but the features themselves, in about 9 million warp
+// instructions, 10 us of an H100. Backward reads those 25 MB and writes the features. A RoI of 16 x
+// 16 features touches 9 tiles, and each of its 256 features has about 2 taps: about 20 million
+// instructions. A tile that many RoIs share is the work of one block, which limits how early
+// backward can end.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -41,7 +43,7 @@ struct Levels {
   FeatureLevel<T, S> of[kMaxLevels];
 };
 
-// Pooled (B, K, C, h, w) of any strides.
+// The shape and strides of pooled features (B, K, C, h, w).
 struct PooledShape {
   int64_t images, rois_per_image, channels;
   int height, width;
@@ -63,7 +65,7 @@ struct PooledShape {
   }
 };
 
-// The sums of channels side by side.
+// Adds weight * values to the sums of adjacent channels.
 template <typename T, typename S, int V>
 __device__ void add_to(S (&sums)[V], S weight, const Pack<T, V>& values) {
   for (int v = 0; v < V; ++v) sums[v] = std::fma(weight, static_cast<S>(values[v]), sums[v]);
@@ -73,15 +75,15 @@ template <typename T, typename S, int V>
 __device__ void store_sums(T* to, const S (&sums)[V]) {
   Pack<T, V> pack;
   for (int v = 0; v < V; ++v) pack[v] = static_cast<T>(sums[v]);
-#ifdef __CUDA_ARCH__  // here the compiler would split the copy of a pack into single values
+#ifdef __CUDA_ARCH__  // without this, the compiler splits the copy of a pack
   if constexpr (sizeof pack == kPackBytes)
     return __stwb(reinterpret_cast<uint4*>(to), std::bit_cast<uint4>(pack));
 #endif
   store_pack(to, pack);
 }
 
-// Keeps the compiler from computing all multiples of a stride before a loop, which would take too
-// many registers.
+// Hides the value of a stride from the compiler. Otherwise it computes all multiples of the stride
+// before a loop, which needs too many registers.
 __device__ int64_t opaque(int64_t stride) {
 #ifdef __CUDA_ARCH__
   asm volatile("" : "+l"(stride));
@@ -89,7 +91,7 @@ __device__ int64_t opaque(int64_t stride) {
   return stride;
 }
 
-// Whether the channels of (..., C, h, w) can be loaded and stored in packs.
+// Whether the channels of (..., C, h, w) can be loaded and stored as packs.
 template <typename T>
 bool moves_in_packs(const Tensor& tensor) {
   const int64_t channels = tensor.dim() - 3;
@@ -99,8 +101,9 @@ bool moves_in_packs(const Tensor& tensor) {
   return is_aligned(tensor.const_data_ptr());
 }
 
-// The bins of a RoI that a block has room for at once: all of them, unless they are very many.
-constexpr int kMostBins = 128;  // a side
+// The largest block of bins of a RoI that a block of threads handles at once; most RoIs have fewer
+// bins.
+constexpr int kMostBins = 128;  // on each side
 
 struct BinBlock {
   int ph, height, pw, width;
@@ -114,11 +117,11 @@ __device__ void for_each_bin_block(const PooledShape& shape, Visit visit) {
                      min_of(shape.width - pw, kMostBins)});
 }
 
-// Fewer blocks share the registers of a multiprocessor.
+// With double, fewer blocks share the registers of a multiprocessor.
 template <typename T>
 constexpr bool kDouble = std::is_same_v<T, double>;
 
-// A RoI's bins along one side, from `low` to `high`.
+// The bins of a RoI along one side, from `low` to `high`.
 template <typename S>
 __device__ RoiAxis<double> axis_of(const PlacedRoi<S>& roi, S low, S high, S scale,
                                    Sampling sampling, int64_t bins) {
@@ -138,8 +141,8 @@ __device__ RoiAxis<double> x_axis(const PlacedRoi<S>& roi, S scale, Sampling sam
   return axis_of(roi, roi.box.x1, roi.box.x2, scale, sampling, shape.width);
 }
 
-// visit(index, weight) for what sample i of bin p reads; the weight is to be divided by the number
-// of samples.
+// Calls visit(index, weight) for each tap of sample i of bin p. The weight must still be divided by
+// the number of samples.
 template <typename S, typename Visit>
 __device__ void for_each_tap(const RoiAxis<double>& axis, int p, int64_t i, int64_t size,
                              Visit visit) {
@@ -153,13 +156,13 @@ __device__ void for_each_tap(const RoiAxis<double>& axis, int p, int64_t i, int6
 
 // ---- forward ------------------------------------------------------------------------------------
 
-constexpr int kValues = 8;  // channels of a bin that a thread sums up
+constexpr int kValues = 8;  // the number of channels of a bin that a thread sums
 constexpr int kHalf = kThreads / 2;
 static_assert(kMostBins == kHalf, "one thread a bin");
 
-// One axis of a RoI: for each bin, which offsets it reads and their shares in its average. Where
-// they are too many for the room of a bin, which takes more than 30 features a bin of 7, they come
-// in parts.
+// One axis of a RoI: for each bin, the offsets that it reads and their weights in its average. If
+// there are too many taps for the room of a bin, they come in parts; with 7 bins this needs more
+// than 30 features in a bin.
 template <typename S>
 struct AxisTaps {
   static constexpr int kTaps = 256;
@@ -171,12 +174,12 @@ struct AxisTaps {
 
   RoiAxis<double> axis;
   int64_t size, stride;
-  int first, bins;  // of the RoI's
-  int room;         // for the taps of a bin, at least those of one sample
-  bool more;        // some bin has a sample that is in no part yet
+  int first, bins;  // of the RoI
+  int room;         // the room for the taps of a bin, at least those of one sample
+  bool more;        // whether a bin has a sample that was in no part yet
   Tap taps[kTaps];
   int count[kMostBins];
-  int64_t next[kMostBins];  // sample
+  int64_t next[kMostBins];  // the next sample of each bin
 
   __device__ void start(const RoiAxis<double>& of, int64_t of_size, int64_t of_stride,
                         int first_bin, int num_bins) {
@@ -184,9 +187,9 @@ struct AxisTaps {
     first = first_bin, bins = num_bins, room = kTaps / num_bins, more = false;
   }
 
-  // Bin p, from its first sample or from where the last part ended. Positions rise with the
-  // samples, so an offset that the bin has already is one of the last two. In an inverted RoI they
-  // fall, and some stay apart.
+  // Fills the taps of bin p, from its first sample or from the end of the last part. Positions rise
+  // with the samples, so an offset that the bin already has is one of the last two. In an inverted
+  // RoI they fall, and some equal offsets are not merged.
   __device__ void fill(int p, bool from_start) {
     Tap* const bin = taps + p * room;
     const SampleRange range = samples_within(axis, first + p, -1.0, static_cast<double>(size));
@@ -210,7 +213,7 @@ struct AxisTaps {
   }
 };
 
-// The RoI of a block.
+// The taps of a block's RoI.
 template <typename S>
 struct RoiTaps {
   AxisTaps<S> rows, columns;
@@ -218,7 +221,7 @@ struct RoiTaps {
   int64_t map;     // offset of the RoI's image in its level
   int64_t pooled;  // offset of the first bin
 
-  // By the first threads of both halves of the block, an axis each.
+  // Called by the first thread of each half of the block, one for each axis.
   template <typename T>
   __device__ void place(const Levels<T, S>& levels, const RoiTable<S>& table, Sampling sampling,
                         const PooledShape& shape, int64_t n, const BinBlock& bins) {
@@ -236,8 +239,9 @@ struct RoiTaps {
     }
   }
 
-  // Goes on to the next part of the columns, or else to the next part of the rows with the first of
-  // the columns; returns false where there was none, with the first parts of both.
+  // Goes to the next part of the columns. After the last one, it goes to the next part of the rows,
+  // with the first part of the columns. After the last one of both, it returns false and goes back
+  // to the first parts.
   __device__ bool advance() {
     const bool more_columns = columns.more, more_rows = rows.more;
     __syncthreads();
@@ -253,14 +257,14 @@ struct RoiTaps {
   }
 };
 
-// A thread's work: in the bin (ph, pw), kValues channels, as packs from `group` on that lie as many
-// packs apart as there are groups.
+// The work of a thread: kValues channels of the bin (ph, pw). These are packs `group`, `group` +
+// groups, `group` + 2 groups, ...
 struct Unit {
   int ph, pw, group;
 };
 
-// In the order of memory, so that neighbours read neighbours in either layout; the threads of a
-// RoI's blocks take them in turns.
+// All units of a RoI in memory order, so that neighbouring threads read adjacent memory in either
+// layout. The threads of a RoI's blocks take them in turns.
 struct Units {
   int height, width, groups, num_packs;
   bool channels_last;
@@ -275,7 +279,7 @@ struct Units {
     groups = (num_packs + of_unit - 1) / of_unit;
   }
 
-  // How many one round would take.
+  // The number of blocks with which one round is enough.
   int64_t blocks() const { return (int64_t(groups) * height * width + kThreads - 1) / kThreads; }
 
   __device__ Unit at(int i) const {
@@ -283,7 +287,7 @@ struct Units {
     return {i / width % height, i % width, i / width / height};
   }
 
-  // unit + step, digit by digit.
+  // unit + step, with carry from one index to the next.
   __device__ Unit next(Unit unit, const Unit& step) const {
     unit.group += step.group;
     if (channels_last && unit.group >= groups) unit.group -= groups, ++unit.pw;
@@ -375,7 +379,7 @@ void pool(const std::vector<Tensor>& features, const double* scales, const RoiTa
   }
   const PooledShape shape(pooled);
   if (shape.num_rois() == 0 || shape.channels == 0) return;
-  // Several blocks share the units of a RoI where there are too few RoIs to fill a GPU.
+  // If there are too few RoIs to fill a GPU, several blocks share the units of a RoI.
   Units units(shape, in_packs ? kPackWidth<T> : 1, channels_last);
   const int64_t blocks = std::clamp<int64_t>(1024 / shape.num_rois(), 1, units.blocks());
   units.rounds = (units.blocks() + blocks - 1) / blocks;
@@ -392,23 +396,23 @@ struct RoiAxes {
   RoiAxis<double> y, x;
 };
 
-constexpr int kTile = 8;             // features a side
+constexpr int kTile = 8;             // features on each side
 constexpr int kTileChannels = 64;    // of a block
 constexpr int kLanes = 4;            // threads that share the channels of a feature
-constexpr int kScan = 4 * kThreads;  // RoIs that a block looks at before it walks those it hits
+constexpr int kScan = 4 * kThreads;  // RoIs that a block tests before it visits the hits
 constexpr int kWarps = kThreads / kWarp;
 static_assert(kTile * kTile * kLanes == kThreads);
 static_assert(kScan / kWarp == kWarp, "a warp's lanes hold the hits of all warps");
 
-// Which tiles of which map a RoI may touch: one load of 16 bytes.
+// The tiles that a RoI may touch, and their map: one load of 16 bytes.
 struct alignas(16) RoiTiles {
-  int32_t map;  // image * kMaxLevels + level; below 0: none
+  int32_t map;  // image * kMaxLevels + level; below 0 if there is none
   uint32_t rows, columns, unused;
 };
 
-// A range of tiles, ends included, as first | last << 16. Tiles beyond count as the last one that
-// 16 bits hold: too many are touched, never too few.
-constexpr uint32_t kNoTiles = 1;  // from 1 to 0
+// A range of tiles, including both ends, as first | last << 16. Tiles beyond 16 bits count as the
+// last tile that 16 bits hold. So a RoI may seem to touch too many tiles, but never too few.
+constexpr uint32_t kNoTiles = 1;  // empty: from 1 to 0
 
 __device__ uint32_t tile_of(int64_t index) {
   return static_cast<uint32_t>(min_of(index / kTile, int64_t(UINT16_MAX)));
@@ -418,7 +422,7 @@ __device__ bool within(uint32_t tile, uint32_t range) {
   return tile >= (range & UINT16_MAX) && tile <= range >> 16;
 }
 
-// A sample reads an index only from a distance of at most 1.
+// A sample reads only indices at a distance of at most 1.
 __device__ uint32_t tiles_of(const RoiAxis<double>& axis, int bins, int64_t size) {
   const double end = axis.start + bins * axis.bin;
   const double low = max_of(min_of(axis.start, end) - 1.0, 0.0);
@@ -427,19 +431,19 @@ __device__ uint32_t tiles_of(const RoiAxis<double>& axis, int bins, int64_t size
   return tile_of(static_cast<int64_t>(low)) | tile_of(static_cast<int64_t>(high)) << 16;
 }
 
-// A block's features.
+// The features of a block.
 struct Tile {
   int64_t image, top, left, channel;
   int level;
 
-  // Without a branch, so that the parts of `roi` come in one load.
+  // Without a branch, so that one load reads all of `roi`.
   __device__ bool touched_by(const RoiTiles& roi) const {
     return (roi.map == image * kMaxLevels + level) & within(tile_of(top), roi.rows) &
            within(tile_of(left), roi.columns);
   }
 };
 
-// Every level's tiles one after another, and the channels of each.
+// The tiles of all levels, one level after another, and the channel blocks of each tile.
 struct Tiles {
   int64_t begin[kMaxLevels + 1], rows[kMaxLevels], columns[kMaxLevels], channel_blocks;
 
@@ -464,7 +468,7 @@ struct Hits {
 
   __device__ int64_t at(int i) const { return first + roi[i]; }
 
-  // Returns how many there are of RoIs [begin, end), or of the first kScan of them.
+  // Finds the hits among RoIs [begin, end), or among the first kScan of them. Returns their number.
   __device__ int find(const RoiTiles* rois, int64_t begin, int64_t end, const Tile& tile) {
     unsigned votes[kScan / kThreads];
     for (int k = 0; k < kScan / kThreads; ++k) {
@@ -490,8 +494,8 @@ struct Hits {
   }
 };
 
-// For a few RoIs and one axis: the share of each of the tile's rows (or columns) in each bin, and
-// which bins have one in it. Bins that touch a feature are neighbours.
+// For a few RoIs and one axis: the weight of each of the tile's rows (or columns) in each bin, and
+// the range of bins that touch it. Bins that touch a feature are neighbours.
 template <typename S>
 struct TileWeights {
   static constexpr int kRois = 16;
@@ -500,7 +504,7 @@ struct TileWeights {
     int begin, end;
   };
 
-  S weight[kMostBins][kTile];  // of bin p of RoI r at r * bins + p
+  S weight[kMostBins][kTile];  // bin p of RoI r is at r * bins + p
   Bins touching[kRois][kTile];
 
   __device__ static void fill(const RoiAxis<double>& axis, int p, int64_t size, int64_t low,
@@ -528,7 +532,7 @@ struct TileWeights {
   }
 };
 
-// A few of the RoIs that touch the tile, and how it weighs a block of their bins.
+// A few of the RoIs that touch the tile, and the tile's weights in a block of their bins.
 template <typename S>
 struct Batch {
   int64_t offset[TileWeights<S>::kRois];  // of the first bin
@@ -563,9 +567,10 @@ struct Batch {
   }
 };
 
-// A thread's share of the tile: one feature, and of the block's channels so many packs from
-// `channel` on, kLanes packs apart. Neighbours are channels in channels_last and features in
-// NCHW. Worked out where it is used: `tile` is in shared memory, and registers are few.
+// A thread's share of the tile: one feature, and `packs` packs of the block's channels, from
+// `channel` on, kLanes packs apart. Neighbouring threads take neighbouring channels in
+// channels_last and neighbouring features in NCHW. It is computed where it is used, because `tile`
+// is in shared memory and registers are few.
 struct Share {
   int y, x, packs;
   int64_t channel;
@@ -636,7 +641,7 @@ __global__ void __launch_bounds__(kThreads, kDouble<T> ? 2 : 3)
   __syncthreads();
   const FeatureLevel<T, S>& level = levels.of[tile.level];
   TileSums<S, V> sums;
-  // Boxes lie image by image, rois in any order and as if of one image.
+  // Boxes are stored image by image. rois may be in any order and are handled as if of one image.
   const int64_t begin = shape.images > 1 ? tile.image * shape.rois_per_image : 0;
   const int64_t end = begin + shape.rois_per_image;
   const int side = min_of(max_of(shape.height, shape.width), kMostBins);
@@ -655,7 +660,7 @@ __global__ void __launch_bounds__(kThreads, kDouble<T> ? 2 : 3)
   sums.store(tile, level, share_of<V>(tile, shape.channels, channels_last));
 }
 
-// Records where each RoI lies.
+// Stores the place of each RoI.
 template <typename T>
 void place_rois(const Levels<T, Sum<T>>& levels, const RoiTable<Sum<T>>& table, Sampling sampling,
                 const Tensor& grad, RoiTiles* tiles, RoiAxes* axes) {

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// RoIAlign of one RoI: `pool` is the average, `spread` its transpose. Where a pixel holds its
-// channels side by side (channels_last), the vectors run over channels, and each bin is one sum
-// over the products of its row and column taps. Where the pixels of a row lie side by side (NCHW),
-// the vectors run over x: rows are merged first, into one row for each bin, and then the few
-// columns of that row.
+// RoIAlign of one RoI: `pool` is the average, `spread` its transpose. If the channels of a pixel
+// are adjacent (channels_last), the vectors run over channels, and each bin is one sum over the
+// products of its row and column taps. If the pixels of a row are adjacent (NCHW), the vectors run
+// over x: first the rows of each bin are merged into one row, and then the few columns of that row.
 #include "roi_align.loops.h"
 
 #include <type_traits>
@@ -16,10 +15,10 @@ namespace fastdet::cpu::FASTDET_ISA {
 
 namespace {
 
-// Channels summed at a time: four cache lines of floats, and the sums stay in registers.
+// Channels that are summed at a time: four cache lines of floats. The sums stay in registers.
 constexpr int64_t kChannelBlock = 64;
 
-// sums[c] = the bin (ph, pw) of channels [0, n), n <= N.
+// sums[c] = the bin (ph, pw) for channels [0, n), n <= N.
 template <int64_t N, typename T>
 inline __attribute__((always_inline)) void pool_bin(const T* __restrict image, int64_t row_stride,
                                                     int64_t pixel_stride, const Taps<Sum<T>>& rows,

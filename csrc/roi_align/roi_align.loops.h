@@ -21,14 +21,14 @@ struct FeatureMap {
 // T is float, double, Half or BFloat16.
 template <typename T>
 struct FASTDET_EXPORT RoiAlignLoops {
-  // RoIAlign of one RoI. `pixels`: channel_stride is 1 in the map; `planes`: pixel_stride is 1, and
-  // merged has room for kMergedRows * merged_stride(columns.span) finite values. The pooled side
-  // may have any strides.
+  // RoIAlign of one RoI. `pixels`: channel_stride of the map is 1. `planes`: its pixel_stride is 1,
+  // and merged has room for kMergedRows * merged_stride(columns.span) finite values. The pooled
+  // features may have any strides.
   void (*pool_pixels)(const FeatureMap<const T>& map, const Taps<Sum<T>>& rows,
                       const Taps<Sum<T>>& columns, const FeatureMap<T>& pooled);
   void (*pool_planes)(const FeatureMap<const T>& map, const Taps<Sum<T>>& rows,
                       const Taps<Sum<T>>& columns, const FeatureMap<T>& pooled, Sum<T>* merged);
-  // Its transpose: adds the gradient of one pooled RoI to the gradient of the map.
+  // The transpose: adds the gradient of one pooled RoI to the gradient of the map.
   void (*spread_pixels)(const FeatureMap<const T>& grad, const Taps<Sum<T>>& rows,
                         const Taps<Sum<T>>& columns, const FeatureMap<Sum<T>>& map);
   void (*spread_planes)(const FeatureMap<const T>& grad, const Taps<Sum<T>>& rows,

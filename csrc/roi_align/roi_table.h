@@ -9,7 +9,7 @@
 
 namespace fastdet {
 
-// A batch of feature maps of one level, of any strides; `scale` is feature pixels per image pixel.
+// A batch of feature maps of one level, of any strides. `scale` is feature pixels per image pixel.
 template <typename T, typename S>
 struct FeatureLevel {
   T* data;
@@ -29,8 +29,8 @@ struct PlacedRoi {
   int64_t image, level;  // image -1: the RoI pools to zero
 };
 
-// rois (K, 5), batch index first and all of level 0; or boxes (B, K, 4) with counts, each box of
-// the level of its size.
+// Either rois (K, 5), batch index first and all of level 0, or boxes (B, K, 4) with counts, where
+// the size of a box decides its level.
 template <typename T>
 struct RoiTable {
   const T* rows;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The rows or columns that RoIAlign's bins read on one axis of a RoI, with their weights, merged
-// where samples of a bin share one: one pass over the samples that can lie on the map.
+// The rows or columns that RoIAlign's bins read on one axis of a RoI, with their weights. Taps that
+// samples of a bin share are merged. It takes one pass over the samples that can lie on the map.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,7 @@
 
 namespace fastdet::cpu {
 
-// A list can be built again and reuses its memory.
+// A list can be built again and then reuses its memory.
 template <typename S>
 class TapList {
  public:
@@ -30,8 +30,8 @@ class TapList {
     for (S& weight : weight_) weight /= static_cast<S>(axis.samples);
   }
 
-  // The span begins and ends at multiples of a block where `size` allows it, so that the loops have
-  // no remainder and their loads lie in one cache line.
+  // The span begins and ends at multiples of a block if `size` allows it. So the loops have no
+  // remainder, and each of their loads lies in one cache line.
   Taps<S> taps(int64_t size) const {
     const int64_t bins = static_cast<int64_t>(begin_.size()) - 1;
     if (index_.empty()) return {begin_.data(), nullptr, nullptr, bins, 0, 0};
@@ -44,7 +44,7 @@ class TapList {
 
  private:
   // Positions rise with the samples, so an index that the bin already has is one of the last two.
-  // In an inverted RoI they fall, and some equal indexes are not merged.
+  // In an inverted RoI they fall, and some equal indices are not merged.
   void add(int64_t index, S weight) {
     if (weight == 0) return;
     const size_t bin_begin = begin_.back();

@@ -32,7 +32,7 @@ RoiTable<S> roi_table(const Tensor& rois, int64_t images) {
   return {data<S>(rois), 5, nullptr, images, 0, {}};
 }
 
-// boxes: contiguous (B, K, 4) of type S; counts: contiguous, if there are any.
+// boxes: contiguous (B, K, 4) of type S; counts: contiguous, or null.
 template <typename S>
 RoiTable<S> roi_table(const Tensor& boxes, const Tensor* counts, const LevelMap<S>& levels) {
   const int64_t* count = counts ? data<int64_t>(*counts) : nullptr;

@@ -1,23 +1,24 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The k largest logits above a bound of every segment (one level of one image), all segments side
-// by side; of equal logits the first ones. The selected logits come out in memory order, so that
+// The k largest logits above a bound of every segment (one level of one image), for all segments at
+// once; of equal logits the first ones. The selected logits are written in memory order, so that
 // later ties are decided by that order.
 //
-// A radix select over keys that order as the logits do, 11 bits a pass. Each block counts the
-// digits of its chunk in shared memory and adds them to the segment's histogram; the block that
-// arrives last finds the digit that contains the k-th key and empties the histogram for the next
-// pass. A segment is finished early if at most k of its logits pass the bound, or if its cut falls
-// between two digits. Then the caller's kernel takes the selected logits: each of its blocks counts
-// its keys above the cut and on it, publishes the counts, and waits for the counts of the chunks
-// before its own. This cannot deadlock, because blocks take chunks in the order in which they start
-// and publish before they wait.
+// A radix select over keys that have the order of the logits, 11 bits in each pass. Each block
+// counts the digits of its chunk in shared memory and adds the counts to the segment's histogram.
+// The block that arrives last finds the digit that contains the k-th key and clears the histogram
+// for the next pass. A segment is finished early if at most k of its logits pass the bound, or if
+// its cut falls between two digits. Then the caller's kernel writes the selected logits. Each of
+// its blocks counts its keys above the cut and equal to it, publishes the counts, and waits for the
+// counts of the chunks before its own. This cannot deadlock, because blocks take chunks in the
+// order in which they start, and publish before they wait.
 //
-// The first pass reads every logit, 16 bytes a load, and records the largest key of every 512
-// logits; the other passes read only the 512s that can contain a key that they look for: at most 2
-// KB of float32 for each logit in the cut's digit or above. Floor: the bytes of the logits, once.
-// Launches: a memset and 3 histograms for float32, 2 for the half types, 6 for float64. Memory: 16
-// KB a segment and 1 byte for 85 float32 logits. The atomics add integers, so the result depends on
-// no order. No host sync; no size depends on the data.
+// The first pass reads every logit, 16 bytes for each load, and records the largest key of every
+// tile of 512 logits. The other passes read only the tiles that can contain a wanted key: at most 2
+// KB of float32 for each logit in the cut's digit or above. The lower bound of the traffic is to
+// read all logits once. Launches: a memset and 3 histograms for float32, 2 for the half types, 6
+// for float64. Memory: 16 KB for each segment and 1 byte for about 100 float32 logits. The atomics
+// add integers, so the result does not depend on their order. No host sync; no size depends on the
+// data.
 #pragma once
 
 #include <algorithm>
@@ -47,7 +48,8 @@ struct LogitKey {
                                                                : 0;
   static constexpr int kBits = 8 * sizeof(type) - kUnused;
 
-  // Orders as the logits do; 0, which is below every logit, marks a logit that does not count.
+  // Has the order of the logits. 0 is below the key of every logit and marks a logit that does not
+  // count.
   static __device__ type of(S logit, S bound) {
     if (!(logit > bound)) return 0;  // NaN does not pass
     const S positive_zero = logit + S(0);
@@ -58,15 +60,16 @@ struct LogitKey {
   }
 };
 
-// Selected are the keys above `kth`, and of those equal to it the first `ties`. Until it is found,
-// kth holds the digits found so far, and `ties` of the keys that begin with them are wanted.
+// The selected keys are those above `kth`, and the first `ties` of the keys equal to it. Until the
+// cut is found, kth holds the digits found so far, and of the keys with these digits `ties` are
+// wanted.
 template <typename Key>
 struct Cut {
   Key kth;
   int64_t ties, num_selected;
   bool found;
 
-  // The least key that is selected or undecided.
+  // The smallest key that is selected or undecided.
   __device__ Key least() const { return ties > 0 ? max_of(kth, Key(1)) : kth + 1; }
 };
 
@@ -74,7 +77,7 @@ struct Cut {
 
 constexpr int kDigitBits = 11, kBins = 1 << kDigitBits;
 
-// The bits [shift, end) of the keys, which one pass looks at.
+// The bits [shift, end) of the keys, which one pass reads.
 struct Digit {
   int shift, end;
   bool first, last;
@@ -84,7 +87,7 @@ struct Digit {
     return static_cast<unsigned>(key >> shift) & ((1u << (end - shift)) - 1);
   }
 
-  // Whether the key begins with the digits of the passes before.
+  // Whether the key begins with the digits of the earlier passes.
   template <typename Key>
   __device__ bool follows(Key key, Key digits) const {
     return first || key >> end == digits >> end;
@@ -100,7 +103,7 @@ Digit digit_of_pass(int pass) {
   return {shift, end, pass == 0, shift == 0};
 }
 
-// Zero at first.
+// All zero at the beginning.
 template <typename Key>
 struct Segment {
   unsigned long long histogram[kBins];
@@ -110,13 +113,13 @@ struct Segment {
 
 // ---- tiles, runs, chunks ------------------------------------------------------------------------
 
-// A block takes a chunk of a segment, each of its warps a run of the chunk, which is `span` tiles.
-// A tile is what a warp reads at once.
+// A block takes a chunk of a segment. Each of its warps takes a run of the chunk, which is `span`
+// tiles. A tile is what a warp reads at once.
 constexpr int kPerLane = 16, kTile = kWarp * kPerLane, kRuns = kThreads / kWarp;
 
-// The number of chunks to aim at: runs grow towards it, up to one tile for each lane of a warp. A
-// later pass reads only the largest key of most tiles, and blocks that find nothing else would be
-// wasted.
+// The target for the number of chunks. Runs grow to reach it, up to one tile for each lane of a
+// warp. A later pass reads only the largest key of most tiles, and blocks that do nothing else
+// would be wasted.
 constexpr int64_t kManyChunks = 512;
 
 template <typename T>
@@ -124,13 +127,13 @@ constexpr int kWidth = kPackBytes / sizeof(T);
 
 template <typename T>
 struct Tile {
-  const T* logits;  // the segment's
-  int64_t first;    // which of them the tile begins with; below 0 for one that begins before them
-  int begin, end;   // the places of the tile that are the segment's
+  const T* logits;  // of the segment
+  int64_t first;    // index of its first logit; below 0 if the tile begins before the logits
+  int begin, end;   // the places of the tile that belong to the segment
 
   __device__ T logit(int place) const { return logits[first + place]; }
 
-  // Where the lane's pack p begins.
+  // The place at which the lane's pack p begins.
   __device__ int place(int p) const { return (p * kWarp + lane()) * kWidth<T>; }
 
   __device__ Pack<T, kWidth<T>> pack(int p) const {
@@ -151,14 +154,14 @@ struct LogitLevel {
   unsigned first_chunk, num_chunks;  // of an image's chunks
 };
 
-// Of a warp.
+// A warp's part of a chunk.
 template <typename T>
 struct Run {
   int64_t number;  // among all runs
   int64_t image, level, segment;
-  unsigned first_chunk, chunk, num_chunks;  // of the segment; the run's own, among those of all
-  const T* logits;                          // the segment's
-  int64_t num_logits, first;                // which of them the run begins with
+  unsigned first_chunk, chunk, num_chunks;  // of the segment; `chunk` is the run's
+  const T* logits;                          // of the segment
+  int64_t num_logits, first;                // the index of the run's first logit
 
   __device__ Tile<T> tile(int t) const {
     const int64_t at = first + int64_t(t) * kTile;
@@ -169,7 +172,7 @@ struct Run {
   }
 };
 
-// How many keys of a chunk are above the cut and how many on it, in one word; 0 until they are
+// The numbers of keys of a chunk above the cut and equal to it, in one word; 0 until they are
 // known.
 struct Published {
   unsigned long long word;
@@ -190,7 +193,7 @@ struct Published {
   }
 };
 
-// What the kernels take.
+// The argument of the kernels.
 template <typename T>
 struct LogitSegments {
   using S = Sum<T>;
@@ -207,14 +210,14 @@ struct LogitSegments {
   Published* published;    // (B, chunks)
   unsigned* num_taken;     // chunks that blocks have taken in for_each_selected
 
-  // The warp's of a chunk among those of all images.
+  // The warp's run of a chunk; chunks count over all images.
   __device__ Run<T> run(unsigned chunk) const {
     const unsigned image = chunk / num_chunks, c = chunk % num_chunks;
     int l = 0;
     while (c >= levels[l].first_chunk + levels[l].num_chunks) ++l;
     const LogitLevel<T>& level = levels[l];
     const T* const logits = level.logits + image * level.image_stride;
-    // A tile begins where packs do.
+    // Tiles begin at the addresses of packs.
     const int64_t early = reinterpret_cast<uintptr_t>(logits) % kPackBytes / sizeof(T);
     const unsigned number = c - level.first_chunk;
     const int64_t first = (int64_t(number) * kRuns + warp()) * span * kTile - early;
@@ -230,14 +233,14 @@ struct LogitSegments {
             first};
   }
 
-  // Of levels [0, num) of an image.
+  // The number selected in levels [0, num) of an image.
   __device__ int64_t num_selected(int64_t image, int64_t num) const {
     int64_t sum = 0;
     for (int64_t l = 0; l < num; ++l) sum += segments[image * num_levels + l].cut.num_selected;
     return sum;
   }
 
-  // The lane's keys; returns false, without keys, where the tile has no logit above the bound.
+  // Reads the lane's keys. Returns false, without keys, if the tile has no logit above the bound.
   __device__ bool read(const Tile<T>& tile, Key (&keys)[kPerLane]) const {
     constexpr int kPacks = kPerLane / kWidth<T>;
     Pack<T, kWidth<T>> packs[kPacks];
@@ -254,8 +257,8 @@ struct LogitSegments {
     return true;
   }
 
-  // body(tile, keys) for each tile of the run that has a logit above the bound; notes the largest
-  // keys.
+  // Calls body(tile, keys) for each tile of the run that has a logit above the bound, and stores
+  // the largest key of each tile.
   template <typename Body>
   __device__ void for_each_tile(const Run<T>& run, Body body) const {
     for (int t = 0; t < span; ++t) {
@@ -272,7 +275,7 @@ struct LogitSegments {
     }
   }
 
-  // The same for each tile with a key of at least `least`, which is above 0.
+  // Calls body(tile, keys) for each tile with a key of at least `least`, which is above 0.
   template <typename Body>
   __device__ void for_each_tile_with(Key least, const Run<T>& run, Body body) const {
     const int own = lane();
@@ -287,7 +290,8 @@ struct LogitSegments {
 
 // ---- the cut ------------------------------------------------------------------------------------
 
-// Whether the block is the last of `num` to arrive; if so, it sees what the others wrote before.
+// Whether the block is the last of `num` blocks to arrive. The last one sees what the others wrote
+// before.
 __device__ inline bool last_to_arrive(unsigned* arrived, int64_t num) {
   __shared__ bool last;
   __threadfence();
@@ -298,7 +302,7 @@ __device__ inline bool last_to_arrive(unsigned* arrived, int64_t num) {
   return last;
 }
 
-// Finds the digit in which the last key wanted lies, and empties the histogram.
+// Finds the digit that contains the last wanted key, and clears the histogram.
 template <typename Key>
 __device__ void choose_digit(Segment<Key>& segment, int64_t k, const Digit& digit) {
   constexpr int kOwn = kBins / kThreads;
@@ -357,19 +361,19 @@ __global__ void __launch_bounds__(kThreads) histogram_kernel(LogitSegments<T> in
   if (last_to_arrive(&segment.arrived, run.num_chunks)) choose_digit(segment, in.k, digit);
 }
 
-// ---- what is selected ---------------------------------------------------------------------------
+// ---- the selected logits ------------------------------------------------------------------------
 
-// Keys above the cut, and keys on it.
+// The numbers of keys above the cut and equal to it.
 struct Counts {
   int64_t above, equal;
 };
 
-// The places of the tile's selected keys, including the first `ties` of the keys on the cut, and
-// their number.
+// Lists the places of the tile's selected keys, with the first `ties` of the keys equal to the cut.
+// Returns how many there are.
 template <typename T, typename Key>
 __device__ Counts list_selected(const Tile<T>& tile, const Cut<Key>& cut, int64_t ties,
                                 const Key (&keys)[kPerLane], uint16_t* places) {
-  // Both counts in one number, the keys on the cut in its lower half.
+  // Both counts in one number: the keys equal to the cut in its lower 16 bits.
   const auto counted = [&](Key key) {
     return key > cut.kth ? 1u << 16 : unsigned(key == cut.kth && cut.ties > 0);
   };
@@ -393,7 +397,8 @@ __device__ Counts list_selected(const Tile<T>& tile, const Cut<Key>& cut, int64_
   return {before_pack >> 16, min_of<int64_t>(before_pack & 0xffff, ties)};
 }
 
-// The selected keys of the segment before the warp's run; false where the chunk has none itself.
+// Counts the selected keys of the segment before the warp's run. False if the chunk itself has
+// none.
 template <typename T>
 __device__ bool count_before(const LogitSegments<T>& in, const Run<T>& run,
                              const Cut<typename LogitKey<T>::type>& cut, Counts& before) {
@@ -417,7 +422,8 @@ __device__ bool count_before(const LogitSegments<T>& in, const Run<T>& run,
   return true;
 }
 
-// Gives the block a chunk, in the order in which blocks start: blocks of lower chunks already run.
+// Gives the block a chunk. Blocks take chunks in the order in which they start, so the blocks of
+// lower chunks already run.
 template <typename T>
 __device__ unsigned take_chunk(const LogitSegments<T>& in) {
   __shared__ unsigned chunk;
@@ -426,9 +432,9 @@ __device__ unsigned take_chunk(const LogitSegments<T>& in) {
   return chunk;
 }
 
-// emit(row, index, logit) for each logit of the run that is selected: its row among all that are
-// selected of the image, in the order of memory, and its index in the segment. All threads of a
-// block call it, with the runs of a chunk that the block has taken.
+// Calls emit(row, index, logit) for each selected logit of the run: its row among all selected
+// logits of the image, in memory order, and its index in the segment. All threads of a block call
+// it, with the runs of a chunk that the block has taken.
 template <typename T, typename Emit>
 __device__ void for_each_selected(const LogitSegments<T>& in, const Run<T>& run, Emit emit) {
   using Key = typename LogitKey<T>::type;
@@ -451,12 +457,12 @@ __device__ void for_each_selected(const LogitSegments<T>& in, const Run<T>& run,
   });
 }
 
-// ---- the host's side ----------------------------------------------------------------------------
+// ---- host code ----------------------------------------------------------------------------------
 
 template <typename T>
 class TopLogits {
  public:
-  // Of levels (B, ...) with dense rows.
+  // `levels` are (B, ...), with dense images.
   TopLogits(const std::vector<Tensor>& levels, int64_t k, Sum<T> bound)
       : num_images_(levels[0].size(0)) {
     in_.num_levels = static_cast<int>(levels.size());
@@ -475,10 +481,10 @@ class TopLogits {
     allocate(levels[0]);
   }
 
-  // Of an image.
+  // The largest number that can be selected in an image.
   int64_t most_selected() const { return most_selected_; }
 
-  // For a kernel whose blocks call take_chunk once, and then for_each_selected.
+  // The grid of a kernel whose blocks call take_chunk once, and then for_each_selected.
   dim3 grid() const { return dim3(static_cast<unsigned>(num_images_ * in_.num_chunks)); }
 
   // The argument of that kernel.
@@ -495,7 +501,7 @@ class TopLogits {
   void number_chunks() {
     const int64_t chunk = int64_t(in_.span) * kRuns * kTile;
     for (int l = 0; l < in_.num_levels; ++l) {
-      // Packs may begin before the logits. An empty level has a chunk too, which finds its cut.
+      // Packs may begin before the logits. An empty level has a chunk too, so that its cut is set.
       const int64_t end = in_.levels[l].num_logits + kWidth<T> - 1;
       in_.levels[l].first_chunk = in_.num_chunks;
       in_.levels[l].num_chunks = static_cast<unsigned>((end + chunk - 1) / chunk);
@@ -506,7 +512,7 @@ class TopLogits {
   void allocate(const Tensor& like) {
     const int64_t num_segments = num_images_ * in_.num_levels;
     const int64_t num_chunks = num_images_ * in_.num_chunks;
-    // Each size is a multiple of 8; what must be zero at first comes first.
+    // Each size is a multiple of 8. The parts that must be zero come first.
     const int64_t taken_bytes = sizeof(Published), published_bytes = num_chunks * sizeof(Published);
     const int64_t segment_bytes = num_segments * sizeof(Segment<Key>);
     const int64_t max_bytes = num_chunks * kRuns * in_.span * sizeof(Key);

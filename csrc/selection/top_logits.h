@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The k largest of a stream of logits. Each is read once and compared with a bound that rises as
-// better ones come: for logits in random order, only about k ln(n / k) of n ever pass it. O(k)
-// memory. Plain C++, no torch. Candidates stay in the order of the stream, so that of equal logits
-// the first ones are kept, and a stream that is read in pieces gives the same result once they are
+// The k largest of a stream of logits. Each logit is read once and compared with a bound that rises
+// as better ones come: for logits in random order, only about k ln(n / k) of n pass it. O(k)
+// memory. Plain C++, no torch. Candidates stay in the order of the stream, so of equal logits the
+// first ones are kept. A stream that is read in pieces gives the same result once the pieces are
 // joined.
 #pragma once
 
@@ -17,7 +17,7 @@
 namespace fastdet::cpu {
 
 // The k-th largest of x[0, n), 1 <= k <= n; reorders x. The partition has no branch on the values,
-// which no processor could predict. Where the pivots divide badly, nth_element does the rest.
+// because no processor could predict it. If the pivots divide badly, nth_element does the rest.
 template <typename S>
 S kth_largest(S* x, int64_t n, int64_t k) {
   constexpr int kSample = 9, kRounds = 8;
@@ -39,7 +39,7 @@ S kth_largest(S* x, int64_t n, int64_t k) {
     } else if (above > 0) {
       x += above, n -= above, k -= above;
     } else {
-      break;  // the pivot is the largest: equal values, perhaps all of them
+      break;  // the pivot is the largest value; perhaps all values are equal
     }
   }
   std::nth_element(x, x + (k - 1), x + n, std::greater<S>());
@@ -49,7 +49,7 @@ S kth_largest(S* x, int64_t n, int64_t k) {
 template <typename S>
 class TopLogits {
  public:
-  // Only logits above `bound` count; NaN never does.
+  // Only logits above `bound` count. NaN never counts.
   TopLogits(int64_t k, S bound)
       : k_(k), bound_(k > 0 ? bound : std::numeric_limits<S>::infinity()) {}
 
@@ -57,7 +57,7 @@ class TopLogits {
   S logit(int64_t i) const { return logits_[i]; }
   int64_t index(int64_t i) const { return index_[i]; }
 
-  // logits[begin, end), whose indices are above all that came before.
+  // Reads logits[begin, end); their indices are above all earlier ones.
   template <typename T>
   void read(const T* logits, int64_t begin, int64_t end) {
     for (; begin < end; begin += kSpan) {
@@ -69,7 +69,7 @@ class TopLogits {
     }
   }
 
-  // The candidates of the stream that follows.
+  // Appends the candidates of the next piece of the stream.
   void join(const TopLogits& next) {
     make_room(next.size_);
     std::copy_n(next.logits_.begin(), next.size_, logits_.begin() + size_);
@@ -77,7 +77,7 @@ class TopLogits {
     size_ += next.size_;
   }
 
-  // Leaves the k best.
+  // Keeps only the k best.
   void trim() {
     if (size_ <= k_) return;
     std::vector<S> values(logits_.begin(), logits_.begin() + size_);
@@ -104,7 +104,7 @@ class TopLogits {
 
  private:
   static constexpr int64_t kSpan = 4096;  // logits that are compared with one bound
-  static constexpr int64_t kSlack = 4;    // trimmed at so many times k candidates
+  static constexpr int64_t kSlack = 4;    // trims at this many times k candidates
 
   void make_room(int64_t n) {
     if (static_cast<int64_t>(logits_.size()) >= size_ + n) return;

@@ -6,7 +6,7 @@ namespace fastdet::cpu::FASTDET_ISA {
 
 namespace {
 
-// A few cache lines: most blocks hold no logit above the bound, and cost a vector comparison only.
+// A few cache lines. Most blocks have no logit above the bound and cost only a vector comparison.
 constexpr int64_t kLogitBlock = 64;
 
 template <typename T>

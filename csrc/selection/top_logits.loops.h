@@ -12,8 +12,8 @@ namespace fastdet::cpu {
 // T is float, double, Half or BFloat16.
 template <typename T>
 struct FASTDET_EXPORT TopLogitsLoops {
-  // The values and indices, from `first` on, of the logits above the bound, in order; returns how
-  // many. Both outputs have room for n.
+  // Writes the values of the logits above the bound, in order, and their indices, which count from
+  // `first`. Returns how many. Both outputs have room for n.
   int64_t (*find_above)(const T* logits, int64_t n, Sum<T> bound, int64_t first, Sum<T>* values,
                         int64_t* index);
 };

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Feature maps as torch lays them out: NCHW or channels_last. Every operator reads both without a
-// copy and returns the layout that it was given.
+// The memory layout of feature maps: NCHW or channels_last. RoIAlign and the mask loss read both
+// without a copy and return the layout of their input. The network layers convert their input to
+// channels_last (host/channels_last.h).
 #pragma once
 
 #include "../torch.h"
 
 namespace fastdet {
 
-// By strides alone, as in fastdet/ops/roi_align.py: (B, C, H, W) whose channels lie side by side,
-// but not its pixels.
+// Decided by the strides alone, as in fastdet/ops/roi_align.py: the channels of (B, C, H, W) are
+// adjacent in memory, and the pixels are not.
 inline bool is_channels_last(const Tensor& features) {
   return features.stride(1) == 1 && features.stride(3) != 1;
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The gradient that arrives at the backward of a loss. Behind a sum or mean it is one number or a
-// few, expanded to the shape of the loss; such a gradient is never copied out to full size.
+// The gradient that the backward of a loss receives. After a sum or a mean it is one number or a
+// few, expanded to the shape of the loss. Such a gradient is never copied to its full size.
 #pragma once
 
 #include "../torch.h"

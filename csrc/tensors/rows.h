@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The rows of four of a tensor (..., 4), read through its strides, so that an expanded view is not
-// copied. For host and device; an integer division a row for each dimension that does not merge
-// with its neighbour, none for a contiguous tensor.
+// The rows of four numbers of a tensor (..., 4), read through its strides, so that an expanded view
+// is not copied. For host and device. Each row costs one integer division for each dimension that
+// does not merge with its neighbour, none for a contiguous tensor.
 #pragma once
 
 #include <type_traits>
@@ -21,7 +21,7 @@ struct Rows {
   int dims;
   int64_t sizes[kMaxRowDims], strides[kMaxRowDims];  // innermost first
 
-  // Where row `row` begins, in the order of the leading dimensions.
+  // The offset of row `row`; rows count in the order of the leading dimensions.
   FASTDET_HOST_DEVICE int64_t offset(int64_t row) const {
     int64_t offset = 0;
     for (int d = 0; d + 1 < dims; ++d) {
@@ -32,7 +32,7 @@ struct Rows {
     return dims > 0 ? offset + row * strides[dims - 1] : offset;
   }
 
-  // The Row of four that begins there.
+  // The row at that offset.
   template <typename Row>
   FASTDET_HOST_DEVICE Row read_at(int64_t offset) const {
     using M = Sum<T>;
@@ -46,8 +46,8 @@ struct Rows {
     return read_at<Row>(offset(row));
   }
 
-  // Rows [row, row + n) where they lie, if they are contiguous and of the type that is computed in;
-  // or else null.
+  // Pointer to rows [row, row + n) of the tensor itself if they are contiguous and of the type that
+  // is computed in; else null.
   const Sum<T>* in_place(int64_t row, int64_t n) const {
     if constexpr (std::is_same_v<T, Sum<T>>) {
       if (element_stride != 1 || (dims > 0 && strides[0] != 4)) return nullptr;

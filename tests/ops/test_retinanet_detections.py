@@ -313,7 +313,7 @@ def test_bad_input_is_named(device):
     refused(
         "logits: expected 1 to 8 levels, got 9", logits=h.logits[:1] * 9, deltas=h.deltas[:1] * 9
     )
-    refused("deltas: expected one a level, 2, got 1", deltas=h.deltas[:1])
+    refused("deltas: expected one for each level, 2, got 1", deltas=h.deltas[:1])
     refused(
         r"logits: expected floating \(B, A, C\) for each level, got Float \(2, 20\)",
         logits=[x[..., 0] for x in h.logits],

@@ -568,7 +568,7 @@ def test_bad_input_is_named(device):
         multiscale_roi_align(features, boxes, None, 3, SCALES, canonical_scale=0)
     with pytest.raises(ValueError, match=r"image_shapes: expected one an image"):
         MultiScaleRoIAlign(["0"], 3, 2)({"0": features[0]}, list(boxes), [])
-    with pytest.raises(RuntimeError, match=r"scales: expected one a level, 4, got 3"):
+    with pytest.raises(RuntimeError, match=r"scales: expected one for each level, 4, got 3"):
         multiscale_roi_align(features, boxes, None, 3, SCALES[:3])
     with pytest.raises(RuntimeError, match=r"features: expected 1 to 8 levels, got 9"):
         multiscale_roi_align(features[:1] * 9, boxes, None, 3, [2.0**-i for i in range(9)])
