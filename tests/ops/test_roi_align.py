@@ -566,7 +566,7 @@ def test_bad_input_is_named(device):
         multiscale_roi_align(features, boxes, None, 3, SCALES[::-1])
     with pytest.raises(ValueError, match=r"canonical_scale: expected a number above 0, got 0"):
         multiscale_roi_align(features, boxes, None, 3, SCALES, canonical_scale=0)
-    with pytest.raises(ValueError, match=r"image_shapes: expected one an image"):
+    with pytest.raises(ValueError, match=r"image_shapes: expected one for each image"):
         MultiScaleRoIAlign(["0"], 3, 2)({"0": features[0]}, list(boxes), [])
     with pytest.raises(RuntimeError, match=r"scales: expected one a level, 4, got 3"):
         multiscale_roi_align(features, boxes, None, 3, SCALES[:3])
