@@ -229,7 +229,7 @@ def test_half_precision_batch_under_autocast(family: str) -> None:
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
-        ({"num_classes": 1}, "num_classes: expected background and at least one, got 1"),
+        ({"num_classes": 1}, "num_classes: expected at least 2, background and one class, got 1"),
         ({"size_divisor": 0}, "size_divisor: expected a number above 0, got 0"),
     ],
 )
@@ -321,5 +321,5 @@ def test_a_batch_without_masks_is_no_lesson_for_mask_rcnn() -> None:
         model.losses(batch._replace(gt_masks=None))
     images, targets = scene()
     del targets[1]["masks"]
-    with pytest.raises(ValueError, match=r"target of image 1: .* no {'masks'}"):
+    with pytest.raises(ValueError, match=r"target of image 1: .* missing {'masks'}"):
         model(images, targets)

@@ -51,7 +51,9 @@ def test_the_new_classes_are_learned_and_found(family: str) -> None:
 
 def test_what_cannot_be() -> None:
     model = small_model("faster_rcnn")
-    with pytest.raises(ValueError, match="num_classes: expected background and at least one"):
+    with pytest.raises(
+        ValueError, match="num_classes: expected at least 2, background and one class"
+    ):
         replace_classes(model, 1)
     model.roi_heads.box_predictor = nn.Identity()  # type: ignore[union-attr]
     with pytest.raises(ValueError, match=r"expected one of the layers roi_heads\.box_predictor"):

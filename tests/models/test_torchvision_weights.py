@@ -483,7 +483,9 @@ def test_a_file_of_other_classes_whose_batch_norms_learn(tmp_path: Path) -> None
 
 def test_files_that_do_not_fit(tmp_path: Path) -> None:
     torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"other.pth: expected a torchvision detector's keys, no"):
+    with pytest.raises(
+        ValueError, match=r"other.pth: expected a torchvision detector's keys, missing"
+    ):
         load_torchvision_weights(LIGHT, tmp_path / "other.pth")
     torch.save(torchvision_model(LIGHT).state_dict(), tmp_path / "light.pth")
     with pytest.raises(RuntimeError, match="Missing key"):
@@ -542,9 +544,9 @@ def set_part(path: str, part: Callable[[], Any]) -> Callable[[Any], None]:
         ("rpn.head", lambda: detection.rpn.RPNHead(32, 7), r"rpn.head: .*got \[\(7, 28\)"),
         ("roi_heads.box_predictor.bbox_pred", lambda: nn.Linear(1024, 4), "4 deltas for 4 classes"),
         ("roi_heads.box_roi_pool.featmap_names", lambda: ["p9"], r"some of \['c3', .*got \['p9'\]"),
-        ("roi_heads.box_roi_pool.scales", lambda: [0.5, 0.125], r"half as fine .*\[0.5, 0.125\]"),
+        ("roi_heads.box_roi_pool.scales", lambda: [0.5, 0.125], r"half the scale .*\[0.5, 0.125\]"),
         ("roi_heads.proposal_matcher", lambda: Matcher(0.5, 0.5, True), "_matches: expected False"),
-        ("roi_heads.box_head", NormedHead, "box_head: expected BatchNorm2d in Sequentials alone"),
+        ("roi_heads.box_head", NormedHead, "box_head: expected BatchNorm2d only in Sequentials"),
         ("transform._skip_resize", lambda: True, "transform._skip_resize: expected False"),
         ("transform", nn.Identity, "transform: expected .*GeneralizedRCNNTransform, got Identity"),
     ],
