@@ -57,8 +57,7 @@ class CocoMetrics:
     Attributes:
         stats: COCO's twelve numbers, by the names in `STATS`. AR100 has the maximum number of
             detections of an image in its name: AR300 if that is 300.
-        per_class: one row for each evaluated class, in the order of the annotation file's
-            categories.
+        per_class: one row for each evaluated class, in ascending order of the category ids.
         pr_curves: class name -> recall (101,) and precision (101,) at IoU 0.5; classes without
             objects are left out.
         images: number of evaluated images.
@@ -138,7 +137,7 @@ class CocoEvaluator:
             file.boxes_xywh,
             area=file.areas,
             iscrowd=file.crowd,
-            segmentation=cast(Any, file.masks),  # a list with dicts and other elements
+            segmentation=cast(Any, file.masks),  # hotcoco's type also allows polygons
         )
         self._evaluates_masks = masks
         self._max_detections = max_detections

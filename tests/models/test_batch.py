@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The border: what `Border.pad` makes of images and targets, what it refuses, and the way back."""
+"""The border: the batch that `Border.pad` makes, its errors for bad input, and `restore`."""
 
 import pytest
 import torch
@@ -119,7 +119,7 @@ def test_masks_are_resized_as_torchvision_does_and_padded() -> None:
         for own, target in zip(batch.gt_masks, expected, strict=True):
             count, height, width = target["masks"].shape
             assert torch.equal(own[:count, :height, :width], target["masks"].bool())
-            assert own.sum() == target["masks"].sum()  # nothing beyond
+            assert own.sum() == target["masks"].sum()  # no pixel outside the image
 
 
 def test_masks_that_no_one_learns_are_not_read() -> None:
