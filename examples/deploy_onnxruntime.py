@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Detect with ONNX Runtime and fastdet.numpy: where this runs, torch is not needed.
+"""Detect objects with ONNX Runtime and fastdet.numpy, without torch.
 
 fastdet export --checkpoint runs/first/best.ckpt --out detector.onnx --image-size 128 128
 python examples/deploy_onnxruntime.py --model detector.onnx --images PICTURES
 
-A picture that is larger than the model's input is looked at in tiles that overlap; of what two
-tiles see of one object, the better detection stays.
+A picture that is larger than the model's input is processed in overlapping tiles. If two tiles
+detect the same object, NMS keeps the detection with the higher score.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import fastdet.numpy
 
 
 def starts(length: int, tile: int) -> list[int]:
-    """Where tiles begin so that they cover `length`, each overlapping the next by a quarter."""
+    """Start positions of tiles that cover `length`; neighbours overlap by at least a quarter."""
     return [*range(0, max(length - tile, 0), tile * 3 // 4), max(length - tile, 0)]
 
 
@@ -46,7 +46,7 @@ def detect(
 
 
 def main() -> None:
-    """Print what is in each picture."""
+    """Print the detections of each picture."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", type=Path, required=True, help="what `fastdet export` wrote")
     parser.add_argument("--images", type=Path, nargs="+", required=True, help="pictures")
@@ -58,7 +58,8 @@ def main() -> None:
     height, width = json.loads(about["image_size"])
     names = json.loads(about["classes"])
     for path in options.images:
-        # Objects as large as in training: where its images were resized, resize these alike.
+        # Objects must have about the same size as in training: if training resized its images,
+        # resize these in the same way.
         image = np.asarray(Image.open(path).convert("RGB"))
         for box, score, label in zip(*detect(session, (height, width), image), strict=True):
             if score >= options.score:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Fine-tune one of torchvision's detectors on your own classes.
 
-Without --weights torchvision downloads its COCO weights. On a machine without a network give a file
-with them, or with any checkpoint of the same builder.
+Without --weights torchvision downloads its COCO weights. On a machine without a network, give a
+file with these weights or with another checkpoint of the same model.
 
 python examples/finetune_torchvision.py --data FOLDER --weights fasterrcnn_mobilenet_v3.pth
 """
@@ -34,12 +34,12 @@ val = open_dataset(data, "val", transforms=eval_transforms())
 model = load_torchvision_weights(
     options.model, options.weights, min_size=options.size, max_size=2 * options.size
 )
-replace_classes(model, len(train.classes))  # the last layers start anew, all others keep weights
+replace_classes(model, len(train.classes))  # new weights for the class layers only
 model.to(device).train()
 
 parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 optimizer = torch.optim.SGD(parameters, lr=0.005, momentum=0.9, weight_decay=5e-4)
-schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=100)  # a warm-up
+schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=100)  # warm-up
 sampler = RandomSampler(train, replacement=True, num_samples=options.steps * options.batch_size)
 batches = DataLoader(train, options.batch_size, sampler=sampler, collate_fn=collate)
 for step, (images, targets) in enumerate(batches, start=1):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Train a detector with Lightning: fastdet's modules, your own Trainer.
+"""Train a detector with Lightning: fastdet's modules and your own Trainer.
 
-`fastdet train` does the same with more comfort. This is where to start if you want another
+`fastdet train` does the same and is easier to use. Start from this example if you need another
 optimiser, logger, strategy or callback.
 
 python examples/train_lightning.py --data FOLDER
@@ -21,10 +21,10 @@ from fastdet.training.detector_module import DetectorModule, load_detector
 
 
 class SGDDetector(DetectorModule):
-    """The detector of `fastdet train`, with an optimiser of our own."""
+    """The detector of `fastdet train` with another optimiser."""
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """SGD, as in the papers."""
+        """SGD with momentum, as in the papers."""
         return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9, weight_decay=1e-4)
 
 

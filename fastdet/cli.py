@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The command `fastdet`: each subcommand is a function here, its options are the arguments.
+"""The command `fastdet`: each subcommand is a function here, and its arguments are the options.
 
-`fastdet info` needs torch and numpy alone, `bench` and `compare` the extra `bench`, the others the
-extra `train`, and `export` one of its own besides. Heavy imports wait until a command runs, so that
-`--help` answers at once.
+`fastdet info` needs only torch and numpy. `bench` and `compare` need the extra `bench`, `export`
+the extras `export` and `train`, all others the extra `train`. Heavy packages are imported only when
+a command runs, so that `--help` is fast.
 """
 
 import logging
@@ -44,13 +44,13 @@ def evaluate(
 
     Args:
         checkpoint: A best.ckpt or last.ckpt.
-        data: Folder in the layout that training takes.
-        split: Which annotation file of it.
-        batch_size: Images at a time.
-        drop_other_classes: Leave out what the split has of classes that the checkpoint lacks.
-        exif: Take pictures as their EXIF orientation displays them, or as they are stored.
-        bit_depth: Bits that pictures of more than 8 bits a channel use; unset: as the file says.
-        files_anywhere: Allow file names in the annotations that lead out of the image folder.
+        data: Data folder, in the same layout as for training.
+        split: Split of the data to evaluate, by the name of its annotation file.
+        batch_size: Number of images in a batch.
+        drop_other_classes: Skip annotations of classes that the checkpoint does not know.
+        exif: Rotate pictures by their EXIF orientation, or use them as they are stored.
+        bit_depth: Used bits of pictures with more than 8 bits per channel; unset: from the file.
+        files_anywhere: Allow file names in the annotations that point outside the image folder.
     """
     from fastdet.training.train import evaluate as run
 
@@ -77,17 +77,17 @@ def predict(
     bit_depth: int | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Detect on pictures: annotated copies, and detections.json in COCO's results format.
+    """Detect objects on pictures: write annotated copies and detections.json (COCO results format).
 
     Args:
         checkpoint: A best.ckpt or last.ckpt.
-        images: Picture files and folders of them.
+        images: Picture files and folders of pictures.
         out: Folder for the results.
-        score_threshold: Detections below it are left out.
-        annotations: COCO file that gives the pictures their image ids; else they count from 1.
-        exif: Take pictures as their EXIF orientation displays them, or as they are stored.
-        bit_depth: Bits that pictures of more than 8 bits a channel use; unset: as the file says.
-        overwrite: Write over files that are in the folder already.
+        score_threshold: Minimum score of a detection.
+        annotations: COCO file whose image ids are used; unset: image ids count from 1.
+        exif: Rotate pictures by their EXIF orientation, or use them as they are stored.
+        bit_depth: Used bits of pictures with more than 8 bits per channel; unset: from the file.
+        overwrite: Overwrite existing files in the folder.
     """
     from fastdet.prediction import predict as run
 
@@ -110,13 +110,13 @@ def predict(
 def export(
     checkpoint: Path, out: Path, image_size: tuple[int, int], batch_size: int | None = 1
 ) -> None:
-    """Write a checkpoint's detector as a file that runs without its code: .pt2 or ONNX.
+    """Export a checkpoint's detector to a file that runs without its code: .pt2 or ONNX.
 
     Args:
         checkpoint: A best.ckpt or last.ckpt.
-        out: File whose name ends in .pt2 or .onnx.
-        image_size: Height and width that it takes.
-        batch_size: Images that it takes at a time; None: any number.
+        out: Output file; the name ends in .pt2 or .onnx.
+        image_size: Height and width of the input images.
+        batch_size: Number of images in a batch; None: any number.
     """
     from fastdet.deploy.export import export_detector
     from fastdet.training.detector_module import load_detector
@@ -127,7 +127,7 @@ def export(
 
 
 def demo(out: Path = Path("demo")) -> None:
-    """Train two small detectors on drawn shapes and write a report; about four minutes on a CPU.
+    """Train two small detectors on drawn shapes and write a report (about four minutes on a CPU).
 
     Args:
         out: Folder for data, checkpoints and report.html.
@@ -148,12 +148,12 @@ def describe(
     """Print the parameters, FLOPs and anchors of a detector.
 
     Args:
-        model: The family.
+        model: Family of the detector.
         backbone: Name of a timm backbone.
-        num_classes: With background.
-        fpn_channels: Width of the pyramid; unset: the model's own, 256.
+        num_classes: Number of classes with background.
+        fpn_channels: Number of channels of the pyramid; unset: the model's default, 256.
         image_size: Height and width of the padded image, in pixels.
-        checkpoint: A best.ckpt or last.ckpt, instead of model to fpn_channels.
+        checkpoint: A best.ckpt or last.ckpt; replaces model, backbone, num_classes, fpn_channels.
     """
     from fastdet.models import MODELS, describe
 
@@ -174,9 +174,9 @@ def bench(
 
     Args:
         out: File for the result.
-        only: Measure what matches, in pytest's -k form: "nms and not batched".
-        brief: On all threads only, fewer rounds, and no series of sizes: two minutes.
-        quick: Each workload once and tiny, to see that everything runs.
+        only: Measure only matching benchmarks, as in pytest -k: "nms and not batched".
+        brief: All threads only, fewer rounds, no series of sizes (two minutes).
+        quick: Run each workload once, with tiny inputs, to check that everything works.
     """
     from fastdet.bench import run_suites
 
@@ -189,8 +189,8 @@ def compare(before: Path, after: Path) -> None:
     """Print two result files of `fastdet bench` side by side.
 
     Args:
-        before: The earlier one.
-        after: The later one.
+        before: The earlier result file.
+        after: The later result file.
     """
     from fastdet.bench import run_module
 
@@ -225,14 +225,14 @@ COMMANDS = {
     "demo": demo,
     "info": info,
 }
-EXTRAS = {"bench": "bench", "compare": "bench", "export": "export,train"}  # of the others: train
+EXTRAS = {"bench": "bench", "compare": "bench", "export": "export,train"}  # all others: train
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line `arguments`, or the process's own.
+    """Run the command line `arguments`; None: the arguments of the process.
 
-    What goes wrong is one line on stderr: with exit code 2 where the user can mend it by other
-    arguments or files, and 1 elsewhere. `--debug` shows the traceback instead.
+    An error is printed as one line on stderr. The exit code is 2 if other arguments or files can
+    solve it, else 1. With `--debug` the traceback is shown instead.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments
@@ -262,8 +262,8 @@ def _run(arguments: Sequence[str]) -> None:
 
 
 def _stop(error: Exception, arguments: Sequence[str]) -> None:
-    """Ends the process with one line that says what is wrong."""
-    if isinstance(error, subprocess.CalledProcessError):  # which has said it
+    """Ends the process with one line that describes the error."""
+    if isinstance(error, subprocess.CalledProcessError):  # the subprocess has printed its error
         sys.exit(error.returncode)
     message, code = " ".join(str(error).split()), 2
     if isinstance(error, ModuleNotFoundError) and _package(error) != "fastdet":
@@ -293,7 +293,7 @@ def _print_metrics(metrics: "CocoMetrics", title: str) -> None:
 
 
 def _quiet() -> None:
-    """Leave out what Lightning says about itself; warnings on the data and the training stay."""
+    """Hides Lightning's messages about itself. Warnings about data and training stay."""
     logging.disable(logging.INFO)
     for known in ("does not have many workers", "exists and is not empty", "treespec, LeafSpec"):
         warnings.filterwarnings("ignore", message=f".*{known}.*")

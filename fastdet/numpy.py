@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The box kernels for NumPy arrays: for code that runs its model without torch.
+"""The box operators for NumPy arrays: for code that runs its model without torch.
 
-The functions have the names, arguments and results of `fastdet.ops`, bit for bit, and run the same
-loops; importing this module does not import torch. They run on the calling thread and release the
-GIL, so that Python threads run them side by side.
+Functions that `fastdet.ops` has too take the same arguments, run the same loops and return the same
+bits. `soft_nms` and `multiclass_nms` exist only here. Importing this module does not import torch.
+The functions run on the calling thread and release the GIL, so Python threads can run them at the
+same time.
 
-C-contiguous float32 and float64 arrays are read in place, read-only ones too; other layouts
-and byte orders are copied, float16 is computed in float32, and other types are refused. Where
-arguments differ in type, float64 wins, but for scores, which follow the boxes.
+C-contiguous float32 and float64 arrays are read in place, also read-only arrays. Arrays with other
+layouts and byte orders are copied. float16 is computed in float32. Other types raise a TypeError.
+If arguments have different types, the widest is used; scores are converted to the type of boxes.
 """
 
 import math
@@ -37,7 +38,7 @@ _SOFT_NMS_METHODS = {
 
 
 class _Type(NamedTuple):
-    """What floating arguments are computed in, and what the result is given in."""
+    """The dtype of the computation and the dtype of the result."""
 
     maths: type[np.float32] | type[np.float64]
     result: type[np.floating[Any]]
@@ -52,14 +53,14 @@ def nms(boxes: Floats, scores: Floats, iou_threshold: float) -> Ints:
     Args:
         boxes: (N, 4) xyxy in pixels.
         scores: (N,).
-        iou_threshold: in [0, 1]; a box is removed when its IoU with a kept one is strictly above.
+        iou_threshold: in [0, 1]; a box is suppressed if its IoU with a kept box is above this.
 
     Returns:
         (K,) int64, highest score first; ties keep input order.
 
     Raises:
         ValueError: wrong shape; iou_threshold outside [0, 1].
-        TypeError: not an array, or of a wrong type.
+        TypeError: not an array, or a wrong dtype.
     """
     _check_iou_threshold(iou_threshold)
     maths = _type_of(boxes=boxes).maths
@@ -67,7 +68,7 @@ def nms(boxes: Floats, scores: Floats, iou_threshold: float) -> Ints:
 
 
 def batched_nms(boxes: Floats, scores: Floats, idxs: Ints, iou_threshold: float) -> Ints:
-    """`nms` among the boxes that share an id; boxes of different ids never meet.
+    """`nms` for each id separately: a box suppresses only boxes with the same id.
 
     Definition: `fastdet.ops.batched_nms`.
 
@@ -82,7 +83,7 @@ def batched_nms(boxes: Floats, scores: Floats, idxs: Ints, iou_threshold: float)
 
     Raises:
         ValueError: wrong shape; iou_threshold outside [0, 1].
-        TypeError: not an array, or of a wrong type.
+        TypeError: not an array, or a wrong dtype.
     """
     _check_iou_threshold(iou_threshold)
     maths = _type_of(boxes=boxes).maths
@@ -103,32 +104,32 @@ def soft_nms(
     score_threshold: float = 0.001,
     method: str = "linear",
 ) -> tuple[Ints, Floats]:
-    """Soft-NMS: suppression that lowers scores instead of removing boxes.
+    """Soft-NMS: lowers the scores of overlapping boxes instead of removing the boxes.
 
-    The best box is picked; the score of every other one is multiplied by a weight of its IoU with
-    the pick; and so on until no score is left. Definition: "Soft-NMS" by Bodla et al.
-    (https://arxiv.org/abs/1704.04503):
+    Repeat until no box is left: pick the box with the highest score, and multiply the score of
+    every other box by a weight that depends on its IoU with the picked box. Definition: "Soft-NMS"
+    by Bodla et al. (https://arxiv.org/abs/1704.04503). The weight is:
 
-    - "linear": 1 - IoU where the IoU is at least iou_threshold, else 1.
+    - "linear": 1 - IoU if the IoU is at least iou_threshold, else 1.
     - "gaussian": exp(-IoU^2 / sigma).
 
-    A box whose score or coordinate is not finite is dropped.
+    A box with a score or a coordinate that is not finite is dropped.
 
     Args:
         boxes: (N, 4) xyxy in pixels.
         scores: (N,).
-        iou_threshold: in [0, 1]; of the linear method.
-        sigma: > 0; of the gaussian method.
-        score_threshold: >= 0; a box is removed once its score is below.
+        iou_threshold: in [0, 1]; only for "linear".
+        sigma: > 0; only for "gaussian".
+        score_threshold: >= 0; a box is removed if its score falls below this.
         method: "linear" or "gaussian".
 
     Returns:
-        (K,) int64 indices in the order of picking, of equal scores the lowest first; and their
-        scores when they were picked, (K,), which never rise.
+        (K,) int64 indices in the order of picking (ties: the lowest index first); and the score of
+        each box when it was picked, (K,), in descending order.
 
     Raises:
         ValueError: wrong shape; a number outside its range; an unknown method.
-        TypeError: not an array, or of a wrong type.
+        TypeError: not an array, or a wrong dtype.
     """
     _check_iou_threshold(iou_threshold)
     if not (0 < sigma < math.inf):
@@ -144,20 +145,21 @@ def soft_nms(
 def box_iou(boxes1: NDArray[Any], boxes2: NDArray[Any], fmt: str = "xyxy") -> Floats:
     """Intersection over union of every pair of boxes.
 
-    Definition: `fastdet.ops.box_iou`; a pair whose union is not positive has 0, never NaN. Integers
-    are computed in float32.
+    Definition: `fastdet.ops.box_iou`; where the union is not positive the IoU is 0, never NaN.
+    Integers are computed in float32.
 
     Args:
         boxes1: (N, 4) or (B, N, 4) in pixels.
         boxes2: (M, 4) or (B, M, 4).
-        fmt: "xyxy", "xywh" (corner and sides) or "cxcywh" (centre and sides), of both.
+        fmt: format of both: "xyxy", "xywh" (upper left corner, width, height) or "cxcywh" (centre,
+            width, height).
 
     Returns:
-        (N, M) or (B, N, M), in [0, 1]; float64 if either argument is, else float32.
+        (N, M) or (B, N, M), in [0, 1]; float64 if either argument is float64, else float32.
 
     Raises:
         ValueError: wrong shape; unknown fmt.
-        TypeError: not an array, or of a wrong type.
+        TypeError: not an array, or a wrong dtype.
     """
     if fmt not in _FORMATS:
         raise ValueError(f"fmt: expected one of {_FORMATS}, got {fmt!r}")
@@ -166,37 +168,38 @@ def box_iou(boxes1: NDArray[Any], boxes2: NDArray[Any], fmt: str = "xyxy") -> Fl
 
 
 def generalized_box_iou(boxes1: Floats, boxes2: Floats) -> Floats:
-    """IoU less the share of the enclosing box that neither box covers, of every pair.
+    """Generalized IoU of every pair: the IoU minus the uncovered share of the enclosing box.
 
-    Definition: `fastdet.ops.generalized_box_iou`. Arguments and errors as in `box_iou`, for
-    floating xyxy.
+    Definition: `fastdet.ops.generalized_box_iou`. Arguments and errors as in `box_iou`, but only
+    floating xyxy boxes.
 
     Returns:
-        (N, M) or (B, N, M), in [-1, 1]; float64 if either argument is, else float32.
+        (N, M) or (B, N, M), in [-1, 1]; float64 if either argument is float64, else float32.
     """
     return _native.generalized_box_iou(*_pair(boxes1, boxes2), 0.0)
 
 
 def distance_box_iou(boxes1: Floats, boxes2: Floats, eps: float = 1e-7) -> Floats:
-    """IoU less the squared distance of the centers over the enclosing box's squared diagonal.
+    """Distance IoU of every pair: the IoU minus the squared, normalised distance of the centres.
 
-    Definition: `fastdet.ops.distance_box_iou`. Arguments and errors as in `box_iou`, for floating
-    xyxy; eps is added to the squared diagonal.
+    Definition: `fastdet.ops.distance_box_iou`. Arguments and errors as in `box_iou`, but only
+    floating xyxy boxes; eps is added to the squared diagonal of the enclosing box.
 
     Returns:
-        (N, M) or (B, N, M), in [-1, 1]; float64 if either argument is, else float32.
+        (N, M) or (B, N, M), in [-1, 1]; float64 if either argument is float64, else float32.
     """
     return _native.distance_box_iou(*_pair(boxes1, boxes2), eps)
 
 
 def complete_box_iou(boxes1: Floats, boxes2: Floats, eps: float = 1e-7) -> Floats:
-    """`distance_box_iou` less a term for the difference of the aspect ratios.
+    """Complete IoU of every pair: the distance IoU minus a term for different aspect ratios.
 
-    Definition: `fastdet.ops.complete_box_iou`. Arguments and errors as in `box_iou`, for floating
-    xyxy; eps is added to the squared diagonal and to the denominator of the aspect term's weight.
+    Definition: `fastdet.ops.complete_box_iou`. Arguments and errors as in `box_iou`, but only
+    floating xyxy boxes; eps is added to the squared diagonal of the enclosing box and to the
+    denominator of the aspect term's weight.
 
     Returns:
-        (N, M) or (B, N, M); float64 if either argument is, else float32.
+        (N, M) or (B, N, M); float64 if either argument is float64, else float32.
     """
     return _native.complete_box_iou(*_pair(boxes1, boxes2), eps)
 
@@ -209,16 +212,16 @@ def match_anchors(
     low: float,
     low_quality: str = "anchor_best",
 ) -> tuple[Ints, Floats]:
-    """The gt of each anchor, or -1 for background, or -2 for neither.
+    """Assigns to each anchor a ground-truth box (gt), or -1 (background), or -2 (ignored).
 
-    Definition: `fastdet.ops.match_anchors`, where the rules are explained.
+    Definition: `fastdet.ops.match_anchors`, which explains the rules.
 
     Args:
         anchors: (A, 4) for all images, or (B, A, 4), xyxy in pixels.
         gt_boxes: (B, G, 4) xyxy in pixels.
-        gt_counts: (B,) integers; gts of an image from its count on are not read.
-        high: the IoU from which on an anchor is matched.
-        low: the IoU below which an anchor is background; <= high.
+        gt_counts: (B,) integers; only the first gt_counts[b] gts of image b are read.
+        high: an anchor whose best IoU is >= high is matched.
+        low: an anchor whose best IoU is < low is background; low <= high.
         low_quality: "anchor_best", "gt_best" or "none".
 
     Returns:
@@ -226,8 +229,8 @@ def match_anchors(
         0 where there is no gt.
 
     Raises:
-        ValueError: wrong shape; low above high; an unknown low_quality.
-        TypeError: not an array, or of a wrong type.
+        ValueError: wrong shape; low is above high; unknown low_quality.
+        TypeError: not an array, or a wrong dtype.
     """
     if not low <= high:
         raise ValueError(f"low: expected a number <= high = {high}, got {low}")
@@ -244,21 +247,21 @@ def match_anchors(
 
 
 def encode_boxes(boxes: Floats, anchors: Floats, weights: Weights = (1.0, 1.0, 1.0, 1.0)) -> Floats:
-    """The deltas that `decode_boxes` turns back into the boxes.
+    """Encodes boxes as deltas relative to anchors. `decode_boxes` is the inverse.
 
     Definition: `fastdet.ops.encode_boxes`.
 
     Args:
         boxes: (..., 4) xyxy in pixels.
         anchors: (..., 4) xyxy in pixels; broadcasts with boxes.
-        weights: what dx, dy, dw, dh are multiplied by; > 0.
+        weights: factors that dx, dy, dw, dh are multiplied by; > 0.
 
     Returns:
         (..., 4) dx, dy, dw, dh in the common type of the arguments.
 
     Raises:
         ValueError: shapes that do not broadcast; a weight that is not positive.
-        TypeError: not an array, or of a wrong type.
+        TypeError: not an array, or a wrong dtype.
     """
     _check_weights(weights)
     floats = _type_of(boxes=boxes, anchors=anchors)
@@ -277,14 +280,14 @@ def decode_boxes(
     weights: Weights = (1.0, 1.0, 1.0, 1.0),
     sizes: Ints | None = None,
 ) -> Floats:
-    """The boxes that the deltas describe, clipped to their images where sizes are given.
+    """Decodes deltas relative to anchors into boxes. With sizes, boxes are clipped to the images.
 
     Definition: `fastdet.ops.decode_boxes`.
 
     Args:
         deltas: (..., 4) dx, dy, dw, dh.
         anchors: (..., 4) xyxy in pixels; broadcasts to the shape of deltas.
-        weights: what dx, dy, dw, dh are divided by; > 0.
+        weights: factors that dx, dy, dw, dh are divided by; > 0.
         sizes: (B, 2) integers, height and width of each image; B is the first dimension of deltas.
 
     Returns:
@@ -293,7 +296,7 @@ def decode_boxes(
     Raises:
         ValueError: anchors that do not broadcast to deltas; a weight that is not positive; wrong
             shape of sizes.
-        TypeError: not an array, or of a wrong type.
+        TypeError: not an array, or a wrong dtype.
     """
     _check_weights(weights)
     floats = _type_of(deltas=deltas, anchors=anchors)
@@ -322,35 +325,35 @@ def multiclass_nms(
     multi_label: bool = False,
     max_candidates: int = 30_000,
 ) -> tuple[Floats, Floats, Ints]:
-    """Detections from the outputs of most exported detectors: boxes with a score for each class.
+    """NMS per class for the outputs of most exported detectors: boxes with a score for each class.
 
-    A YOLO that returns (1, 4 + C, N), with centres and sides for boxes:
+    Example: a YOLO that returns (1, 4 + C, N), with boxes as centre, width and height:
 
         x = session.run(None, {"images": images})[0][0]
         boxes = np.concatenate([x[:2] - x[2:4] / 2, x[:2] + x[2:4] / 2]).T
         boxes, scores, labels = multiclass_nms(boxes, x[4:].T, 0.25, 0.7)
 
-    A box with a coordinate that is not finite, and a score that is NaN, are dropped.
+    Boxes with a coordinate that is not finite and scores that are NaN are dropped.
 
     Args:
         boxes: (N, 4) xyxy in pixels.
-        scores: (N, C), C-contiguous or the transpose of such an array: neither is copied.
-        score_threshold: a candidate's score is above it.
-        iou_threshold: in [0, 1]; a box is removed when its IoU with a kept one of its class is
-            strictly above.
-        max_detections: the best ones are returned.
-        multi_label: whether a box is a candidate with each class above the threshold, instead of
-            its best class alone (of equal scores the lowest class).
-        max_candidates: the best ones reach the suppression; of equal scores those that come first
-            in memory.
+        scores: (N, C). C-contiguous arrays and transposes of C-contiguous arrays are not copied.
+        score_threshold: a candidate's score is above this.
+        iou_threshold: in [0, 1]; a box is suppressed if its IoU with a kept box of its class is
+            above this.
+        max_detections: maximum number of detections; those with the highest scores are returned.
+        multi_label: True: a box is a candidate for each class whose score is above the threshold.
+            False: only for its best class (ties: the lowest class).
+        max_candidates: maximum number of candidates for NMS, those with the highest scores; ties:
+            those that come first in memory.
 
     Returns:
-        boxes (D, 4), scores (D,) and labels (D,) int64 by falling score; ties by box, then class.
-        float64 for float64 boxes, else float32.
+        boxes (D, 4), scores (D,) and labels (D,) int64, highest score first; ties: by box, then by
+        class. float64 for float64 boxes, else float32.
 
     Raises:
         ValueError: wrong shape; a number outside its range.
-        TypeError: not an array, or of a wrong type.
+        TypeError: not an array, or a wrong dtype.
     """
     _check_iou_threshold(iou_threshold)
     if math.isnan(score_threshold):
@@ -382,27 +385,27 @@ def retinanet_detections(
     iou_threshold: float,
     detections_per_img: int,
 ) -> tuple[Floats, Floats, Ints, Ints]:
-    """The detections of each image, from a RetinaNet's raw head outputs, by falling score.
+    """The detections of each image from the raw outputs of a RetinaNet, highest score first.
 
     Definition: `fastdet.ops.retinanet_detections`.
 
     Args:
         logits: for each level (B, A_l, C), in the order of its anchors.
         deltas: for each level (B, A_l, 4).
-        anchors: (A, 4) xyxy in pixels, the levels' one after another.
+        anchors: (A, 4) xyxy in pixels, level after level.
         sizes: (B, 2) integers, height and width of each image.
-        score_threshold: the probability of a detection is above it.
-        topk_candidates: the pairs of anchor and class of a level that are decoded.
-        iou_threshold: in [0, 1]; IoU above which a box suppresses another of its class.
-        detections_per_img: D, the most detections of an image; the best ones are kept.
+        score_threshold: a detection's probability is above this.
+        topk_candidates: maximum number of (anchor, class) pairs of a level that are decoded.
+        iou_threshold: in [0, 1]; a box suppresses boxes of its class if their IoU is above this.
+        detections_per_img: D, maximum number of detections of an image; the best are kept.
 
     Returns:
-        boxes (B, D, 4), scores (B, D), labels (B, D) int64 in 0 .. C - 1, zero beyond counts (B,)
-        int64. float64 for float64 logits or deltas, float32 for all others.
+        boxes (B, D, 4), scores (B, D), labels (B, D) int64 in 0 .. C - 1 and counts (B,) int64.
+        Rows from an image's count on are zero. float64 for float64 logits or deltas, else float32.
 
     Raises:
         ValueError: wrong shape; no level; a number outside its range.
-        TypeError: not an array, or of a wrong type.
+        TypeError: not an array, or a wrong dtype.
     """
     _check_iou_threshold(iou_threshold)
     _check_not_negative(topk_candidates=topk_candidates, detections_per_img=detections_per_img)
@@ -454,7 +457,7 @@ def _check_array(name: str, array: Any, kinds: str, expected: str) -> None:
 
 
 def _type_of(**arguments: Any) -> _Type:
-    """The type that these arguments, arrays or sequences of them, have in common."""
+    """The common type of these arguments, which are arrays or sequences of arrays."""
     widest = 2
     for name, argument in arguments.items():
         for array in argument if isinstance(argument, (list, tuple)) else (argument,):
@@ -466,7 +469,7 @@ def _type_of(**arguments: Any) -> _Type:
 
 
 def _dense(array: Any, dtype: type[np.generic]) -> NDArray[Any]:
-    """The array itself if the kernels can read it in place, else a copy."""
+    """The array itself if the kernels can read it in place, else a converted copy."""
     flags = array.flags
     if array.dtype == dtype and flags.c_contiguous and flags.aligned:
         return array
@@ -489,11 +492,11 @@ def _pair(boxes1: Floats, boxes2: Floats) -> tuple[Floats, Floats]:
 
 
 def _corners(name: str, boxes: NDArray[Any], fmt: str) -> Floats:
-    """xyxy in a floating type, of float32 at least where they are computed."""
+    """Boxes as xyxy in a floating type. Corners are computed in float32 or float64."""
     _check_array(name, boxes, "fiu", "floating or integer boxes")
     if boxes.dtype.kind != "f" or (fmt != "xyxy" and boxes.dtype.itemsize < 4):
         boxes = boxes.astype(np.float32)
-    if fmt == "xyxy" or boxes.shape[-1:] != (4,):  # a wrong shape is refused with the rest
+    if fmt == "xyxy" or boxes.shape[-1:] != (4,):  # the kernel reports a wrong shape
         return boxes
     point, sides = boxes[..., :2], boxes[..., 2:]
     if fmt == "cxcywh":
@@ -502,7 +505,7 @@ def _corners(name: str, boxes: NDArray[Any], fmt: str) -> Floats:
 
 
 def _broadcast(op: str, name: str, rows: Floats, anchors: Floats) -> tuple[int, ...]:
-    """The common shape of rows of 4."""
+    """The shape that rows and anchors, both (..., 4), broadcast to."""
     shapes = f"{name} {rows.shape} and anchors {anchors.shape}"
     if rows.shape[-1:] != (4,) or anchors.shape[-1:] != (4,):
         raise ValueError(f"{op}: expected rows of 4, got {shapes}")
@@ -513,7 +516,7 @@ def _broadcast(op: str, name: str, rows: Floats, anchors: Floats) -> tuple[int, 
 
 
 def _repeatable(anchors: Floats, shape: tuple[int, ...], dtype: type[np.generic]) -> Floats:
-    """Anchors that the kernels can repeat over the leading dimensions of `shape`."""
+    """Anchors in a form that the kernels can repeat over the leading dimensions of `shape`."""
     if anchors.shape != shape[len(shape) - anchors.ndim :]:
         anchors = np.broadcast_to(anchors, shape)
     return _dense(anchors, dtype)

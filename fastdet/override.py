@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""fastdet's kernels beneath torchvision's operators, so that code nobody changed becomes faster.
+"""Runs torchvision's operators on fastdet's kernels, so that existing code gets faster unchanged.
 
-torchvision's Python functions, its autograd and its autocast end in three operators:
+torchvision's Python functions, its autograd and its autocast all call three operators:
 `torchvision::nms`, `torchvision::roi_align` and `torchvision::_roi_align_backward`. Their CPU and
-CUDA kernels are what is replaced, in the dispatcher, for the whole process; shapes for compiling,
-gradients and autocast stay torchvision's. What our kernels do not take goes on to torchvision's,
-which computes it, or refuses it in its own words.
+CUDA kernels are replaced in the dispatcher, for the whole process. torchvision's fake kernels,
+autograd and autocast stay. Arguments that our kernels do not support go to torchvision's kernels,
+which compute the result or raise torchvision's error.
 
-`batched_nms` is no operator: it shifts the boxes of each class in their own type and calls nms. In
-float16 the shift overflows, in bfloat16 it rounds boxes together. So the two functions that it
-calls are replaced as well, wherever batched_nms itself was imported to.
+`batched_nms` is not an operator. It shifts the boxes of each class, in the dtype of the boxes, and
+calls nms. In float16 the shift overflows; in bfloat16 it rounds different boxes to the same place.
+Therefore the two functions that batched_nms calls are replaced, too. This also works where
+batched_nms is already imported.
 """
 
 import functools
@@ -26,11 +27,11 @@ from fastdet.ops import library  # noqa: F401
 
 _FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
-# What torchvision.ops.boxes.batched_nms calls, for few boxes and for many.
+# The functions that torchvision.ops.boxes.batched_nms calls, for few boxes and for many boxes.
 _BATCHED_NMS = ("_batched_nms_coordinate_trick", "_batched_nms_vanilla")
 
 _lock = threading.Lock()
-_in_force = 0  # overrides that are not undone
+_in_force = 0  # number of overrides that are not undone
 _registrations: torch.library.Library | None = None
 _replaced: dict[
     str, Any
@@ -38,13 +39,13 @@ _replaced: dict[
 
 
 class Override:
-    """What `override_torchvision` returns: call `undo`, or leave the `with` block."""
+    """The handle that `override_torchvision` returns. `undo`, or the end of `with`, undoes it."""
 
     def __init__(self) -> None:
         self._undone = False
 
     def undo(self) -> None:
-        """Takes this override back; torchvision's kernels return with the last one."""
+        """Undoes this override. After the last one, torchvision's kernels are used again."""
         with _lock:
             if not self._undone:
                 self._undone = True
@@ -63,27 +64,27 @@ class Override:
 
 
 def override_torchvision() -> Override:
-    """Puts fastdet's kernels under torchvision's nms and roi_align, for the whole process.
+    """Replaces the kernels of torchvision's nms and roi_align by fastdet's, for the whole process.
 
-    On the CPU, and on CUDA where both packages have their CUDA kernels. Everything that ends in
-    these operators gets them: `torchvision.ops.nms`, `batched_nms`, `roi_align` and
-    `MultiScaleRoIAlign`, torchvision's detectors, and other packages that call them. Indices are
-    the same as before and values the same to 1e-5 or to what torchvision's rounding of the places
-    of samples costs where that is more, with these differences:
+    This works on the CPU, and on CUDA if both packages have CUDA kernels. All code that calls these
+    operators uses fastdet's kernels: `torchvision.ops.nms`, `batched_nms`, `roi_align` and
+    `MultiScaleRoIAlign`, torchvision's detectors, and other packages. Indices are the same as
+    before. Values are the same to 1e-5, or to the rounding error of torchvision's sample positions
+    if that is larger. There are these differences:
 
-    - NMS drops a box with a NaN score or a coordinate that is not finite, and takes the IoU of two
-      boxes without area as 0, where torchvision has NaN.
-    - `batched_nms` compares the ids and shifts no box, so that it is exact in every type. Compiled,
-      traced and scripted code keeps torchvision's.
-    - RoIAlign of a box that is not finite, or whose image does not exist, is 0; its backward is
-      deterministic on the CPU, and half types are summed in float32.
+    - NMS drops a box with a NaN score or a coordinate that is not finite. The IoU of two boxes
+      without area is 0; in torchvision it is NaN.
+    - `batched_nms` compares ids and does not shift boxes, so it is exact in every dtype. Compiled,
+      traced and scripted code keeps torchvision's version.
+    - RoIAlign returns 0 for a box that is not finite or whose batch index is out of range. Its
+      backward is deterministic on the CPU. Half types are summed in float32.
 
-    It holds in all threads until it is undone; call and undo it while no other thread runs these
-    operators. Calls may nest, and be undone in any order: torchvision's kernels return when the
-    last one is undone. A result that nobody keeps is never undone.
+    The override is active in all threads until it is undone. While you call or undo it, no other
+    thread may run these operators. Overrides can be nested and undone in any order: torchvision's
+    kernels return after the last undo. If you do not keep the handle, the override stays active.
 
     Returns:
-        A handle with `undo()`, which is a context manager too: `with override_torchvision(): ...`.
+        A handle with `undo()`. It is also a context manager: `with override_torchvision(): ...`.
 
     Raises:
         ImportError: torchvision is not installed.
@@ -114,7 +115,7 @@ def _register() -> torch.library.Library:
         raise RuntimeError("override_torchvision: torchvision's operators did not load")
     registrations = torch.library.Library("torchvision", "IMPL")
     with warnings.catch_warnings():
-        # Up to torch 2.13 the dispatcher warns of any kernel that takes another's place.
+        # Up to torch 2.13 the dispatcher warns when a kernel replaces another one.
         warnings.filterwarnings("ignore", message=r"(?s).*Overriding a previously registered")
         for name, ours, kernel in (
             ("nms", "nms", _nms),
@@ -154,7 +155,7 @@ def _restore_batched_nms() -> None:
 
 
 def _batched_nms(theirs: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    @functools.wraps(theirs)  # whose attributes tell torch.jit to compile torchvision's
+    @functools.wraps(theirs)  # copies the attributes by which torch.jit compiles torchvision's
     def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
         if (
             torch.compiler.is_compiling()
@@ -226,7 +227,7 @@ def _roi_align(theirs: Any) -> Callable[..., Tensor]:
         )
         if not usable:
             return theirs.call_boxed(keys, input, rois, *arguments)
-        # NCHW whatever the input's layout, as torchvision promises to callers and to compilers.
+        # The result is always NCHW, as in torchvision's kernel and its fake kernel.
         return ours(input, rois, *arguments).contiguous()
 
     return roi_align

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A checkpoint applied to picture files: annotated pictures and COCO results.
+"""Runs a checkpoint on picture files: writes annotated pictures and COCO results.
 
-What took time is kept: results are on disk at least every half minute, a picture that cannot be
-read is named and left out, and no file is written over that was there before, unless that is asked
-for; an input picture never is.
+Work is not lost: results are written at least every half minute. A picture that cannot be read is
+reported and skipped. Existing files are overwritten only on request; input pictures never are.
 """
 
 import json
@@ -35,7 +34,7 @@ class Picture:
 
     Attributes:
         path: the file.
-        name: its path below the folder that was given, or its name.
+        name: its path relative to the given folder, or its file name.
     """
 
     path: Path
@@ -44,11 +43,11 @@ class Picture:
 
 @dataclass
 class Prediction:
-    """What was found on pictures.
+    """The detections on pictures.
 
     Attributes:
         detections: COCO results.
-        unreadable: why, for each picture that could not be read.
+        unreadable: for each picture that could not be read, the reason.
     """
 
     detections: list[dict[str, Any]] = field(default_factory=list)
@@ -66,29 +65,29 @@ def predict(
     bit_depth: int | None = None,
     overwrite: bool = False,
 ) -> Prediction:
-    """Detect on picture files and write what was found.
+    """Detect objects on picture files and write the results.
 
     Writes OUT/<name>.jpg for each picture, OUT/detections.json (COCO results) and OUT/images.json
-    (a COCO file of the pictures and categories, which maps image ids to file names). A picture that
-    cannot be read is named on stderr and has no detections.
+    (a COCO file with the pictures and categories, which maps image ids to file names). A picture
+    that cannot be read is reported on stderr and has no detections.
 
     Args:
-        checkpoint: a file that a training wrote.
-        images: picture files, and folders whose pictures, those of inner folders too, are taken in
-            the order of their names.
+        checkpoint: a checkpoint of a training.
+        images: picture files and folders. The pictures of a folder and its subfolders are processed
+            in the order of their names.
         out: folder for the results.
-        score_threshold: detections below it are left out everywhere.
-        annotations: COCO file whose image ids are used; without it, they count from 1.
+        score_threshold: detections with a lower score are dropped everywhere.
+        annotations: COCO file whose image ids are used. None: ids count from 1.
         exif, bit_depth: see `read_image`.
-        overwrite: write over files that are in OUT already.
+        overwrite: whether to overwrite existing files in OUT.
 
     Returns:
-        Detections and the pictures that could not be read.
+        The detections, and the pictures that could not be read.
 
     Raises:
         FileNotFoundError: no picture.
-        FileExistsError: a file to write is there already, or is an input picture.
-        ValueError: a picture that `annotations` does not have, or has more than once.
+        FileExistsError: an output file exists, or is an input picture.
+        ValueError: `annotations` has no image for a picture, or several.
     """
     pictures = picture_files(images)
     records = image_records(pictures, annotations)
@@ -121,14 +120,14 @@ def predict(
             if time.monotonic() - written > WRITE_EVERY:
                 _write_json(results, prediction.detections)
                 written = time.monotonic()
-    finally:  # what was found is kept when a person stops it, or the disk is full of pictures
+    finally:  # keep the detections so far if the user stops the run or drawing fails
         _write_json(results, prediction.detections)
         _write_json(index, {"images": records, "categories": categories})
     return prediction
 
 
 def _category_ids(module: DetectorModule, checkpoint: Path, annotations: Path | None) -> list[int]:
-    """The id of each label from 1 on: that of the annotation file's category of the same name."""
+    """The category id of each label, from 1 on: from the annotation file, by class name."""
     categories = [] if annotations is None else _read_json(annotations).get("categories")
     if not categories:
         return module.category_ids
@@ -157,7 +156,7 @@ def _draw(path: Path, image: Tensor, found: dict[str, Tensor], classes: Sequence
 def detect(
     module: DetectorModule, images: Sequence[Tensor], score_threshold: float
 ) -> list[dict[str, Tensor]]:
-    """Detections of uint8 RGB images (3, H, W), in their pixels, on the CPU, best first."""
+    """Detections of uint8 RGB images (3, H, W), in pixels of each image, on the CPU, best first."""
     transform = eval_transforms()
     ready = [transform(image).to(module.device) for image in images]
     detections = []
@@ -168,12 +167,12 @@ def detect(
 
 
 def picture_files(paths: Sequence[Path]) -> list[Picture]:
-    """The picture files among `paths`, and those in folders among them, at any depth.
+    """The picture files in `paths`, and those in folders in `paths`, at any depth.
 
-    Hidden files are left out, among them the "._" files that one system writes beside pictures.
+    Hidden files in folders are skipped, for example the "._" files of macOS.
 
     Raises:
-        FileNotFoundError: a path does not exist, or there is no picture at all.
+        FileNotFoundError: a path does not exist, or there is no picture.
     """
     pictures: list[Picture] = []
     for path in paths:
@@ -192,12 +191,12 @@ def picture_files(paths: Sequence[Path]) -> list[Picture]:
 
 
 def drawing_names(pictures: Sequence[Picture]) -> list[PurePath]:
-    """Where each picture is drawn below the output folder: a.jpg of a.png.
+    """The file name of each picture's drawing, relative to the output folder: a.png -> a.jpg.
 
-    a.png and a.tif are drawn as a.png.jpg and a.tif.jpg.
+    If there are a.png and a.tif, their drawings are a.png.jpg and a.tif.jpg.
 
     Raises:
-        ValueError: two pictures have the same name below the folders that were given.
+        ValueError: two pictures have the same name relative to the given folders.
     """
     names = [picture.name.with_suffix(".jpg") for picture in pictures]
     uses = Counter(names)
@@ -227,12 +226,13 @@ def _check_outputs(outputs: Sequence[Path], pictures: Sequence[Picture], overwri
 def image_records(pictures: Sequence[Picture], annotations: Path | None) -> list[dict[str, Any]]:
     """COCO's image records of the pictures: id, file_name and, from an annotation file, the size.
 
-    A picture's record is the one whose file_name agrees with its path in the most last parts: all
-    parts of the file_name, or all those of the path below the folder that was given.
+    File names are compared part by part from the end of the path. A record matches a picture if all
+    parts of its file_name agree, or all parts of the picture's path relative to the given folder.
+    Of several matching records, the one with the most equal parts is used.
 
     Raises:
-        ValueError: a picture without a record, with two that agree as well, or a record that two
-            pictures would have.
+        ValueError: a picture has no record or several equally good records; or two pictures have
+            the same record.
     """
     if annotations is None:
         return [{"id": i, "file_name": str(p.name)} for i, p in enumerate(pictures, 1)]

@@ -373,7 +373,7 @@ def of_ours(**changes: Any) -> dict[str, Any]:
 # What was typed, with PLACES in braces, and what the one line says.
 MISTAKES = {
     "no data": ("train --data {tmp}/none --out {tmp}/o", "no split 'train' in"),
-    "unknown backbone": ("train --data {shapes} --out {tmp}/o --backbone resnet1", "near: resnet"),
+    "unknown backbone": ("train --data {shapes} --out {tmp}/o --backbone resnet1", "similar: resn"),
     "no backbone that is a pyramid": (
         "train --data {shapes} --out {tmp}/o --backbone vit_tiny_patch16_224",
         "expected strides (4, 8, 16, 32), got",

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A detector as one file that runs without its code: a torch.export package or ONNX.
+"""Exports a detector as one file that runs without its code: a torch.export package or ONNX.
 
-The file computes `detect`, after the normalisation of the pixels, for one size of image. A package
-calls fastdet's operators: to load it, import `fastdet.ops` and nothing else of this project.
-ONNX has standard operators alone (`fastdet.deploy.onnx_ops`) and needs no fastdet at all.
+The file normalises the pixels and computes `detect`, for one image size. A package calls fastdet's
+operators: import `fastdet.ops` before you load it; nothing else of fastdet is needed. An ONNX file
+has only standard operators (`fastdet.deploy.onnx_ops`) and needs no fastdet.
 """
 
 import copy
@@ -31,13 +31,14 @@ def export_detector(
     batch_size: int | None = 1,
     classes: Sequence[str] | None = None,
 ) -> None:
-    """Writes what `model.detect` computes to PATH.pt2 or PATH.onnx.
+    """Writes `model.detect` to a .pt2 or .onnx file.
 
     Both take `images` (B, C, H, W), float32 in [0, 1], RGB, and `sizes` (B, 2) int64, the height
-    and width of each image, from the upper left corner on: pixels beyond are padding and not read.
-    Both give `boxes` (B, D, 4) xyxy in pixels of `images`, `scores` (B, D), `labels` (B, D) int64
-    and `counts` (B,) int64, highest score first; rows from an image's count on are 0. A model that
-    finds masks gives `masks` (B, D, M, M) in [0, 1], too: each covers its box.
+    and width of each image. An image begins at the upper left corner. Pixels outside it are padding
+    and do not change the result.
+    Both return `boxes` (B, D, 4) xyxy in pixels of `images`, `scores` (B, D), `labels` (B, D) int64
+    and `counts` (B,) int64, highest score first; rows from an image's count on are 0. A model with
+    a mask head also returns `masks` (B, D, M, M) in [0, 1]; each mask covers its box.
 
     How to run a .pt2:
 
@@ -45,24 +46,25 @@ def export_detector(
         detect = torch.export.load("detector.pt2").module()
         found = detect(images, sizes)
 
-    and an .onnx:
+    How to run an .onnx:
 
         session = onnxruntime.InferenceSession("detector.onnx")
         boxes, scores, labels, counts = session.run(None, {"images": images, "sizes": sizes})
 
-    The file contains what `metadata` returns, as JSON: a package as the extra file metadata.json,
-    ONNX as one metadata property for each key.
+    The file contains the result of `metadata` as JSON: a package in the extra file metadata.json,
+    ONNX in one metadata property for each key.
 
     Args:
-        model: any detector of `fastdet.models`, of float32, in either mode.
-        path: the file, .pt2 or .onnx; it is replaced whole.
+        model: any detector of `fastdet.models`, in float32, in training or eval mode.
+        path: the file, .pt2 or .onnx. An existing file is replaced.
         image_size: H and W, multiples of model.border.size_divisor.
         batch_size: B; None: any number.
         classes: names by label, "background" first.
 
     Raises:
-        ValueError: another suffix; an image_size that does not divide; a wrong number of classes.
-        ModuleNotFoundError: ONNX's packages are absent; it says what to install.
+        ValueError: another suffix; an image_size that is not a multiple of the divisor; a wrong
+            number of classes.
+        ModuleNotFoundError: the ONNX packages are missing; the message says what to install.
     """
     path = Path(path)
     if path.suffix not in (".pt2", ".onnx"):
@@ -86,10 +88,11 @@ def export_detector(
 def metadata(
     model: Detector, image_size: tuple[int, int], classes: Sequence[str] | None
 ) -> dict[str, Any]:
-    """What the user of an exported model may need to know; plain data.
+    """Data that the user of an exported model may need, as JSON types.
 
-    Images were resized in training so that the shorter side is `min_size`, or less where the longer
-    one would exceed `max_size`. The model itself normalises by the mean and the standard deviation.
+    In training, images are resized so that the shorter side is `min_size`, or less if the longer
+    side would exceed `max_size`. The exported model normalises with the mean and the standard
+    deviation itself.
     """
     border = model.border
     return {
@@ -106,7 +109,7 @@ def metadata(
 
 
 class DetectFromPixels(nn.Module):
-    """What is exported: normalisation and `detect`, with tensors and a dict at the border.
+    """The exported module: normalisation, then `detect`. Takes tensors and returns a dict.
 
     Args:
         model: see `export_detector`.
@@ -122,7 +125,7 @@ class DetectFromPixels(nn.Module):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32)[:, None, None])
 
     def forward(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
-        """(B, C, H, W) in [0, 1] and (B, 2) -> boxes, scores, labels, counts by name."""
+        """(B, C, H, W) in [0, 1] and (B, 2) -> boxes, scores, labels, counts, masks by name."""
         height, width = sizes.view(-1, 2, 1, 1, 1).unbind(1)
         row = torch.arange(images.shape[2], device=images.device)[:, None]
         column = torch.arange(images.shape[3], device=images.device)
@@ -147,7 +150,7 @@ def _program(
     any_batch = {0: torch.export.Dim("batch")}
     images = torch.zeros(batch_size or 2, len(model.border.image_mean), *image_size)
     sizes = torch.tensor([image_size] * len(images))
-    # A copy without gradients, so that its user need not switch them off.
+    # A copy without gradients, so that the exported model runs without torch.no_grad.
     model = copy.deepcopy(model).eval().requires_grad_(False)
     return torch.export.export(
         DetectFromPixels(model),

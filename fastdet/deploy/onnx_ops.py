@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The operators of `detect` in ONNX's standard ones, for torch.onnx's translation table.
+"""The operators of `detect` in standard ONNX operators, for torch.onnx's translation table.
 
-Same definitions and the same order of ties as `fastdet.ops`; so far as the runtime rounds alike,
-the same detections. Each function is called while torch.onnx builds a graph: what it computes on
-ONNX values becomes nodes, all else is done once. The number of images may be dynamic. Suppression
-and pooling work on as many rows as there are, so shapes inside the graph depend on values; results
-have the fixed shapes of the operators. Of float32 alone.
+The definitions and the order of ties are those of `fastdet.ops`. Detections are the same if the
+runtime rounds in the same way. Each function runs while torch.onnx builds a graph: operations on
+ONNX values become nodes; everything else is computed once, at export. The number of images may be
+dynamic. NMS and pooling process only the real rows, so shapes inside the graph depend on values.
+The results have the fixed shapes of the operators. Only float32.
 """
 
 import math
@@ -19,8 +19,8 @@ from onnxscript import opset18
 
 from fastdet.ops.box_coding import Weights
 
-op: Any = opset18  # its annotations are of tensors, and a graph's values are none
-Value = Any  # of the graph that is being built
+op: Any = opset18  # Any, because its annotations say tensors, not graph values
+Value = Any  # a value of the graph
 Rows = tuple[Value, Value, Value, Value]  # boxes (B, D, 4), scores (B, D), labels (B, D), counts
 
 LOWEST = float(np.finfo(np.float32).min)
@@ -29,7 +29,7 @@ LEVEL_EPSILON = 1e-6  # torchvision's, as in csrc/geometry/pyramid.h
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """What torch.onnx.export takes as custom_translation_table."""
+    """The custom_translation_table for torch.onnx.export."""
     ops = torch.ops.fastdet
     return {
         ops.multiscale_roi_align.default: multiscale_roi_align,
@@ -83,10 +83,11 @@ def retinanet_detections(
     num_classes = logits[0].shape[2]
     for own_logits, own_deltas in zip(logits, deltas, strict=True):
         rows = own_logits.shape[1]
-        # The best k pairs belong to the k anchors whose best class is best: most need no sorting.
+        # The best k pairs belong to the k anchors with the best top classes. So only their classes
+        # are sorted.
         anchors_in_use = min(topk_candidates, rows)
         _, index = op.TopK(op.ReduceMax(own_logits, _ints(2), keepdims=0), _ints(anchors_in_use))
-        index, _ = op.TopK(index, _ints(anchors_in_use), largest=0)  # ties go by anchor
+        index, _ = op.TopK(index, _ints(anchors_in_use), largest=0)  # ties by anchor
         pairs = min(topk_candidates, anchors_in_use * num_classes)
         top, pair = op.TopK(
             op.Reshape(_take(own_logits, index, num_classes), _ints(0, -1)), _ints(pairs)
@@ -128,7 +129,7 @@ def roi_detections(
         op.Unsqueeze(_limits(sizes), _ints(1)),
     )  # (B, K, C, 4)
     scores = _with_sides(scores, boxes, min_size)
-    # A class has boxes of its own: for the suppression it is an image.
+    # Each class has its own boxes, so NMS treats each (image, class) pair as one image.
     kept = _suppress(
         op.Reshape(op.Transpose(boxes, perm=[0, 2, 1, 3]), _ints(-1, rois, 4)),
         op.Reshape(op.Transpose(scores, perm=[0, 2, 1]), _ints(-1, 1, rois)),
@@ -215,7 +216,7 @@ def multiscale_roi_align(
 
 
 def sort(self: Value, *, stable: bool, dim: int = -1, descending: bool = False) -> Value:
-    """aten::sort.stable; equal values keep their order in ONNX's TopK, too."""
+    """aten::sort.stable. ONNX's TopK keeps the order of equal values, too."""
     return op.TopK(self, _ints(self.shape[dim]), axis=dim, largest=int(descending))
 
 
@@ -230,7 +231,7 @@ def _keep(
     iou_threshold: float,
     max_keep: int,
 ) -> Rows:
-    """The end of a dense head: the levels' boxes, logits and labels, suppressed by label."""
+    """The last step of a dense head: joins the levels' boxes, logits and labels; NMS per label."""
     boxes, logits, labels = (
         op.Concat(*of_levels, axis=1) for of_levels in zip(*found, strict=True)
     )
@@ -247,7 +248,7 @@ def _suppress_groups(
     iou_threshold: float,
     max_keep: int,
 ) -> Value:
-    """`scores` (B, N), -inf where suppressed; boxes of different groups (B, N) never meet."""
+    """`scores` (B, N), -inf where suppressed. A box suppresses only boxes of its group (B, N)."""
     own = op.OneHot(groups, num_groups, op.Constant(value_floats=[0.0, 1.0]), axis=1)  # (B, G, N)
     by_group = op.Where(
         op.Cast(own, to=TensorProto.BOOL), op.Unsqueeze(scores, _ints(1)), _float(-math.inf)
@@ -275,7 +276,7 @@ def _best(
     max_keep: int,
     score: Callable[[Value], Value],
 ) -> Rows:
-    """The best max_keep of each image's `rows` candidates; `kept` (B, rows) is -inf for no one."""
+    """The best max_keep of each image's `rows` candidates; `kept` (B, rows) is -inf if dropped."""
     best, index = op.TopK(kept, _ints(min(max_keep, rows)))
     real = op.Greater(best, _float(-math.inf))
     counts = op.ReduceSum(op.Cast(real, to=TensorProto.INT64), _ints(1), keepdims=0)
@@ -295,13 +296,13 @@ def _best(
 
 
 def _decode_rows(deltas: Value, anchors: Value, first: int, index: Value, sizes: Value) -> Value:
-    """Boxes (B, k, 4) of the level whose anchors begin at `first`, of its rows `index` (B, k)."""
+    """Boxes (B, k, 4) of the rows `index` (B, k) of a level whose anchors begin at row `first`."""
     own_anchors = op.Gather(anchors, op.Add(index, _int(first)))
     return _decode(_take(deltas, index, 4), own_anchors, (1.0, 1.0, 1.0, 1.0), _limits(sizes))
 
 
 def _decode(deltas: Value, anchors: Value, weights: Weights, limits: Value) -> Value:
-    """Boxes from deltas of anchors, clipped to `limits`; see csrc/geometry/box_coding.h."""
+    """Decodes deltas into boxes and clips them to `limits`; see csrc/geometry/box_coding.h."""
     low, high = _columns(anchors, 0, 2), _columns(anchors, 2, 4)
     sides = op.Sub(high, low)
     shift = op.Div(_columns(deltas, 0, 2), _floats(*weights[:2]))
@@ -313,7 +314,7 @@ def _decode(deltas: Value, anchors: Value, weights: Weights, limits: Value) -> V
 
 
 def _limits(sizes: Value) -> Value:
-    """Height and width (B, 2) -> (B, 1, 4) what no coordinate exceeds."""
+    """Height and width (B, 2) -> maximum of each box coordinate (B, 1, 4)."""
     limits = op.Cast(op.Gather(sizes, _ints(1, 0, 1, 0), axis=1), to=TensorProto.FLOAT)
     return op.Unsqueeze(limits, _ints(1))
 
@@ -324,7 +325,7 @@ def _sides(boxes: Value) -> tuple[Value, Value]:
 
 
 def _with_sides(scores: Value, boxes: Value, min_size: float) -> Value:
-    """`scores`, -inf where a side is shorter than min_size or not a number."""
+    """`scores`, -inf where a side of the box is shorter than min_size or NaN."""
     width, height = _sides(boxes)
     good = op.And(
         op.GreaterOrEqual(width, _float(min_size)), op.GreaterOrEqual(height, _float(min_size))
@@ -335,7 +336,7 @@ def _with_sides(scores: Value, boxes: Value, min_size: float) -> Value:
 def _levels(
     boxes: Value, scales: Sequence[float], canonical_scale: int, canonical_level: int
 ) -> Value:
-    """The level (B, K) of each box, by comparing areas as csrc/geometry/pyramid.h does."""
+    """The level (B, K) of each box, found by comparing areas as in csrc/geometry/pyramid.h."""
     width, height = _sides(boxes)
     area = op.Mul(width, height)
     level = _filled(area, 0)
@@ -352,14 +353,17 @@ def _levels(
 
 
 def _round_down(threshold: float) -> float:
-    """The largest float32 not above it: a float32 is above both or neither."""
+    """The largest float32 that is not above the threshold.
+
+    A float32 is above the threshold exactly if it is above the result.
+    """
     rounded = np.float32(threshold)
     above = float(rounded) > threshold
     return float(np.nextafter(rounded, np.float32(-np.inf)) if above else rounded)
 
 
 def _logit_bound(threshold: np.float32) -> float:
-    """What a logit is above where its probability is above the threshold."""
+    """The logit of the threshold: a larger logit has a probability above the threshold."""
     probability = float(threshold)
     if probability <= 0:
         return LOWEST
@@ -390,7 +394,7 @@ def _range(length: int) -> Value:
 
 
 def _filled(like: Value, number: int) -> Value:
-    """int64 of the shape of `like`."""
+    """int64 tensor with the shape of `like`, filled with `number`."""
     return op.Expand(_int(number), op.Shape(like))
 
 
@@ -405,5 +409,5 @@ def _take(rows: Value, index: Value, columns: int) -> Value:
 
 
 def _padded(rows: Value, more: int, value: Value) -> Value:
-    """(B, N, ...) with `more` rows of `value` at the end of each image's."""
+    """(B, N, ...) padded to (B, N + more, ...) with `value`."""
     return rows if more <= 0 else op.Pad(rows, _ints(0, more), value, _ints(1))

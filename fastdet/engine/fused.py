@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Networks as a CPU runs them fastest: 3x3 convolutions by Winograd's algorithm, the rest fused.
+"""Runs a network in a fused form that is faster on the CPU; 3x3 convolutions use Winograd.
 
-`run_fused(module, x)` is `module(x)`. In eval mode, without gradients, on the CPU it runs another
-form of the module: norms are folded into convolutions, weights are laid out for oneDNN once, and a
-convolution is written together with the sum and the activation that follow it; a sum is written
-over a summand that nothing reads afterwards. Elsewhere, for example in training, the module itself
-runs, and only its 3x3 convolutions in float32 are replaced (`winograd.py`). Graphs of torch.compile
-and torch.export, other devices and other types than float32 and bfloat16 run the module as it is.
+`run_fused(module, x)` equals `module(x)`, up to rounding. On the CPU, in eval mode and without
+gradients, it runs a second, fused form of the module. There norms are folded into convolutions, and
+the sum and the activation that follow a convolution are computed together with it. A sum overwrites
+its summand if nothing reads the summand afterwards. The weights of linear layers are converted to
+oneDNN's layout once. In other cases on the CPU, for example in training, the module itself runs,
+and only its 3x3 convolutions in float32 are replaced (`winograd.py`). Under torch.compile and
+torch.export, on other devices and in other types than float32 and bfloat16, the module runs
+unchanged.
 
-The form is made at a module's first call, from a trace by torch.fx, and compared with the module on
-a corner of the input. A module that cannot be traced, or whose form gives other results, has no
-form. The form keeps a second copy of the weights until `forget_fused`; the module and its state
-dict stay as they are.
-Each call compares the versions of the parameters, to see a change of the weights. torch's fused
-optimizers do not change versions; so the steps of all optimizers are counted, too.
+The form is built at the first call of a module, from a torch.fx trace. It is compared with the
+module on a corner of the input. There is no form for a module that cannot be traced or whose form
+gives different results. The form keeps a second copy of the weights until `forget_fused` is called.
+The module and its state dict do not change.
+
+Each call compares the versions of the parameters, to detect changed weights. torch's fused
+optimizers do not change the versions; therefore the steps of all optimizers are counted, too.
 """
 
 import contextlib
@@ -34,19 +37,21 @@ from fastdet.engine.winograd import WinogradMode
 from fastdet.ops.tracing import is_eager
 
 CORNER = 128  # pixels
-# Of a form's output from the module's, as a share of its norm: only rounding may differ.
+# Allowed norm of the difference between the outputs, relative to the norm of the module's output.
+# Only rounding may differ.
 LARGEST_DIFFERENCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 Inputs = Tensor | Sequence[Tensor]
 
 
 class Form(NamedTuple):
-    """A module's second form.
+    """The fused form of a module.
 
     Attributes:
-        graph: None: the module has no second form.
-        state: of the module when this was made.
-        parts: the objects that `state` names by id(), kept so that no new object gets such an id.
+        graph: the fused module; None if the module has no fused form.
+        state: the state of the module when the form was built.
+        parts: the objects whose id() is in `state`. They are kept so that no new object can get
+            the same id.
     """
 
     graph: nn.Module | None
@@ -69,14 +74,15 @@ register_optimizer_step_post_hook(_count_step)
 
 
 def run_fused(module: nn.Module, inputs: Inputs) -> Any:
-    """`module(inputs)`, by the module's second form where that gives the same result.
+    """`module(inputs)`, computed by the module's fused form if that gives the same result.
 
     Args:
-        module: of a tensor or a list of them. Its weights may change in any way that changes their
-            torch version; a write through `.data` is seen only after `forget_fused`.
-        inputs: what the module takes.
+        module: takes a tensor or a list of tensors. A change of its weights is detected if it
+            changes their torch version. A write through `.data` does not: call `forget_fused`.
+        inputs: the tensor or the list of tensors.
 
-    Under autocast all results have its type; a norm that autocast does not know would widen them.
+    Under autocast all results have the autocast dtype. In the module itself, a norm that autocast
+    does not know can return a wider type.
     """
     x = inputs if isinstance(inputs, Tensor) else inputs[0]
     if x.device.type != "cpu" or not is_eager(x) or is_in_torch_dispatch_mode() or _off.get():
@@ -97,19 +103,19 @@ def run_fused(module: nn.Module, inputs: Inputs) -> Any:
 
 
 def forget_fused(module: nn.Module) -> None:
-    """Frees the second forms of a module and of all that is in it."""
+    """Frees the fused forms of a module and of all its submodules."""
     for part in module.modules():
         _forms.pop(part, None)
 
 
 def has_form(module: nn.Module) -> bool:
-    """Whether the module has run by a second form that is still kept."""
+    """Whether a fused form of the module is kept."""
     return any(form.graph is not None for form in _forms.get(module, {}).values())
 
 
 @contextlib.contextmanager
 def unfused() -> Iterator[None]:
-    """Within it every module runs as it is: to compare, or to look for a fault."""
+    """In this context every module runs unchanged, to compare results or to find an error."""
     token = _off.set(True)
     try:
         yield
@@ -118,7 +124,7 @@ def unfused() -> Iterator[None]:
 
 
 def _dtype(x: Tensor) -> torch.dtype | None:
-    """What the form computes in; None where the module itself must run."""
+    """The dtype in which the form computes; None if the module itself must run."""
     mkldnn = torch.backends.mkldnn
     if torch.is_grad_enabled() or not (mkldnn.is_available() and mkldnn.enabled):
         return None
@@ -131,9 +137,9 @@ def _dtype(x: Tensor) -> torch.dtype | None:
 
 
 def _look(module: nn.Module) -> tuple[list[Any], list[Any]] | None:
-    """The module's state (which parts, which tensors, which version of each), and all of these.
+    """The module's state (ids of submodules and tensors, versions of tensors), and these objects.
 
-    None for a module that trains or is watched by hooks.
+    None for a module that is in training mode or has forward hooks.
     """
     every = nn.modules.module
     if every._global_forward_hooks or every._global_forward_pre_hooks:
@@ -145,7 +151,7 @@ def _look(module: nn.Module) -> tuple[list[Any], list[Any]] | None:
         if part.training or own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own:
             return None
         state.append(id(part))
-        if part is not module:  # that the form keeps it would keep both for ever
+        if part is not module:  # a form that refers to its module would never be freed
             parts.append(part)
         for tensor in (*own["_parameters"].values(), *own["_buffers"].values()):
             if tensor is not None:
@@ -157,12 +163,12 @@ def _look(module: nn.Module) -> tuple[list[Any], list[Any]] | None:
 
 
 def _make(module: nn.Module, inputs: Inputs, dtype: torch.dtype) -> nn.Module | None:
-    """The second form, if there is one that agrees with the module."""
+    """The fused form, or None if it cannot be built or gives different results."""
     corner = _each(inputs, lambda x: x[(slice(2), slice(None), *[slice(CORNER)] * (x.dim() - 2))])
     try:
         graph = fused_graph(module, inputs, dtype)
         expected, found = _tensors(module(corner)), _tensors(graph(_prepared(corner, dtype)))
-    except Exception:  # each module that cannot be traced raises an error of its own
+    except Exception:  # modules that cannot be traced raise errors of any type
         return None
     if [x.shape for x in found] != [x.shape for x in expected]:
         return None

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How a network's graph becomes one of fused convolutions: `fused.py` says when, this says how.
+"""Builds the fused form of a network from its graph. `fused.py` decides when the form is used.
 
-A convolution absorbs what only its own result goes through: a norm, then a sum, then an activation.
-It absorbs nothing that comes after an operation which writes over one of its inputs.
+A convolution is fused with the operations that follow it: a norm, then a sum, then an activation,
+if nothing else reads the results between them. It is not fused across an in-place operation.
 """
 
 import functools
@@ -24,7 +24,7 @@ from fastdet.ops.upsample_nearest import upsample_nearest
 
 NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d, BatchNormAct2d, FrozenBatchNormAct2d)
 SUMS = (operator.add, operator.iadd, torch.add)
-# The activations that oneDNN applies before it writes a result, by module, function or method.
+# oneDNN's names of the activations that it can fuse, by module, function or method.
 ACTIVATIONS: dict[Any, str] = {
     **dict.fromkeys((nn.ReLU, F.relu, torch.relu, "relu", "relu_"), "relu"),
     **dict.fromkeys((nn.Hardswish, F.hardswish), "hardswish"),
@@ -34,13 +34,13 @@ ACTIVATIONS: dict[Any, str] = {
 
 
 class FusedConv(nn.Module):
-    """A convolution with a norm folded in, its sum with another map, and an activation.
+    """A convolution with a folded norm; then optionally a sum with another map and an activation.
 
     Args:
-        conv: with zero padding.
-        norm: in eval mode, or None.
-        activation: one of ACTIVATIONS' values, or "none"; behind a sum "relu" or "none".
-        dtype: of the weights, which are folded in float64.
+        conv: a convolution with zero padding.
+        norm: a norm in eval mode, or None.
+        activation: one of the values of ACTIVATIONS, or "none"; after a sum only "relu" or "none".
+        dtype: of the weights. Folding is computed in float64.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class FusedConv(nn.Module):
         self.out_channels = conv.out_channels
         self.activation = activation
         self.bias = None if bias is None else bias.to(dtype)
-        # Not in oneDNN's layout: that depends on the size of the maps, and a wrong one costs more.
+        # Not in oneDNN's own layout: the best one depends on the map size, a wrong one is slower.
         self.weight = weight.to(dtype, memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, other: Tensor | None = None, over_other: bool = False) -> Tensor:
-        """(B, C, H, W) -> (B, out_channels, H', W'); `over_other`: written over `other`."""
+        """(B, C, H, W) -> (B, out_channels, H', W'); with `over_other` it overwrites `other`."""
         arguments = self.weight, self.bias, *self.geometry
         fused = torch.ops.mkldnn._convolution_pointwise
         if other is None:
@@ -82,9 +82,10 @@ class FusedLinear(nn.Module):
 
     Args:
         linear: the layer.
-        activation: one of ACTIVATIONS' values, or "none".
+        activation: one of the values of ACTIVATIONS, or "none".
         dtype: of the weights.
-        flattens: it takes maps and flattens them, channels_last ones in their order in memory.
+        flattens: whether the input is maps to flatten. channels_last maps are flattened in memory
+            order, without a copy, and the weights are permuted to match.
     """
 
     def __init__(
@@ -96,10 +97,10 @@ class FusedLinear(nn.Module):
         self.activation = activation
         self.flattens = flattens
         self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
-        self.weights: dict[tuple[int, ...], Tensor] = {}  # by the maps' shape, in their layout
+        self.weights: dict[tuple[int, ...], Tensor] = {}  # by (C, h, w); () if not channels_last
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features), or maps (K, C, h, w), -> (..., out_features)."""
+        """(..., in_features) -> (..., out_features), or (K, C, h, w) -> (K, out_features)."""
         shape: tuple[int, ...] = ()
         if self.flattens:
             if x.dim() == 4 and _is_channels_last(x):
@@ -121,15 +122,15 @@ class FusedLinear(nn.Module):
 def fused_graph(
     module: nn.Module, inputs: Tensor | Sequence[Tensor], dtype: torch.dtype
 ) -> fx.GraphModule:
-    """The module in eval mode as a graph of fused layers.
+    """A module in eval mode as a graph of fused layers.
 
     Args:
-        module: of a tensor or of a list of tensors.
-        inputs: as the graph will take them; of a list only the length counts.
-        dtype: float32 or bfloat16, of the graph's inputs too.
+        module: takes a tensor or a list of tensors.
+        inputs: an example of the graph's inputs; only the length of a list is used.
+        dtype: float32 or bfloat16, the dtype of the weights and of the graph's inputs.
 
     Raises:
-        Any exception of a module that cannot be traced.
+        Exception: of any type, if the module cannot be traced.
     """
     shape: dict[str, Any] = {}
     if not isinstance(inputs, Tensor):
@@ -149,7 +150,7 @@ def fused_graph(
 
 
 class _Tracer(fx.Tracer):
-    """Norms are single nodes. What runs in another thread meanwhile is not traced."""
+    """Keeps norms as single nodes. Modules that run in other threads are not traced."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -169,11 +170,11 @@ class _Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
-# ---- what belongs together -----------------------------------------------------------------------
+# ---- operations to fuse --------------------------------------------------------------------------
 
 
 class _Chain(NamedTuple):
-    """The operations that only a layer's result goes through."""
+    """A layer and the operations after it that can be fused with it; `last` is the last of them."""
 
     last: fx.Node
     norm: str | None = None
@@ -182,8 +183,8 @@ class _Chain(NamedTuple):
 
 
 def _fuse(graph: fx.Graph, parts: dict[str, Any], dtype: torch.dtype) -> None:
-    """Replaces layers, and the operations behind them, by FusedConv and FusedLinear."""
-    made: dict[Any, str] = {}  # a layer that is called at several levels is made once
+    """Replaces layers and the operations after them by FusedConv, WinogradConv and FusedLinear."""
+    made: dict[Any, str] = {}  # so that a layer that is called at several levels is built once
     for node in list(graph.nodes):
         layer = parts.get(node.target) if node.op == "call_module" else None
         args = node.args
@@ -230,7 +231,7 @@ def _pads_with_zeros(conv: nn.Conv2d) -> bool:
 
 
 def _chain(node: fx.Node, parts: dict[str, Any]) -> _Chain:
-    """Norm, sum and activation behind a convolution."""
+    """Finds the norm, the sum and the activation after a convolution."""
     chain = _Chain(node)
     user = _next(node, parts)
     norm = str(user.target) if user is not None and user.op == "call_module" else ""
@@ -262,7 +263,7 @@ def _with_activation(chain: _Chain, parts: dict[str, Any]) -> _Chain:
 
 
 def _next(node: fx.Node, parts: dict[str, Any]) -> fx.Node | None:
-    """The only node that reads this one, if nothing in between writes over anything."""
+    """The only node that reads this node; None if there are more or an in-place node is between."""
     if len(node.users) != 1:
         return None
     (user,) = node.users
@@ -275,7 +276,7 @@ def _next(node: fx.Node, parts: dict[str, Any]) -> fx.Node | None:
 
 
 def _writes(node: fx.Node, parts: dict[str, Any]) -> bool:
-    """Whether the node may change a tensor that it is given."""
+    """Whether the node may change one of its input tensors."""
     if node.op == "call_module":
         return bool(getattr(parts[str(node.target)], "inplace", False))
     if node.op not in ("call_function", "call_method"):
@@ -289,18 +290,18 @@ _OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "pow", "and", "or", "x
 
 
 def _summand(node: fx.Node, mine: fx.Node) -> fx.Node | None:
-    """What is added to `mine`; None if the node is no such sum."""
+    """The node that is added to `mine`; None if this node is not such a sum."""
     if node.op != "call_function" or node.target not in SUMS or node.kwargs or len(node.args) != 2:
         return None
     left, right = node.args
     if left is not mine and node.target is operator.iadd:
-        return None  # the summand that is written over may have other readers
+        return None  # other nodes may read the summand that is overwritten
     other = right if left is mine else left
     return other if isinstance(other, fx.Node) and other is not mine else None
 
 
 def _activation_of_norm(norm: Any) -> str | None:
-    """Of a norm that has one; None where oneDNN does not know it."""
+    """The activation inside a norm layer, or "none"; None if oneDNN cannot fuse it."""
     act, drop = getattr(norm, "act", None), getattr(norm, "drop", None)
     if isinstance(drop, nn.Module) and type(drop) is not nn.Identity:
         return None
@@ -310,7 +311,7 @@ def _activation_of_norm(norm: Any) -> str | None:
 
 
 def _flattened(node: Any, parts: dict[str, Any]) -> fx.Node | None:
-    """What a node flattens for one reader alone; None if it is no flattening of all but rows."""
+    """The input of a node that flattens all dimensions but the first, with one reader; or None."""
     if not isinstance(node, fx.Node) or len(node.users) != 1:
         return None
     if node.op == "call_module":
@@ -324,7 +325,7 @@ def _flattened(node: Any, parts: dict[str, Any]) -> fx.Node | None:
 
 
 def _erase_unused(graph: fx.Graph, node: fx.Node) -> None:
-    """Erases the node and what only it needed."""
+    """Erases an unused node, and then its inputs if they are unused, too."""
     sources = node.all_input_nodes
     if node.users or node.op == "placeholder":
         return
@@ -334,9 +335,10 @@ def _erase_unused(graph: fx.Graph, node: fx.Node) -> None:
 
 
 def _take_sizes_of_inputs(graph: fx.Graph, parts: dict[str, Any]) -> None:
-    """Height and width of a 1x1 convolution's result are read from its input.
+    """Reads the height and width of a 1x1 convolution's result from its input instead.
 
-    A pyramid asks an inner layer for its size before it adds the coarser level to it.
+    A feature pyramid reads the size of a lateral map before it adds the coarser level. Without this
+    change the map has two readers, and the sum cannot be fused.
     """
     for node in graph.nodes:
         if node.target is not getattr or node.args[1:] != ("shape",):
@@ -352,7 +354,7 @@ def _take_sizes_of_inputs(graph: fx.Graph, parts: dict[str, Any]) -> None:
 
 
 def _take_upsampling(graph: fx.Graph) -> None:
-    """Replaces nearest-neighbour resizes by our operator, which writes into huge pages."""
+    """Replaces nearest-neighbour resizes by `upsample_nearest`, which writes into huge pages."""
     for node in graph.nodes:
         given = {name: value for name, value in node.kwargs.items() if value not in (None, False)}
         plain = given.keys() == {"size", "mode"} and given["mode"] == "nearest"
@@ -371,7 +373,7 @@ def _upsample(x: Tensor, size: Any) -> Tensor:
 
 
 def _folded(conv: nn.Conv2d, norm: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias, in float64 where a norm is folded in."""
+    """Weight and bias of a convolution; in float64, with the norm folded in, if there is a norm."""
     weight = conv.weight.detach()
     bias = None if conv.bias is None else conv.bias.detach()
     if norm is None:
@@ -386,7 +388,7 @@ def _folded(conv: nn.Conv2d, norm: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def _write_over_summands(graph: fx.Graph, parts: dict[str, Any]) -> None:
-    """Lets each sum be written over its summand where that is new memory, and read here last."""
+    """Lets a sum overwrite its summand if that is not a view and no later node reads it."""
     place = {node: i for i, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         if not _is_fused(node, parts, FusedConv) or len(node.args) != 2:
@@ -409,7 +411,7 @@ def _write_over_summands(graph: fx.Graph, parts: dict[str, Any]) -> None:
 
 
 def _makes_new(node: fx.Node, parts: dict[str, Any]) -> bool:
-    """Whether the node is a layer whose result is new memory, no view of what it reads."""
+    """Whether the node is a layer whose result is new memory and not a view of its input."""
     return _is_fused(node, parts) or node.target in (F.interpolate, _upsample)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """3x3 convolutions on the CPU by Winograd's algorithm, for inference and for training.
 
-In float32 and channels_last, with stride 1 and padding 1, they take 2.25 times fewer multiply-adds
-than a direct convolution (`fastdet.ops.winograd`). The difference is rounding.
+They are in float32 and channels_last, with stride 1 and padding 1. They need 2.25 times fewer
+multiplications than a direct convolution (`fastdet.ops.winograd`). Results differ only by rounding.
 """
 
 from typing import Any
@@ -16,17 +16,18 @@ from fastdet import _native
 from fastdet.ops.tracing import is_eager
 from fastdet.ops.winograd import winograd_conv, winograd_filters, winograd_filters_grad
 
-# Fewer outputs leave most of a panel of filters empty; fewer inputs are not worth a transform.
+# With fewer output channels a panel of filters is mostly padding. With fewer input channels the
+# transforms cost more than they save.
 LEAST_OUTPUTS, LEAST_INPUTS = 24, 16
-KEPT_FILTERS = 6  # a head calls about so many convolutions at one level before the next level
+KEPT_FILTERS = 6  # about as many as the convolutions of a head at one level
 
 
 class WinogradConv(nn.Module):
-    """A convolution with its filters transformed once, and a ReLU if wanted.
+    """A convolution whose filters are transformed once, with an optional ReLU.
 
     Args:
-        weight, bias: of a convolution that `has_winograd_shape`.
-        relu: behind it.
+        weight, bias: of a convolution for which `has_winograd_shape` is true.
+        relu: whether to apply a ReLU to the result.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, relu: bool) -> None:
@@ -37,7 +38,7 @@ class WinogradConv(nn.Module):
         self.relu = relu
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) -> (B, out_channels, H, W), with `other` added before the ReLU."""
+        """(B, C, H, W) -> (B, out_channels, H, W). `other` is added before the ReLU."""
         if other is not None and other.shape != (len(x), self.out_channels, *x.shape[2:]):
             total = self._run(x, None, relu=False) + other
             return total.relu_() if self.relu else total
@@ -48,11 +49,11 @@ class WinogradConv(nn.Module):
 
 
 class WinogradMode(TorchFunctionMode):
-    """Within it the algorithm computes the convolutions that it fits, and their gradients."""
+    """In this context suitable convolutions and their gradients use Winograd's algorithm."""
 
     def __init__(self) -> None:
         super().__init__()
-        # Weights and their filters by the weight's identity, the last used last.
+        # id of a weight -> the weight and its transformed filters; the most recently used is last.
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -74,7 +75,7 @@ class WinogradMode(TorchFunctionMode):
 def has_winograd_shape(
     weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> bool:
-    """Whether the algorithm can compute such a convolution, and is faster on this processor."""
+    """Whether the algorithm can compute this convolution and is faster on this processor."""
     outputs, inputs, *sides = weight.shape
     return (
         sides == [3, 3]
@@ -82,17 +83,17 @@ def has_winograd_shape(
         and groups == 1
         and outputs >= LEAST_OUTPUTS
         and inputs >= LEAST_INPUTS
-        and _native.cpu_isa() != "baseline"  # without fused multiply-adds it saves nothing
+        and _native.cpu_isa() != "baseline"  # not faster without fused multiply-adds
     )
 
 
 class _Conv(torch.autograd.Function):
-    """The convolution of a map, a weight and a bias or None, with the weight's filters."""
+    """Convolution with gradients of a map, a weight, a bias or None, and transformed filters."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
         x, weight, bias, filters = args
-        ctx.save_for_backward(x, weight)  # and not the filters, which are larger
+        ctx.save_for_backward(x, weight)  # not the filters, which are larger
         return winograd_conv(x, filters, bias, None, weight.shape[0], False)
 
     @staticmethod
@@ -100,7 +101,7 @@ class _Conv(torch.autograd.Function):
         (grad,) = grads
         x, weight = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[:3])
-        if torch.is_grad_enabled():  # create_graph=True: torch's own is differentiable again
+        if torch.is_grad_enabled():  # create_graph=True: torch's backward is differentiable
             numbers = [len(weight)], [1, 1], [1, 1], [1, 1], False, [0, 0], 1
             return *torch.ops.aten.convolution_backward(grad, x, weight, *numbers, wanted), None
         x_grad = weight_grad = bias_grad = None

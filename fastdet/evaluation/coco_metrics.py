@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""COCO's detection metrics of boxes and masks, computed by hotcoco.
+"""COCO's detection metrics for boxes and masks, computed by hotcoco.
 
-The numbers are pycocotools' to the last bit (tested), at a fiftieth of its time or less. hotcoco
-is given the annotation file as it is: unlike in the training data, annotations without a proper box
-count as objects to find, and crowds are ignored regions, so that results compare with published
-ones.
-One difference is intended: pycocotools counts a match with an annotation of id 0 as no match. Here
-images, categories and annotations are renumbered from 1, so that any id is allowed.
+The numbers are equal to pycocotools' to the last bit (tested), and hotcoco takes a fiftieth of its
+time or less. hotcoco gets all annotations of the file. Other than in the training data, annotations
+without a valid box are objects to find, and crowds are ignored regions. So results can be compared
+with published ones.
+
+One difference is intended: pycocotools treats a match with an annotation of id 0 as no match. Here
+images, categories and annotations are renumbered from 1, so any id is allowed.
 """
 
 import itertools
@@ -38,11 +39,11 @@ STATS: tuple[str, ...] = (
     "ARl",
 )
 
-FEW = (1, 10)  # detections an image, of AR1 and AR10
+FEW = (1, 10)  # detections per image for AR1 and AR10
 
 
 class ClassMetrics(NamedTuple):
-    """One class's row. AP and AP50 are -1 where n_gt, the number of objects, is 0."""
+    """The metrics of one class. AP and AP50 are -1 if n_gt, the number of objects, is 0."""
 
     name: str
     AP: float
@@ -52,17 +53,17 @@ class ClassMetrics(NamedTuple):
 
 @dataclass(frozen=True)
 class CocoMetrics:
-    """What an evaluation found. -1 stands for "nothing to find", as in pycocotools.
+    """The result of an evaluation. -1 means that there are no objects to find, as in pycocotools.
 
     Attributes:
-        stats: COCO's twelve, by the names of `STATS`; the recall of all detections is named after
-            their number, AR300 where an image may have 300.
-        per_class: in the order of the category ids.
-        pr_curves: recall (101,) and precision (101,) at IoU 0.5 by class name; classes without
-            objects have none.
-        images: how many images were evaluated.
-        images_in_file: how many the annotation file has.
-        masks: the same of the masks, where they were evaluated.
+        stats: COCO's twelve numbers, by the names in `STATS`. AR100 has the maximum number of
+            detections of an image in its name: AR300 if that is 300.
+        per_class: one row for each evaluated class, in ascending order of the category ids.
+        pr_curves: class name -> recall (101,) and precision (101,) at IoU 0.5; classes without
+            objects are left out.
+        images: number of evaluated images.
+        images_in_file: number of images in the annotation file.
+        masks: the metrics of the masks; None if masks were not evaluated.
     """
 
     stats: dict[str, float]
@@ -74,11 +75,11 @@ class CocoMetrics:
 
 
 class CocoEvaluator:
-    """Collects the detections of a data set's images, in any order, and scores them.
+    """Collects the detections of images, in any order, and computes the metrics.
 
-    Only images that were passed to `update` are scored, so a run over a part of the data gives the
-    metrics of that part; an image without detections must be passed too. `CocoMetrics.images`
-    tells how many they were.
+    Only images that were passed to `update` are evaluated. So a part of a data set gives the
+    metrics of that part. Images without detections must be passed, too. `CocoMetrics.images` is the
+    number of evaluated images.
     """
 
     def __init__(
@@ -95,17 +96,18 @@ class CocoEvaluator:
 
         Args:
             annotation_file: COCO format.
-            category_ids: the annotation file's id of each label, from label 1 on. Categories that
-                are not among them are not evaluated.
-            masks: evaluate masks beside the boxes; annotations without a readable segmentation are
-                then no objects to find, with a warning.
-            max_detections: of an image the best so many count. COCO's 100 are too few where an
-                image has more objects: those beyond can then never be found.
+            category_ids: for each label, from label 1 on, its category id in the annotation file.
+                Other categories are not evaluated.
+            masks: whether to evaluate masks, too. Then annotations without a readable segmentation
+                are skipped, with a warning.
+            max_detections: maximum number of detections of an image; the best are used. COCO's 100
+                are too few for images with more objects, because the other objects cannot be found.
             images, exif: as `CocoDetection`'s; needed for masks where a width or height is null.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: broken file, a category id that it lacks, or max_detections below 11.
+            ValueError: invalid file, a category id that is not in the file, or max_detections below
+                11.
         """
         if max_detections <= FEW[-1]:
             raise ValueError(
@@ -122,7 +124,7 @@ class CocoEvaluator:
         numbers = {category_id: n for n, category_id in enumerate(file.category_ids, 1)}
         self._number_of_label = np.array([0] + [numbers[i] for i in category_ids], np.float64)
         self._evaluated = sorted(numbers[i] for i in category_ids)
-        # pycocotools goes through the images in the order of their ids, which decides ties.
+        # pycocotools processes the images in the order of their ids. This order decides ties.
         order = sorted(range(len(file.image_ids)), key=file.image_ids.__getitem__)
         self._number_of_image = {file.image_ids[index]: n for n, index in enumerate(order, 1)}
         number_of_index = np.empty(len(order), np.int64)
@@ -140,14 +142,14 @@ class CocoEvaluator:
             file.boxes_xywh,
             area=file.areas,
             iscrowd=file.crowd,
-            segmentation=cast(Any, file.masks),  # a list of dicts, but not of dicts alone
+            segmentation=cast(Any, file.masks),  # hotcoco's type also allows polygons
         )
         self._evaluates_masks = masks
         self._max_detections = max_detections
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all detections."""
+        """Removes all detections."""
         self._rows: dict[int, np.ndarray] = {}
         self._masks: dict[int, list[Rle]] = {}
 
@@ -155,16 +157,16 @@ class CocoEvaluator:
         """Adds images with all their detections.
 
         Args:
-            image_ids: of the annotation file.
-            detections: for each image a dict of boxes (D, 4) xyxy in the original image's pixels,
-                labels (D,) and scores (D,); for masks also masks (D, 1, H, W), bool or
-                probabilities, or in their place segmentations, D run lengths. Label 0, background,
-                is no detection: a RetinaNet has that column and may answer with it.
+            image_ids: image ids of the annotation file.
+            detections: for each image a dict of boxes (D, 4) xyxy in pixels of the original image,
+                labels (D,) and scores (D,). To evaluate masks also masks (D, 1, H, W), bool or
+                probabilities, or instead segmentations, D run lengths. Detections with label 0,
+                background, are ignored: a RetinaNet has this column and can predict it.
 
         Raises:
-            ValueError: an image id that the annotation file lacks or that was given before; a label
-                without a category; a box or score that is not finite; lengths that differ; no masks
-                where they are evaluated.
+            ValueError: an image id that is not in the annotation file or was given before; a label
+                without a category; a box or score that is not finite; different lengths; no masks
+                although masks are evaluated.
         """
         if len(image_ids) != len(detections):
             raise ValueError(f"{len(image_ids)} image ids but {len(detections)} detections")
@@ -184,7 +186,7 @@ class CocoEvaluator:
             )
 
     def compute(self) -> CocoMetrics:
-        """Scores the detections so far.
+        """Computes the metrics of all detections so far.
 
         Raises:
             ValueError: no image was given.
@@ -200,10 +202,10 @@ class CocoEvaluator:
         return replace(metrics, masks=masks)
 
     def accumulated(self, kind: Literal["bbox", "segm"] = "bbox") -> COCOeval:
-        """The hotcoco evaluation itself, with pycocotools' arrays in `.eval`, and `.stats`.
+        """The hotcoco evaluation, with pycocotools' arrays in `.eval` and the numbers in `.stats`.
 
-        Its images and categories are numbered from 1, in the ascending order of the file's ids. The
-        area of a detected mask is its own, not its box's.
+        Its images and categories are numbered from 1, in ascending order of the ids in the file.
+        The area of a detected mask is the area of the mask, not of its box.
 
         Raises:
             ValueError: no image was given.
@@ -241,11 +243,11 @@ def coco_results(
     Args:
         image_ids: one for each image.
         detections: see `CocoEvaluator.update`.
-        category_ids: the annotation file's id of each label, from label 1 on.
+        category_ids: for each label, from label 1 on, its category id in the annotation file.
 
     Returns:
         One dict for each detection: image_id, category_id, bbox [x, y, width, height], score, and
-        segmentation, compressed run lengths, where it has a mask.
+        for a detection with a mask segmentation, compressed run lengths.
     """
     results = []
     for image_id, found in zip(image_ids, detections, strict=True):
@@ -262,7 +264,7 @@ def coco_results(
 def _columns(
     image_id: int, found: dict[str, Any], num_categories: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[Rle] | None]:
-    """Boxes xywh (D, 4) and scores (D,) in float64, labels (D,) int64 and masks; of label 1 on."""
+    """Boxes xywh (D, 4), scores (D,), both float64, labels (D,) int64, masks; without label 0."""
     boxes = found["boxes"].detach().double().cpu().numpy().reshape(-1, 4)
     scores = found["scores"].detach().double().cpu().numpy()
     labels = found["labels"].detach().cpu().numpy().astype(np.int64)
@@ -296,7 +298,7 @@ def _metrics(
 ) -> CocoMetrics:
     accumulated = evaluation.eval
     assert accumulated is not None
-    # (IoU thresholds, recall thresholds, classes), all areas, the most detections an image
+    # (IoU thresholds, recall thresholds, classes), for all areas and max_detections
     precision = np.asarray(accumulated["precision"])[:, :, :, 0, -1]
     recall = np.asarray(evaluation.params.rec_thrs)
     per_class, pr_curves = [], {}
@@ -313,6 +315,6 @@ def _metrics(
 
 
 def _mean(precision: np.ndarray) -> float:
-    """The mean as pycocotools takes it: over the entries above -1, or -1."""
+    """The mean as in pycocotools: over the entries above -1; -1 if there are none."""
     found = precision[precision > -1]
     return float(np.mean(found)) if found.size else -1.0

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Boxes, masks, class names and scores drawn on an image.
+"""Draws boxes, masks, class names and scores on an image.
 
-A small image is enlarged first, by a whole factor, so that its captions can be read.
+A small image is first enlarged by an integer factor, so that the captions are readable.
 """
 
 import colorsys
@@ -12,13 +12,13 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 READABLE_SIDE = 384
-TINT = 0.45  # of a mask's colour, so that what it lies on can be seen
+TINT = 0.45  # opacity of a mask's colour
 
 Colour = tuple[int, int, int]
 
 
 def class_colour(label: int) -> Colour:
-    """The colour of a class: hues a golden angle apart, so that neighbours differ."""
+    """The colour of a class. Hues differ by the golden angle, so nearby labels look different."""
     red, green, blue = colorsys.hsv_to_rgb((0.58 + label * 0.618034) % 1.0, 0.75, 0.95)
     return round(red * 255), round(green * 255), round(blue * 255)
 
@@ -31,18 +31,18 @@ def draw_boxes(
     scores: Tensor | None = None,
     masks: Tensor | None = None,
 ) -> Image.Image:
-    """The image with each box outlined in its class's colour and captioned.
+    """Draws each box on the image, in the colour of its class and with a caption.
 
     Args:
         image: (3, H, W) RGB, uint8 or float in 0..1.
-        boxes: (N, 4) xyxy in the image's pixels.
+        boxes: (N, 4) xyxy in pixels of the image.
         labels: (N,) indices into `classes`.
         classes: names by label.
-        scores: (N,); with them the caption ends in the score, and the best box is drawn on top.
-        masks: (N, 1, H, W) bool; with them the objects are tinted in their class's colour.
+        scores: (N,); if given, captions contain the score, and the best box is drawn on top.
+        masks: (N, 1, H, W) bool; if given, objects are tinted in the colour of their class.
 
     Returns:
-        An RGB picture, a whole multiple of the image's size.
+        An RGB picture; its size is an integer multiple of the image's size.
     """
     pixels = image.detach().cpu()
     if pixels.is_floating_point():
@@ -70,7 +70,7 @@ def draw_boxes(
         captions.append(
             (corners, name if scores is None else f"{name} {float(scores[index]):.2f}", colour)
         )
-    # Captions go on last: no outline may strike one through.
+    # Draw captions last, so that no outline covers them.
     for corners, caption, colour in captions:
         _write_caption(canvas, picture.size, corners, caption, colour, font)
     return picture

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Precision-recall curves as a matplotlib Figure.
 
-The figure is made without pyplot: no global state, no display, no figure left open. Save it with
+The figure does not use pyplot, so it needs no display, no global state and no close. Save it with
 `figure.savefig(path)`.
 """
 
@@ -10,14 +10,15 @@ from matplotlib.figure import Figure
 
 from fastdet.evaluation.coco_metrics import CocoMetrics
 
-# More colours than this cannot be told apart, and their legend would cover the page.
+# More colours than this cannot be distinguished, and the legend would be too long.
 MAX_NAMED = 20
 
 
 def pr_figure(metrics: CocoMetrics, title: str = "Precision and recall at IoU 0.5") -> Figure:
-    """One curve for each class that has objects, the best class first in the legend.
+    """Plots one curve for each class that has objects; the best class is first in the legend.
 
-    With more than `MAX_NAMED` classes the curves are thin and nameless, and their mean is drawn.
+    With more than `MAX_NAMED` classes the curves are thin and have no names, and their mean is
+    drawn.
     """
     figure = Figure(figsize=(7.5, 5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
@@ -30,7 +31,7 @@ def pr_figure(metrics: CocoMetrics, title: str = "Precision and recall at IoU 0.
         label = f"mean of {len(curves)} classes  {metrics.stats['AP50']:.3f}"
         axes.plot(curves[0][1][0], mean, color="black", linewidth=2, label=label)
     else:
-        # The colours follow the order of the classes, so that two runs' plots agree on them.
+        # Colours depend on the order of the classes, so they are the same in the plots of two runs.
         palette = colormaps["tab10" if len(metrics.per_class) <= 10 else "tab20"]
         colour = {row.name: palette(k % palette.N) for k, row in enumerate(metrics.per_class)}
         for name, (recall, precision) in curves:

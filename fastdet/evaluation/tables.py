@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""COCO metrics as rich tables for the terminal. A dash means that there was nothing to find."""
+"""COCO metrics as rich tables for the terminal. A dash means that there are no objects to find."""
 
 from rich.table import Table
 
@@ -21,7 +21,7 @@ _MEANING = {
 
 
 def stats_table(metrics: CocoMetrics, title: str = "COCO metrics") -> Table:
-    """COCO's twelve numbers, one a row."""
+    """COCO's twelve numbers, one in each row."""
     table = Table(title=title, caption=_caption(metrics))
     table.add_column("metric")
     table.add_column("value", justify="right")
@@ -33,9 +33,9 @@ def stats_table(metrics: CocoMetrics, title: str = "COCO metrics") -> Table:
 
 
 def class_table(metrics: CocoMetrics, title: str = "per class") -> Table:
-    """AP and AP50 of each class with its number of objects, and the means over classes.
+    """AP, AP50 and number of objects of each class, and the means over the classes.
 
-    The means are COCO's AP and AP50: over the classes that have objects.
+    The means are COCO's AP and AP50, over the classes that have objects.
     """
     table = Table(title=title, caption=_caption(metrics), show_footer=True)
     total = sum(row.n_gt for row in metrics.per_class)
@@ -49,7 +49,7 @@ def class_table(metrics: CocoMetrics, title: str = "per class") -> Table:
 
 
 def format_metric(value: float) -> str:
-    """Three decimals, or a dash for pycocotools' -1."""
+    """Three decimals; a dash for -1, no objects."""
     return "-" if value < 0 else f"{value:.3f}"
 
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Detectors: torchvision's conventions outside, padded batches of fixed shape inside.
+"""Detectors with torchvision's interface that compute on padded batches of fixed shape.
 
-`faster_rcnn`, `fcos`, `mask_rcnn` and `retinanet` build a detector on a timm backbone, with the
-options of `faster_rcnn_parts` and so on, which have torchvision's names and defaults;
-`from_torchvision` and `load_torchvision_weights` make one from torchvision's; `replace_classes`
-prepares one for other classes; `describe` says what it costs. In training mode `model(images,
-targets)` returns losses, in eval mode `model(images)` returns detections; see `Detector`. A new
-family is a subclass of `Detector` with three methods.
+`faster_rcnn`, `fcos`, `mask_rcnn` and `retinanet` build a detector on a timm backbone. Their
+options are those of `faster_rcnn_parts`, `fcos_parts` and so on, with torchvision's names and
+defaults. `from_torchvision` and `load_torchvision_weights` convert torchvision's detectors.
+`replace_classes` prepares a detector for other classes. `describe` counts parameters, FLOPs and
+anchors. In training mode `model(images, targets)` returns losses; in eval mode `model(images)`
+returns detections; see `Detector`. A new family is a subclass of `Detector` with three methods.
 """
 
 from collections.abc import Callable

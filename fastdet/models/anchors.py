@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Anchors of a feature pyramid, and their order, which logits and deltas share.
+"""The anchors of a feature pyramid. Logits and deltas have the same order as the anchors.
 
-The order is level, row, column, cell (torchvision's). Anchors depend only on the padded shape: in
-eager mode they are made once for each shape, in a trace they are computed by arange. All of them
-are exact in float32: integers and halves of integers.
+The order is level, row, column, cell, as in torchvision. A cell is an anchor of a location. Anchors
+depend only on the padded shape: in eager mode they are computed once for each shape and kept; in a
+trace they are computed with arange. With the cells of `cell_anchors` all coordinates are integers,
+which are exact in float32.
 """
 
 import functools
@@ -21,15 +22,16 @@ Cells = tuple[tuple[tuple[float, ...], ...], ...]  # (L, cells of a location, 4)
 def cell_anchors(
     sizes: Sequence[Sequence[float]], aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0)
 ) -> Cells:
-    """Anchors around the origin for each level: aspect_ratios (height / width) outer, sizes inner.
+    """The anchors centred at the origin, for each level.
 
     Args:
-        sizes: square roots of the anchors' areas in pixels, for each level.
-        aspect_ratios: the same for all levels.
+        sizes: for each level, the square roots of the anchors' areas in pixels.
+        aspect_ratios: height / width, the same for all levels. The order is: for each aspect ratio,
+            each size.
 
-    Follows torchvision's AnchorGenerator.generate_anchors, rounding included.
+    Follows torchvision's AnchorGenerator.generate_anchors, also in rounding to integers.
     """
-    # NumPy, because a model may be built on the meta device or fake, where tensors have no values.
+    # NumPy, because a model may be built with meta or fake tensors, which have no values.
     heights = np.sqrt(np.asarray(aspect_ratios, np.float32))
     levels = []
     for level in sizes:
@@ -42,12 +44,12 @@ def cell_anchors(
 
 
 def pyramid_anchors(images: Tensor, features: Sequence[Tensor], cells: Cells) -> Tensor:
-    """The anchors (A, 4) of `features` (B, C, H_l, W_l) over `images` (B, 3, H, W).
+    """The anchors (A, 4) of all levels of `features` (B, C, H_l, W_l), for `images` (B, C, H, W).
 
-    float32 xyxy in pixels of the padded image; A counts all levels.
+    float32 xyxy in pixels of the padded image.
 
     Raises:
-        ValueError: another number of levels in `cells`.
+        ValueError: `cells` and `features` have different numbers of levels.
     """
     if len(cells) != len(features):
         raise ValueError(
@@ -61,9 +63,9 @@ def pyramid_anchors(images: Tensor, features: Sequence[Tensor], cells: Cells) ->
 
 
 def in_anchor_order(outputs: Sequence[Tensor], columns: int) -> list[Tensor]:
-    """Maps as rows: (B, cells * columns, H_l, W_l) -> (B, A_l, columns) for each level.
+    """Reshapes maps to rows: (B, cells * columns, H_l, W_l) -> (B, A_l, columns) for each level.
 
-    Of channels_last maps they are views.
+    The rows of channels_last maps are views.
     """
     return [output.permute(0, 2, 3, 1).reshape(output.shape[0], -1, columns) for output in outputs]
 
@@ -75,7 +77,7 @@ def _kept_anchors(
     cells: Cells,
     device: torch.device,
 ) -> Tensor:
-    # Made under inference_mode they could not be used in training later.
+    # Tensors that are made under inference_mode cannot be used in training later.
     with torch.inference_mode(False):
         return _make_anchors(image_size, grids, cells, device)
 
@@ -99,7 +101,8 @@ def _level_anchors(
     cell: tuple[tuple[float, ...], ...],
     device: torch.device,
 ) -> Tensor:
-    # torchvision's stride is the quotient of the shapes, which a level of odd size makes larger.
+    # As in torchvision the stride is the quotient of the sizes. It is less than 2^l if the size of
+    # a level was rounded up, because the finer level has an odd size.
     y = torch.arange(grid[0], device=device) * (image_size[0] // grid[0])
     x = torch.arange(grid[1], device=device) * (image_size[1] // grid[1])
     y, x = torch.meshgrid(y, x, indexing="ij")

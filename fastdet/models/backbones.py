@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Backbones: a timm network that yields feature maps, with a feature pyramid on top.
+"""Backbones: a timm model that returns feature maps, with a feature pyramid on top.
 
-Any timm model works that has `features_only` and strides of 4, 8, 16 and 32 in its last four
-stages. From scratch everything trains, with ordinary BatchNorm. Of a pretrained one, the first
-stages and all BatchNorms are frozen, as in torchvision.
+Any timm model works that supports `features_only` and has strides of 4, 8, 16 and 32 in its last
+four stages. From scratch, all layers are trained, with ordinary BatchNorm. In a pretrained model
+the first stages and all BatchNorms are frozen, as in torchvision.
 """
 
 import difflib
@@ -20,27 +20,27 @@ STRIDES = (4, 8, 16, 32)
 
 
 def level_scales(backbone: Any) -> dict[int, float]:
-    """Feature pixels per image pixel of a backbone's levels, by their indices.
+    """Feature pixels per image pixel of each level of a backbone, by the level's index.
 
     Args:
-        backbone: a module with `strides`, as BackboneWithFPN.
+        backbone: a module with the attribute `strides`, like BackboneWithFPN.
     """
     return {level: 1 / stride for level, stride in enumerate(backbone.strides)}
 
 
 def feature_maps(output: Tensor | Mapping[str, Tensor] | Sequence[Tensor]) -> list[Tensor]:
-    """What a backbone returns, as a list: one map, maps by name as torchvision's, or a list."""
+    """The output of a backbone as a list: one map, a dict of maps (torchvision), or a list."""
     if isinstance(output, Tensor):
         return [output]
     return list(output.values() if isinstance(output, Mapping) else output)
 
 
 class BackboneWithFPN(nn.Module):
-    """A body that yields feature maps of strides 4, 8, 16 and 32, then a feature pyramid.
+    """A body that returns feature maps of strides 4, 8, 16 and 32, then a feature pyramid.
 
     Args:
         body: (B, 3, H, W) -> four feature maps, finest first.
-        fpn: takes the last maps of the body, as many as it has inputs.
+        fpn: takes the last n maps of the body, where n is its number of inputs.
     """
 
     def __init__(self, body: nn.Module, fpn: FeaturePyramidNetwork) -> None:
@@ -69,10 +69,10 @@ def timm_pyramid(
 
     Args:
         name: timm's model name, e.g. "resnet18".
-        extra_levels: makes the pyramid's extra_blocks from the number of its channels.
-        maps: how many maps of the model the pyramid takes, the last ones of four.
-        fpn_channels: of each level of the pyramid.
-        pretrained_backbone: timm's weights, downloaded at the first use.
+        extra_levels: builds the pyramid's extra_blocks from its number of channels.
+        maps: number of maps that the pyramid takes: the last ones of the model's four.
+        fpn_channels: number of channels of each level of the pyramid.
+        pretrained_backbone: use timm's weights, which are downloaded at the first use.
         trainable_backbone_layers: see `timm_body`.
         frozen_batch_norm: see `timm_body`.
 
@@ -85,7 +85,7 @@ def timm_pyramid(
         trainable_layers=trainable_backbone_layers,
         frozen_batch_norm=frozen_batch_norm,
     )
-    # The extra levels come before the pyramid: so a seed always gives the same weights.
+    # Build the extra levels before the pyramid: this order decides the random weights of a seed.
     extra_blocks = extra_levels(fpn_channels)
     fpn = FeaturePyramidNetwork(channels[-maps:], fpn_channels, extra_blocks)
     return BackboneWithFPN(body, fpn)
@@ -102,22 +102,25 @@ def timm_body(
 
     Args:
         name: timm's model name, e.g. "resnet18".
-        pretrained: timm's weights, downloaded at the first use.
-        trainable_layers: how many of the stem and the four stages stay trainable, counted from the
-            last stage, in 0 .. 5. None is 3 when pretrained and otherwise 5.
-        frozen_batch_norm: BatchNorm with fixed statistics and weights. None: only when pretrained.
+        pretrained: use timm's weights, which are downloaded at the first use.
+        trainable_layers: in 0 .. 5, how many of the five parts (stem and four stages) are trained,
+            counted from the last stage. None: 3 if pretrained, else 5.
+        frozen_batch_norm: whether BatchNorm has fixed statistics and weights. None: only if
+            pretrained.
 
     Returns:
         The module and the channels of its four maps.
 
     Raises:
-        ValueError: other strides than 4, 8, 16 and 32, or trainable_layers out of range.
+        ValueError: unknown name; strides other than 4, 8, 16 and 32; trainable_layers out of range.
 
     Follows torchvision's _resnet_fpn_extractor and _validate_trainable_layers.
     """
-    if ":" not in name and not timm.is_model(name):  # with a colon it is an address
+    if ":" not in name and not timm.is_model(name):  # a colon: an address, e.g. hf-hub:
         near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=4)) or "none"
-        raise ValueError(f"backbone: expected the name of a timm model, got {name!r}; near: {near}")
+        raise ValueError(
+            f"backbone: expected the name of a timm model, got {name!r}; similar: {near}"
+        )
     body: Any = timm.create_model(
         name, pretrained=pretrained, features_only=True, out_indices=(-4, -3, -2, -1)
     )
@@ -136,21 +139,24 @@ def timm_body(
 
 
 def _start_batch_norms_at_one(body: nn.Module) -> None:
-    """Undoes timm's zero start of each residual branch's last BatchNorm: torchvision has one."""
+    """Sets all BatchNorm weights to 1, as in torchvision.
+
+    timm starts the last BatchNorm of each residual branch with zeros.
+    """
     for module in body.modules():
         if isinstance(module, nn.BatchNorm2d) and module.affine:
             nn.init.ones_(module.weight)
 
 
 def _freeze_first_layers(body: Any, trainable_layers: int) -> None:
-    """Freezes the stem and the first stages, so that `trainable_layers` of those five remain."""
+    """Freezes the stem and the first stages, so that `trainable_layers` of the five are trained."""
     if not 0 <= trainable_layers <= 5:
         raise ValueError(f"trainable_layers: expected 0 .. 5, got {trainable_layers}")
     if trainable_layers == 5:
         return
     if not hasattr(body, "return_layers"):
         raise ValueError(f"{type(body).__name__} has no stages to freeze: use trainable_layers=5")
-    ends = list(body.return_layers)  # the child module that each stage ends with
+    ends = list(body.return_layers)  # name of the last child module of each stage
     stage = 0  # the stem
     for name, module in body.named_children():
         stage = max(stage, 1 + ends.index(name)) if name in ends else stage

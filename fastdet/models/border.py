@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The border of a detector: from a list of images and targets to one padded batch.
+"""The border of a detector: converts a list of images and targets to one padded batch.
 
-`Border.pad` and `restore` are the only places that loop over images.
-Cost: one pass over the pixels to resize them and one to copy them into the batch.
+Cost: one pass over the pixels to normalise them, one to resize them and one to copy them into the
+batch.
 """
 
 import math
@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from fastdet.models.batch import Batch, xyxy_ratios
 from fastdet.models.checks import check_images, check_targets, plain
 
-# ImageNet's, on which the backbones were trained.
+# Mean and standard deviation of ImageNet, on which the backbones were trained.
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 
@@ -27,19 +27,20 @@ class Border:
     """How a detector resizes, normalises and pads images.
 
     Attributes:
-        min_size: length of the shorter side after resizing, in pixels. If there are several, each
-            image draws one in training, and the last one holds otherwise.
-        max_size: limit of the longer side: if min_size would exceed it, the image gets smaller.
-        size_divisor: H and W of a batch are rounded up to a multiple of it. A larger divisor gives
-            fewer shapes for a compiled model and more padding. It also changes what a network sees
-            near an image's right and lower edges, and all results of a GroupNorm.
-        fixed_size: height and width of every image after resizing, instead of min and max_size.
-        image_mean: of the pixels, one number for each of the C channels.
-        image_std: as image_mean.
+        min_size: length of the shorter side after resizing, in pixels. Of several values, training
+            uses a random one for each image, and eval mode uses the last one.
+        max_size: maximum length of the longer side. If the longer side would exceed it, the image
+            is resized to a smaller size.
+        size_divisor: H and W of a batch are rounded up to a multiple of this. A larger divisor
+            gives fewer shapes for a compiled model, but more padding. Padding also changes the
+            features near an image's right and lower edges, and all results of a GroupNorm.
+        fixed_size: height and width of every image after resizing. If given, min_size and max_size
+            are not used.
+        image_mean: mean of the pixels, one number for each of the C channels.
+        image_std: standard deviation of the pixels, one number for each channel.
 
     Raises:
-        ValueError: a number below 1 where pixels are counted, or means and deviations of different
-            length.
+        ValueError: a size or divisor below 1; image_mean and image_std of different lengths.
     """
 
     min_size: int | Sequence[int] = 800
@@ -77,19 +78,22 @@ class Border:
         """Resizes, normalises and pads images and targets into one batch.
 
         Args:
-            images: B tensors (C, h, w), floating point in [0, 1], RGB; or grey ones (1, h, w),
-                whose channel is used C times.
+            images: B tensors (C, h, w), floating point in [0, 1], RGB; or grey images (1, h, w),
+                whose channel is repeated C times.
             targets: B dicts of boxes (g, 4) xyxy in pixels of the original image, labels (g,) int64
-                and, if `masks`, masks (g, h, w), bool or uint8 of 0 and 1. None: no ground truth.
+                and, if `masks`, masks (g, h, w), bool, or uint8 with values 0 and 1. None: no
+                ground truth.
             num_classes: labels are 1 .. num_classes - 1.
-            masks: the batch gets the masks of the targets.
-            training: each image draws its own min_size.
+            masks: whether the batch has the masks of the targets.
+            training: whether each image gets a random one of the values of min_size.
 
         Returns:
-            A Batch on the images' device; G is the power of two >= 8 that holds the largest count.
+            A Batch on the device of the images. G is the largest number of boxes of an image,
+            rounded up to a power of two, at least 8.
 
         Raises:
-            TypeError, ValueError: naming the index of the image and what was expected.
+            TypeError: wrong type; the message names the image and what was expected.
+            ValueError: wrong shape or value; the message names the image and what was expected.
 
         The arithmetic is that of torchvision's GeneralizedRCNNTransform.
         """
@@ -107,7 +111,7 @@ class Border:
         return Batch(padded, sizes, boxes, labels, counts, gt_masks, original_sizes)
 
     def _normalise(self, image: Tensor) -> Tensor:
-        """(1 or C, h, w) -> (C, h, w)."""
+        """Normalises (1 or C, h, w) -> (C, h, w)."""
         image = plain(image)
         mean = torch.tensor(self.image_mean, dtype=image.dtype, device=image.device)[:, None, None]
         std = torch.tensor(self.image_std, dtype=image.dtype, device=image.device)[:, None, None]
@@ -121,13 +125,13 @@ class Border:
         height, width = image.shape[-2:]
         min_size = self.min_size
         if not isinstance(min_size, int):
-            # torchvision's draw, so that the same seed gives the same sizes.
+            # The same random draw as in torchvision, so that a seed gives the same sizes.
             draw = int(torch.empty(1).uniform_(0, len(min_size))) if training else -1
             min_size = min_size[draw]
         scale = min(min_size / min(height, width), self.max_size / max(height, width))
         if scale == 1:
             return image
-        # By scale_factor and not by size, because the rounding of the size is then torchvision's.
+        # scale_factor instead of size, so that the size is rounded as in torchvision.
         return F.interpolate(
             image[None],
             scale_factor=scale,
@@ -144,7 +148,7 @@ def image_sizes(images: Sequence[Tensor]) -> Tensor:
 
 
 def _pad_images(images: Sequence[Tensor], size_divisor: int) -> Tensor:
-    """(C, h, w) each -> (B, C, H, W) channels_last, zero beyond each image."""
+    """Images (C, h, w) -> (B, C, H, W) channels_last, padded with zeros."""
     height, width = (
         math.ceil(max(image.shape[side] for image in images) / size_divisor) * size_divisor
         for side in (1, 2)
@@ -166,7 +170,7 @@ def _pad_targets(
     original_sizes: Tensor,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Ground truth as (B, G, 4), (B, G) and (B,), in the pixels of the resized images."""
+    """Boxes (B, G, 4), labels (B, G) and counts (B,), in pixels of the resized images."""
     device, batch = sizes.device, len(sizes)
     counts = [len(target["boxes"]) for target in targets] if targets else [0] * batch
     rows = max(8, 1 << (max(counts) - 1).bit_length())
@@ -184,9 +188,9 @@ def _pad_targets(
 def _pad_masks(
     targets: Sequence[dict[str, Tensor]], images: Sequence[Tensor], rows: int, shape: torch.Size
 ) -> Tensor:
-    """Masks for the padded images of `shape` (B, C, H, W): (B, rows, H, W) bool.
+    """Masks (B, rows, H, W) bool for the padded images of `shape` (B, C, H, W).
 
-    Each is resized to its image (C, h, w) by the nearest neighbour.
+    Each mask is resized to the size of its image (C, h, w), nearest-neighbour.
     """
     device = images[0].device
     padded = torch.zeros((len(targets), rows, *shape[2:]), dtype=torch.bool, device=device)

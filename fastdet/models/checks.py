@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What images, targets and numbers of classes a detector accepts, and the error for each other one.
+"""Checks of images, targets and the number of classes, with a clear error for wrong ones.
 
-An error says which image it means, what was expected and what came.
+An error names the image, what was expected and what was given.
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,15 @@ from torch import Tensor
 
 
 def check_num_classes(num_classes: int) -> None:
-    """Raises ValueError unless there is a class beside background."""
+    """Raises ValueError unless there is at least one class besides background."""
     if num_classes < 2:
-        raise ValueError(f"num_classes: expected background and at least one, got {num_classes}")
+        raise ValueError(
+            f"num_classes: expected at least 2, background and one class, got {num_classes}"
+        )
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """The tensor without torchvision's tv_tensors class, which its results would inherit."""
+    """The tensor as a plain Tensor. Results would inherit the class of torchvision's tv_tensors."""
     return tensor.as_subclass(Tensor)
 
 
@@ -43,7 +45,7 @@ def check_images(images: Sequence[Tensor], channels: int = 3) -> None:
 def check_targets(
     targets: Sequence[dict[str, Tensor]], images: Sequence[Tensor], num_classes: int, masks: bool
 ) -> None:
-    """Raises TypeError or ValueError unless the targets can be learned from."""
+    """Raises TypeError or ValueError unless the targets can be used in training."""
     if len(targets) != len(images):
         raise ValueError(
             f"targets: expected one for each of {len(images)} images, got {len(targets)}"
@@ -52,7 +54,7 @@ def check_targets(
     for i, (target, image) in enumerate(zip(targets, images, strict=True)):
         missing = set(keys) - set(target)
         if missing:
-            raise ValueError(f"target of image {i}: expected keys {keys}, no {missing}")
+            raise ValueError(f"target of image {i}: expected keys {keys}, missing {missing}")
         boxes, labels = target["boxes"], target["labels"]
         if boxes.dim() != 2 or boxes.shape[1] != 4:
             raise ValueError(f"boxes of image {i}: expected shape (G, 4), got {tuple(boxes.shape)}")
@@ -78,13 +80,13 @@ def _check_masks(i: int, masks: Tensor, shape: tuple[int, ...]) -> None:
         largest = plain(masks).flatten(1).amax(dim=1)
         mask = int(largest.argmax())
         raise ValueError(
-            f"mask {mask} of image {i}: expected 0 and 1, got {int(largest[mask])}; an image of "
-            "instance numbers must become one mask for each"
+            f"mask {mask} of image {i}: expected 0 and 1, got {int(largest[mask])}; convert an "
+            "image of instance numbers to one mask for each instance"
         )
 
 
 def _check_values(targets: Sequence[dict[str, Tensor]], num_classes: int) -> None:
-    """The checks that read values: once for the whole batch, then for the culprit on failure."""
+    """The checks that read values: one test for the whole batch; on failure, find the bad row."""
     boxes = torch.cat([plain(target["boxes"]) for target in targets])  # (sum of G, 4)
     labels = torch.cat([plain(target["labels"]) for target in targets])
     image_of = torch.repeat_interleave(torch.tensor([len(target["boxes"]) for target in targets]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What detectors had before they were built of parts: it works, with a DeprecationWarning."""
+"""The old attributes and constructors of detectors. They work and give a DeprecationWarning."""
 
 import dataclasses
 import functools
@@ -14,15 +14,17 @@ Parameters = ParamSpec("Parameters")
 
 
 def moved_to_border(name: str) -> property:
-    """The deprecated attribute `name` of a Detector, which its border has now."""
-    warning = f"a detector's {name} is now its border's: model.border.{name}"
+    """The deprecated attribute `name` of a Detector, now an attribute of its border."""
+    warning = f"model.{name} is deprecated: use model.border.{name}"
 
     def read(model: Any) -> Any:
         warnings.warn(warning, DeprecationWarning, stacklevel=2)
         return getattr(model.border, name)
 
     def write(model: Any, value: Any) -> None:
-        warnings.warn(warning, DeprecationWarning, stacklevel=3)  # nn.Module is between
+        warnings.warn(
+            warning, DeprecationWarning, stacklevel=3
+        )  # one more for nn.Module's __setattr__
         model.border = dataclasses.replace(model.border, **{name: value})
 
     return property(read, write)
@@ -31,10 +33,10 @@ def moved_to_border(name: str) -> property:
 def or_from_options(
     parts_of: Callable[..., dict[str, Any]],
 ) -> Callable[[Callable[Parameters, None]], Callable[Parameters, None]]:
-    """Lets the __init__ of a detector also take (backbone, num_classes, **options): deprecated.
+    """Lets the __init__ of a detector also take the deprecated (backbone, num_classes, **options).
 
     Args:
-        parts_of: makes the arguments of the __init__ from those.
+        parts_of: converts the deprecated arguments to the arguments of the __init__.
     """
 
     def decorate(init: Callable[Parameters, None]) -> Callable[Parameters, None]:
@@ -45,8 +47,8 @@ def or_from_options(
                 return init(self, *args, **options)  # type: ignore[call-arg]
             name = type(self).__name__
             warnings.warn(
-                f"{name}(backbone, num_classes, ...) is deprecated: build it of a Border and its "
-                "parts, or by its builder function",
+                f"{name}(backbone, num_classes, ...) is deprecated: build it from a Border and its "
+                "parts, or with its builder function",
                 DeprecationWarning,
                 stacklevel=2,
             )

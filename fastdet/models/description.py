@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a detector consists of: parameters, FLOPs and anchors, at one image size.
+"""Counts the parameters, FLOPs and anchors of a detector at one image size.
 
-The model runs once on tensors that have shapes and no values: in less than a second and without
-memory, whatever its size. Its weights and its mode stay as they are.
+The model runs once on fake tensors, which have shapes but no values. So this needs no memory for
+feature maps and takes less than a second. The model's weights and mode do not change.
 """
 
 import copy
@@ -27,9 +27,9 @@ class Part:
 
     Attributes:
         name: as in the state dict.
-        parameters: how many numbers.
-        trainable: how many of them have requires_grad.
-        flops: of its convolutions and matrix products, a multiplication and an addition each.
+        parameters: number of parameters.
+        trainable: number of parameters that have requires_grad.
+        flops: of its convolutions and matrix products; a multiply-add counts as two.
     """
 
     name: str
@@ -43,9 +43,9 @@ class Level:
     """A level of the pyramid.
 
     Attributes:
-        stride: pixels from one location to the next, down and across.
-        grid: locations, down and across.
-        sizes: width and height in pixels of the anchors of a location; of FCOS, its square.
+        stride: pixels from one location to the next, vertically and horizontally.
+        grid: number of locations, vertically and horizontally.
+        sizes: width and height in pixels of the anchors of a location; for FCOS, of its square.
     """
 
     stride: tuple[int, int]
@@ -54,13 +54,13 @@ class Level:
 
     @property
     def anchors(self) -> int:
-        """How many: those of a location, times the locations."""
+        """Number of anchors of the level: anchors of a location times number of locations."""
         return self.grid[0] * self.grid[1] * len(self.sizes)
 
 
 @dataclass(frozen=True)
 class Description:
-    """What `describe` found; as a string, a table of parts and, if there are anchors, of levels."""
+    """The result of `describe`. Printed, it is a table of parts, and one of levels with anchors."""
 
     model: str
     image_size: tuple[int, int]
@@ -69,22 +69,22 @@ class Description:
 
     @property
     def parameters(self) -> int:
-        """Of all parts."""
+        """The number of parameters of all parts."""
         return sum(part.parameters for part in self.parts)
 
     @property
     def trainable(self) -> int:
-        """Of all parts."""
+        """The number of trainable parameters of all parts."""
         return sum(part.trainable for part in self.parts)
 
     @property
     def flops(self) -> int:
-        """Of all parts, for one image."""
+        """The FLOPs of all parts, for one image."""
         return sum(part.flops for part in self.parts)
 
     @property
     def anchors(self) -> int:
-        """Of all levels."""
+        """The number of anchors of all levels."""
         return sum(level.anchors for level in self.levels)
 
     def __str__(self) -> str:
@@ -115,20 +115,20 @@ class Description:
 
 
 def describe(model: Detector, image_size: tuple[int, int] = (800, 1216)) -> Description:
-    """Parameters and FLOPs of a detector's parts, and the anchors of its levels.
+    """Counts the parameters and FLOPs of a detector's parts, and the anchors of its levels.
 
     Args:
         model: any detector, on any device, in any mode.
-        image_size: height and width of the padded image; rounded up to the model's size_divisor.
+        image_size: height and width of the padded image, rounded up to a multiple of the model's
+            size_divisor.
 
     Returns:
-        A Description; `print` it. FLOPs are those of detection in one image, with as many
-        proposals as the numbers of the model allow, two for each multiplication and addition of
-        the convolutions and matrix products. Norms, activations and fastdet's own operators
-        (RoIAlign, suppression, ...) are left out.
+        A Description; `print` it. The FLOPs are for detection in one image, with the maximum number
+        of proposals. They count convolutions and matrix products; a multiply-add counts as two.
+        Norms, activations and fastdet's own operators (RoIAlign, NMS, ...) are not counted.
 
     Raises:
-        ValueError: an image_size without pixels.
+        ValueError: a height or width below 1.
     """
     if min(image_size) < 1:
         raise ValueError(f"image_size: expected height and width above 0, got {image_size}")
@@ -156,23 +156,23 @@ def describe(model: Detector, image_size: tuple[int, int] = (800, 1216)) -> Desc
 
 
 class Detect(nn.Module):
-    """`detect` as a forward, so that the counter knows every module by its name in the model."""
+    """`detect` as a forward, so that the FLOP counter knows each module's name in the model."""
 
     def __init__(self, model: Detector) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, batch: Batch) -> Detections:
-        """As `Detector.detect`."""
+        """See `Detector.detect`."""
         return self.model.detect(batch)
 
 
 def _run(
     model: Detector, image_size: tuple[int, int]
 ) -> tuple[dict[str, dict[Any, int]], list[tuple[int, int]]]:
-    """FLOPs by module and operator, and the grid of each level that has anchors."""
+    """FLOPs by module name and operator, and the grid of each level that has anchors."""
     tensors = (*model.parameters(), *model.buffers())
-    # A copy that shares the weights: its mode and hooks are its own.
+    # A copy that shares the weights, but has its own mode and hooks.
     model = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}).eval()
     grids: list[tuple[int, int]] = []
     if model.anchor_cells() is not None:
@@ -193,9 +193,9 @@ def _run(
 
 
 def _parts(model: Detector) -> Iterator[tuple[str, nn.Module]]:
-    """The model's modules, each divided into its own modules once.
+    """The children of the model's children, by name.
 
-    Not divided: a layer, a Sequential, a backbone without a pyramid.
+    A child is not divided if it is a layer, a Sequential or a backbone without a pyramid.
     """
     for name, child in model.named_children():
         layer = next(child.parameters(recurse=False), None) is not None
@@ -207,7 +207,7 @@ def _parts(model: Detector) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _flops(counts: dict[str, dict[Any, int]], name: str, module: nn.Module) -> int:
-    """Of a module, or of its children where these are called and not the module itself."""
+    """FLOPs of a module; of its children if only these are called, not the module itself."""
     if name in counts:
         return sum(counts[name].values())
     return sum(_flops(counts, f"{name}.{inner}", m) for inner, m in module.named_children())
@@ -220,7 +220,7 @@ def _by(sides: tuple[int, int]) -> str:
 def _table(
     header: tuple[str, ...], rows: list[tuple[str, ...]], left: tuple[int, ...]
 ) -> Iterator[str]:
-    """Lines of text; columns are aligned to the right except those in `left`."""
+    """The lines of a table. Columns are right-aligned, except those in `left`."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for row in (header, *rows):
         cells = [

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What every detector is: torchvision's interface outside, a computation of fixed shape inside.
+"""The base class of all detectors: torchvision's interface, computations of fixed shape.
 
-A family gives three methods, `outputs`, `losses_of` and `detections_of`, and whatever else is
-particular to it: `class_layers`, `anchor_cells`, `learns_masks`, `parameter_groups`. Training,
-description and export ask a detector for these, and never which family it is.
+A family implements three methods, `outputs`, `losses_of` and `detections_of`. It overrides
+`class_layers`, `anchor_cells`, `learns_masks` and `parameter_groups` where it differs from the
+default. Training, description and export use only these methods and work with any family.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 class ParameterGroup(NamedTuple):
-    """Parameters that train at one rate: `lr_factor` times the learning rate of the training."""
+    """Parameters with the same learning rate: `lr_factor` times that of the training."""
 
     parameters: list[nn.Parameter]
     lr_factor: float = 1.0
@@ -38,14 +38,14 @@ class Detector(nn.Module):
 
     Args:
         border: how images are resized, normalised and padded.
-        num_classes: with background, which is 0.
-        loss_weights: the factor of each loss, by name; 1 for a loss without one.
-        mask_threshold: of a detector that finds masks: a pixel belongs to an object if its
-            probability is above this; None: `forward` returns the probabilities.
+        num_classes: number of classes with background, which is class 0.
+        loss_weights: the factor of each loss, by name; 1 for a loss that is not named.
+        mask_threshold: only for detectors with masks: a pixel belongs to an object if its
+            probability is above this. None: `forward` returns the probabilities.
 
     Raises:
-        TypeError: another border.
-        ValueError: less than 2 classes.
+        TypeError: border is not a Border.
+        ValueError: num_classes is below 2.
     """
 
     min_size = moved_to_border("min_size")
@@ -72,47 +72,47 @@ class Detector(nn.Module):
         self.loss_weights = dict(loss_weights or {})
         self.mask_threshold = mask_threshold
 
-    # ---- what a family gives ---------------------------------------------------------------------
+    # ---- a family implements these ---------------------------------------------------------------
 
     def outputs(self, batch: Batch) -> Any:
-        """What the networks say of `batch.images`: all that the next two methods need."""
+        """Runs the networks on `batch.images`; returns all that the next two methods need."""
         raise NotImplementedError
 
     def losses_of(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
-        """Named scalar losses without their weights."""
+        """Named scalar losses, not yet multiplied by loss_weights."""
         raise NotImplementedError
 
     def detections_of(self, outputs: Any, batch: Batch) -> Detections:
         """Detections in the pixels of `batch.images`; the ground truth is not read."""
         raise NotImplementedError
 
-    # ---- what a detector is asked ----------------------------------------------------------------
+    # ---- a family may override these -------------------------------------------------------------
 
     @property
     def learns_masks(self) -> bool:
-        """Whether targets need masks, and detections have them."""
+        """Whether targets need masks and detections have masks."""
         return False
 
     def class_layers(self) -> dict[str, float]:
-        """The layers whose outputs are counted by class: their names, and their bias at the start.
+        """The layers whose number of outputs depends on the classes: name -> initial bias.
 
-        Each is an nn.Linear or an nn.Conv2d. A part that has such a layer and an attribute
-        `num_classes` gets the new number of classes, too.
+        Each is an nn.Linear or an nn.Conv2d. `replace_classes` replaces their weights. It also sets
+        the attribute `num_classes` of the modules that contain them.
         """
         return {}
 
     def anchor_cells(self) -> Cells | None:
-        """The anchors of a location at each level; None: the detector has none.
+        """The anchors of a location at each level; None if the detector has no anchors.
 
-        A detector that has some has a `backbone`, which returns the map of each of these levels.
+        A detector with anchors has a `backbone` that returns one map for each of these levels.
         """
         return None
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Which parameters train, and how fast: by default all that need a gradient, equally."""
+        """Parameters to train, with their rates. Default: one group of all that require grad."""
         return [ParameterGroup([p for p in self.parameters() if p.requires_grad])]
 
-    # ---- what every detector does ----------------------------------------------------------------
+    # ---- the same for all families ---------------------------------------------------------------
 
     @overload
     def forward(
@@ -128,18 +128,19 @@ class Detector(nn.Module):
         """Losses in training mode, detections otherwise.
 
         Args:
-            images: tensors (3, H, W), or (1, H, W) for grey, floating point in [0, 1], each of its
-                own size.
+            images: tensors (C, H, W), or (1, H, W) for grey, floating point in [0, 1]. C is the
+                number of means of the border, by default 3 (RGB). Sizes may differ.
             targets: for each image boxes (G, 4) xyxy in its pixels and labels (G,) int64 in
-                1 .. num_classes - 1, and masks (G, H, W) bool or uint8 where the model learns them.
-                Needed in training, unused otherwise.
+                1 .. num_classes - 1; for a model with masks also masks (G, H, W), bool or uint8.
+                Required in training mode, not used in eval mode.
 
         Returns:
             Named losses; or for each image boxes (K, 4) in its pixels, labels (K,) and scores (K,),
-            highest score first, and masks (K, 1, H, W) where the model finds them.
+            highest score first, and for a model with masks also masks (K, 1, H, W).
 
         Raises:
-            TypeError, ValueError: naming the image and what was expected.
+            TypeError: wrong type; the message names the image and what was expected.
+            ValueError: wrong shape or value; the message names the image and what was expected.
         """
         if self.training:
             if targets is None:
@@ -167,7 +168,7 @@ class Detector(nn.Module):
         )
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Named scalar losses, weighted; their sum is what to minimise."""
+        """Named scalar losses, multiplied by loss_weights. Training minimises their sum."""
         with networks_run_by(run_fused):
             return self._weighted(self.losses_of(self.outputs(batch), batch))
 
@@ -177,14 +178,14 @@ class Detector(nn.Module):
             return self.detections_of(self.outputs(batch), batch)
 
     def losses_and_detections(self, batch: Batch) -> tuple[dict[str, Tensor], Detections]:
-        """Both from one run of the networks: what a validation step needs."""
+        """Losses and detections from one run of the networks, for a validation step."""
         with networks_run_by(run_fused):
             outputs = self.outputs(batch)
             losses = self._weighted(self.losses_of(outputs, batch))
             return losses, self.detections_of(outputs, batch)
 
     def train(self, mode: bool = True) -> Self:
-        """As nn.Module's; the memory that only inference needs is freed when training begins."""
+        """nn.Module.train; training mode also frees the fused forms, which only eval mode uses."""
         if mode:
             forget_fused(self)
         return super().train(mode)
@@ -194,9 +195,9 @@ class Detector(nn.Module):
 
 
 def channels_last(model: AnyModule) -> AnyModule:
-    """The model, its convolutions' weights in the layout of the images that `pad` makes.
+    """Converts the weights of the model's convolutions to channels_last, the layout of a batch.
 
-    Module.to(memory_format=...) refuses modules that were made under FakeTensorMode.
+    Module.to(memory_format=...) fails for modules that were built under FakeTensorMode.
     """
     for parameter in model.parameters():
         if parameter.dim() == 4:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Faster R-CNN: proposals first, then their classes and exact boxes.
+"""Faster R-CNN: the first stage proposes boxes, the second stage classifies and refines them.
 
 Definitions, defaults, loss names and parameter names are torchvision's
 (models/detection/faster_rcnn.py). Papers: https://arxiv.org/abs/1506.01497 and
@@ -75,26 +75,26 @@ def faster_rcnn_parts(
     loss_classifier_weight: float = 1.0,
     loss_box_reg_weight: float = 1.0,
 ) -> dict[str, Any]:
-    """FasterRCNN's arguments from torchvision's options and defaults.
+    """Builds FasterRCNN's arguments from options with torchvision's names and defaults.
 
     Args:
-        backbone: images -> levels, as BackboneWithFPN with LastLevelMaxPool, or any module of
-            torchvision's kind. Without the attribute `strides` it needs box_scales, and without
-            `out_channels` it needs rpn_head, box_head and box_predictor.
-        num_classes: with background, which is 0.
+        backbone: images -> levels, such as BackboneWithFPN with LastLevelMaxPool or a backbone of
+            torchvision. If it has no attribute `strides`, give box_scales. If it has no attribute
+            `out_channels`, give rpn_head, box_head and box_predictor.
+        num_classes: number of classes with background, which is class 0.
         min_size, max_size, size_divisor, fixed_size, image_mean, image_std: see Border.
-        anchor_sizes: square root of the anchors' area in pixels, for each level.
-        cells: anchors of each level, instead of anchor_sizes.
-        rpn_head: instead of an RPNHead.
-        rpn_*: see RegionProposalNetwork; *_train and *_test are the numbers of each mode.
-        box_scales: feature pixels per image pixel of the levels that are pooled, by their indices;
-            None: all levels for which the backbone has a stride.
-        box_output_size, box_sampling_ratio, box_canonical_scale, box_canonical_level: see
-            RoIPooling.
-        box_head, box_predictor: instead of a TwoMLPHead and a FastRCNNPredictor.
-        representation_size: width of the TwoMLPHead.
+        anchor_sizes: for each level, the square root of the anchors' area in pixels.
+        cells: the anchors of a location at each level, instead of anchor_sizes.
+        rpn_head: replaces the RPNHead.
+        rpn_*: see RegionProposalNetwork; *_train is for training mode, *_test for eval mode.
+        box_scales: feature pixels per image pixel of the levels to pool from, by level index. None:
+            all levels for which the backbone has a stride.
+        box_output_size, box_sampling_ratio: see RoIPooling.
+        box_canonical_scale, box_canonical_level: see RoIPooling.
+        box_head, box_predictor: replace the TwoMLPHead and the FastRCNNPredictor.
+        representation_size: number of output features of the TwoMLPHead.
         box_*, bbox_reg_weights: see RoIHeads.
-        mask_branch: makes the heads for masks, after all others.
+        mask_branch: a function that builds the mask heads; it is called after all others are built.
         loss_*_weight: the factor of each loss.
     """
     border = Border(min_size, max_size, size_divisor, fixed_size, image_mean, image_std)
@@ -155,7 +155,7 @@ def faster_rcnn_parts(
 
 
 class FirstStage(NamedTuple):
-    """What the second stage and the losses take from the first."""
+    """The outputs of the first stage, for the second stage and the losses."""
 
     features: list[Tensor]  # L x (B, C, H_l, W_l)
     objectness: list[Tensor]  # L x (B, A_l)
@@ -166,20 +166,20 @@ class FirstStage(NamedTuple):
 
 
 class FasterRCNN(Detector):
-    """A detector of two stages: an RPN proposes boxes, RoI heads classify and refine them.
+    """A two-stage detector: an RPN proposes boxes, RoI heads classify and refine them.
 
     Args:
         border: how images are resized, normalised and padded.
         backbone: images (B, C, H, W) -> maps of each level, finest first: a list, a dict or one
             tensor.
         rpn: the first stage.
-        roi_heads: the second stage, RoIHeads or a module with their num_classes, learns_masks,
+        roi_heads: the second stage: RoIHeads, or a module with the same num_classes, learns_masks,
             class_layers, losses and detect.
-        loss_weights: the factor of each loss, by name; 1 for a loss without one.
+        loss_weights: the factor of each loss, by name; 1 for a loss that is not named.
         mask_threshold: see Detector.
 
     Raises:
-        ValueError: less than 2 classes.
+        ValueError: num_classes is below 2.
     """
 
     @or_from_options(faster_rcnn_parts)
@@ -205,32 +205,32 @@ class FasterRCNN(Detector):
 
     @property
     def learns_masks(self) -> bool:
-        """Whether the RoI heads do."""
+        """Whether the RoI heads learn masks."""
         return self.roi_heads.learns_masks
 
     def class_layers(self) -> dict[str, float]:
-        """Those of the RoI heads."""
+        """The class layers of the RoI heads."""
         return {f"roi_heads.{name}": bias for name, bias in self.roi_heads.class_layers().items()}
 
     def anchor_cells(self) -> Cells:
-        """The RPN's."""
+        """The anchors of the RPN."""
         return self.rpn.cells
 
     def outputs(self, batch: Batch) -> FirstStage:
-        """Maps and proposals, as many of them as the mode allows."""
+        """Feature maps and proposals; the number of proposals depends on the mode."""
         features = feature_maps(run(self.backbone, batch.images))
         objectness, deltas, anchors = self.rpn(batch.images, features)
         found = self.rpn.proposals(objectness, deltas, anchors, batch.sizes)
         return FirstStage(features, objectness, deltas, anchors, found.boxes, found.counts)
 
     def losses_of(self, outputs: FirstStage, batch: Batch) -> dict[str, Tensor]:
-        """Those of the RoI heads, loss_objectness and loss_rpn_box_reg."""
+        """The losses of the RoI heads, loss_objectness and loss_rpn_box_reg."""
         heads = self.roi_heads.losses(outputs.features, outputs.proposals, outputs.counts, batch)
         rpn = self.rpn.losses(outputs.objectness, outputs.deltas, outputs.anchors, batch)
         return heads | rpn
 
     def detections_of(self, outputs: FirstStage, batch: Batch) -> Detections:
-        """Those of the RoI heads."""
+        """The detections of the RoI heads."""
         return self.roi_heads.detect(
             outputs.features, outputs.proposals, outputs.counts, batch.sizes
         )
@@ -250,11 +250,11 @@ def faster_rcnn(
 
     Args:
         backbone: timm's model name.
-        num_classes: with background, which is 0.
-        pretrained_backbone: timm's weights, downloaded at the first use.
+        num_classes: number of classes with background, which is class 0.
+        pretrained_backbone: use timm's weights, which are downloaded at the first use.
         trainable_backbone_layers: see `timm_body`.
         frozen_batch_norm: see `timm_body`.
-        fpn_channels: width of the pyramid and the RPN.
+        fpn_channels: number of channels of the pyramid and the RPN.
         options: keyword arguments of `faster_rcnn_parts`, such as min_size and max_size.
     """
     pyramid = timm_pyramid(

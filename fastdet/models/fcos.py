@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""FCOS: one stage without anchors; a class, a box and a centredness for every location.
+"""FCOS: a one-stage detector without anchors; a class, a box and a centerness for every location.
 
-Definitions, defaults, loss names and parameter names are torchvision's (models/detection/fcos.py),
-the column of class 0 included, which is never a target. Paper: https://arxiv.org/abs/1904.01355.
-A location is the centre of a square of its level's stride, which is what deltas are counted in.
+Definitions, defaults, loss names and parameter names are torchvision's (models/detection/fcos.py).
+As there, the logits have a column for class 0, background, which is never a target. Paper:
+https://arxiv.org/abs/1904.01355. A location is the centre of a square. The side of the square is
+the stride of the level, and the unit of the deltas.
 """
 
 import math
@@ -32,18 +33,18 @@ class Outputs(NamedTuple):
     """The head's outputs for each location, level by level."""
 
     logits: list[Tensor]  # L x (B, A_l, C)
-    deltas: list[Tensor]  # L x (B, A_l, 4): left, top, right, bottom, in sides of the square
+    deltas: list[Tensor]  # L x (B, A_l, 4): distances to left, top, right, bottom, in sides
     centredness: list[Tensor]  # L x (B, A_l), logits
     anchors: Tensor  # (A, 4), the squares
 
 
 class FCOSClassificationHead(nn.Module):
-    """A logit for each location and class, the same weights at all levels.
+    """A logit for each location and class; the weights are shared between the levels.
 
     Args:
-        conv: the tower before the last layer.
-        cls_logits: its output's channels are the classes.
-        num_classes: with background, which is 0.
+        conv: the layers before the last layer.
+        cls_logits: the last layer; its output channels are the classes.
+        num_classes: number of classes with background, which is class 0.
     """
 
     def __init__(self, conv: nn.Module, cls_logits: nn.Module, num_classes: int) -> None:
@@ -58,11 +59,11 @@ class FCOSClassificationHead(nn.Module):
 
 
 class FCOSRegressionHead(nn.Module):
-    """Distances to the four sides, and how central a location is, of one tower.
+    """The distances to the four sides of the box, and the centerness, for each location.
 
     Args:
-        conv: the tower before the last layers.
-        bbox_reg, bbox_ctrness: of 4 channels and of 1.
+        conv: the layers before the last layers.
+        bbox_reg, bbox_ctrness: the last layers, with 4 output channels and with 1.
     """
 
     def __init__(self, conv: nn.Module, bbox_reg: nn.Module, bbox_ctrness: nn.Module) -> None:
@@ -72,7 +73,7 @@ class FCOSRegressionHead(nn.Module):
         self.bbox_ctrness = bbox_ctrness
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Pyramid -> deltas (B, A_l, 4), not negative, and centredness (B, A_l) of each level."""
+        """Pyramid -> deltas (B, A_l, 4), >= 0, and centerness logits (B, A_l), for each level."""
         hidden = [self.conv(feature) for feature in features]
         deltas = in_anchor_order([F.relu(self.bbox_reg(x)) for x in hidden], 4)
         centredness = in_anchor_order([self.bbox_ctrness(x) for x in hidden], 1)
@@ -80,7 +81,7 @@ class FCOSRegressionHead(nn.Module):
 
 
 class FCOSHead(nn.Module):
-    """Classification and regression of every location, by two towers of their own."""
+    """A classification head and a regression head, without shared layers."""
 
     def __init__(
         self, classification_head: FCOSClassificationHead, regression_head: FCOSRegressionHead
@@ -91,12 +92,15 @@ class FCOSHead(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """With background."""
+        """Number of classes with background."""
         return self.classification_head.num_classes
 
 
 def fcos_head(in_channels: int, num_classes: int) -> FCOSHead:
-    """The head of the paper: two towers of four convolutions with GroupNorm, 8 channels a group."""
+    """torchvision's head: two towers of four convolutions, each with GroupNorm and ReLU.
+
+    A GroupNorm has at most 32 groups, of at least 8 channels each: at 256 channels 32 groups.
+    """
     cls_logits = _conv(in_channels, num_classes)
     nn.init.constant_(cls_logits.bias, PRIOR_LOGIT)  # type: ignore[arg-type]
     return FCOSHead(
@@ -142,18 +146,18 @@ def fcos_parts(
     bbox_regression_weight: float = 1.0,
     bbox_ctrness_weight: float = 1.0,
 ) -> dict[str, Any]:
-    """FCOS's arguments from torchvision's options and defaults.
+    """Builds FCOS's arguments from options with torchvision's names and defaults.
 
     Args:
-        backbone: images -> levels, as BackboneWithFPN with LastLevelP6P7, or any module of
-            torchvision's kind. Without the attribute `out_channels` it needs head.
-        num_classes: with background, which is 0.
+        backbone: images -> levels, such as BackboneWithFPN with LastLevelP6P7 or a backbone of
+            torchvision. If it has no attribute `out_channels`, give head.
+        num_classes: number of classes with background, which is class 0.
         min_size, max_size, size_divisor, fixed_size, image_mean, image_std: see Border.
-        anchor_sizes: side of each level's square in pixels, which is the level's stride.
+        anchor_sizes: for each level, the side of its square in pixels: the stride of the level.
         cells: one square for each level, instead of anchor_sizes.
-        head: instead of the one of `fcos_head`.
-        center_sampling_radius, score_thresh, nms_thresh, detections_per_img, topk_candidates: see
-            FCOS.
+        head: replaces the head that `fcos_head` builds.
+        center_sampling_radius, score_thresh, nms_thresh: see FCOS.
+        detections_per_img, topk_candidates: see FCOS.
         *_weight: the factor of each loss.
     """
     return {
@@ -175,23 +179,25 @@ def fcos_parts(
 
 
 class FCOS(Detector):
-    """A detector of one stage without anchors.
+    """A one-stage detector without anchors.
 
     Args:
         border: how images are resized, normalised and padded.
         backbone: images (B, C, H, W) -> maps of each level, finest first: a list, a dict or one
             tensor.
         head: its two parts run on these maps.
-        cells: for each level one square, whose side is the level's stride.
-        center_sampling_radius: a location may be positive this many strides from a box's centre.
-        score_thresh: a detection's score, the root of probability times centredness, is above it.
-        nms_thresh: IoU above which a detection suppresses another of its class.
-        detections_per_img: D.
-        topk_candidates: pairs of location and class at each level that reach the suppression.
-        loss_weights: the factor of each loss, by name; 1 for a loss without one.
+        cells: one square for each level; the side is the stride of the level.
+        center_sampling_radius: a location can be positive only if its distance from the centre of
+            the box, along x and along y, is less than this number of strides.
+        score_thresh: a detection's score is above this. The score is
+            sqrt(probability * centerness).
+        nms_thresh: a detection suppresses detections of its class if their IoU is above this.
+        detections_per_img: D, maximum number of detections of an image.
+        topk_candidates: maximum number of (location, class) pairs of each level that enter NMS.
+        loss_weights: the factor of each loss, by name; 1 for a loss that is not named.
 
     Raises:
-        ValueError: less than 2 classes.
+        ValueError: num_classes is below 2.
     """
 
     @or_from_options(fcos_parts)
@@ -220,7 +226,7 @@ class FCOS(Detector):
         self.topk_candidates = topk_candidates
 
     def class_layers(self) -> dict[str, float]:
-        """The last layer of the head's classification."""
+        """The last layer of the classification head."""
         return {"head.classification_head.cls_logits": PRIOR_LOGIT}
 
     def anchor_cells(self) -> Cells:
@@ -228,7 +234,7 @@ class FCOS(Detector):
         return self.cells
 
     def outputs(self, batch: Batch) -> Outputs:
-        """Logits, deltas and centredness of each level, and the squares."""
+        """Logits, deltas and centerness of each level, and the squares."""
         features = feature_maps(run(self.backbone, batch.images))
         logits = run(self.head.classification_head, features)
         deltas, centredness = run(self.head.regression_head, features)
@@ -238,8 +244,8 @@ class FCOS(Detector):
     def losses_of(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Losses named classification, bbox_regression and bbox_ctrness.
 
-        Each is a sum over locations, divided by the batch's positives. Follows torchvision's
-        FCOSHead.compute_loss.
+        Each is a sum over locations, divided by the number of positives in the batch. Follows
+        torchvision's FCOSHead.compute_loss.
         """
         anchors = outputs.anchors
         match = self._match(anchors, [level.shape[1] for level in outputs.logits], batch)
@@ -263,10 +269,11 @@ class FCOS(Detector):
         }
 
     def _match(self, anchors: Tensor, level_rows: list[int], batch: Batch) -> Tensor:
-        """The box that each location learns, (B, A) int64; -1: none.
+        """Assigns a ground-truth box to each location, (B, A) int64; -1 if there is none.
 
-        It lies in the box and near its centre, and the farthest side is as far as the level is
-        for; of several boxes it takes the smallest. Follows torchvision's FCOS.compute_loss.
+        The location must be inside the box and near its centre. The distance to the farthest side
+        must be in the range of the level: 4 to 8 times the side of its square. If several boxes
+        fit, the smallest is assigned. Follows torchvision's FCOS.compute_loss.
         """
         boxes = batch.gt_boxes[:, None]  # (B, 1, G, 4)
         centres = ((anchors[:, :2] + anchors[:, 2:]) / 2)[:, None]  # (A, 1, 2)
@@ -299,7 +306,8 @@ class FCOS(Detector):
         )
         limits = batch.sizes.flip(1).repeat(1, 2)[:, None].to(boxes.dtype)  # (B, 1, 4)
         boxes = boxes.clamp(min=0).minimum(limits)
-        # What is not above the threshold comes last, beyond the count of what is.
+        # After the sort, scores that are not above the threshold come last. nms_padded reads only
+        # the rows before them.
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         boxes, labels = take_rows(boxes, order), labels.gather(1, order)
         keep, counts = nms_padded(
@@ -322,7 +330,7 @@ class FCOS(Detector):
     def _candidates(
         self, logits: Tensor, deltas: Tensor, centredness: Tensor, anchors: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The best pairs of location and class of a level: scores (B, K), boxes, labels."""
+        """The best (location, class) pairs of a level: scores (B, K), boxes (B, K, 4), labels."""
         scores = (logits.sigmoid() * centredness.sigmoid()[..., None]).sqrt().flatten(1)
         scores, pairs = scores.topk(min(self.topk_candidates, scores.shape[1]), dim=1)
         location = pairs // logits.shape[2]
@@ -331,7 +339,7 @@ class FCOS(Detector):
 
 
 def _decode(deltas: Tensor, anchors: Tensor) -> Tensor:
-    """Distances (..., 4) from the centres of squares, in their sides -> xyxy."""
+    """Decodes deltas (..., 4), distances from the centres of squares in units of side, to xyxy."""
     anchors = anchors.to(deltas.dtype)
     centres = 0.5 * (anchors[..., :2] + anchors[..., 2:])
     sides = anchors[..., 2:] - anchors[..., :2]
@@ -340,9 +348,9 @@ def _decode(deltas: Tensor, anchors: Tensor) -> Tensor:
 
 
 def _centredness(boxes: Tensor, anchors: Tensor, positive: Tensor) -> Tensor:
-    """1 in the middle of the box and 0 at its sides; 0 outside `positive`.
+    """The centerness (B, A): 1 at the centre of the box, 0 at its sides; 0 outside `positive`.
 
-    Distances are divided by the square's sides first, as in torchvision.
+    Distances are first divided by the sides of the squares, as in torchvision.
     """
     centres = 0.5 * (anchors[:, :2] + anchors[:, 2:])
     sides = anchors[:, 2:] - anchors[:, :2]
@@ -366,11 +374,11 @@ def fcos(
 
     Args:
         backbone: timm's model name.
-        num_classes: with background, which is 0.
-        pretrained_backbone: timm's weights, downloaded at the first use.
+        num_classes: number of classes with background, which is class 0.
+        pretrained_backbone: use timm's weights, which are downloaded at the first use.
         trainable_backbone_layers: see `timm_body`.
         frozen_batch_norm: see `timm_body`.
-        fpn_channels: width of the pyramid and the head.
+        fpn_channels: number of channels of the pyramid and the head.
         options: keyword arguments of `fcos_parts`, such as min_size and max_size.
     """
     pyramid = timm_pyramid(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The regression losses of the heads, over the rows of a mask.
+"""The box regression losses of the heads, over the rows that a mask selects.
 
-Rows outside the mask may hold anything, infinities and NaN included: they give no loss and no
-gradient. A product with zero would not remove a NaN, nor would `where` around the loss in its
-backward. So the arguments themselves are replaced.
+Rows outside the mask may have any values, also infinities and NaN. They give no loss and no
+gradient. Multiplying the loss by zero does not remove a NaN, and `where` on the loss does not
+remove it from the gradient. Therefore the inputs of these rows are replaced.
 """
 
 import math
@@ -27,19 +27,19 @@ IOU_LOSSES = {
 }
 BOX_LOSSES = ("l1", "smooth_l1", *IOU_LOSSES)
 
-PRIOR = 0.01  # probability of an object at the start: the focal loss needs rare positives
+PRIOR = 0.01  # initial probability of an object, low because the focal loss has few positives
 PRIOR_LOGIT = -math.log((1 - PRIOR) / PRIOR)
 
 
 def widened(values: Tensor) -> Tensor:
-    """Half types as float32, in which losses are summed."""
+    """Converts half types to float32, in which losses are summed."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def box_regression_loss(deltas: Tensor, targets: Tensor, positive: Tensor) -> Tensor:
     """Smooth L1 (beta 1/9) of deltas against targets (..., 4), summed over positive rows (...).
 
-    Beta is torchvision's, in the RPN and in fastrcnn_loss.
+    Beta is that of torchvision's RPN and fastrcnn_loss.
     """
     targets = targets.where(positive[..., None], deltas.detach())
     return F.smooth_l1_loss(deltas, targets, beta=1 / 9, reduction="sum")
@@ -54,7 +54,7 @@ def anchor_box_loss(
         kind: one of BOX_LOSSES.
         deltas: (B, A, 4).
         anchors: (A, 4) xyxy.
-        gt_boxes: (B, A, 4) xyxy, each anchor's own.
+        gt_boxes: (B, A, 4) xyxy, the box that is assigned to each anchor.
         positive: (B, A) bool.
 
     Returns:
@@ -69,7 +69,7 @@ def anchor_box_loss(
 
 def masked_iou_loss(kind: str, boxes: Tensor, gt_boxes: Tensor, positive: Tensor) -> Tensor:
     """The IoU loss of each row of (..., 4) xyxy, 0 outside `positive` (...)."""
-    unit = torch.arange(4, device=boxes.device) // 2  # 0, 0, 1, 1: made where it is needed
+    unit = torch.arange(4, device=boxes.device) // 2  # 0, 0, 1, 1
     unit = unit.to(boxes.dtype)
     boxes = boxes.where(positive[..., None], unit)
     gt_boxes = gt_boxes.where(positive[..., None], unit)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Mask R-CNN: a Faster R-CNN whose RoI heads also say which part of each box is the object.
+"""Mask R-CNN: a Faster R-CNN whose RoI heads also predict a mask for each box.
 
 Definitions, defaults, loss names and parameter names are torchvision's
 (models/detection/mask_rcnn.py). Paper: https://arxiv.org/abs/1703.06870.
@@ -19,12 +19,12 @@ from fastdet.models.roi_heads import MaskBranch, RoIPooling
 
 
 class MaskRCNNHeads(nn.Sequential):
-    """3x3 convolutions over the pooled features, of the widths `layers`."""
+    """3x3 convolutions on the pooled features; `layers` are their numbers of output channels."""
 
     def __init__(self, in_channels: int, layers: Sequence[int]) -> None:
         widths = [in_channels, *layers]
         convs = [nn.Conv2d(i, o, 3, padding=1) for i, o in zip(widths, layers, strict=False)]
-        # Nested as in torchvision, so that its parameter names fit.
+        # Nested as in torchvision, so that the parameter names are the same.
         super().__init__(*(nn.Sequential(conv, nn.ReLU(inplace=True)) for conv in convs))
         for conv in convs:
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
@@ -32,7 +32,7 @@ class MaskRCNNHeads(nn.Sequential):
 
 
 class MaskRCNNPredictor(nn.Sequential):
-    """Mask logits of each class, at twice the size of the input."""
+    """Mask logits for each class, at twice the resolution of the input."""
 
     def __init__(self, in_channels: int, hidden_channels: int, num_classes: int) -> None:
         super().__init__()
@@ -59,14 +59,15 @@ def mask_rcnn_parts(
     loss_mask_weight: float = 1.0,
     **options: Any,
 ) -> dict[str, Any]:
-    """MaskRCNN's arguments from torchvision's options and defaults.
+    """Builds MaskRCNN's arguments from options with torchvision's names and defaults.
 
     Args:
         backbone, num_classes: see `faster_rcnn_parts`.
-        mask_scales, mask_output_size, mask_sampling_ratio: as box_scales and so on.
-        mask_canonical_scale, mask_canonical_level: as box_canonical_scale and so on.
-        mask_head, mask_predictor: instead of MaskRCNNHeads and a MaskRCNNPredictor.
-        mask_layers: widths of the MaskRCNNHeads; None: four times the backbone's.
+        mask_scales, mask_output_size, mask_sampling_ratio: like box_scales and so on, for masks.
+        mask_canonical_scale, mask_canonical_level: like box_canonical_scale and so on, for masks.
+        mask_head, mask_predictor: replace the MaskRCNNHeads and the MaskRCNNPredictor.
+        mask_layers: output channels of each layer of the MaskRCNNHeads. None: four layers with the
+            backbone's out_channels.
         mask_threshold: see Detector.
         loss_mask_weight: the factor of loss_mask.
         options: the other keyword arguments of `faster_rcnn_parts`.
@@ -97,13 +98,14 @@ def mask_rcnn_parts(
 
 
 class MaskRCNN(FasterRCNN):
-    """The name of a FasterRCNN whose RoI heads have a MaskBranch; nothing else differs.
+    """A FasterRCNN whose RoI heads have a MaskBranch.
 
-    `model(images)` adds masks (K, 1, H, W) in each image's pixels: bool, true where the probability
-    is above mask_threshold; or the probabilities, if that is None. Targets need masks (G, H, W).
+    `model(images)` also returns masks (K, 1, H, W) in the pixels of each image: bool, True where
+    the probability is above mask_threshold; the probabilities if mask_threshold is None. Targets
+    need masks (G, H, W).
 
     Args:
-        arguments: FasterRCNN's.
+        arguments: the arguments of FasterRCNN.
     """
 
     @or_from_options(mask_rcnn_parts)
@@ -125,11 +127,11 @@ def mask_rcnn(
 
     Args:
         backbone: timm's model name.
-        num_classes: with background, which is 0.
-        pretrained_backbone: timm's weights, downloaded at the first use.
+        num_classes: number of classes with background, which is class 0.
+        pretrained_backbone: use timm's weights, which are downloaded at the first use.
         trainable_backbone_layers: see `timm_body`.
         frozen_batch_norm: see `timm_body`.
-        fpn_channels: width of the pyramid, the RPN and the mask head.
+        fpn_channels: number of channels of the pyramid, the RPN and the mask head.
         options: keyword arguments of `mask_rcnn_parts` and `faster_rcnn_parts`.
     """
     pyramid = timm_pyramid(

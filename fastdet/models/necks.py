@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Necks: the feature pyramid and the levels on top of it.
+"""Necks: the feature pyramid and its extra levels.
 
 Definitions, initialisation and parameter names are torchvision's
-(ops/feature_pyramid_network.py), so its state dicts load unchanged. Paper:
+(ops/feature_pyramid_network.py), so torchvision's state dicts load unchanged. Paper:
 https://arxiv.org/abs/1612.03144.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class LastLevelMaxPool(nn.Module):
-    """One level more: every second pixel of the coarsest (Faster R-CNN)."""
+    """Adds one level: every second pixel of the coarsest level (Faster R-CNN)."""
 
     def forward(self, pyramid: list[Tensor], features: Sequence[Tensor]) -> list[Tensor]:
         """Returns the L + 1 levels, finest first."""
@@ -21,7 +21,11 @@ class LastLevelMaxPool(nn.Module):
 
 
 class LastLevelP6P7(nn.Module):
-    """Two levels more by strided convolutions, from P5 if its width fits, else C5 (RetinaNet)."""
+    """Adds two levels by convolutions of stride 2 (RetinaNet, FCOS).
+
+    Their input is P5, the coarsest level of the pyramid, if in_channels == out_channels; else C5,
+    the coarsest map of the body.
+    """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -38,11 +42,13 @@ class LastLevelP6P7(nn.Module):
 
 
 class FeaturePyramidNetwork(nn.Module):
-    """Top-down pyramid: each level is its own features plus the coarser level, twice as large.
+    """Top-down pyramid: each level is the lateral map plus the coarser level, upsampled.
+
+    The upsampling is a nearest-neighbour resize.
 
     Args:
-        in_channels: of each feature map, finest first.
-        out_channels: of every level.
+        in_channels: number of channels of each feature map, finest first.
+        out_channels: number of channels of every level.
         extra_blocks: LastLevelMaxPool or LastLevelP6P7.
     """
 
@@ -51,7 +57,7 @@ class FeaturePyramidNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.out_channels = out_channels
-        # Sequentials of one, because torchvision's parameter names have that level.
+        # Each layer is in a Sequential, so that the parameter names are torchvision's.
         self.inner_blocks = nn.ModuleList(
             nn.Sequential(_init_conv(nn.Conv2d(channels, out_channels, 1)))
             for channels in in_channels
@@ -63,7 +69,7 @@ class FeaturePyramidNetwork(nn.Module):
         self.extra_blocks = extra_blocks
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Maps (B, in_channels[l], H_l, W_l), finest first -> levels of out_channels each."""
+        """Maps (B, in_channels[l], H_l, W_l), finest first -> levels with out_channels channels."""
         inner = [block(x) for block, x in zip(self.inner_blocks, features, strict=True)]
         for level in range(len(inner) - 2, -1, -1):
             coarser = F.interpolate(inner[level + 1], size=inner[level].shape[-2:], mode="nearest")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Fine-tuning for other classes: the layers counted by class start anew, all others stay."""
+"""Fine-tuning for other classes: class layers get new weights, all other layers keep theirs."""
 
 from typing import TypeVar
 
@@ -12,18 +12,21 @@ AnyDetector = TypeVar("AnyDetector", bound=Detector)
 
 
 def replace_classes(model: AnyDetector, num_classes: int) -> AnyDetector:
-    """Makes a trained detector one for other classes, in place.
+    """Changes a trained detector, in place, to one for other classes.
+
+    The layers that `model.class_layers` names get random weights; all others are unchanged.
 
     Args:
-        model: built here or converted, on any device. Make its optimiser afterwards.
-        num_classes: with background, which is 0.
+        model: any detector, also a converted one, on any device. Create the optimiser afterwards,
+            because parameters are replaced.
+        num_classes: number of classes with background, which is class 0.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: less than 2 classes, or a model that has none of its `class_layers` (a
-            converted one may have layers of other names).
+        ValueError: num_classes is below 2; or the model has none of the layers that
+            `class_layers` names (in a converted model they may have other names).
     """
     check_num_classes(num_classes)
     modules = dict(model.named_modules())
@@ -41,13 +44,13 @@ def replace_classes(model: AnyDetector, num_classes: int) -> AnyDetector:
 
 
 def _owners(name: str) -> list[str]:
-    """The names of all modules that a module is in: of "a.b.c" "", "a" and "a.b"."""
+    """The names of all modules that contain a module: for "a.b.c" they are "", "a" and "a.b"."""
     path = name.split(".")
     return [".".join(path[:i]) for i in range(len(path))]
 
 
 def _start_anew(layer: nn.Module, before: int, after: int, bias: float) -> None:
-    """Gives a layer small random weights, for another number of classes."""
+    """Gives a layer small random weights for another number of classes."""
     assert isinstance(layer, nn.Linear | nn.Conv2d)
     outputs = len(layer.weight) // before * after
     weight = layer.weight.new_empty((outputs, *layer.weight.shape[1:]))

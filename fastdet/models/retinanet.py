@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""RetinaNet: one stage, a class and a box for every anchor, trained with the focal loss.
+"""RetinaNet: a one-stage detector; a class and a box for every anchor, trained with focal loss.
 
 Definitions, defaults, loss names and parameter names are torchvision's
-(models/detection/retinanet.py), the column of class 0 included, which is never a target. Paper:
-https://arxiv.org/abs/1708.02002. The head's outputs stay in its maps, level by level: detection
-reads them there, and only the losses join the levels.
+(models/detection/retinanet.py). As there, the logits have a column for class 0, background, which
+is never a target. Paper: https://arxiv.org/abs/1708.02002. The outputs of the head stay separate,
+one tensor for each level. Detection reads them in place; only the losses concatenate the levels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,9 +38,9 @@ class Outputs(NamedTuple):
 def _tower(channels: int) -> nn.Sequential:
     """Four 3x3 convolutions with ReLU.
 
-    He's initialisation, where torchvision has a standard deviation of 0.01: with that one a signal
-    of 64 channels gets a thousand times smaller, and a training from scratch does not tell the
-    classes apart for hundreds of steps.
+    The initialisation is He's. torchvision uses a standard deviation of 0.01 instead: with 64
+    channels this makes the signal a thousand times smaller, and a training from scratch needs
+    hundreds of steps before it separates the classes.
     """
     tower = nn.Sequential(
         *(
@@ -62,12 +62,12 @@ def _init_conv(conv: nn.Conv2d, bias: float = 0.0) -> nn.Conv2d:
 
 
 class RetinaNetClassificationHead(nn.Module):
-    """A logit for each anchor and class, the same weights at all levels.
+    """A logit for each anchor and class; the weights are shared between the levels.
 
     Args:
-        conv: the tower before the last layer.
-        cls_logits: its output's channels are (cell, class).
-        num_classes: with background, which is 0.
+        conv: the layers before the last layer.
+        cls_logits: the last layer; its output channels are (cell, class).
+        num_classes: number of classes with background, which is class 0.
     """
 
     def __init__(self, conv: nn.Module, cls_logits: nn.Module, num_classes: int) -> None:
@@ -82,11 +82,11 @@ class RetinaNetClassificationHead(nn.Module):
 
 
 class RetinaNetRegressionHead(nn.Module):
-    """Box deltas for each anchor, the same weights at all levels.
+    """Box deltas for each anchor; the weights are shared between the levels.
 
     Args:
-        conv: the tower before the last layer.
-        bbox_reg: its output's channels are (cell, delta).
+        conv: the layers before the last layer.
+        bbox_reg: the last layer; its output channels are (cell, delta).
     """
 
     def __init__(self, conv: nn.Module, bbox_reg: nn.Module) -> None:
@@ -100,7 +100,7 @@ class RetinaNetRegressionHead(nn.Module):
 
 
 class RetinaNetHead(nn.Module):
-    """Classification and regression of every anchor, by two towers of their own."""
+    """A classification head and a regression head, without shared layers."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class RetinaNetHead(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """With background."""
+        """Number of classes with background."""
         return self.classification_head.num_classes
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -159,17 +159,17 @@ def retinanet_parts(
     classification_weight: float = 1.0,
     bbox_regression_weight: float = 1.0,
 ) -> dict[str, Any]:
-    """RetinaNet's arguments from torchvision's options and defaults.
+    """Builds RetinaNet's arguments from options with torchvision's names and defaults.
 
     Args:
-        backbone: images -> levels, as BackboneWithFPN with LastLevelP6P7, or any module of
-            torchvision's kind. Without the attribute `out_channels` it needs head.
-        num_classes: with background, which is 0.
+        backbone: images -> levels, such as BackboneWithFPN with LastLevelP6P7 or a backbone of
+            torchvision. If it has no attribute `out_channels`, give head.
+        num_classes: number of classes with background, which is class 0.
         min_size, max_size, size_divisor, fixed_size, image_mean, image_std: see Border.
-        anchor_sizes: the smallest anchor's square root of area for each level, in pixels; two
-            more sizes follow it, 2^(1/3) and 2^(2/3) times as large.
-        cells: anchors of each level, instead of anchor_sizes.
-        head: instead of the one of `retinanet_head`.
+        anchor_sizes: for each level, the square root of the smallest anchor's area in pixels. Each
+            level has two more sizes, 2^(1/3) and 2^(2/3) times as large (rounded down).
+        cells: the anchors of a location at each level, instead of anchor_sizes.
+        head: replaces the head that `retinanet_head` builds.
         score_thresh, nms_thresh, detections_per_img, topk_candidates: see RetinaNet.
         fg_iou_thresh, bg_iou_thresh, low_quality_matches, box_loss: see RetinaNet.
         *_weight: the factor of each loss.
@@ -200,26 +200,28 @@ def retinanet_parts(
 
 
 class RetinaNet(Detector):
-    """A detector of one stage, with anchors.
+    """A one-stage detector with anchors.
 
     Args:
         border: how images are resized, normalised and padded.
         backbone: images (B, C, H, W) -> maps of each level, finest first: a list, a dict or one
             tensor.
         head: maps -> logits and deltas.
-        cells: anchors of each level, as many as the head has outputs for; see `cell_anchors`.
-        score_thresh: a detection's probability is above it.
-        nms_thresh: IoU above which a detection suppresses another of its class.
-        detections_per_img: D.
-        topk_candidates: pairs of anchor and class at each level that reach the suppression.
-        fg_iou_thresh, bg_iou_thresh: an anchor is positive from the first IoU with a box on, and
-            background below the second.
-        low_quality_matches: every box gets the anchors that overlap it most, whatever their IoU.
+        cells: the anchors of a location at each level; their number must fit the head. See
+            `cell_anchors`.
+        score_thresh: a detection's probability is above this.
+        nms_thresh: a detection suppresses detections of its class if their IoU is above this.
+        detections_per_img: D, maximum number of detections of an image.
+        topk_candidates: maximum number of (anchor, class) pairs of each level that enter NMS.
+        fg_iou_thresh: an anchor is foreground if its best IoU is >= this.
+        bg_iou_thresh: an anchor is background if its best IoU is below this.
+        low_quality_matches: whether the anchors that overlap a box most are foreground at any IoU;
+            see "anchor_best" in `match_anchors`.
         box_loss: "l1" or "smooth_l1" of the deltas; "giou", "diou" or "ciou" of the boxes.
-        loss_weights: the factor of each loss, by name; 1 for a loss without one.
+        loss_weights: the factor of each loss, by name; 1 for a loss that is not named.
 
     Raises:
-        ValueError: less than 2 classes, or an unknown box_loss.
+        ValueError: num_classes is below 2, or unknown box_loss.
     """
 
     @or_from_options(retinanet_parts)
@@ -256,7 +258,7 @@ class RetinaNet(Detector):
         self.topk_candidates = topk_candidates
 
     def class_layers(self) -> dict[str, float]:
-        """The last layer of the head's classification."""
+        """The last layer of the classification head."""
         return {"head.classification_head.cls_logits": PRIOR_LOGIT}
 
     def anchor_cells(self) -> Cells:
@@ -272,8 +274,8 @@ class RetinaNet(Detector):
     def losses_of(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Losses named classification and bbox_regression.
 
-        Each is a mean over images of a sum over anchors, divided by the image's positives. Follows
-        torchvision's compute_loss of the two heads.
+        For each image, the sum over anchors is divided by the number of positives; then the mean
+        over images is taken. Follows torchvision's compute_loss of the two heads.
         """
         match, _ = match_anchors(
             outputs.anchors,
@@ -285,7 +287,7 @@ class RetinaNet(Detector):
         )  # (B, A)
         positive = match >= 0
         counts = positive.sum(dim=1).clamp(min=1)  # (B,)
-        # Negative matches are the focal loss's own signs: -1 background, -2 ignored.
+        # Negative matches have the same meaning in the focal loss: -1 background, -2 ignored.
         labels = take_rows(batch.gt_labels, match).where(positive, match)
         focal = sigmoid_focal_loss(torch.cat(outputs.logits, dim=1), labels)  # (B, A, C)
         boxes = anchor_box_loss(
@@ -329,11 +331,11 @@ def retinanet(
 
     Args:
         backbone: timm's model name.
-        num_classes: with background, which is 0.
-        pretrained_backbone: timm's weights, downloaded at the first use.
+        num_classes: number of classes with background, which is class 0.
+        pretrained_backbone: use timm's weights, which are downloaded at the first use.
         trainable_backbone_layers: see `timm_body`.
         frozen_batch_norm: see `timm_body`.
-        fpn_channels: width of the pyramid and the head.
+        fpn_channels: number of channels of the pyramid and the head.
         options: keyword arguments of `retinanet_parts`, such as min_size and max_size.
     """
     pyramid = timm_pyramid(

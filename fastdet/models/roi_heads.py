@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The second stage of Faster R-CNN: the class and the exact box of each proposal, and its mask.
+"""The second stage of Faster R-CNN: the class and the refined box of each proposal, and its mask.
 
 Definitions are torchvision's (models/detection/roi_heads.py), on padded batches. In training the
-ground truth joins the proposals, so that there is a positive from the first step on. The mask head
-learns from positives alone: from the first batch_size_per_image * positive_fraction rows of each
-image's sample, a fixed number.
+ground-truth boxes are added to the proposals, so that there are positives from the first step on.
+The mask head learns only from positives. These are among the first
+batch_size_per_image * positive_fraction rows of each image's sample, a fixed number.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ from fastdet.ops.padded_rows import row_mask, take_rows
 
 
 class TwoMLPHead(nn.Module):
-    """Two linear layers over the pooled features."""
+    """Two linear layers on the pooled features."""
 
     def __init__(self, in_features: int, representation_size: int) -> None:
         super().__init__()
@@ -52,16 +52,16 @@ class FastRCNNPredictor(nn.Module):
         self.bbox_pred = nn.Linear(in_features, num_classes * 4)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """(K, in_features) -> logits (K, C) and deltas (K, 4 C), class by class."""
+        """(K, in_features) -> logits (K, C) and deltas (K, 4 C), four for each class."""
         return self.cls_score(hidden), self.bbox_pred(hidden)
 
 
 @dataclass(frozen=True)
 class RoIPooling:
-    """From which levels, and into how many bins, RoIs are pooled.
+    """How RoIs are pooled from the levels of a pyramid.
 
     Attributes:
-        scales: feature pixels per image pixel of the levels to pool from, by the level's index.
+        scales: feature pixels per image pixel of the levels to pool from, by level index.
         output_size, sampling_ratio, canonical_scale, canonical_level: see `multiscale_roi_align`.
     """
 
@@ -86,12 +86,12 @@ class RoIPooling:
 
 
 class MaskBranch(NamedTuple):
-    """What RoIHeads need to find masks.
+    """The parts of RoIHeads that predict masks.
 
     Attributes:
-        head: pooled (K, C, h, w) -> hidden, as MaskRCNNHeads.
-        predictor: hidden -> mask logits (K, num_classes, M, M), as MaskRCNNPredictor.
-        pooling: what the head sees of a box.
+        head: pooled (K, C, h, w) -> hidden, such as MaskRCNNHeads.
+        predictor: hidden -> mask logits (K, num_classes, M, M), such as MaskRCNNPredictor.
+        pooling: how boxes are pooled for the head.
     """
 
     head: nn.Module
@@ -100,36 +100,37 @@ class MaskBranch(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """Boxes to learn from: of each image first positives, then background, then padding."""
+    """Boxes for the losses. Rows of an image: first positives, then background, then padding."""
 
     boxes: Tensor  # (B, S, 4) xyxy
-    match: Tensor  # (B, S) int64, the gt row that each one matches, negative for background
-    valid: Tensor  # (B, S) bool, whether each is real: always the first rows of an image
+    match: Tensor  # (B, S) int64, the assigned gt row, negative for background
+    valid: Tensor  # (B, S) bool, False for padding
 
 
 class RoIHeads(nn.Module):
-    """Classifies and refines proposals, and finds a mask for each if it has a MaskBranch.
+    """Classifies and refines proposals; with a MaskBranch it also predicts their masks.
 
     Args:
-        box_head: pooled (K, C, h, w) -> hidden, as TwoMLPHead. BatchNorms that train must lie in
-            Sequentials alone, where their statistics can leave out padding.
-        box_predictor: hidden -> logits and deltas, as FastRCNNPredictor.
-        pooling: what the box_head sees of a box.
-        num_classes: with background, which is 0.
-        fg_iou_thresh, bg_iou_thresh: a proposal is positive from the first IoU with a box on, and
-            background below the second.
-        batch_size_per_image, positive_fraction: proposals sampled for the losses.
-        bbox_reg_weights: factors of the deltas (x, y, w, h).
-        score_thresh: a detection's probability is above it.
-        nms_thresh: IoU above which a detection suppresses another of its class.
-        detections_per_img: D.
-        masks: the heads for masks; BatchNorms as in the box_head.
+        box_head: pooled (K, C, h, w) -> hidden, such as TwoMLPHead. BatchNorms that are trained
+            must be children of Sequentials, where padding can be excluded from their statistics.
+        box_predictor: hidden -> logits and deltas, such as FastRCNNPredictor.
+        pooling: how boxes are pooled for the box_head.
+        num_classes: number of classes with background, which is class 0.
+        fg_iou_thresh: a proposal is foreground if its best IoU is >= this.
+        bg_iou_thresh: a proposal is background if its best IoU is below this.
+        batch_size_per_image: number of proposals of an image that are sampled for the losses.
+        positive_fraction: maximum fraction of positives among them.
+        bbox_reg_weights: factors of the deltas dx, dy, dw, dh.
+        score_thresh: a detection's probability is above this.
+        nms_thresh: a detection suppresses detections of its class if their IoU is above this.
+        detections_per_img: D, maximum number of detections of an image.
+        masks: the mask heads; the rule for BatchNorms is that of box_head.
 
     Raises:
-        ValueError: a BatchNorm where padding would enter its statistics.
+        ValueError: a BatchNorm whose statistics would include padding.
     """
 
-    min_size = 1e-2  # pixels; torchvision's for detections
+    min_size = 1e-2  # minimum side of a detection in pixels, as in torchvision
 
     def __init__(
         self,
@@ -151,7 +152,7 @@ class RoIHeads(nn.Module):
         super().__init__()
         self.box_head = box_head
         self.box_predictor = box_predictor
-        # torchvision's names of the parameters.
+        # These attributes give the parameters torchvision's names.
         self.mask_head, self.mask_predictor, self.mask_pooling = masks or (None, None, None)
         for name, head in self.named_children():
             check_batch_norms(name, head)
@@ -172,7 +173,7 @@ class RoIHeads(nn.Module):
         return self.mask_head is not None
 
     def class_layers(self) -> dict[str, float]:
-        """The layers whose outputs are counted by class, and their bias at the start."""
+        """The layers whose number of outputs depends on the classes: name -> initial bias."""
         layers = {"box_predictor.cls_score": 0.0, "box_predictor.bbox_pred": 0.0}
         return layers | ({"mask_predictor.mask_fcn_logits": 0.0} if self.learns_masks else {})
 
@@ -198,9 +199,9 @@ class RoIHeads(nn.Module):
         return pooled.unflatten(0, boxes.shape[:2])
 
     def sample(self, proposals: Tensor, counts: Tensor, batch: Batch) -> Sample:
-        """What to learn from among proposals (B, P, 4) xyxy, counts (B,), and the ground truth.
+        """Samples boxes for the losses from the proposals and the ground truth.
 
-        Follows torchvision's select_training_samples.
+        Proposals are (B, P, 4) xyxy, counts (B,). Follows torchvision's select_training_samples.
         """
         boxes = torch.cat((proposals, batch.gt_boxes), dim=1)
         real = torch.cat(
@@ -232,7 +233,7 @@ class RoIHeads(nn.Module):
         Args:
             features: the levels of the pyramid.
             proposals: (B, P, 4) xyxy.
-            counts: (B,), how many of them are real.
+            counts: (B,), number of real proposals of each image.
             batch: the ground truth.
         """
         sample = self.sample(proposals, counts, batch)
@@ -244,7 +245,7 @@ class RoIHeads(nn.Module):
     def box_losses(
         self, features: Sequence[Tensor], sample: Sample, batch: Batch
     ) -> dict[str, Tensor]:
-        """loss_classifier and loss_box_reg, means over the batch's sampled proposals.
+        """loss_classifier and loss_box_reg, means over the sampled proposals of the batch.
 
         Follows torchvision's fastrcnn_loss.
         """
@@ -260,13 +261,13 @@ class RoIHeads(nn.Module):
             reduction="sum",
         )
         own = labels[..., None, None].expand(-1, -1, 1, 4)
-        deltas = widened(deltas.gather(2, own).squeeze(2))  # (B, S, 4), of the label's class
+        deltas = widened(deltas.gather(2, own).squeeze(2))  # (B, S, 4), those of the label
         targets = encode_boxes(take_rows(batch.gt_boxes, match), boxes, self.bbox_reg_weights)
         loss_box_reg = box_regression_loss(deltas, targets, positive)
         return {"loss_classifier": loss_classifier / count, "loss_box_reg": loss_box_reg / count}
 
     def mask_loss(self, features: Sequence[Tensor], sample: Sample, batch: Batch) -> Tensor:
-        """loss_mask, a mean over the pixels of all positives' masks.
+        """loss_mask, the mean over the mask pixels of all positives.
 
         Follows torchvision's maskrcnn_loss.
         """
@@ -284,9 +285,9 @@ class RoIHeads(nn.Module):
     def detect(
         self, features: Sequence[Tensor], proposals: Tensor, counts: Tensor, sizes: Tensor
     ) -> Detections:
-        """The best classes of all proposals of each image, clipped to its size (B, 2).
+        """The detections of each image, clipped to its size (B, 2).
 
-        With a MaskBranch, a mask for each detection, too.
+        With a MaskBranch they have masks.
         """
         proposals = proposals[:, : rows_in_use(counts, proposals.shape[1])]
         logits, deltas = self(features, proposals, counts)
@@ -306,7 +307,7 @@ class RoIHeads(nn.Module):
         return self._with_masks(features, found) if self.learns_masks else found
 
     def _with_masks(self, features: Sequence[Tensor], found: Detections) -> Detections:
-        """The detections, and how probable each pixel of their boxes is for their labels.
+        """Adds masks to detections: the probabilities of each box's pixels for its label.
 
         Follows torchvision's maskrcnn_inference.
         """

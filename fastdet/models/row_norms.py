@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Heads with BatchNorm on padded rows: the statistics come from the real rows alone.
+"""Heads with BatchNorm on padded rows: the statistics are computed from the real rows only.
 
-torchvision's heads see the RoIs of a batch without padding. To learn the same, a BatchNorm that
-trains gets a mask here; all other layers of a head treat each row separately.
+In torchvision the RoIs of a batch have no padding. To give the same results, a BatchNorm in
+training mode excludes padding rows with a mask. All other layers process each row separately.
 """
 
 from typing import Any
@@ -17,13 +17,13 @@ from fastdet.ops.tracing import is_eager
 
 
 def check_batch_norms(name: str, head: nn.Module) -> None:
-    """Raises ValueError where `run_on_rows` would not reach a BatchNorm of `head`."""
+    """Raises ValueError if `head` has a BatchNorm that `run_on_rows` cannot give a mask."""
     if not (_is_sequential(head) or isinstance(head, nn.BatchNorm2d)):
         for inner in head.modules():
             if isinstance(inner, _NormBase) and inner.track_running_stats:
                 raise ValueError(
-                    f"{name}: expected BatchNorm2d in Sequentials alone, where its statistics can "
-                    f"leave out padding, got {type(inner).__name__} in {type(head).__name__}"
+                    f"{name}: expected BatchNorm2d only in Sequentials, where its statistics can "
+                    f"exclude padding, got {type(inner).__name__} in {type(head).__name__}"
                 )
         return
     for child_name, child in head.named_children():
@@ -31,7 +31,7 @@ def check_batch_norms(name: str, head: nn.Module) -> None:
 
 
 def run_on_rows(head: nn.Module, rows: Tensor, real: Tensor) -> Any:
-    """`head(rows)` for rows (N, ...), of which those outside `real` (N,) bool are padding."""
+    """`head(rows)` for rows (N, ...). `real` (N,) bool is False for padding rows."""
     if head.training and _is_sequential(head):
         for child in head.children():
             rows = run_on_rows(child, rows, real)
@@ -42,12 +42,12 @@ def run_on_rows(head: nn.Module, rows: Tensor, real: Tensor) -> Any:
 
 
 def _all_known(real: Tensor) -> bool:
-    """Whether reading the mask is free and nothing is padding: then torch's own norm is faster."""
+    """Whether reading the mask costs nothing and no row is padding. Then torch's norm is faster."""
     return is_eager(real) and real.device.type == "cpu" and bool(real.all())
 
 
 def _batch_norm(norm: nn.BatchNorm2d, rows: Tensor, real: Tensor) -> Tensor:
-    """BatchNorm2d in training, on (N, C, H, W)."""
+    """BatchNorm2d in training mode on the real rows of (N, C, H, W)."""
     dims = (0, 2, 3)
     x = widened(rows)
     weight = real.to(x.dtype)[:, None, None, None]
@@ -60,7 +60,7 @@ def _batch_norm(norm: nn.BatchNorm2d, rows: Tensor, real: Tensor) -> Tensor:
             assert norm.num_batches_tracked is not None
             norm.num_batches_tracked += 1
             momentum = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
-            momentum = momentum * real.any()  # an empty batch says nothing
+            momentum = momentum * real.any()  # no update if no row is real
             norm.running_mean.add_(momentum * (mean - norm.running_mean))
             unbiased = var * (count / (count - 1).clamp(min=1))
             norm.running_var.add_(momentum * (unbiased - norm.running_var))
@@ -72,5 +72,5 @@ def _batch_norm(norm: nn.BatchNorm2d, rows: Tensor, real: Tensor) -> Tensor:
 
 
 def _is_sequential(module: nn.Module) -> bool:
-    """Whether running its children one after another is all that its forward does."""
+    """Whether the module's forward is that of nn.Sequential."""
     return type(module).forward is nn.Sequential.forward

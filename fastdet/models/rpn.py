@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The region proposal network: where in an image there may be an object of any class.
+"""The region proposal network (RPN): proposes boxes that may contain an object of any class.
 
-Definitions are torchvision's (models/detection/rpn.py), on padded batches. The head's outputs stay
-in its maps, level by level; only the losses join the levels.
+Definitions are torchvision's (models/detection/rpn.py), on padded batches. The outputs of the head
+stay separate, one tensor for each level; only the losses concatenate the levels.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ from fastdet.ops.padded_rows import take_rows
 
 
 class RPNHead(nn.Module):
-    """A 3x3 convolution, then objectness and box deltas for each anchor, the same at all levels."""
+    """A 3x3 convolution, then objectness and box deltas for each anchor; shared by all levels."""
 
     def __init__(self, in_channels: int, num_anchors: int) -> None:
         super().__init__()
         conv = nn.Conv2d(in_channels, in_channels, 3, padding=1)
-        # Nested as in torchvision, so that its parameter names fit.
+        # Nested as in torchvision, so that the parameter names are the same.
         self.conv = nn.Sequential(nn.Sequential(conv, nn.ReLU(inplace=True)))
         self.cls_logits = nn.Conv2d(in_channels, num_anchors, 1)
         self.bbox_pred = nn.Conv2d(in_channels, num_anchors * 4, 1)
@@ -41,19 +41,21 @@ class RPNHead(nn.Module):
 
 
 class RegionProposalNetwork(nn.Module):
-    """Proposals of a feature pyramid, and the losses that teach them.
+    """Computes proposals from a feature pyramid, and the losses of the RPN.
 
     Args:
-        head: as RPNHead.
-        cells: see `cell_anchors`; as many at each level as the head has outputs for.
-        fg_iou_thresh, bg_iou_thresh: an anchor is positive from the first IoU with a box on, and
-            negative below the second.
-        batch_size_per_image, positive_fraction: anchors sampled for the losses.
-        pre_nms_top_n, post_nms_top_n: (train, eval) numbers of an image's proposals, the first for
-            each level.
-        nms_thresh: IoU above which a proposal suppresses another of its level.
-        score_thresh: least probability of a proposal.
-        min_size: least length of a proposal's sides in pixels, after it is clipped to the image.
+        head: a module such as RPNHead.
+        cells: the anchors of a location at each level; their number must fit the head. See
+            `cell_anchors`.
+        fg_iou_thresh: an anchor is foreground if its best IoU is >= this.
+        bg_iou_thresh: an anchor is background if its best IoU is below this.
+        batch_size_per_image: number of anchors of an image that are sampled for the losses.
+        positive_fraction: maximum fraction of positives among them.
+        pre_nms_top_n: (training, eval) maximum number of proposals of each level before NMS.
+        post_nms_top_n: (training, eval) maximum number of proposals of an image after NMS.
+        nms_thresh: a proposal suppresses proposals of its level if their IoU is above this.
+        score_thresh: minimum probability of a proposal.
+        min_size: minimum length of both sides of a proposal in pixels, after clipping.
     """
 
     def __init__(
@@ -100,9 +102,9 @@ class RegionProposalNetwork(nn.Module):
         anchors: Tensor,
         sizes: Tensor,
     ) -> Detections:
-        """The best boxes of each image, clipped to its size (B, 2); labels are the levels.
+        """The best boxes of each image, clipped to its size (B, 2). The labels are the levels.
 
-        No gradient flows through.
+        There is no gradient.
         """
         mode = 0 if self.training else 1
         found = rpn_proposals(
@@ -125,7 +127,7 @@ class RegionProposalNetwork(nn.Module):
         anchors: Tensor,
         batch: Batch,
     ) -> dict[str, Tensor]:
-        """loss_objectness and loss_rpn_box_reg, means over the batch's sampled anchors.
+        """loss_objectness and loss_rpn_box_reg, means over the sampled anchors of the batch.
 
         Follows torchvision's assign_targets_to_anchors and compute_loss.
         """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How the networks within a detector run: its parts call `run`, the detector says what that does.
+"""How the networks of a detector run: its parts call `run`, and the detector chooses the runner.
 
-A part (an RPN, the RoI heads) writes `run(self.head, x)` where a network that takes most of the
-time is called. By itself that is `self.head(x)`. Within `networks_run_by` it is whatever the
-detector has chosen, so that no part knows the engine.
+A part (an RPN, the RoI heads) writes `run(self.head, x)` to call a network that takes much time. By
+default that is `self.head(x)`. In the context of `networks_run_by` it is the runner that the
+detector has chosen. So the parts do not depend on the engine.
 """
 
 import contextlib
@@ -20,15 +20,15 @@ _runner: ContextVar[Runner | None] = ContextVar("fastdet_runner", default=None)
 
 
 def run(network: nn.Module, inputs: Tensor | Sequence[Tensor]) -> Any:
-    """`network(inputs)`, for a tensor or a list of tensors, by the detector's runner."""
+    """`network(inputs)` for a tensor or a list of tensors, computed by the detector's runner."""
     runner = None if torch.compiler.is_compiling() else _runner.get()
     return network(inputs) if runner is None else runner(network, inputs)
 
 
 def networks_run_by(runner: Runner) -> contextlib.AbstractContextManager[None]:
-    """Within it `run(network, inputs)` is `runner(network, inputs)`, in this thread.
+    """In this context and thread `run(network, inputs)` is `runner(network, inputs)`.
 
-    Graphs of torch.compile and torch.export always have the network itself.
+    Under torch.compile and torch.export the network itself always runs.
     """
     # Dynamo cannot set a ContextVar.
     return contextlib.nullcontext() if torch.compiler.is_compiling() else _set(runner)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""torchvision's detectors as ours: same weights, same numbers, same detections.
+"""Converts torchvision's detectors to ours: same weights, same options, same detections.
 
-The networks of torchvision's models (backbone, pyramid, heads) are copied as they are, with the
-names of their parameters, so that a state dict of either fits the other. What surrounds them
-(resizing, anchors, matching, sampling, losses, suppression) is replaced by ours, with the same
-numbers. A part that does anything else than torchvision's own is refused by name.
+The networks of torchvision's models (backbone, pyramid, heads) are copied without changes. They
+keep their parameter names, so a state dict of either model loads into the other. All other parts
+(resizing, anchors, matching, sampling, losses, NMS) are replaced by ours, with the same options. A
+part that differs from torchvision's own raises an error that names it.
 """
 
 import copy
@@ -58,22 +58,22 @@ PROBE_SIZE = 256  # pixels: a multiple of every stride
 
 
 def from_torchvision(model: nn.Module) -> Detector:
-    """Our detector with the weights and the numbers of one of torchvision's.
+    """Converts a detector of torchvision to ours, with the same weights and options.
 
     Args:
-        model: torchvision's FasterRCNN, MaskRCNN, RetinaNet or FCOS, from one of its builders or
-            from parts: any backbone, anchors, RPN head, RoI poolers, box and mask head. Not
-            changed: the weights are copied, and training one model leaves the other as it is.
+        model: torchvision's FasterRCNN, MaskRCNN, RetinaNet or FCOS, from a builder or from parts:
+            any backbone, anchors, RPN head, RoI poolers, box head and mask head. The model is not
+            changed. The weights are copied, so training one model does not change the other.
 
     Returns:
-        A FasterRCNN, a MaskRCNN, a RetinaNet or an FCOS in the mode, dtype and on the device of
+        A FasterRCNN, a MaskRCNN, a RetinaNet or an FCOS, in the mode and dtype and on the device of
         `model`. Names and shapes in its state dict are those of `model`.
 
     Raises:
-        ValueError: naming the part that has no counterpart here.
+        ValueError: a part has no counterpart here; the message names it.
 
-    A pooler of torchvision's takes the scales of its levels from the first batch that it sees, and
-    keeps them; where there was none yet, ours are those of the backbone's strides.
+    A RoI pooler of torchvision computes the scales of its levels from its first batch and keeps
+    them. If it has seen no batch yet, the scales are computed from the strides of the backbone.
     """
     if isinstance(model, GeneralizedRCNN):
         detector = _two_stages(model)
@@ -92,25 +92,25 @@ def from_torchvision(model: nn.Module) -> Detector:
 def load_torchvision_weights(
     name: str, path: str | Path | None = None, *, weights: Any = "DEFAULT", **options: Any
 ) -> Detector:
-    """Our detector with the weights of one of torchvision's checkpoints, in eval mode.
+    """Our detector with the weights of a torchvision checkpoint, in eval mode.
 
     Args:
         name: torchvision's builder, e.g. "fasterrcnn_resnet50_fpn".
-        path: a file with torchvision's keys, or with them under "model" as its training scripts
-            write it: one of torchvision's own, or one of a fine-tuned model, of any number of
-            classes. Without a path torchvision downloads `weights`.
-        weights: a member of the builder's weights enum, or its name.
-        options: the builder's other arguments, min_size or box_score_thresh for example.
+        path: a checkpoint with torchvision's keys, at the top level or under "model" as in the
+            files of torchvision's training scripts. It can be torchvision's own or a fine-tuned
+            one, with any number of classes. None: torchvision downloads `weights`.
+        weights: a member of the builder's weights enum, or its name; only used without a path.
+        options: other arguments of the builder, for example min_size or box_score_thresh.
 
     Returns:
-        The detector. From a path BatchNorms are frozen if the file has no count of batches for
-        them, as in torchvision's own files of v1, and all other parameters train; without one,
-        the first layers are frozen as torchvision does it.
+        The detector. With a path, all parameters are trainable, except that BatchNorms are frozen
+        if the file has no num_batches_tracked, as in torchvision's own v1 files. Without a path,
+        the first layers are frozen as in torchvision.
 
     Raises:
-        ValueError: a name that torchvision does not know, and what `from_torchvision` refuses; a
-            file without a detector's keys.
-        RuntimeError: keys or shapes in the file that are not those of the builder's model.
+        ValueError: a name that torchvision does not know; a part without counterpart, see
+            `from_torchvision`; a file without the keys of a detector.
+        RuntimeError: the keys or shapes in the file differ from those of the builder's model.
     """
     if path is None:
         return from_torchvision(get_model(name, weights=weights, **options).eval())
@@ -120,7 +120,7 @@ def load_torchvision_weights(
         name, weights=None, weights_backbone=None, num_classes=_classes_of(state, path), **options
     )
     if not any(key.endswith("num_batches_tracked") for key in state):
-        # The first checkpoints were trained while FrozenBatchNorm2d ignored its eps.
+        # The first checkpoints of torchvision were trained when FrozenBatchNorm2d ignored its eps.
         names = ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "retinanet_resnet50_fpn")
         early = name in names
         _freeze_batch_norms(model, 0.0 if early and _is_torchvisions_own(name, path) else 1e-5)
@@ -135,7 +135,9 @@ def _classes_of(state: dict[str, Tensor], path: str | Path) -> int:
         logits = state["head.classification_head.cls_logits.bias"]
         return 4 * len(logits) // len(state["head.regression_head.bbox_reg.bias"])
     except KeyError as error:
-        raise ValueError(f"{path}: expected a torchvision detector's keys, no {error}") from None
+        raise ValueError(
+            f"{path}: expected a torchvision detector's keys, missing {error}"
+        ) from None
 
 
 def _freeze_batch_norms(module: nn.Module, eps: float) -> None:
@@ -147,7 +149,7 @@ def _freeze_batch_norms(module: nn.Module, eps: float) -> None:
 
 
 def _is_torchvisions_own(name: str, path: str | Path) -> bool:
-    """Whether the file is one that torchvision offers: their names end with their hashes."""
+    """Whether torchvision publishes this file: the names of its files end with their hashes."""
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     return any(f"-{digest[:8]}." in member.url for member in get_model_weights(name))
 
@@ -161,7 +163,7 @@ def _two_stages(model: Any) -> FasterRCNN:
     heads = _expect("roi_heads", model.roi_heads, TorchvisionRoIHeads)
     for extra in ("keypoint_roi_pool", "keypoint_head", "keypoint_predictor"):
         if getattr(heads, extra) is not None:
-            _refuse(f"roi_heads.{extra}", "None: keypoints are not there", "one")
+            _refuse(f"roi_heads.{extra}", "None: keypoints are not supported", "one")
     border = _border(model.transform)
     for name, part in (("rpn", rpn), ("roi_heads", heads)):
         if part.box_similarity is not box_iou:
@@ -222,7 +224,7 @@ def _second_stage(
 
 
 def _mask_branch(heads: Any, num_classes: int, maps: dict[str, Tensor]) -> MaskBranch | None:
-    """None if `heads` find no masks."""
+    """The mask heads; None if `heads` have none."""
     names = ("mask_roi_pool", "mask_head", "mask_predictor")
     missing = [name for name in names if getattr(heads, name) is None]
     if len(missing) == len(names):
@@ -306,7 +308,7 @@ def _fcos(model: Any) -> FCOS:
     )
 
 
-# ---- what is read of the parts -------------------------------------------------------------------
+# ---- options and checks of the parts -------------------------------------------------------------
 
 
 def _border(transform: Any) -> Border:
@@ -328,7 +330,7 @@ def _border(transform: Any) -> Border:
 
 @torch.no_grad()
 def _probe(model: Any) -> dict[str, Tensor]:
-    """The maps that the backbone makes of a black square of PROBE_SIZE, by name, finest first."""
+    """The maps of the backbone for a square of zeros of PROBE_SIZE, by name, finest first."""
     backbone = copy.deepcopy(model.backbone).eval()
     like = next(model.parameters())
     channels = len(model.transform.image_mean)
@@ -350,7 +352,7 @@ def _check_rpn_head(head: nn.Module, cells: Cells, maps: dict[str, Tensor]) -> N
     found = [(x.shape[1], y.shape[1]) for x, y in zip(objectness, deltas, strict=True)]
     expected = [(len(level), 4 * len(level)) for level in cells]
     if found != expected:
-        _refuse("rpn.head", f"channels of logits and deltas as the anchors', {expected}", found)
+        _refuse("rpn.head", f"channels of logits and deltas for the anchors, {expected}", found)
 
 
 def _num_classes(heads: Any, maps: dict[str, Tensor]) -> int:
@@ -365,13 +367,13 @@ def _num_classes(heads: Any, maps: dict[str, Tensor]) -> int:
 
 @torch.no_grad()
 def _on_pooled(head: nn.Module, pool: Any, maps: dict[str, Tensor]) -> Any:
-    """What a copy of `head` makes of two black RoIs."""
+    """The outputs of a copy of `head` for two RoIs of zeros."""
     level = next(iter(maps.values()))
     return copy.deepcopy(head).eval()(level.new_zeros((2, level.shape[1], *pool.output_size)))
 
 
 def _pooling(kind: str, pool: Any, maps: dict[str, Tensor]) -> RoIPooling:
-    """How a `kind` of RoIs, "box" or "mask", is pooled."""
+    """The pooling of one `kind` of RoIs, "box" or "mask"."""
     name = f"roi_heads.{kind}_roi_pool"
     _expect(name, pool, MultiScaleRoIAlign)
     return RoIPooling(
@@ -384,10 +386,11 @@ def _pooling(kind: str, pool: Any, maps: dict[str, Tensor]) -> RoIPooling:
 
 
 def _pooled_scales(name: str, pool: Any, maps: dict[str, Tensor]) -> dict[int, float]:
-    """The scale of each level that RoIs are pooled from, by its index among the maps.
+    """The scale of each level that RoIs are pooled from, by the level's index among the maps.
 
-    torchvision counts levels from the finest scale on, up to the coarsest one; of maps that share a
-    scale (MobileNetV3's) those that the count does not reach are never pooled.
+    torchvision numbers the levels by powers of two, from the finest scale to the coarsest. If two
+    maps have the same scale (in MobileNetV3), there are more maps than numbers, and the last maps
+    are never pooled.
     """
     levels = [i for i, level in enumerate(maps) if level in pool.featmap_names]
     if not levels:
@@ -399,7 +402,9 @@ def _pooled_scales(name: str, pool: Any, maps: dict[str, Tensor]) -> dict[int, f
     span = round(math.log2(scales[0] / scales[-1])) + 1
     expected = [scales[0] / 2**i for i in range(span)]
     if span < 1 or list(scales[:span]) != expected:
-        _refuse(f"{name}.featmap_names", "levels each half as fine as the one before", list(scales))
+        _refuse(
+            f"{name}.featmap_names", "levels each half the scale of the one before", list(scales)
+        )
     return dict(zip(levels[:span], expected, strict=True))
 
 
@@ -418,7 +423,7 @@ def _check_matcher(name: str, matcher: Any, low_quality: bool | None = None) -> 
 
 
 def _expect(name: str, part: Any, *classes: type) -> Any:
-    """`part`, if it is of one of the classes and none of that class's methods is replaced."""
+    """Returns `part` if it is an instance of one of the classes and overrides no method of it."""
     for cls in classes:
         if type(part) is cls:
             return part

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The operators: torchvision's names and signatures where it has them, one file each."""
+"""The operators, one file each. Those that torchvision has too keep its names and signatures."""
 
 from fastdet.ops.box_coding import decode_boxes, encode_boxes
 from fastdet.ops.box_iou import (

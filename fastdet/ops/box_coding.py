@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Boxes to regression deltas and back, relative to anchors or proposals."""
+"""Encodes boxes as regression deltas relative to anchors or proposals, and decodes them."""
 
 import torch
 from torch import Tensor
@@ -11,13 +11,13 @@ Weights = tuple[float, float, float, float]
 
 
 def check_weights(weights: Weights) -> None:
-    """Raises ValueError unless there are four, all positive."""
+    """Raises ValueError unless there are four weights, all positive."""
     if len(weights) != 4 or not all(weight > 0 for weight in weights):
         raise ValueError(f"weights: expected four numbers > 0, got {weights}")
 
 
 def _rows(op: str, name: str, rows: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in one dtype and of one shape, as views: broadcasting copies nothing."""
+    """Rows and anchors in one dtype and broadcast to one shape. Broadcasting makes views only."""
     dtype = torch.promote_types(rows.dtype, anchors.dtype)
     shapes = f"{name} {tuple(rows.shape)} and anchors {tuple(anchors.shape)}"
     if rows.shape[-1:] != (4,) or anchors.shape[-1:] != (4,):
@@ -30,16 +30,16 @@ def _rows(op: str, name: str, rows: Tensor, anchors: Tensor) -> tuple[Tensor, Te
 
 
 def encode_boxes(boxes: Tensor, anchors: Tensor, weights: Weights = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
-    """The deltas that `decode_boxes` turns back into the boxes.
+    """Encodes boxes as deltas relative to anchors. `decode_boxes` is the inverse.
 
-    Definition: torchvision's `BoxCoder.encode_single`, with one difference: a pair in which a side
-    of the box or of the anchor is not positive and finite gets zeros instead of inf or NaN, so that
-    padded rows cannot poison a masked loss. There is no gradient.
+    Definition: torchvision's `BoxCoder.encode_single`, with one difference. If a side of the box or
+    of the anchor is not positive and finite, the deltas are zeros instead of inf or NaN: so padded
+    rows cannot make a masked loss NaN. There is no gradient.
 
     Args:
         boxes: (..., 4) xyxy in pixels.
         anchors: (..., 4) xyxy in pixels; broadcasts with boxes.
-        weights: what dx, dy, dw, dh are multiplied by; > 0.
+        weights: factors that dx, dy, dw, dh are multiplied by; > 0.
 
     Returns:
         (..., 4) dx, dy, dw, dh in the common dtype of the arguments; half types are computed in
@@ -60,21 +60,21 @@ def decode_boxes(
     weights: Weights = (1.0, 1.0, 1.0, 1.0),
     sizes: Tensor | None = None,
 ) -> Tensor:
-    """The boxes that the deltas describe, clipped to their images where sizes are given.
+    """Decodes deltas relative to anchors into boxes. With sizes, boxes are clipped to the images.
 
     Definition: torchvision's `BoxCoder.decode_single` (dw and dh clamped to log(1000 / 16)) and
     `clip_boxes_to_image`, in one pass. Differentiable in the deltas: the gradient is 0 where a
-    value was clamped or clipped, as in `torch.clamp`. Anchors are constants.
+    value is clamped or clipped, as in `torch.clamp`. Anchors have no gradient.
 
     Args:
         deltas: (..., 4) dx, dy, dw, dh.
         anchors: (..., 4) xyxy in pixels; broadcasts to the shape of deltas.
-        weights: what dx, dy, dw, dh are divided by; > 0.
+        weights: factors that dx, dy, dw, dh are divided by; > 0.
         sizes: (B, 2) int64 height and width of each image; B is the first dimension of deltas.
 
     Returns:
-        (..., 4) xyxy in pixels, in the common dtype of deltas and anchors (float32 anchors keep
-        their precision under half deltas); half types are computed in float32.
+        (..., 4) xyxy in pixels, in the common dtype of deltas and anchors: float32 for float32
+        anchors with half deltas. Half types are computed in float32.
 
     Raises:
         ValueError: anchors that do not broadcast to deltas; a weight that is not positive.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The IoU of every pair of boxes: plain, generalized, distance and complete."""
+"""The IoU of every pair of boxes: plain, generalized (GIoU), distance (DIoU), complete (CIoU)."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ FORMATS = ("xyxy", "xywh", "cxcywh")
 
 
 def _corners(boxes: Tensor, fmt: str) -> Tensor:
-    """xyxy in a floating type; corners are computed as the IoU is, in float32 at least."""
+    """Boxes as xyxy in a floating type. Corners are computed in float32 or float64."""
     if not boxes.is_floating_point() or (fmt != "xyxy" and boxes.dtype != torch.float64):
         boxes = boxes.float()
-    if fmt == "xyxy" or boxes.shape[-1:] != (4,):  # the op refuses other shapes by their name
+    if fmt == "xyxy" or boxes.shape[-1:] != (4,):  # the op reports a wrong shape
         return boxes
     point, sides = boxes[..., :2], boxes[..., 2:]
     if fmt == "cxcywh":
@@ -26,17 +26,18 @@ def _corners(boxes: Tensor, fmt: str) -> Tensor:
 def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
     """Intersection over union of every pair of boxes.
 
-    Definition: `torchvision.ops.box_iou`, but a pair whose union is not positive has 0, never NaN.
-    Differentiable once, in both arguments. Half types and integers are computed, and returned, in
-    float32. O(N + M) memory beside the result.
+    Definition: `torchvision.ops.box_iou`, but where the union is not positive the IoU is 0, never
+    NaN. Differentiable once, in both arguments. Half types and integers are computed and returned
+    in float32. Memory beyond the result: O(N + M).
 
     Args:
         boxes1: (N, 4) or (B, N, 4) in pixels.
         boxes2: (M, 4) or (B, M, 4), on the same device.
-        fmt: "xyxy", "xywh" (corner and sides) or "cxcywh" (centre and sides), of both.
+        fmt: format of both: "xyxy", "xywh" (upper left corner, width, height) or "cxcywh" (centre,
+            width, height).
 
     Returns:
-        (N, M) or (B, N, M), in [0, 1]; float64 if either argument is, else float32.
+        (N, M) or (B, N, M), in [0, 1]; float64 if either argument is float64, else float32.
 
     Raises:
         ValueError: unknown fmt.
@@ -48,7 +49,7 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
 
 
 def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """IoU less the share of the enclosing box that neither box covers, of every pair.
+    """Generalized IoU of every pair: the IoU minus the uncovered share of the enclosing box.
 
     Definition: `torchvision.ops.generalized_box_iou` (https://arxiv.org/abs/1902.09630), but a term
     whose denominator is not positive is 0. Differentiable once, in both arguments.
@@ -58,7 +59,7 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
         boxes2: (M, 4) or (B, M, 4), on the same device.
 
     Returns:
-        (N, M) or (B, N, M), in [-1, 1]; float64 if either argument is, else float32.
+        (N, M) or (B, N, M), in [-1, 1]; float64 if either argument is float64, else float32.
 
     Raises:
         RuntimeError: wrong shape, dtype or device.
@@ -67,7 +68,9 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 
 def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
-    """IoU less the squared distance of the centers over the enclosing box's squared diagonal.
+    """Distance IoU of every pair: the IoU minus the squared, normalised distance of the centres.
+
+    The squared distance is divided by the squared diagonal of the enclosing box.
 
     Definition: `torchvision.ops.distance_box_iou` (https://arxiv.org/abs/1911.08287), but a term
     whose denominator is not positive is 0. Differentiable once, in both arguments.
@@ -78,7 +81,7 @@ def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
         eps: added to the squared diagonal.
 
     Returns:
-        (N, M) or (B, N, M), in [-1, 1]; float64 if either argument is, else float32.
+        (N, M) or (B, N, M), in [-1, 1]; float64 if either argument is float64, else float32.
 
     Raises:
         RuntimeError: wrong shape, dtype or device.
@@ -87,11 +90,11 @@ def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
 
 
 def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
-    """`distance_box_iou` less a term for the difference of the aspect ratios.
+    """Complete IoU of every pair: the distance IoU minus a term for different aspect ratios.
 
     Definition: `torchvision.ops.complete_box_iou` (https://arxiv.org/abs/1911.08287), but a term
-    whose denominator is not positive is 0. Differentiable once, in both arguments; the weight of
-    the aspect term counts as a constant, as in torchvision.
+    whose denominator is not positive is 0. Differentiable once, in both arguments. The weight of
+    the aspect term is a constant in the gradient, as in torchvision.
 
     Args:
         boxes1: (N, 4) or (B, N, 4) xyxy in pixels.
@@ -99,7 +102,7 @@ def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
         eps: added to the squared diagonal and to the denominator of the aspect term's weight.
 
     Returns:
-        (N, M) or (B, N, M); float64 if either argument is, else float32.
+        (N, M) or (B, N, M); float64 if either argument is float64, else float32.
 
     Raises:
         RuntimeError: wrong shape, dtype or device.
@@ -108,7 +111,7 @@ def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
 
 
 def result_dtype(boxes1: Tensor, boxes2: Tensor) -> torch.dtype:
-    """What IoUs and their losses are computed and returned in."""
+    """The dtype in which IoUs and their losses are computed and returned."""
     return torch.float64 if torch.float64 in (boxes1.dtype, boxes2.dtype) else torch.float32
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Losses for box regression: 1 - IoU of boxes row by row, generalized, distance and complete."""
+"""Losses for box regression, row by row: 1 - GIoU, 1 - DIoU and 1 - CIoU."""
 
 from typing import Any
 
@@ -14,21 +14,21 @@ from .reduction import reduce
 def generalized_box_iou_loss(
     boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7
 ) -> Tensor:
-    """1 - the generalized IoU of each row's two boxes.
+    """1 - generalized IoU of row i of boxes1 and row i of boxes2.
 
     Definition: `torchvision.ops.generalized_box_iou_loss` (https://arxiv.org/abs/1902.09630), but a
-    term whose denominator is not positive before eps is 0. Differentiable once, in both arguments.
-    Half types are computed, and returned, in float32.
+    term whose denominator is not positive before eps is added is 0. Differentiable once, in both
+    arguments. Half types are computed and returned in float32.
 
     Args:
         boxes1: (..., 4) xyxy in pixels.
-        boxes2: as boxes1, on the same device.
+        boxes2: (..., 4), the same shape, on the same device.
         reduction: "none", "mean" or "sum".
         eps: added to the area of the union and of the enclosing box.
 
     Returns:
-        (...) for "none", else one number; float64 if either argument is, else float32. The mean of
-        no rows is 0.
+        (...) for "none", else one number; float64 if either argument is float64, else float32. The
+        mean of no rows is 0.
 
     Raises:
         ValueError: unknown reduction.
@@ -40,21 +40,21 @@ def generalized_box_iou_loss(
 def distance_box_iou_loss(
     boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7
 ) -> Tensor:
-    """1 - the distance IoU of each row's two boxes.
+    """1 - distance IoU of row i of boxes1 and row i of boxes2.
 
     Definition: `torchvision.ops.distance_box_iou_loss` (https://arxiv.org/abs/1911.08287), but a
-    term whose denominator is not positive before eps is 0. Differentiable once, in both arguments.
-    Half types are computed, and returned, in float32.
+    term whose denominator is not positive before eps is added is 0. Differentiable once, in both
+    arguments. Half types are computed and returned in float32.
 
     Args:
         boxes1: (..., 4) xyxy in pixels.
-        boxes2: as boxes1, on the same device.
+        boxes2: (..., 4), the same shape, on the same device.
         reduction: "none", "mean" or "sum".
         eps: added to the area of the union and to the enclosing box's squared diagonal.
 
     Returns:
-        (...) for "none", else one number; float64 if either argument is, else float32. The mean of
-        no rows is 0.
+        (...) for "none", else one number; float64 if either argument is float64, else float32. The
+        mean of no rows is 0.
 
     Raises:
         ValueError: unknown reduction.
@@ -66,23 +66,23 @@ def distance_box_iou_loss(
 def complete_box_iou_loss(
     boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7
 ) -> Tensor:
-    """1 - the complete IoU of each row's two boxes.
+    """1 - complete IoU of row i of boxes1 and row i of boxes2.
 
     Definition: `torchvision.ops.complete_box_iou_loss` (https://arxiv.org/abs/1911.08287), but a
-    term whose denominator is not positive before eps is 0. Differentiable once, in both arguments;
-    the weight of the aspect term counts as a constant. Half types are computed, and returned, in
-    float32.
+    term whose denominator is not positive before eps is added is 0. Differentiable once, in both
+    arguments. The weight of the aspect term is a constant in the gradient. Half types are computed
+    and returned in float32.
 
     Args:
         boxes1: (..., 4) xyxy in pixels.
-        boxes2: as boxes1, on the same device.
+        boxes2: (..., 4), the same shape, on the same device.
         reduction: "none", "mean" or "sum".
-        eps: added to the denominator of the aspect term's weight; the other terms have 1e-7, as in
+        eps: added to the denominator of the aspect term's weight. The other terms use 1e-7, as in
             torchvision.
 
     Returns:
-        (...) for "none", else one number; float64 if either argument is, else float32. The mean of
-        no rows is 0.
+        (...) for "none", else one number; float64 if either argument is float64, else float32. The
+        mean of no rows is 0.
 
     Raises:
         ValueError: unknown reduction.

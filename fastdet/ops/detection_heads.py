@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the detection operators share: their arguments and the shape of their results."""
+"""Code that the detection operators share: checks of arguments and the shapes of results."""
 
 from collections.abc import Sequence
 
@@ -13,10 +13,10 @@ KeptBoxes = tuple[Tensor, Tensor, Tensor, Tensor]
 def head_levels(
     op: str, logits: Sequence[Tensor], deltas: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Both without their gradients and in one dtype.
+    """Logits and deltas, detached and in one common dtype.
 
     Raises:
-        ValueError: no level.
+        ValueError: the list of levels is empty.
     """
     if not len(logits):
         raise ValueError(f"{op}: expected at least one level, got none")
@@ -27,13 +27,13 @@ def head_levels(
 
 
 def check_iou_threshold(op: str, iou_threshold: float) -> None:
-    """Raises ValueError unless it is an IoU."""
+    """Raises ValueError unless the threshold is in [0, 1]."""
     if not 0 <= iou_threshold <= 1:
         raise ValueError(f"{op}: iou_threshold: expected a number in [0, 1], got {iou_threshold}")
 
 
 def fake_kept_boxes(logits: Tensor, rows: int) -> KeptBoxes:
-    """Results without values, for the images of `logits` (B, ...)."""
+    """Uninitialised results with `rows` rows for each of the B images of `logits` (B, ...)."""
     images = logits.shape[0]
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     return (

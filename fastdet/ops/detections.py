@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The detections of a batch, in rows of a fixed number: what every detector ends with."""
+"""The detections of a batch, with a fixed number of rows: the result of every detector."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Detections(NamedTuple):
-    """Detections of a batch, highest score first, zero beyond `counts`.
+    """Detections of a batch, highest score first. Rows from an image's count on are zero.
 
     The first four fields are the results of `rpn_proposals`, `roi_detections` and
     `retinanet_detections`, in their order.
@@ -17,8 +17,8 @@ class Detections(NamedTuple):
         scores: (B, D) in [0, 1].
         labels: (B, D) int64.
         counts: (B,) int64.
-        masks: (B, D, M, M) in [0, 1], or None if the model finds no masks: the probability that
-            each part of the box belongs to the object.
+        masks: (B, D, M, M) in [0, 1], the probability that each part of the box belongs to the
+            object; None if the model has no mask head.
     """
 
     boxes: Tensor
@@ -28,7 +28,7 @@ class Detections(NamedTuple):
     masks: Tensor | None = None
 
     def to_list(self) -> list[dict[str, Tensor]]:
-        """One dict of boxes (K, 4), labels (K,), scores (K,) and masks (K, M, M) for each image."""
+        """One dict for each image: boxes (K, 4), labels (K,), scores (K,), masks (K, M, M)."""
         rows = {"boxes": self.boxes, "labels": self.labels, "scores": self.scores}
         if self.masks is not None:
             rows["masks"] = self.masks

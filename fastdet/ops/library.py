@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Loads the op libraries into torch, once, when `fastdet.ops` is imported."""
+"""Loads the operator libraries into torch. This happens once, at the import of `fastdet.ops`."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ _FOLDER = Path(__file__).resolve().parent.parent
 
 
 def _load() -> str:
-    """Loads both libraries; returns why the CUDA ops are absent, or an empty string."""
+    """Loads both libraries. Returns why there are no CUDA ops; an empty string if they loaded."""
     cpu_library = _FOLDER / "libfastdet.so"
     if not cpu_library.exists():
         raise ImportError(
@@ -34,7 +34,7 @@ _why_no_cuda = _load()
 
 
 def forbid_second_derivative(op: str) -> None:
-    """Makes differentiating through `op`, the backward of another op, an error that says so."""
+    """Makes a second derivative, through the backward `op`, raise a clear error."""
 
     def backward(ctx: Any, *grads: Any) -> None:
         raise NotImplementedError(f"{op}: no second derivative is implemented")
@@ -43,7 +43,7 @@ def forbid_second_derivative(op: str) -> None:
 
 
 def info() -> dict[str, str]:
-    """What is installed, built and in use: the rows of `fastdet info`."""
+    """Versions, build and devices in use: the rows that `fastdet info` prints."""
     import fastdet
     from fastdet import _native
 

@@ -13,26 +13,26 @@ from .roi_align import empty_features, is_channels_last
 def mask_rcnn_loss(
     logits: Tensor, labels: Tensor, masks: Tensor, boxes: Tensor, match: Tensor
 ) -> Tensor:
-    """Binary cross entropy of each matched box's class against its cropped mask, a mean.
+    """Mean binary cross entropy between the mask logits of each box's class and its cropped mask.
 
-    Definition: `maskrcnn_loss` of torchvision (https://arxiv.org/abs/1703.06870, section 3), whose
+    Definition: `maskrcnn_loss` of torchvision (https://arxiv.org/abs/1703.06870, section 3); the
     targets are those of `crop_masks`. Finite for every finite logit. Differentiable once, in
-    logits. Half types are computed, and the loss is returned, in float32. What is kept for the
-    gradient is one channel's worth of it, (B, K, h, w), and no logits. The same bits for any number
-    of threads.
+    logits. Half types are computed in float32, and the loss is float32. For the gradient only one
+    channel of it, (B, K, h, w), is kept, and no logits. The result is the same, bit for bit, for
+    any number of threads.
 
     Args:
-        logits: (B, K, C, h, w), in either memory layout of the last three.
-        labels: (B, K) int64 in [0, C), the channel that counts; another label at a matched box
+        logits: (B, K, C, h, w); the last three dimensions contiguous or channels_last.
+        labels: (B, K) int64 in [0, C), the channel that is used. Another label at a matched box
             makes the loss NaN.
-        masks: (B, G, H, W) bool, or uint8 of 0 and 1.
+        masks: (B, G, H, W) bool, or uint8 with values 0 and 1.
         boxes: (B, K, 4) xyxy in pixels.
-        match: (B, K) int64, the mask of each box; a row whose match is not in [0, G) does not
-            count.
+        match: (B, K) int64, index of each box's mask. Rows whose match is outside [0, G) are
+            ignored.
 
     Returns:
-        One number, the mean over all pixels of the rows that count, 0 where none does; float64 if
-        logits are, else float32.
+        One number, the mean over all pixels of the rows that are not ignored, 0 if all are ignored;
+        float64 if logits are float64, else float32.
 
     Raises:
         RuntimeError: wrong shape, dtype or device.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Masks as COCO's compressed run lengths (RLE)."""
+"""Encodes masks as COCO's compressed run lengths (RLE)."""
 
 from typing import TypedDict
 
@@ -13,11 +13,11 @@ from .paste_masks import check_threshold
 
 
 class Rle(TypedDict):
-    """A mask as pycocotools takes it.
+    """A mask in the format of pycocotools.
 
     Attributes:
         size: height and width.
-        counts: lengths of runs of zeros and ones in turn, column by column, coded as text.
+        counts: alternating lengths of runs of zeros and ones, column by column, encoded as text.
     """
 
     size: list[int]
@@ -27,20 +27,21 @@ class Rle(TypedDict):
 def paste_masks_rle(
     masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5
 ) -> list[Rle]:
-    """The RLE of each mask that `paste_masks` gives, byte by byte that of pycocotools.
+    """The RLE of each mask that `paste_masks` returns, byte for byte as pycocotools encodes it.
 
-    No image is made: the runs come straight from the mask, at a cost of its columns in the image by
-    its own rows. On CUDA they are counted there; the host waits twice, for their number and for
-    them, and writes the text.
+    The pasted masks are never in memory: runs are computed directly from each mask. The cost of a
+    mask is the number of image columns that it covers times its own number of rows, h. CUDA masks
+    are processed on the GPU. The host waits twice, first for the number of runs and then for the
+    runs, and encodes the text.
 
     Args:
         masks: (N, h, w) probabilities, of any floating type.
         boxes: (N, 4) xyxy in pixels.
         size: (height, width) of the image.
-        threshold: what a pixel's probability is above, >= 0.
+        threshold: >= 0; a pixel is foreground if its probability is above this.
 
     Returns:
-        One dict a mask: "size", [height, width], and "counts", bytes.
+        One dict for each mask: "size", [height, width], and "counts", bytes.
 
     Raises:
         ValueError: threshold below 0.
@@ -55,13 +56,13 @@ def paste_masks_rle(
 
 
 def encode_masks(masks: Tensor) -> list[Rle]:
-    """The RLE of each mask, byte by byte that of `pycocotools.mask.encode`.
+    """The RLE of each mask, byte for byte that of `pycocotools.mask.encode`.
 
     Args:
         masks: (N, H, W) bool.
 
     Returns:
-        One dict a mask: "size", [H, W], and "counts", bytes.
+        One dict for each mask: "size", [H, W], and "counts", bytes.
 
     Raises:
         RuntimeError: wrong shape or dtype.
@@ -71,7 +72,10 @@ def encode_masks(masks: Tensor) -> list[Rle]:
 
 
 def _rles(edges: Tensor, offsets: Tensor, height: int, width: int) -> list[Rle]:
-    """From where the masks change, counted column by column; mask n has edges [offsets[n], ...)."""
+    """The RLEs from the edges: the pixels, counted column by column, at which a mask changes.
+
+    Mask n has the edges [offsets[n], offsets[n + 1]).
+    """
     counts = _native.rle_counts(edges.cpu().numpy(), offsets.cpu().numpy(), height * width)
     return [{"size": [height, width], "counts": text} for text in counts]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The ground-truth box (gt) of each anchor of a padded batch, without an IoU matrix in memory."""
+"""Assigns a ground-truth box (gt) to each anchor of a padded batch. No IoU matrix is stored."""
 
 import torch
 from torch import Tensor
@@ -17,39 +17,40 @@ def match_anchors(
     low: float,
     low_quality: str = "anchor_best",
 ) -> tuple[Tensor, Tensor]:
-    """The gt of each anchor, or -1 for background, or -2 for neither.
+    """Assigns to each anchor a gt, or -1 (background), or -2 (ignored).
 
-    An anchor's best gt is that of the largest IoU (ties: the lowest row). The anchor gets it where
-    that IoU is >= high, -2 where it is in [low, high), and -1 below. Low-quality matches are
-    added:
+    An anchor's best gt is the one with the largest IoU (ties: the lowest row). If this IoU is
+    >= high, the anchor gets its best gt. If it is in [low, high), the anchor gets -2. If it is
+    below low, the anchor gets -1. Then low-quality matches are added. A candidate is an anchor
+    whose IoU with some gt is the largest that this gt has with any anchor (ties included).
 
-    - "anchor_best", the rule of torchvision's `Matcher` and of detectron2: an anchor whose IoU with
-      some gt is the largest that this gt has with any anchor (ties included) gets its own best gt.
-      This holds at IoU 0 too, as it does there: a gt that overlaps no anchor gives every anchor
-      that does not overlap it its own best gt. Leave such a gt out of the count, or use "gt_best".
-    - "gt_best", mmdetection's rule with `gt_max_assign_all`: such an anchor gets that gt (of
-      several: the highest row), where the IoU is above 0.
-    - "none".
+    - "anchor_best", the rule of torchvision's `Matcher` and of detectron2: each candidate gets its
+      own best gt. As in these libraries, this is also done at IoU 0: if a gt overlaps no anchor,
+      every anchor is a candidate, and each gets its own best gt. Do not count such a gt, or use
+      "gt_best".
+    - "gt_best", mmdetection's rule with `gt_max_assign_all`: each candidate gets the gt that made
+      it a candidate (if several: the highest row), if their IoU is above 0.
+    - "none": no low-quality matches.
 
-    A gt with a coordinate that is not finite matches nothing; such an anchor gets -2 and IoU 0.
-    IoUs are rounded once, in float64 for float64 boxes and in float32 for all others, and compared
-    with the thresholds rounded to that type, as torch compares. Beside inputs and outputs it takes
-    O(threads x gts) memory on the CPU, O(gts) on CUDA.
+    A gt with a coordinate that is not finite matches no anchor. An anchor with a coordinate that is
+    not finite gets -2 and IoU 0. IoUs are rounded once, to float64 for float64 boxes and else to
+    float32. They are compared with the thresholds rounded to the same type, as in torch. Memory
+    beyond inputs and outputs: O(threads x gts) on the CPU, O(gts) on CUDA.
 
     Args:
         anchors: (A, 4) for all images, or (B, A, 4), xyxy in pixels.
         gt_boxes: (B, G, 4) xyxy in pixels.
-        gt_counts: (B,) int64; gts of an image from its count on are not read.
-        high: the IoU from which on an anchor is matched.
-        low: the IoU below which an anchor is background; <= high.
+        gt_counts: (B,) int64; only the first gt_counts[b] gts of image b are read.
+        high: an anchor whose best IoU is >= high is matched.
+        low: an anchor whose best IoU is < low is background; low <= high.
         low_quality: "anchor_best", "gt_best" or "none".
 
     Returns:
         index, (B, A) int64: a row of gt_boxes, -1 or -2; and the best IoU of each anchor, (B, A),
-        0 where there is no gt. The same on every device.
+        0 where there is no gt. The results are the same on every device.
 
     Raises:
-        ValueError: low above high; an unknown low_quality.
+        ValueError: low is above high; unknown low_quality.
         RuntimeError: wrong shape, dtype or device.
     """
     if not low <= high:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Greedy non-maximum suppression: of one set of boxes, by group, and of a padded batch."""
+"""Greedy non-maximum suppression (NMS): for one set of boxes, by group, and for a padded batch."""
 
 import torch
 from torch import Tensor
@@ -16,13 +16,13 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     """Indices of the boxes that survive greedy suppression.
 
     Definition: `torchvision.ops.nms`. A box with a NaN score or a coordinate that is not finite is
-    dropped. Half types are compared in float32.
-    On the CPU, O(N) memory beyond the inputs: the order of the scores and the kept boxes by place.
+    dropped. Half types are compared in float32. Memory on the CPU beyond the inputs: O(N), for the
+    order of the scores and a grid of the kept boxes.
 
     Args:
         boxes: (N, 4) xyxy in pixels.
         scores: (N,), on the same device.
-        iou_threshold: in [0, 1]; a box is removed when its IoU with a kept one is strictly above.
+        iou_threshold: in [0, 1]; a box is suppressed if its IoU with a kept box is above this.
 
     Returns:
         (K,) int64, highest score first; ties keep input order. The same on every device.
@@ -36,10 +36,10 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    """`nms` among the boxes that share an id; boxes of different ids never meet.
+    """`nms` for each id separately: a box suppresses only boxes with the same id.
 
-    Definition: `torchvision.ops.batched_nms`, but by comparing ids: coordinates are not shifted, so
-    the result is that of per-class NMS at any coordinate size and for any id.
+    Definition: `torchvision.ops.batched_nms`, but ids are compared and coordinates are not shifted.
+    So the result equals NMS per id for coordinates and ids of any size.
 
     Args:
         boxes: (N, 4) xyxy in pixels.
@@ -66,19 +66,19 @@ def nms_padded(
     groups: Tensor | None = None,
     counts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`nms` of each image of a padded batch, with outputs of a fixed shape and no host sync.
+    """`nms` for each image of a padded batch. Outputs have a fixed shape; there is no host sync.
 
     Args:
         boxes: (B, N, 4) xyxy in pixels.
         scores: (B, N).
         iou_threshold: in [0, 1].
-        max_keep: the most boxes kept in an image; the best ones are.
-        groups: (B, N) int64; boxes of different groups never meet. None: one group.
-        counts: (B,) int64; rows of an image from its count on are not read. None: all N count.
+        max_keep: maximum number of boxes to keep in an image; those with the highest scores.
+        groups: (B, N) int64; a box suppresses only boxes of its group. None: one group.
+        counts: (B,) int64; only the first counts[b] rows of image b are read. None: all N rows.
 
     Returns:
-        keep, (B, max_keep) int64 indices into N by falling score, padded with -1; and how many
-        were kept, (B,) int64.
+        keep, (B, max_keep) int64 indices into N, highest score first, padded with -1; and the
+        number of kept boxes, (B,) int64.
 
     Raises:
         ValueError: iou_threshold outside [0, 1].

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 
 def height_and_width(output_size: int | Sequence[int]) -> tuple[int, int]:
-    """(height, width) of one number for both or of a sequence of one or two.
+    """(height, width) from one number for both, or from a sequence of one or two numbers.
 
     Raises:
-        ValueError: more numbers, or one below 1.
+        ValueError: no number, more than two numbers, or a number below 1.
     """
     pair = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
     if len(pair) == 1:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Rows of padded batches: which are real, and a choice among them."""
+"""Rows of padded batches: which rows are real, and how to gather rows."""
 
 import torch
 from torch import Tensor
 
 
 def row_mask(counts: Tensor, rows: int) -> Tensor:
-    """(B, rows) bool: True where the row is below its image's count."""
+    """(B, rows) bool: True if the row's index is below its image's count."""
     return torch.arange(rows, device=counts.device) < counts[:, None]
 
 

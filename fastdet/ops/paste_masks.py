@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Masks of boxes as masks of their images."""
+"""Pastes the masks of boxes into images."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from . import library  # noqa: F401
 
 
 def check_threshold(threshold: float) -> None:
-    """Raises ValueError for a threshold that the zeros outside a box would be above, or NaN."""
+    """Raises ValueError for NaN or a negative threshold: pixels outside a box would be True."""
     if not threshold >= 0:
         raise ValueError(f"threshold: expected a number >= 0, got {threshold}")
 
@@ -16,23 +16,25 @@ def check_threshold(threshold: float) -> None:
 def paste_masks(
     masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float | None = 0.5
 ) -> Tensor:
-    """Each mask stretched over its box in an image of zeros.
+    """Resizes each mask to its box and pastes it into an image of zeros.
 
-    Definition: `paste_masks_in_image` of torchvision's Mask R-CNN, without its channel: the mask
-    gets a border of zeros, its box grows by as much and is cut to whole pixels, and the mask is
-    stretched over it bilinearly. Computed in float32 (float64 for float64 masks) in the order that
-    mask_paste.h fixes, equal to torchvision's to 1e-5 (1e-12); a pixel is True on every device or
-    on none. With a threshold no image of probabilities is ever made. There is no gradient.
+    Definition: `paste_masks_in_image` of torchvision's Mask R-CNN, without the channel dimension.
+    The mask is padded by one pixel of zeros on each side. The box grows in the same proportion, and
+    its corners are truncated to integers. The mask is resized to the box bilinearly. Computed in
+    float32 (float64 for float64 masks), in the order of operations that mask_paste.h fixes, so a
+    boolean result is the same on every device. It equals torchvision's to 1e-5 (1e-12 for float64).
+    With a threshold, the probabilities of the image are never stored. There is no gradient.
 
     Args:
         masks: (N, h, w) probabilities, of any floating type.
-        boxes: (N, 4) xyxy in pixels. One that is not finite, or lies 2**30 pixels away, shows
-            nothing.
+        boxes: (N, 4) xyxy in pixels. A box that is not finite, or has a corner 2**30 pixels away,
+            gives an empty mask.
         size: (height, width) of the image.
-        threshold: what a pixel's probability is above, >= 0; None for the probabilities.
+        threshold: >= 0; a pixel is True if its probability is above this. None: return the
+            probabilities.
 
     Returns:
-        (N, height, width) bool, or in the dtype of masks where threshold is None.
+        (N, height, width) bool, or the dtype of masks if threshold is None.
 
     Raises:
         ValueError: threshold below 0.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""RetinaNet's detections: the best classes of any anchor, decoded, and suppression by class."""
+"""RetinaNet's detections: select the best (anchor, class) pairs, decode them, NMS per class."""
 
 from collections.abc import Sequence
 
@@ -28,36 +28,36 @@ def retinanet_detections(
     iou_threshold: float,
     detections_per_img: int,
 ) -> KeptBoxes:
-    """The detections of each image, clipped to it, by falling score.
+    """The detections of each image, clipped to the image, highest score first.
 
-    Definition: torchvision's `RetinaNet.postprocess_detections`. The logits are read once and
-    compared with the logit of score_threshold, which passes exactly those whose probability,
-    rounded to its type, is above the threshold. Boxes are suppressed by logit too, so that
-    probabilities that round to the same number keep their order. There is no gradient.
+    Definition: torchvision's `RetinaNet.postprocess_detections`. The logits are read once. They are
+    compared with the logit of score_threshold: a logit passes exactly if its probability, rounded
+    to its type, is above the threshold. NMS also orders boxes by logit, so the order is defined
+    where probabilities round to the same number. There is no gradient.
 
     Args:
-        logits: for each level (B, A_l, C), in the order of its anchors; those of a channels_last
+        logits: for each level (B, A_l, C), in the order of its anchors. Logits of a channels_last
             map are read in place, other layouts are copied.
         deltas: for each level (B, A_l, 4).
-        anchors: (A, 4) xyxy in pixels, the levels' one after another.
+        anchors: (A, 4) xyxy in pixels, level after level.
         sizes: (B, 2) int64 height and width of each image.
-        score_threshold: the probability of a detection is above it.
-        topk_candidates: the pairs of anchor and class of a level that are decoded; of equal logits
-            those of lower anchors, then of lower classes.
-        iou_threshold: in [0, 1]; IoU above which a box suppresses another of its class.
-        detections_per_img: D, the most detections of an image; the best ones are kept.
+        score_threshold: a detection's probability is above this.
+        topk_candidates: maximum number of (anchor, class) pairs of a level that are decoded; ties:
+            lower anchors first, then lower classes.
+        iou_threshold: in [0, 1]; a box suppresses boxes of its class if their IoU is above this.
+        detections_per_img: D, maximum number of detections of an image; the best are kept.
 
     Returns:
-        boxes (B, D, 4), scores (B, D), labels (B, D) int64 in 0 .. C - 1, zero beyond counts (B,)
-        int64; ties by level, anchor, class. NaN logits and boxes that are not finite are dropped.
-        float64 for float64 logits or deltas, float32 for all others.
+        boxes (B, D, 4), scores (B, D), labels (B, D) int64 in 0 .. C - 1 and counts (B,) int64.
+        Rows from an image's count on are zero. Ties: by level, anchor, class. NaN logits and boxes
+        that are not finite are dropped. float64 for float64 logits or deltas, else float32.
 
     Raises:
         ValueError: iou_threshold outside [0, 1]; no level.
-        RuntimeError: wrong shape, dtype or device; a number below 0.
+        RuntimeError: wrong shape, dtype or device; topk_candidates or detections_per_img below 0.
 
-    Memory beyond the results: O(threads x topk_candidates) and O(levels x topk_candidates) an
-    image.
+    Memory beyond the results: O(threads x topk_candidates), and O(levels x topk_candidates) for
+    each image.
     """
     check_iou_threshold("retinanet_detections", iou_threshold)
     logits, deltas = head_levels("retinanet_detections", logits, deltas)

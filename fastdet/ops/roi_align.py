@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""RoIAlign: bilinear pooling of boxes from one feature map, or from the levels of a pyramid."""
+"""RoIAlign: pools the features of boxes bilinearly, from one map or from a feature pyramid."""
 
 import itertools
 import math
@@ -14,12 +14,12 @@ from .output_size import height_and_width
 
 
 def _rois(boxes: Sequence[Tensor]) -> Tensor:
-    """The boxes of each image, (L, 4), as rois (K, 5): batch index and xyxy."""
+    """Converts the boxes (L, 4) of each image to rois (K, 5): batch index and xyxy."""
     if any(b.dim() != 2 or b.size(1) != 4 for b in boxes):
         raise ValueError(f"boxes: expected a list of (L, 4), got {[tuple(b.shape) for b in boxes]}")
     if not boxes:
         raise ValueError("boxes: expected a tensor for each image, got an empty list")
-    # A half type cannot count far.
+    # A half type cannot hold large batch indices exactly.
     dtype = torch.promote_types(boxes[0].dtype, torch.float32)
     return torch.cat([nn.functional.pad(b.to(dtype), (1, 0), value=i) for i, b in enumerate(boxes)])
 
@@ -34,21 +34,22 @@ def roi_align(
 ) -> Tensor:
     """The average of bilinear samples in each bin of each box.
 
-    Definition: `torchvision.ops.roi_align`. Samples beyond [-1, size] are 0. A box that is not
-    finite or whose image does not exist pools to 0. Differentiable in `input`. Samples are
-    placed in float64, so that the result is closer to the definition than torchvision's. Beyond the
-    results it takes, on the CPU, 12 to 16 bytes for each row and column that a RoI's bins read, and
-    on CUDA, in backward, 64 bytes a RoI.
+    Definition: `torchvision.ops.roi_align`. Samples outside [-1, size] are 0. The result is 0 for a
+    box that is not finite or whose batch index is out of range. Differentiable in `input`. Sample
+    positions are computed in float64, which is closer to the definition than torchvision. Memory
+    beyond the results: on the CPU 12 to 16 bytes for each row and column that the bins of a RoI
+    read; on CUDA 64 bytes for each RoI, in backward only.
 
     Args:
         input: (B, C, H, W), NCHW or channels_last; half types are summed in float32.
-        boxes: (K, 5) batch index and xyxy in image pixels, or a list of (L, 4), one an image. May
-            have another floating dtype than `input`.
+        boxes: (K, 5) batch index and xyxy in image pixels, or a list with (L, 4) for each image.
+            Any floating dtype, also another one than that of `input`.
         output_size: bins, (height, width) or one number for both.
         spatial_scale: feature pixels per image pixel.
-        sampling_ratio: samples a bin in each direction; <= 0: one per feature pixel, at most 2**20.
-        aligned: shifts the boxes by half a feature pixel, so that pixel centres lie at +0.5, and
-            lets boxes be smaller than one feature pixel.
+        sampling_ratio: samples per bin in each direction; <= 0: one per feature pixel, rounded up.
+            At most 2**20.
+        aligned: True: shift boxes by half a feature pixel, so that pixel centres are at +0.5, and
+            allow boxes smaller than one feature pixel.
 
     Returns:
         (K, C, height, width) in the dtype and memory layout of `input`.
@@ -65,7 +66,7 @@ def roi_align(
 
 
 class RoIAlign(nn.Module):
-    """`roi_align` as a module; torchvision's signature."""
+    """`roi_align` as a module, with torchvision's signature."""
 
     def __init__(
         self,
@@ -87,7 +88,7 @@ class RoIAlign(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """The arguments, for repr."""
         return (
             f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
             f"sampling_ratio={self.sampling_ratio}, aligned={self.aligned}"
@@ -105,29 +106,29 @@ def multiscale_roi_align(
     canonical_level: int = 4,
     aligned: bool = False,
 ) -> Tensor:
-    """`roi_align` of each box from the level of a pyramid that fits its size, in one call.
+    """`roi_align` of each box from the pyramid level that fits the box's size, in one call.
 
-    Definition: `torchvision.ops.MultiScaleRoIAlign`; the level is eq. 1 of "Feature Pyramid
-    Networks" (https://arxiv.org/abs/1612.03144), decided by comparing areas and so the same on
-    every device. Differentiable in `features`.
+    Definition: `torchvision.ops.MultiScaleRoIAlign`. The level is given by eq. 1 of "Feature
+    Pyramid Networks" (https://arxiv.org/abs/1612.03144). It is found by comparing areas, not by a
+    logarithm, so it is the same on every device. Differentiable in `features`.
 
     Args:
-        features: at most 8 levels of (B, C, H_l, W_l), the finest first; the first one's memory
-            layout is that of the result.
+        features: at most 8 levels (B, C, H_l, W_l), finest first. The result has the memory layout
+            of the first level.
         boxes: (B, K, 4) xyxy in image pixels.
-        counts: (B,) int64; rows of an image from its count on are not read. None: all K count.
+        counts: (B,) int64; only the first counts[b] rows of image b are read. None: all K rows.
         output_size: bins, (height, width) or one number for both.
-        scales: feature pixels per image pixel of each level, falling.
+        scales: feature pixels per image pixel of each level, in descending order.
         sampling_ratio: as in `roi_align`.
-        canonical_scale: the side in pixels of the box that belongs to `canonical_level`.
-        canonical_level: minus log2 of the scale of that level.
+        canonical_scale: side in pixels of a square box that is assigned to `canonical_level`.
+        canonical_level: -log2 of that level's scale.
         aligned: as in `roi_align`.
 
     Returns:
-        (B, K, C, height, width); rows beyond the counts are 0.
+        (B, K, C, height, width); rows from an image's count on are 0.
 
     Raises:
-        ValueError: output_size or canonical_scale below 1; scales that do not fall.
+        ValueError: output_size or canonical_scale below 1; scales not in descending order.
         RuntimeError: wrong shape, dtype or device.
     """
     height, width = height_and_width(output_size)
@@ -151,9 +152,9 @@ def multiscale_roi_align(
 
 
 class MultiScaleRoIAlign(nn.Module):
-    """`multiscale_roi_align` on lists of boxes; torchvision's signature.
+    """`multiscale_roi_align` for lists of boxes, as a module with torchvision's signature.
 
-    Each level's scale is taken from its size: the power of two nearest to its share of the image.
+    A level's scale is the power of two that is nearest to its height over the image's height.
     """
 
     def __init__(
@@ -178,20 +179,20 @@ class MultiScaleRoIAlign(nn.Module):
         boxes: list[Tensor],
         image_shapes: list[tuple[int, int]],
     ) -> Tensor:
-        """Pools each image's boxes.
+        """Pools the boxes of each image.
 
         Args:
-            x: feature maps by name, the finest first; names outside `featmap_names` are not read.
-            boxes: (L, 4) xyxy in pixels, one tensor an image.
-            image_shapes: (height, width) of each image, of which the largest made the features.
+            x: feature maps by name, finest first; only the names in `featmap_names` are read.
+            boxes: for each image (L, 4) xyxy in pixels.
+            image_shapes: (height, width) of each image. The largest height gives the scales.
 
         Returns:
             (sum of L, C, height, width).
         """
         if not image_shapes:
-            raise ValueError("image_shapes: expected one an image, got an empty list")
+            raise ValueError("image_shapes: expected one for each image, got an empty list")
         features = [level for name, level in x.items() if name in self.featmap_names]
-        # Under autocast, levels that come from different layers may differ in dtype.
+        # Under autocast, the levels may have different dtypes.
         features = [level.to(features[0].dtype) for level in features]
         image_height = max(height for height, _ in image_shapes)
         scales = [2.0 ** round(math.log2(level.shape[2] / image_height)) for level in features]
@@ -211,7 +212,7 @@ class MultiScaleRoIAlign(nn.Module):
         return torch.cat([rows[:n] for rows, n in zip(pooled, sizes, strict=True)])
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """The arguments, for repr."""
         return (
             f"featmap_names={self.featmap_names}, output_size={self.output_size}, "
             f"sampling_ratio={self.sampling_ratio}"
@@ -222,12 +223,12 @@ class MultiScaleRoIAlign(nn.Module):
 
 
 def is_channels_last(features: Tensor) -> bool:
-    """By strides alone, as csrc/tensors/feature_layout.h decides it too."""
+    """Whether the strides are channels_last: the same test as in csrc/tensors/feature_layout.h."""
     return features.stride(-3) == 1 and features.stride(-1) != 1
 
 
 def empty_features(like: Tensor, sizes: Sequence[int], channels_last: bool) -> Tensor:
-    """Uninitialised (..., C, H, W) in either layout."""
+    """Uninitialised (..., C, H, W), contiguous or channels_last."""
     *batch, channels, height, width = sizes
     if not channels_last:
         return like.new_empty((*batch, channels, height, width))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A two-stage detector's detections: the classes of its proposals, suppressed class by class."""
+"""The detections of a two-stage detector: classify and decode its proposals, NMS per class."""
 
 import torch
 from torch import Tensor
@@ -24,33 +24,35 @@ def roi_detections(
     detections_per_img: int,
     min_size: float = 1e-2,
 ) -> KeptBoxes:
-    """The detections of each image, clipped to it, by falling score.
+    """The detections of each image, clipped to the image, highest score first.
 
-    Definition: torchvision's `RoIHeads.postprocess_detections`. A proposal gives a box for each
-    class whose softmax is above the threshold; only these are decoded. There is no gradient.
+    Definition: torchvision's `RoIHeads.postprocess_detections`. A proposal gives one box for each
+    class whose softmax probability is above the threshold. Only these boxes are decoded. There is
+    no gradient.
 
     Args:
         logits: (B, K, C) of each proposal; class 0 is background and gives no box.
         deltas: (B, K, C, 4).
         proposals: (B, K, 4) xyxy in pixels.
-        counts: (B,) int64; proposals of an image from its count on are not read. None: all count.
+        counts: (B,) int64; only the first counts[b] proposals of image b are read. None: all K.
         sizes: (B, 2) int64 height and width of each image.
-        weights: what dx, dy, dw, dh are divided by; > 0.
-        score_threshold: the probability of a detection is above it.
-        iou_threshold: in [0, 1]; IoU above which a box suppresses another of its class.
-        detections_per_img: D, the most detections of an image; the best ones are kept.
-        min_size: the least length of a side after clipping, in pixels.
+        weights: factors that dx, dy, dw, dh are divided by; > 0.
+        score_threshold: a detection's probability is above this.
+        iou_threshold: in [0, 1]; a box suppresses boxes of its class if their IoU is above this.
+        detections_per_img: D, maximum number of detections of an image; the best are kept.
+        min_size: minimum length of both sides after clipping, in pixels.
 
     Returns:
-        boxes (B, D, 4), scores (B, D), labels (B, D) int64 in 1 .. C - 1, zero beyond counts (B,)
-        int64; ties by proposal, then by class. Proposals of NaN logits and boxes that are not
-        finite are dropped. float64 for float64 logits or deltas, float32 for all others.
+        boxes (B, D, 4), scores (B, D), labels (B, D) int64 in 1 .. C - 1 and counts (B,) int64.
+        Rows from an image's count on are zero. Ties: by proposal, then by class. Proposals with NaN
+        logits and boxes that are not finite are dropped. float64 for float64 logits or deltas, else
+        float32.
 
     Raises:
         ValueError: iou_threshold outside [0, 1]; a weight that is not positive.
         RuntimeError: wrong shape, dtype or device; detections_per_img below 0.
 
-    Memory beyond the results: O(boxes above the threshold).
+    Memory beyond the results: O(number of boxes above the threshold).
     """
     check_iou_threshold("roi_detections", iou_threshold)
     check_weights(weights)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A balanced random subset of the matches of each image, of a fixed size."""
+"""Samples a fixed number of positive and negative anchors of each image at random."""
 
 import torch
 from torch import Tensor
@@ -13,23 +13,23 @@ def sample_matches(
     positive_fraction: float,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Draws positives and negatives, uniformly and without replacement, as the loss wants them.
+    """Samples positives and negatives for a loss, uniformly and without replacement.
 
-    Definition: torchvision's `BalancedPositiveNegativeSampler`, with outputs of a fixed shape and
-    no host sync. Each anchor draws a key from the generator, and the smallest keys are taken.
-    Beyond the results, memory for the keys.
+    Definition: torchvision's `BalancedPositiveNegativeSampler`, but outputs have a fixed shape and
+    there is no host sync. Each anchor gets a random key from the generator; the anchors with the
+    smallest keys are sampled. Memory beyond the results: the keys.
 
     Args:
-        index: (B, A) int64 as from `match_anchors`: >= 0 positive, -1 negative, less: never drawn.
-        num: how many are drawn in an image, where there are so many.
-        positive_fraction: in [0, 1]; at most int(num * positive_fraction) positives are drawn, and
-            negatives take the places that are left.
-        generator: of the device of index; None: torch's default one.
+        index: (B, A) int64 from `match_anchors`: >= 0 positive, -1 negative, below -1 ignored.
+        num: number of samples of an image; fewer if the image has fewer candidates.
+        positive_fraction: in [0, 1]; at most int(num * positive_fraction) samples are positive.
+            The rest are negative.
+        generator: on the device of index; None: torch's default generator.
 
     Returns:
         indices, (B, num) int64 into A: positives, then negatives, each in random order, then
-        zeros; and valid, (B, num) bool, False on those zeros. The same on every device for the
-        same keys.
+        zeros as padding; and valid, (B, num) bool, False for the padding. The same on every device
+        for the same keys.
 
     Raises:
         ValueError: positive_fraction outside [0, 1].
@@ -37,7 +37,7 @@ def sample_matches(
     """
     if not 0 <= positive_fraction <= 1:
         raise ValueError(f"positive_fraction: expected a number in [0, 1], got {positive_fraction}")
-    # Not torch.rand: its overload with a generator does not trace with symbolic shapes.
+    # Not torch.rand: with a generator it cannot be traced with symbolic shapes.
     keys = torch.empty(index.shape, dtype=torch.float32, device=index.device)
     keys.uniform_(generator=generator)
     return torch.ops.fastdet.sample_matches(index, keys, num, positive_fraction)

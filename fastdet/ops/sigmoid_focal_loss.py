@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Focal loss of sigmoid classifiers, from dense targets or from class labels."""
+"""Focal loss of sigmoid classifiers, with dense targets or with class labels."""
 
 from typing import Any
 
@@ -20,20 +20,23 @@ def sigmoid_focal_loss(
     """Focal loss of independent sigmoids (https://arxiv.org/abs/1708.02002).
 
     Definition: `torchvision.ops.sigmoid_focal_loss`. Finite for every finite logit. Differentiable
-    once, in inputs. Half types are computed, and the loss is returned, in float32. No memory beyond
-    the results and the gradient: a sum or mean never stores the single losses.
+    once, in inputs. Half types are computed in float32, and the loss is float32. No memory beyond
+    the results and the gradient: "sum" and "mean" do not store the loss of each logit.
 
     Args:
-        inputs: logits of any shape, (..., C) where targets are labels.
-        targets: floating with the shape of inputs, in [0, 1]; or int64 (...) labels: the class in
-            [0, C) whose target is 1, -1 for background (all 0), -2 for a row that is ignored (its
-            loss and gradient are 0). Any other label makes its row NaN.
-        alpha: weight in [0, 1] of target 1, 1 - alpha of target 0; -1 for no weights.
-        gamma: exponent >= 0 that reduces the loss of well classified examples.
-        reduction: "none", "mean" (over all logits, ignored ones too; 0 for none) or "sum".
+        inputs: logits of any shape; (..., C) if targets are labels.
+        targets: floating with the shape of inputs, in [0, 1]; or int64 (...) labels. The target of
+            class `label` in [0, C) is 1 and all others are 0. Label -1 is background: all targets
+            are 0. Label -2 is ignored: loss and gradient of the row are 0. Any other label makes
+            its row NaN.
+        alpha: in [0, 1], the weight of target 1; target 0 has 1 - alpha. -1: no weights.
+        gamma: >= 0, exponent that reduces the loss of well classified examples.
+        reduction: "none", "sum" or "mean" (over all logits, also ignored ones; 0 if there are no
+            logits).
 
     Returns:
-        The shape of inputs for "none", else one number; float64 if inputs are, else float32.
+        The shape of inputs for "none", else one number; float64 if inputs are float64, else
+        float32.
 
     Raises:
         ValueError: alpha, gamma or reduction out of range.

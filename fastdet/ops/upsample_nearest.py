@@ -8,15 +8,15 @@ from . import library  # noqa: F401
 
 
 def upsample_nearest(input: Tensor, height: int, width: int) -> Tensor:
-    """`F.interpolate(input, (height, width), mode="nearest")`, to the bit; there is no gradient.
+    """`F.interpolate(input, (height, width), mode="nearest")`, bit for bit. There is no gradient.
 
     Args:
-        input: (B, C, H, W) of a floating type, H and W above 0; a map that is not channels_last is
-            copied.
+        input: (B, C, H, W) of a floating type, H and W above 0. A map that is not channels_last is
+            copied first.
         height, width: in 1 .. 2^24.
 
     Returns:
-        (B, C, height, width) in the type of the input, channels_last, always new memory.
+        (B, C, height, width) in the dtype of the input, channels_last; never a view.
 
     Raises:
         RuntimeError: wrong shape, dtype or device; a size outside 1 .. 2^24.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """3x3 convolutions by Winograd's algorithm F(2x2, 3x3): on the CPU, float32, stride 1, padding 1.
 
-They take 2.25 times fewer multiply-adds than a direct convolution; the difference is rounding. The
-ops have no gradients of their own: `fastdet.engine.winograd` has the convolution that has.
+They need 2.25 times fewer multiplications than a direct convolution. Results differ only by
+rounding. These ops have no autograd; `fastdet.engine.winograd` has a convolution with gradients.
 Paper: https://arxiv.org/abs/1509.09308.
 """
 
@@ -11,21 +11,21 @@ from torch import Tensor
 
 from . import library  # noqa: F401
 
-POSITIONS = 16  # of a transformed tile
-PANEL = 32  # outputs that are stored together
+POSITIONS = 16  # in a transformed tile, 4 x 4
+PANEL = 32  # output channels that are stored together
 
 
 def winograd_filters(weight: Tensor, turned: bool) -> Tensor:
-    """The filters of a convolution, transformed for `winograd_conv`.
+    """Transforms the filters of a convolution for `winograd_conv`.
 
     Args:
         weight: (K, C, 3, 3) float32.
-        turned: the filters of the gradient by the input instead, which is a convolution from K to C
-            channels.
+        turned: True: the filters for the gradient with respect to the input, which is a convolution
+            from K to C channels.
 
     Returns:
-        (16, panels, C, 32) float32, or (16, panels, K, 32) if turned: the outputs (K; C if turned)
-        in panels of 32, the last one filled with zeros.
+        (16, panels, C, 32) float32, or (16, panels, K, 32) if turned. The output channels (K; C if
+        turned) are in panels of 32; the last panel is padded with zeros.
 
     Raises:
         RuntimeError: wrong shape, dtype or device.
@@ -41,18 +41,18 @@ def winograd_conv(
     channels: int,
     relu: bool,
 ) -> Tensor:
-    """`F.conv2d(input, weight, bias, padding=1)`, plus a summand, through a ReLU.
+    """`F.conv2d(input, weight, bias, padding=1)`, then adds a summand, then applies a ReLU.
 
     Args:
-        input: (B, C, H, W) float32; a map that is not channels_last is copied.
+        input: (B, C, H, W) float32; a map that is not channels_last is copied first.
         filters: `winograd_filters` of the weight.
         bias: (channels,) float32, or None.
-        summand: (B, channels, H, W) float32, or None.
-        channels: K, which the panels of the filters round up.
-        relu: whether negative results become 0.
+        summand: (B, channels, H, W) float32, or None: add nothing.
+        channels: K, the number of output channels without the padding of the last panel.
+        relu: whether to apply the ReLU.
 
     Returns:
-        (B, channels, H, W) float32, channels_last. The same with any number of threads.
+        (B, channels, H, W) float32, channels_last. The same for any number of threads.
 
     Raises:
         RuntimeError: wrong shape, dtype or device.
@@ -61,14 +61,14 @@ def winograd_conv(
 
 
 def winograd_filters_grad(grad: Tensor, input: Tensor) -> Tensor:
-    """The gradient of the convolution by its weight.
+    """The gradient with respect to the weight of the convolution.
 
     Args:
-        grad: (B, K, H, W) float32, the gradient by the output.
+        grad: (B, K, H, W) float32, the gradient with respect to the output.
         input: (B, C, H, W) float32.
 
     Returns:
-        (K, C, 3, 3) float32, channels_last. The same with any number of threads.
+        (K, C, 3, 3) float32, channels_last. The same for any number of threads.
 
     Raises:
         RuntimeError: wrong shape, dtype or device.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Showing results: `page` writes a report as one HTML file, `charts` its lines, `demo` fills one.
+"""Reports: `page` writes one HTML file, `charts` draws its line charts, `demo` makes an example.
 
-Nothing is imported here: `figures`, which says how a number reads, must not wait for torch.
+Nothing is imported here, because `figures`, which formats numbers, must load without torch.
 """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Line charts as inline SVG whose colours are CSS variables, so that a page's theme applies.
+"""Line charts as inline SVG. Colours are CSS variables and CSS classes that the page defines.
 
-Variables used: --ink, --muted, --grid and --c0 to --c7.
+The variables of the lines are --c0 to --c7. `page` defines the styles.
 """
 
 import math
@@ -17,7 +17,7 @@ MAX_POINTS = 300
 
 @dataclass(frozen=True)
 class Line:
-    """One named line; `x` ascends."""
+    """One named line; `x` is in ascending order."""
 
     name: str
     x: Sequence[float]
@@ -31,14 +31,14 @@ def line_chart(
     y_max: float | None = None,
     x_range: tuple[float, float] | None = None,
 ) -> str:
-    """An SVG chart with its legend below, as an HTML fragment.
+    """An SVG chart with a legend below it, as an HTML fragment.
 
     Args:
-        lines: what to draw; a colour a line, in order.
-        x_label: what x is.
-        y_label: what y is.
-        y_max: end of the y axis, which starts at 0; None: the largest y.
-        x_range: ends of the x axis; None: the data's.
+        lines: the lines to draw; the colours follow their order.
+        x_label: label of the x axis.
+        y_label: label of the y axis.
+        y_max: upper end of the y axis, which starts at 0; None: from the largest y.
+        x_range: ends of the x axis; None: from the data.
     """
     lines = [line for line in lines if len(line.x)]
     if not lines:
@@ -119,7 +119,7 @@ def _axes(place, x_ticks, y_ticks, x_range, y_high) -> str:
 
 
 def _ticks(low: float, high: float, least: float = 0.0) -> list[float]:
-    """Round numbers that cover low..high, about five of them, at least `least` apart."""
+    """About five round numbers that cover low..high, with a step of at least `least`."""
     rough = max((high - low) / 5, least)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The demonstration: two detectors trained on the sample data, and a report.
+"""The demo: trains two detectors on generated sample data and writes a report.
 
-About four minutes on two CPU cores; no network. The trainings are short: their numbers show
-that everything works together, and not how good a detector can get.
+It takes about four minutes on two CPU cores and needs no network. The trainings are short: the
+numbers show that all parts work together. They do not show how good a detector can become.
 """
 
 import json
@@ -32,9 +32,9 @@ TITLES: dict[ModelName, str] = {"faster_rcnn": "Faster R-CNN", "retinanet": "Ret
 
 TRAIN_IMAGES, VAL_IMAGES, IMAGE_SIZE = 1000, 100, 128
 
-# Objects are 8 to 64 px, and a few hundred steps must be enough: anchors two to four times smaller
-# than COCO's, few proposals, and for RetinaNet more weight on the classes, which it learns later
-# than the boxes.
+# Objects are 8 to 64 px, and the trainings are short. So anchors are two to four times smaller than
+# for COCO, there are fewer proposals, and RetinaNet gets a larger weight for classification, which
+# it learns more slowly than boxes.
 MODEL_OPTIONS: dict[str, dict[str, Any]] = {
     "faster_rcnn": {
         "anchor_sizes": [8, 16, 32, 64, 128],
@@ -53,13 +53,13 @@ PICTURES = 6
 
 
 def demo(out: Path) -> Path:
-    """Write the sample data, train, evaluate, and report.
+    """Write the sample data, train and evaluate the models, write the report.
 
-    Writes OUT/shapes (data), OUT/<model> (checkpoints, log, pictures) and OUT/report.html.
-    What an earlier demo left of the models is replaced.
+    Writes OUT/shapes (data), OUT/<model> (checkpoints, log, pictures) and OUT/report.html. The
+    checkpoints and logs of an earlier demo are replaced.
 
     Returns:
-        The report's path.
+        The path of the report.
     """
     start = time.perf_counter()
     print(f"fastdet {__version__} demo: sample data in {out / 'shapes'}")
@@ -79,7 +79,7 @@ def demo(out: Path) -> Path:
 
 
 def recipe(model: ModelName, data: Path, out: Path) -> TrainOptions:
-    """How the demo trains a model."""
+    """The training options of the demo for a model."""
     return TrainOptions(
         data=data,
         out=out,
@@ -96,7 +96,7 @@ def recipe(model: ModelName, data: Path, out: Path) -> TrainOptions:
 
 
 def measure_ops(out: Path) -> Sequence[OpRow] | None:
-    """The op table beside torchvision, printed too; None where it cannot be measured."""
+    """Measures and prints the operators beside torchvision; None if they cannot be measured."""
     result = out.resolve() / "benchmarks.json"
     try:
         run_suites("--brief", "--out", str(result))
@@ -132,7 +132,7 @@ def describe(
     seconds: float,
     pictures: Sequence[Comparison],
 ) -> TrainedModel:
-    """A finished training as the report shows it, its curves read from metrics.csv."""
+    """The report's data of a finished training; the curves are read from metrics.csv."""
     rows = read_metrics(options.out / "metrics.csv")
     steps = [row for row in rows if "loss" in row]
     validations = [row for row in rows if "val/AP" in row]
@@ -160,9 +160,9 @@ def describe(
 
 
 def compare(options: TrainOptions, count: int) -> list[Comparison]:
-    """The first validation images with what the best checkpoint finds, beside the truth.
+    """The first validation images: detections of the best checkpoint beside the ground truth.
 
-    The pictures of what is found are also written to OUT/pictures.
+    The pictures with detections are also written to OUT/pictures.
     """
     module = load_detector(options.out / "best.ckpt")
     dataset: CocoDetection = open_dataset(options.data, "val")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A report on trainings as one HTML file: no script, no network, light and dark.
+"""A report on trainings as one HTML file: no script, no network, a light and a dark theme.
 
-It takes plain data and computes nothing but the page.
+It takes plain data and only writes the page.
 """
 
 import base64
@@ -21,12 +21,12 @@ from fastdet.report.figures import three_digits
 ABSENT = "\N{EN DASH}"
 
 OpRow = tuple[str, str, float | None, float | None, float | None]
-"""Op, workload, fastdet's milliseconds, torchvision's, and torchvision's over fastdet's."""
+"""Op, workload, fastdet's milliseconds, torchvision's milliseconds, torchvision's / fastdet's."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One image twice: with what was found, and with the ground truth."""
+    """One image twice: with the detections and with the ground truth."""
 
     caption: str
     found: Image.Image
@@ -56,10 +56,10 @@ def write_report(
 
     Args:
         path: the HTML file.
-        title: its heading.
-        introduction: a sentence or two under it.
-        models: in the order of their sections.
-        op_rows: the op table beside torchvision; None where it was not measured.
+        title: the heading.
+        introduction: one or two sentences below the heading.
+        models: one section for each model, in this order.
+        op_rows: the table of operators beside torchvision; None if they were not measured.
     """
     sections = [
         _overview(models),
@@ -79,7 +79,7 @@ def write_report(
 
 
 def smoothed(line: Line, weight: float = 0.9) -> Line:
-    """Exponential moving average of a line, without the start-up bias."""
+    """Exponential moving average of a line, corrected for the bias of the first values."""
     average, total, ys = 0.0, 0.0, []
     for y in line.y:
         average = weight * average + (1 - weight) * y
@@ -196,12 +196,12 @@ def _table(
 
 
 def _number(value: float | None) -> str:
-    """Three decimals; a dash for what is absent, COCO's -1 too."""
+    """Three decimals; a dash for a missing number and for COCO's -1."""
     return ABSENT if value is None or value < 0 else f"{value:.3f}"
 
 
 def _measure(value: float | None, unit: str = "") -> str:
-    """A dash for what is absent."""
+    """Three significant digits and a unit; a dash for a missing number."""
     return ABSENT if value is None else f"{three_digits(value)}{unit}"
 
 
@@ -210,7 +210,7 @@ def _bar(value: float) -> str:
 
 
 def _ceiling(lines: Sequence[Line]) -> float | None:
-    """Top of the loss chart: the first steps of an untrained head must not flatten the rest."""
+    """Upper end of the loss chart, without the first 5 % of steps, whose losses are very large."""
     late = [y for line in lines for y in smoothed(line).y[len(line.y) // 20 :]]
     return max(late) * 1.05 if late else None
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The CUDA kernels, compiled by the host's compiler and run on the CPU.
+"""The CUDA kernels, compiled with the host's compiler and run on the CPU.
 
-csrc/*/*.cu are compiled as they are, with include/ in place of CUDA's headers, into a library
-whose ops are `torch.ops.fastdet_emulated.*` for CPU tensors. `emulated_kernels` puts them beneath
-`fastdet.ops`, so that any test of an operator tests its CUDA kernel's logic.
+csrc/*/*.cu are compiled unchanged, with include/ instead of CUDA's headers, into a library whose
+ops are `torch.ops.fastdet_emulated.*` for CPU tensors. `emulated_kernels` makes `fastdet.ops` use
+them, so that any test of an operator can test the logic of its CUDA kernel.
 
-What this proves: results, indexing, barriers (see the lane orders), memory errors under a
-sanitizer. What it does not: anything about time, memory order between blocks, or the GPU's
-rounding in functions such as expf.
+This tests results, indexing, barriers (see the lane orders) and, with a sanitizer, memory errors.
+It does not test run time, memory order between blocks, or the GPU's rounding in functions such as
+expf.
 """
 
 import concurrent.futures
@@ -30,7 +30,8 @@ HERE = ROOT / "tests" / "cuda_emulation"
 COMPILER = os.environ.get("CXX", "g++")
 SOURCES = (".cpp", ".cu", ".cuh", ".h")
 
-# The order in which blocks run, and the lanes of a block between two barriers; see block.cpp.
+# The order in which blocks run, and in which the lanes of a block run between two barriers; see
+# block.cpp.
 LANE_ORDERS = {"ascending": 0, "descending": 1, "shuffled": 2, "shuffled again": 3}
 
 
@@ -44,7 +45,7 @@ def _flags() -> list[str]:
         "-ffp-contract=off",
         "-Wall",
         "-Wextra",
-        "-Wno-unknown-pragmas",  # unroll
+        "-Wno-unknown-pragmas",  # for #pragma unroll
         "-DTORCH_TARGET_VERSION=0x020b000000000000",
         f"-I{HERE / 'include'}",
         f"-isystem{Path(torch.__file__).parent / 'include'}",
@@ -53,7 +54,7 @@ def _flags() -> list[str]:
 
 
 def compile_library(sources: list[Path], name: str) -> Path:
-    """A shared library of the sources and the emulator, rebuilt where any file or flag changed."""
+    """A shared library of the sources and the emulator, rebuilt if any file or flag changes."""
     files = [*sources, *ROOT.glob("csrc/**/*.h"), *ROOT.glob("csrc/**/*.cuh"), *HERE.rglob("*.*")]
     parts = [path.read_bytes() for path in sorted(files) if path.suffix in SOURCES]
     parts.append(" ".join([COMPILER, torch.__version__, *_flags()]).encode())
@@ -62,19 +63,19 @@ def compile_library(sources: list[Path], name: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / f"lib{name}.so"
     with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be compiling the same
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be compiling it
         if not library.exists():
             _compile(sources, library)
     return library
 
 
 def _compile(sources: list[Path], library: Path) -> None:
-    """Writes the library, complete: it appears under its name only once it is linked."""
+    """Compiles and links the library under a temporary name, then renames it."""
     partial = library.parent / "partial"
     partial.mkdir(exist_ok=True)
     objects = [partial / f"{path.stem}.o" for path in sources]
 
-    # A sanitizer that was loaded into this process is none of the compiler's business.
+    # The compiler must not load the sanitizer of this process.
     environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
 
     def compile_one(source: Path, target: Path) -> None:
@@ -107,7 +108,7 @@ def set_lane_order(library: ctypes.CDLL, order: str) -> None:
 
 @contextmanager
 def emulated_kernels(order: str = "ascending") -> Iterator[None]:
-    """Within, `torch.ops.fastdet` on CPU tensors runs the CUDA kernels."""
+    """In this context `torch.ops.fastdet` runs the emulated CUDA kernels for CPU tensors."""
     library = load()
     set_lane_order(library, order)
     overrides = torch.library.Library("fastdet", "IMPL")

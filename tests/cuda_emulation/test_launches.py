@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How many launches an operator takes, memsets among them: the numbers that the .cu files state.
+"""The number of launches of each operator, with memsets, as the .cu files state it.
 
-A launch costs about 2 us, most of what a small input takes; so a launch more is a change that a
-test must see.
+A launch takes about 2 us, which is most of the time for a small input. So one launch more must make
+a test fail.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def suppress(n: int, counts: Tensor | None) -> Callable[[], object]:
 
 
 def pyramid(n: int, *last: int, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Logits, deltas and anchors of two levels of n and 9 anchors."""
+    """Logits, deltas and anchors of two levels, with n and with 9 anchors."""
     logits = [noise(2, size, *last).to(dtype) for size in (n, 9)]
     return logits, [noise(2, size, 4).to(dtype) for size in (n, 9)], boxes(n + 9)
 

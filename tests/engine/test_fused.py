@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The second form of a module: used where it may be, equal to the module, never out of date."""
+"""The fused form of a module: used where it is allowed, equal to the module, never out of date."""
 
 import copy
 import functools
@@ -38,7 +38,7 @@ def conv_norm(kind: Callable[[int], Any] = nn.BatchNorm2d) -> nn.Sequential:
 
 
 class Graph(nn.Module):
-    """Two layers that keep the size, connected by a function."""
+    """Two layers that keep the map size, connected by a function."""
 
     def __init__(self, connect: Callable[[Any, Tensor], Any]) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Graph(nn.Module):
 
 
 def read_again(net: Any, x: Tensor) -> list[Tensor]:
-    """A summand that is read behind the sum, and one that is a view of such."""
+    """A summand that is read after the sum, and one that is a view of such a summand."""
     first = net.a(x)
     view = first[:, :4]
     total = (net.b(first) + first).relu()
@@ -317,14 +317,14 @@ def test_where_the_module_itself_runs(call: Callable[[nn.Module], Any]) -> None:
 
 
 class Undecided(nn.Module):
-    """Depends on values, which a trace does not have."""
+    """A module that depends on values, which a trace does not have."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x if bool((x > 2).any()) else -x
 
 
 class Deceived(nn.Module):
-    """Does in a trace something else than otherwise."""
+    """A module that behaves differently in a trace."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -343,7 +343,7 @@ def test_modules_without_a_form(kind: type[nn.Module]) -> None:
     assert not has_form(network)
 
 
-# ---- a form's life -------------------------------------------------------------------------------
+# ---- when a form is rebuilt and freed ------------------------------------------------------------
 
 
 def step(network: Any) -> None:
@@ -428,7 +428,7 @@ def test_forms_go_when_training_begins_and_when_the_model_goes() -> None:
         with torch.no_grad():
             model(images)
         assert len(_forms) > before
-        model.eval()  # again: keeps them
+        model.eval()  # already in eval mode: the forms are kept
         assert len(_forms) > before
         if leave is not None:
             leave()
@@ -468,7 +468,7 @@ def test_other_threads_run_while_one_is_traced() -> None:
 
 
 def test_a_step_of_a_fused_optimizer_is_seen() -> None:
-    """It leaves the versions of the weights as they are, and Lightning calls no train()."""
+    """The step does not change the versions of the weights, and Lightning does not call train()."""
     network = conv_norm().eval()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.5, fused=True)
     with torch.no_grad():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Convolutions in training: who runs by Winograd's algorithm, and that nobody can tell."""
+"""Convolutions in training: which ones use Winograd's algorithm, and that results are the same."""
 
 from collections.abc import Iterator
 
@@ -23,7 +23,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def network() -> nn.Module:
-    """Two convolutions that the algorithm fits and a strided one, activations in place."""
+    """Two convolutions that fit the algorithm and a strided one, with in-place activations."""
     torch.manual_seed(0)
     layers = nn.Sequential(
         nn.Conv2d(16, 32, 3, padding=1),
@@ -37,7 +37,7 @@ def network() -> nn.Module:
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
-    """Shapes of the weights that run by the algorithm."""
+    """The shapes of the weights that use the algorithm."""
     shapes: list[tuple[int, ...]] = []
     run = _Conv.forward
 
@@ -50,7 +50,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
 
 
 def results(module: nn.Module, x: Tensor) -> list[Tensor]:
-    """Output, and gradients of the input and the parameters."""
+    """The output, and the gradients of the input and the parameters."""
     x = x.clone().requires_grad_()
     y = run_fused(module, x)
     grads = torch.autograd.grad((y * y.detach().cos()).sum(), [x, *module.parameters()])
@@ -102,7 +102,7 @@ def test_a_step_is_seen(runs: list[tuple[int, ...]]) -> None:
 
 @needs_fused_multiply_add
 def test_weights_that_live_for_one_call(runs: list[tuple[int, ...]]) -> None:
-    """As parametrizations make them: the next may lie where the last one was."""
+    """Parametrizations make new weights in each call, which may get the address of old ones."""
     weight, x = noise(32, 16, 3, 3), noise(1, 16, 6, 6)
     with WinogradMode():
         outputs = [nn.functional.conv2d(x, weight * i, None, 1, 1) for i in range(4)]

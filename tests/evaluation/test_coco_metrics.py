@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""COCO metrics: pycocotools' numbers to the last bit, on drawn and real data; the rules."""
+"""COCO metrics: equal to pycocotools to the last bit, on generated and real data; and the rules."""
 
 import contextlib
 import io
@@ -21,9 +21,10 @@ from tests.data_sets import data_sets
 
 
 def detections_like(dataset, seed, ties=False):
-    """What an imperfect detector might find: {image id: detections}.
+    """Detections of an imperfect detector: {image id: detections}.
 
-    Objects are missed, found twice, found exactly, misplaced and mistaken; then false positives.
+    Some objects are missed, found twice, found exactly, found at a wrong place or with a wrong
+    class. There are false positives, too.
     """
     rng = np.random.default_rng(seed)
     num_classes = len(dataset.category_ids)
@@ -76,7 +77,7 @@ def evaluator_of(dataset):
 def test_equal_to_pycocotools_to_the_last_bit(folder, ties):
     dataset = open_dataset(folder, "val")
     found = detections_like(dataset, seed=len(folder.name), ties=ties)
-    # Images in an order that is not the file's, in batches, to the evaluator alone.
+    # Only the evaluator gets the images in another order than the file's, in batches.
     image_ids = [dataset.image_ids[i] for i in torch.randperm(len(dataset)).tolist()]
     evaluator = evaluator_of(dataset)
     for start in range(0, len(image_ids), 7):
@@ -110,7 +111,7 @@ def test_equal_to_pycocotools_to_the_last_bit(folder, ties):
 
 
 def crowded_file(path: Path, objects: int) -> Path:
-    """One image of a grid of objects."""
+    """One image with a grid of objects."""
     boxes = [[i % 25 * 40, i // 25 * 40, 30, 30] for i in range(objects)]
     path.write_text(
         json.dumps(
@@ -170,7 +171,7 @@ def test_max_detections_has_a_least(tmp_path):
 
 
 def with_masks(dataset, found, rng):
-    """Each detection with the mask of an object of its image, moved a little, or a rectangle."""
+    """Adds a mask to each detection: a shifted mask of an object of the image, or a rectangle."""
     for index, image_id in enumerate(dataset.image_ids):
         masks = dataset.target(index)["masks"].bool()
         height, width = dataset.target(index)["boxes"].canvas_size
@@ -223,7 +224,7 @@ def test_masks_equal_pycocotools_to_the_last_bit(folder, form):
 
 @pytest.mark.parametrize("folder", data_sets("bccd"))
 def test_ties_between_images_are_ordered_by_image_id(folder, tmp_path):
-    """The order of images and annotations in the file matters no more than to pycocotools."""
+    """The order of images and annotations in the file has the same effect as in pycocotools."""
     content = json.loads((folder / "val.json").read_text())
     rng = np.random.default_rng(0)
     rng.shuffle(content["images"])
@@ -240,7 +241,7 @@ def test_ties_between_images_are_ordered_by_image_id(folder, tmp_path):
 
 @pytest.mark.parametrize("folder", data_sets("coco_by"))
 def test_crowds_and_all_area_ranges_are_among_them(folder):
-    """Without these the tests above would prove less than they say."""
+    """The generated data has all these cases; without them the tests above would prove less."""
     content = json.loads((folder / "val.json").read_text())
     assert sum(a["iscrowd"] for a in content["annotations"]) >= 5
     areas = np.array([a["area"] for a in content["annotations"]])
@@ -270,7 +271,7 @@ def detection(*rows):
 
 @pytest.fixture
 def file(tmp_path):
-    """Three images, three categories of which "none" has no object; every id starts at 0."""
+    """Three images and three categories; "none" has no object. All ids start at 0."""
     square = {"area": 100, "iscrowd": 0}
     content = {
         "images": [
@@ -345,7 +346,8 @@ def test_a_part_of_the_images_is_scored_as_that_part(file):
     assert [row.n_gt for row in metrics.per_class] == [0, 0, 1]
     assert (metrics.images, metrics.images_in_file) == (1, 3)
     evaluator.update([0], [detection()])
-    assert evaluator.compute().stats["AP"] == pytest.approx(51 / 101 / 2)  # "a": 0, "b": half found
+    # Class "a" has AP 0; half of the objects of "b" are found.
+    assert evaluator.compute().stats["AP"] == pytest.approx(51 / 101 / 2)
 
 
 def test_reset_forgets(file):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Boxes are drawn where they are, in their class's colour, and captions stay inside."""
+"""Boxes are drawn at the right place, in the colour of their class; captions stay inside."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_captions_stay_inside(box: list[float]) -> None:
     scores = torch.tensor([0.987])
     picture = draw_boxes(image, torch.tensor([box]), torch.tensor([2]), CLASSES, scores)
     filled = (np.asarray(picture) == class_colour(2)).all(-1)
-    # A caption of this length is wider than these boxes' outlines are thick, and as high as a text.
+    # The caption is wider than the outline of the box is thick, and has the height of a text.
     assert (filled.sum(axis=1) > 100).sum() >= 12
 
 
@@ -59,7 +59,7 @@ def test_masks_are_tinted_where_they_are_the_best_on_top() -> None:
     masks = torch.zeros(2, 1, 400, 400, dtype=torch.bool)
     masks[0, :, 100:300, 100:300] = True
     masks[1, :, 200:350, 200:350] = True
-    boxes = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 2]])  # out of the way
+    boxes = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 2]])  # away from the tested pixels
     labels, scores = torch.tensor([1, 2]), torch.tensor([0.9, 0.3])
     pixels = np.asarray(draw_boxes(image, boxes, labels, CLASSES, scores, masks)).astype(int)
     of_best, of_other = np.array(class_colour(1)), np.array(class_colour(2))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Tables and plots of made-up metrics."""
+"""Tables and plots of invented metrics."""
 
 import io
 

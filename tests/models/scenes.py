@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Small detectors and the images that their tests look at."""
+"""Small detectors, images and targets for the tests."""
 
 from typing import Any
 
@@ -14,14 +14,14 @@ Targets = list[dict[str, Tensor]]
 
 
 def small_model(family: str, **numbers: Any) -> Detector:
-    """A ResNet-18 detector of few channels on images of about 96 pixels, the same at each call."""
+    """A ResNet-18 detector with few channels, for images of about 96 pixels; always the same."""
     torch.manual_seed(0)
     sizes = {"min_size": 96, "max_size": 140}
     return MODELS[family]("resnet18", NUM_CLASSES, fpn_channels=16, **(sizes | numbers))
 
 
 def scene() -> tuple[list[Tensor], Targets]:
-    """Three images of different sizes: with three objects, with one, and with none."""
+    """Three images of different sizes, with three objects, with one and with none."""
     generator = torch.Generator().manual_seed(1)
     images = [
         torch.rand(3, *size, generator=generator) for size in ((90, 133), (120, 70), (96, 96))
@@ -39,7 +39,7 @@ def scene() -> tuple[list[Tensor], Targets]:
 
 
 def ellipses(boxes: Tensor, image: Tensor) -> Tensor:
-    """(G, H, W) bool: of each box (G, 4) the ellipse that touches its sides."""
+    """Masks (G, H, W) bool: for each box (G, 4) the ellipse that touches its sides."""
     y, x = (torch.arange(side) + 0.5 for side in image.shape[-2:])
     left, top, right, bottom = boxes[:, :, None, None].unbind(1)
     across = (2 * x - left - right) / (right - left)
@@ -48,7 +48,7 @@ def ellipses(boxes: Tensor, image: Tensor) -> Tensor:
 
 
 def spread_scores(model: Detector) -> Detector:
-    """Scales the last layers, whose weights at the start give equal scores and no detection."""
+    """Scales up the last layers. Their initial weights give equal scores and no detections."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(("cls_score.weight", "cls_logits.weight", "bbox_pred.weight")):
@@ -59,7 +59,7 @@ def spread_scores(model: Detector) -> Detector:
 
 
 def garbage_beyond_counts(batch: Batch) -> Batch:
-    """The batch with other padding rows: large, inverted, negative, wrong labels, full masks."""
+    """The batch with bad padding rows: large, inverted, negative, wrong labels, full masks."""
     beyond = torch.arange(batch.gt_labels.shape[1]) >= batch.gt_counts[:, None]
     junk = torch.tensor([1e4, 50.0, -30.0, 7e3])
     return batch._replace(
@@ -70,5 +70,5 @@ def garbage_beyond_counts(batch: Batch) -> Batch:
 
 
 def named(detections: Detections) -> dict[str, Tensor]:
-    """The detections' tensors; a family without masks has no masks."""
+    """The tensors of the detections by name, without `masks` if there are none."""
     return {name: value for name, value in detections._asdict().items() if value is not None}

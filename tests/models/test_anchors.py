@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Anchors beside torchvision's, and what may be kept between calls."""
+"""Anchors compared with torchvision's, and which anchors are kept between calls."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_anchors_equal_torchvisions(sizes: list[tuple[int, ...]]) -> None:
 def test_maps_become_rows_in_anchor_order() -> None:
     images, features = torch.zeros(2, 3, 32, 32), pyramid((4, 4), (2, 2))
     anchors = pyramid_anchors(images, features, cell_anchors([(8,), (16,)]))
-    # A map whose channels are (cell, coordinate) and hold the anchors themselves.
+    # A map with channels (cell, coordinate) whose values are the anchors themselves.
     maps = [
         boxes.view(side, side, 12).permute(2, 0, 1).expand(2, -1, -1, -1)
         for boxes, side in zip(anchors.split((48, 12)), (4, 2), strict=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""timm bodies: strides, what is frozen, how BatchNorm starts."""
+"""timm bodies: strides, frozen layers, initial BatchNorm weights."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The border: what `Border.pad` makes of images and targets, what it refuses, and the way back."""
+"""The border: the batch that `Border.pad` makes, its errors for bad input, and `restore`."""
 
 import pytest
 import torch
@@ -119,7 +119,7 @@ def test_masks_are_resized_as_torchvision_does_and_padded() -> None:
         for own, target in zip(batch.gt_masks, expected, strict=True):
             count, height, width = target["masks"].shape
             assert torch.equal(own[:count, :height, :width], target["masks"].bool())
-            assert own.sum() == target["masks"].sum()  # nothing beyond
+            assert own.sum() == target["masks"].sum()  # no pixel outside the image
 
 
 def test_masks_that_no_one_learns_are_not_read() -> None:
@@ -173,8 +173,13 @@ def test_bad_images(images: list[Tensor], error: type[Exception], message: str) 
 @pytest.mark.parametrize(
     ("boxes", "labels", "error", "message"),
     [
-        (None, LABELS, ValueError, r"image 1: expected keys \['boxes', 'labels'\], no {'boxes'}"),
-        (BOXES, None, ValueError, "no {'labels'}"),
+        (
+            None,
+            LABELS,
+            ValueError,
+            r"image 1: expected keys \['boxes', 'labels'\], missing {'boxes'}",
+        ),
+        (BOXES, None, ValueError, "missing {'labels'}"),
         (BOXES[0], LABELS, ValueError, r"boxes of image 1: expected shape \(G, 4\), got \(4,\)"),
         (BOXES[:, :3], LABELS, ValueError, r"got \(1, 3\)"),
         (BOXES.long(), LABELS, TypeError, "boxes of image 1: expected a float tensor"),
@@ -202,12 +207,12 @@ def test_bad_targets(
 @pytest.mark.parametrize(
     ("masks", "error", "message"),
     [
-        (None, ValueError, "target of image 1: expected keys .*no {'masks'}"),
+        (None, ValueError, "target of image 1: expected keys .*missing {'masks'}"),
         (torch.zeros(1, 64, 32).bool(), ValueError, r"masks of image 1: .*shape \(2, 64, 64\)"),
         (torch.zeros(2, 64, 32).bool(), ValueError, r"got \(2, 64, 32\)"),
         (torch.zeros(2, 64, 64), TypeError, "masks of image 1: expected bool or uint8, got .*32"),
         (torch.arange(2).byte()[:, None, None].expand(2, 64, 64) * 7, ValueError,
-         "mask 1 of image 1: expected 0 and 1, got 7; an image of instance numbers"),
+         "mask 1 of image 1: expected 0 and 1, got 7; convert an image of instance numbers"),
     ],
 )  # fmt: skip
 def test_bad_masks(masks: Tensor | None, error: type[Exception], message: str) -> None:

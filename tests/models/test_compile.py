@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""torch.compile takes a detector as one graph: `detect`, and losses with every gradient.
+"""torch.compile compiles a detector as one graph: `detect`, and losses with all gradients.
 
-aot_eager traces and runs the whole graph; inductor makes code of it besides, which takes half a
-minute a graph, so it compiles one family's `detect` and another one's losses.
+aot_eager traces and runs the whole graph. inductor also generates code, which takes half a minute
+for each graph. So inductor compiles only `detect` of one family and the losses of another family.
 """
 
 from functools import partial
@@ -38,9 +38,9 @@ def test_detect_compiles_as_one_graph(family: str, backend: str) -> None:
 
 
 @compiled_by("retinanet")
-@torch._inductor.config.patch(fallback_random=True)  # eager's draws, so that the samples are too
+@torch._inductor.config.patch(fallback_random=True)  # eager's random numbers, so the same samples
 def test_losses_and_gradients_compile_as_one_graph(family: str, backend: str) -> None:
-    """In float64, where rounding changes no sample and the BatchNorms magnify none of it."""
+    """In float64, so that rounding changes no sample and BatchNorms do not amplify it."""
     results: list[dict[str, Any]] = []
     images, targets = scene()
     in_one_graph = partial(torch.compile, fullgraph=True, backend=backend)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Whole detectors on a GPU: the CPU's losses, gradients and detections, and no wait for the host.
+"""Whole detectors on a GPU: losses, gradients and detections as on the CPU, and no host sync.
 
-In float64, where the two devices' convolutions differ too little to swap two detections.
+In float64, where the convolutions of the two devices differ too little to swap two detections.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from .scenes import named, scene, small_model, spread_scores
 
 pytestmark = pytest.mark.parametrize("family", MODELS)
 
-# Which anchors a loss looks at must not depend on chance: it looks at all of them.
+# The sampling of anchors must not be random: all of them are sampled.
 TWO_STAGES = {"rpn_batch_size_per_image": 20_000, "box_batch_size_per_image": 8_000}
 NO_CHOICE: dict[str, dict[str, float]] = {
     "faster_rcnn": TWO_STAGES,
@@ -33,7 +33,7 @@ def model_on(device: str, family: str, dtype: torch.dtype = torch.float32) -> De
 
 def batch_on(device: str, dtype: torch.dtype = torch.float32) -> Batch:
     images, targets = scene()
-    batch = small_model("mask_rcnn").pad(images, targets)  # which no other family minds
+    batch = small_model("mask_rcnn").pad(images, targets)  # other families ignore the masks
     moved = batch._make(t if t is None else t.to(device) for t in batch)
     return moved._replace(images=moved.images.to(dtype), gt_boxes=moved.gt_boxes.to(dtype))
 
@@ -54,7 +54,7 @@ def losses_and_gradients(model: Detector, batch: Batch) -> dict[str, Tensor]:
 
 
 def assert_close(got: dict[str, Any], expected: dict[str, Any], tolerance: float) -> None:
-    """As a share of each tensor's largest value; integers exactly."""
+    """Relative to the largest value of each tensor; integers are equal."""
     assert set(got) == set(expected)
     for name, value in expected.items():
         ours, theirs = got[name].cpu(), value.cpu()
@@ -93,7 +93,7 @@ def test_detections_equal_the_cpus(kernels: str, family: str) -> None:
 @gpu_only
 def test_nothing_waits_for_the_host(family: str) -> None:
     model, batch = model_on("cuda", family), batch_on("cuda")
-    losses_and_gradients(model, batch)  # the anchors of a shape are made once
+    losses_and_gradients(model, batch)  # to compute the anchors of this shape
     with no_sync():
         losses_and_gradients(model, batch)
     model.eval()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Parameters, FLOPs and anchors against hand counts."""
+"""Parameters, FLOPs and anchors compared with numbers counted by hand."""
 
 import copy
 
@@ -14,13 +14,13 @@ from fastdet.models import MODELS, describe, faster_rcnn, fcos, from_torchvision
 
 from .scenes import small_model
 
-# Multiply-adds of ResNet-18's convolutions at 224 px: the stem, layer1, then three stages alike.
+# Multiply-adds of ResNet-18's convolutions at 224 px: stem, layer1, then three equal stages.
 RESNET18_MACS = 64 * 3 * 49 * 112**2 + 4 * 64 * 64 * 9 * 56**2 + 3 * 411_041_792
-RESNET18_PARAMETERS = 11_689_512 - 513_000  # as published, less the classifier
+RESNET18_PARAMETERS = 11_689_512 - 513_000  # the published number without the classifier
 
 
 def conv(inputs: int, outputs: int, kernel: int) -> int:
-    """Parameters of a convolution with bias."""
+    """The number of parameters of a convolution with bias."""
     return (inputs * kernel**2 + 1) * outputs
 
 

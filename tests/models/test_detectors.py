@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What people get wrong when they write these heads themselves, one test each."""
+"""Typical mistakes in implementations of these heads, one test for each."""
 
 import pytest
 import torch
@@ -144,7 +144,7 @@ def test_proposals_beyond_the_counts_are_never_sampled() -> None:
 
 
 def one_proposal_each(model: FasterRCNN, deltas: Tensor, size: list[int]) -> tuple[Tensor, Tensor]:
-    """Proposals of a 64 x 64 image whose every anchor has the same deltas."""
+    """The proposals of a 64 x 64 image if all anchors have the same deltas."""
     features = [torch.zeros(1, 16, n, n) for n in (16, 8, 4, 2, 1)]
     anchors = pyramid_anchors(torch.zeros(1, 3, 64, 64), features, model.rpn.cells)
     counts = [3 * feature.shape[2] ** 2 for feature in features]
@@ -169,7 +169,7 @@ def test_proposals_that_clipping_leaves_without_a_side_are_dropped() -> None:
     outside = torch.tensor([-50.0, 0, 0, 0])  # fifty widths to the left
     _, counts = one_proposal_each(model, outside, [64, 64])
     assert int(counts) == 0
-    # Clipped to the image, not to the padded batch.
+    # Boxes are clipped to the image, not to the padded batch.
     boxes, counts = one_proposal_each(model, inside, [64, 20])
     assert float(boxes[0, : int(counts), 2].max()) == 20
 
@@ -229,7 +229,7 @@ def test_half_precision_batch_under_autocast(family: str) -> None:
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
-        ({"num_classes": 1}, "num_classes: expected background and at least one, got 1"),
+        ({"num_classes": 1}, "num_classes: expected at least 2, background and one class, got 1"),
         ({"size_divisor": 0}, "size_divisor: expected a number above 0, got 0"),
     ],
 )
@@ -321,5 +321,5 @@ def test_a_batch_without_masks_is_no_lesson_for_mask_rcnn() -> None:
         model.losses(batch._replace(gt_masks=None))
     images, targets = scene()
     del targets[1]["masks"]
-    with pytest.raises(ValueError, match=r"target of image 1: .* no {'masks'}"):
+    with pytest.raises(ValueError, match=r"target of image 1: .* missing {'masks'}"):
         model(images, targets)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The core's promise: shapes depend on the bucket alone, and padding rows on nothing.
+"""Shapes depend only on the shape of the batch, and padding rows have no effect.
 
-FakeTensorMode has no values, so whatever reads one (`.item()`, `nonzero`, boolean indexing) raises.
+Fake tensors have no values, so code that reads a value (`.item()`, `nonzero`, boolean indexing)
+raises an error.
 """
 
 from typing import Any
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.parametrize("family", MODELS)
 
 
 class Detect(nn.Module):
-    """`detect` as a module's forward, which is what torch.export takes."""
+    """`detect` as the forward of a module, for torch.export."""
 
     def __init__(self, model: Detector) -> None:
         super().__init__()
@@ -97,7 +98,7 @@ def test_more_rows_of_padding_change_nothing(family: str) -> None:
         if batch.gt_masks is None
         else nn.functional.pad(batch.gt_masks, (0, 0, 0, 0, 0, 24)),
     )
-    # Every proposal is sampled, or the number of rows would change which are.
+    # Sample all proposals: else the number of rows would change which ones are sampled.
     if family in ("faster_rcnn", "mask_rcnn"):
         model.rpn.batch_size_per_image = 20_000  # type: ignore[union-attr]
         model.roi_heads.batch_size_per_image = 8_000  # type: ignore[union-attr]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Other classes: a detector like one built for them, whose other weights are those it had."""
+"""replace_classes: like a detector built for the new classes, but other weights are kept."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_the_shapes_of_a_new_model_and_the_weights_of_the_old(family: str) -> No
 @pytest.mark.parametrize("family", MODELS)
 def test_the_new_classes_are_learned_and_found(family: str) -> None:
     model = small_model(family)
-    torch.manual_seed(0)  # whatever a family drew before
+    torch.manual_seed(0)  # families draw different random numbers before
     replace_classes(model, 9)
     images, targets = scene()
     targets[0]["labels"] = torch.tensor([8, 5, 1])
@@ -51,7 +51,9 @@ def test_the_new_classes_are_learned_and_found(family: str) -> None:
 
 def test_what_cannot_be() -> None:
     model = small_model("faster_rcnn")
-    with pytest.raises(ValueError, match="num_classes: expected background and at least one"):
+    with pytest.raises(
+        ValueError, match="num_classes: expected at least 2, background and one class"
+    ):
         replace_classes(model, 1)
     model.roi_heads.box_predictor = nn.Identity()  # type: ignore[union-attr]
     with pytest.raises(ValueError, match=r"expected one of the layers roi_heads\.box_predictor"):

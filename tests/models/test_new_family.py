@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A family that has three methods and nothing else works everywhere: the proof of the design.
+"""A family that implements only the three methods works everywhere: a test of the design.
 
-It has no anchors, no pyramid, no backbone and no matching of boxes: two queries for each image, and
-each gives one box and one class, as the hundred queries of a DETR do.
+It has no anchors, no pyramid, no backbone and no box matching. Each image has two queries, and each
+query gives one box and one class, like the hundred queries of DETR.
 """
 
 import json
@@ -33,11 +33,11 @@ QUERIES = 2
 
 class Answers(NamedTuple):
     logits: Tensor  # (B, Q, C)
-    boxes: Tensor  # (B, Q, 4), centre and size as shares of the image
+    boxes: Tensor  # (B, Q, 4), centre and size relative to the image size
 
 
 class Toy(Detector):
-    """Each query learns one row of the ground truth."""
+    """A detector in which each query learns one row of the ground truth."""
 
     def __init__(self, border: Border, num_classes: int) -> None:
         super().__init__(border, num_classes)
@@ -77,7 +77,7 @@ class Toy(Detector):
 
 
 class SlowBody(Toy):
-    """The toy with all that a family may add."""
+    """The toy with all optional methods of a family."""
 
     def class_layers(self) -> dict[str, float]:
         return {"classes": -1.5}
@@ -88,7 +88,7 @@ class SlowBody(Toy):
 
 
 def toy(backbone: str = "none", num_classes: int = 4, **options: Any) -> Detector:
-    """As the functions in MODELS."""
+    """A builder like the functions in MODELS."""
     options.pop("pretrained_backbone", None)
     torch.manual_seed(0)
     return SlowBody(Border(**({"min_size": 96, "max_size": 140} | options)), num_classes)
@@ -110,7 +110,7 @@ def test_forward_losses_and_detections() -> None:
         found = model.eval()(images)
         with unfused():
             expected = model(images)
-    assert has_form(model.body)  # by the engine, without a line for it in the family
+    assert has_form(model.body)  # the engine works without code in the family
     for image, own, other in zip(images, found, expected, strict=True):
         assert own["boxes"].shape == (QUERIES, 4)
         assert bool((own["boxes"][:, 2:] <= 1.5 * max(image.shape)).all())
@@ -154,7 +154,7 @@ def test_other_classes() -> None:
     images, targets = scene()
     model(images, [target | {"labels": target["labels"] + 5} for target in targets])
     with pytest.raises(ValueError, match="expected one of the layers"):
-        replace_classes(Toy(Border(), 4), 5)  # which says of no layer that it is one of classes
+        replace_classes(Toy(Border(), 4), 5)  # its class_layers are empty
 
 
 def test_exported(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A Cascade R-CNN is a FasterRCNN with other RoI heads, of three stages.
+"""A Cascade R-CNN is a FasterRCNN with other RoI heads, which have three stages.
 
-Each stage refines the boxes of the one before. As in torchvision's heads each class has its own
-deltas; the next stage gets the boxes of the likeliest class. Paper:
+Each stage refines the boxes of the stage before. As in torchvision's heads each class has its own
+deltas; the next stage gets the boxes of the most probable class. Paper:
 https://arxiv.org/abs/1712.00726.
 """
 
@@ -21,7 +21,7 @@ from .scenes import NUM_CLASSES, named, scene, small_model, spread_scores
 
 
 class CascadeHeads(nn.Module):
-    """RoI heads one after another, with growing IoU thresholds."""
+    """A sequence of RoI heads with increasing IoU thresholds."""
 
     learns_masks = False
 

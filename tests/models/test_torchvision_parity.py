@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The whole detectors beside torchvision's, with the same weights: same losses, same detections.
+"""Whole detectors and torchvision's, with the same weights: same losses and same detections.
 
-torchvision's state dict loads unchanged, so nothing but the two implementations differs. The random
-choice of Faster R-CNN's samplers is taken out by sampling everything.
+torchvision's state dict loads unchanged, so only the implementations differ. Faster R-CNN samples
+all anchors and proposals, so sampling is not random.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ def torchvision_backbone(returned_layers: tuple[int, ...], extra: torch.nn.Modul
 def faster_rcnn_pair() -> tuple[torch.nn.Module, Detector]:
     backbone = torchvision_backbone((1, 2, 3, 4), LastLevelMaxPool())
     theirs = FasterRCNN(backbone, NUM_CLASSES, **SIZES, **ALL_SAMPLES)
-    # Weights of a start give nearly equal scores and boxes; these give different ones.
+    # Initial weights give nearly equal scores and boxes; these weights give different ones.
     with torch.no_grad():
         theirs.rpn.head.cls_logits.weight.mul_(100)
         theirs.rpn.head.bbox_pred.weight.mul_(20)
@@ -64,7 +64,7 @@ def retinanet_pair() -> tuple[torch.nn.Module, Detector]:
 
 
 def keep_statistics(model: torch.nn.Module) -> None:
-    """BatchNorms train their weights alone."""
+    """Only the weights of BatchNorms are trained."""
     for part in model.modules():
         if isinstance(part, torch.nn.BatchNorm2d):
             part.eval()
@@ -75,7 +75,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[torch.nn.Module, Detector]:
     torch.manual_seed(0)
     theirs, ours = request.param()
     ours.load_state_dict(theirs.state_dict())
-    # Convolutions round differently in another layout, and BatchNorm's statistics magnify that.
+    # Convolutions round differently in another layout, and BatchNorm's statistics amplify this.
     return theirs.to(memory_format=torch.channels_last), ours
 
 
@@ -85,7 +85,7 @@ def test_losses_and_gradients_equal_torchvisions(
 ) -> None:
     theirs, ours = pair
     images, targets = scene()
-    if fused:  # statistics of a few pixels would magnify what Winograd's algorithm rounds
+    if fused:  # statistics of few pixels would amplify the rounding of Winograd's algorithm
         keep_statistics(theirs)
         keep_statistics(ours)
     expected = theirs(images, targets)
@@ -101,7 +101,7 @@ def test_losses_and_gradients_equal_torchvisions(
     for name, parameter in ours.named_parameters():
         scale = their_gradients[name].abs().max()
         difference = (parameter.grad - their_gradients[name]).abs().max()
-        # Rounding may turn a ReLU over; torchvision's own two layouts are 0.9 % apart here.
+        # Rounding may switch a ReLU. Even torchvision's own two layouts differ by 0.9 % here.
         assert difference <= (2e-2 if fused else 1e-3) * scale, name
 
 
@@ -112,7 +112,7 @@ def test_detections_equal_torchvisions(pair: tuple[torch.nn.Module, Detector]) -
         expected, detections = theirs(images), ours(images)
     for ours_of_image, theirs_of_image in zip(detections, expected, strict=True):
         assert len(theirs_of_image["scores"]) >= 20
-        # Rows whose scores differ in their last bits may change places.
+        # Rows whose scores differ only in the last bits may have another order.
         scores = theirs_of_image["scores"]
         ties = (scores.diff(prepend=scores[:1]) < -1e-6).cumsum(0)
         ours_of_image, theirs_of_image = (
@@ -124,7 +124,7 @@ def test_detections_equal_torchvisions(pair: tuple[torch.nn.Module, Detector]) -
 
 
 def in_order(ties: Tensor, found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Detections by tie, then by label and box."""
+    """Detections sorted by score, with nearly equal scores sorted by label and box."""
     keys = list(zip(ties.tolist(), found["labels"].tolist(), found["boxes"].tolist(), strict=True))
     order = sorted(range(len(keys)), key=keys.__getitem__)
     return {key: rows[order] for key, rows in found.items()}

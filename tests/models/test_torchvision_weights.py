@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Converted detectors beside the torchvision models that they come from.
+"""Converted detectors compared with the torchvision models that they come from.
 
-Random weights give no detections: BatchNorms first see two pictures, then the last layers are
-scaled to scores and deltas of a spread that detections need. Such a network magnifies rounding, so
-that what must be equal to the last detection is compared in float64; in float32 torchvision's side
-computes in channels_last as ours does, because convolutions round differently in another layout.
+Random weights give no detections. So BatchNorms first see two pictures, and then the last layers
+are scaled until scores and deltas vary enough for detections. Such a network amplifies rounding.
+Therefore all detections are compared in float64. In float32 torchvision's model also computes in
+channels_last, because convolutions round differently in another layout.
 """
 
 import copy
@@ -44,14 +44,14 @@ SPREADS = {
 
 
 def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> Tensor:
-    """Blurred noise: neighbours alike, regions different."""
+    """Blurred noise: neighbour pixels are similar, regions are different."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(1, channels, height // 12 + 2, width // 12 + 2, generator=generator)
     return F.interpolate(coarse, (height, width), mode="bilinear")[0]
 
 
 def targets_for(images: list[Tensor]) -> list[dict[str, Tensor]]:
-    """Three objects in every image but the last, which has none."""
+    """Three objects in every image except the last, which has none."""
     targets = []
     for image in images:
         corner = torch.tensor([image.shape[2], image.shape[1]]).repeat(2).float()
@@ -91,7 +91,7 @@ def with_detections(model: Any) -> Any:
             if kind == "cls_logits":
                 layer.bias.sub_(1)
             if kind == "bbox_reg" and isinstance(model, detection.FCOS):
-                layer.bias.add_(1)  # distances, which are not negative
+                layer.bias.add_(1)  # distances must not be negative
     return model.to(memory_format=torch.channels_last)
 
 
@@ -101,7 +101,7 @@ def resnet18_pyramid(**numbers: Any) -> BackboneWithFPN:
 
 
 def faster_rcnn_of_parts() -> nn.Module:
-    """Pools from two of four levels, by other bins, with other anchors and numbers."""
+    """A model that pools two of four levels, with other bins, anchors and options."""
     return detection.FasterRCNN(
         resnet18_pyramid(),
         4,
@@ -128,7 +128,7 @@ def faster_rcnn_of_parts() -> nn.Module:
 
 
 def faster_rcnn_of_one_map() -> nn.Module:
-    """A backbone that returns one map and no dict, a box head of the user's, a fixed size."""
+    """A model with a backbone that returns one map, not a dict; a user's box head; a fixed size."""
     backbone = mobilenet_v2(weights=None).features[:7]
     backbone.out_channels = 32  # type: ignore[assignment]
     return detection.FasterRCNN(
@@ -143,7 +143,7 @@ def faster_rcnn_of_one_map() -> nn.Module:
 
 
 def mask_rcnn_of_parts() -> nn.Module:
-    """Masks of other sizes, from other levels than the boxes; a mask head with BatchNorms."""
+    """A model with masks of other sizes, pooled from other levels than boxes, and BatchNorms."""
     norm = nn.BatchNorm2d
     return detection.MaskRCNN(
         resnet18_pyramid(),
@@ -196,7 +196,7 @@ def builder(name: str) -> Callable[[], nn.Module]:
     build = getattr(detection, name)
     numbers = NUMBERS | (PROPOSALS if "rcnn" in name else {"score_thresh": 0.7})
     if name.startswith("mask"):
-        numbers |= {"box_detections_per_img": 12}  # of which each costs a mask
+        numbers |= {"box_detections_per_img": 12}  # few, because each needs a mask
     return lambda: build(weights=None, weights_backbone=None, num_classes=5, **numbers)
 
 
@@ -226,13 +226,13 @@ every_model = pytest.mark.parametrize(
 
 @functools.cache
 def torchvision_model(name: str) -> Any:
-    """In eval mode; not to be changed."""
+    """The models in eval mode. Do not change them."""
     torch.manual_seed(0)
     return with_detections(MODELS[name]())
 
 
 def assert_same_detections(theirs: nn.Module, ours: nn.Module, images: list[Tensor]) -> int:
-    """In the dtype of the models; returns the least number of detections of an image."""
+    """Compares in the models' dtype; returns the smallest number of detections of an image."""
     dtype = next(theirs.parameters()).dtype
     images = [image.to(dtype) for image in images]
     with torch.no_grad():
@@ -267,7 +267,7 @@ def in_the_order_of(other: dict[str, Tensor], own: dict[str, Tensor]) -> dict[st
 
 
 def assert_same_masks(own: Tensor, other: Tensor) -> None:
-    """Probabilities (K, 1, H, W)."""
+    """Compares mask probabilities (K, 1, H, W)."""
     torch.testing.assert_close(own, other, rtol=0, atol=1e-5)
     decided = (other - 0.5).abs() > 1e-5
     assert torch.equal((own > 0.5)[decided], (other > 0.5)[decided])
@@ -282,7 +282,7 @@ def test_detections_equal_torchvisions(name: str, dtype: torch.dtype) -> None:
     ours = from_torchvision(theirs)
     assert not ours.training
     odd = [picture(90, 133, seed=3), picture(121, 71, channels=1, seed=4)]
-    with unfused():  # folded norms round differently, too: see the next test
+    with unfused():  # folded norms also round differently: see the next test
         assert assert_same_detections(theirs, ours, odd) >= 10
     if dtype == torch.float64:  # magnified, it is flat: in float32 scores tie
         assert assert_same_detections(theirs, ours, [picture(5, 7, seed=5)]) >= 1
@@ -292,7 +292,7 @@ def test_detections_equal_torchvisions(name: str, dtype: torch.dtype) -> None:
     "name", ["fasterrcnn_resnet50_fpn", "retinanet_resnet50_fpn", "fcos_resnet50_fpn"]
 )
 def test_folded_norms_give_torchvisions_detections(name: str) -> None:
-    """Where rounding is not magnified: a residual branch adds little, as a trained one does."""
+    """Without amplified rounding: residual branches add little, as in a trained network."""
     torch.manual_seed(0)
     theirs = MODELS[name]()
     for key, norm in theirs.named_modules():
@@ -314,7 +314,7 @@ def test_no_detections(name: str) -> None:
 
 
 def learning_pair(name: str, samples: int = 20_000) -> tuple[nn.Module, nn.Module]:
-    """In training and float64. So many samples are all anchors and proposals: nothing is chance."""
+    """In training mode and float64. All anchors and proposals are sampled, so nothing is random."""
     theirs = copy.deepcopy(torchvision_model(name)).train().double()
     if hasattr(theirs, "rpn"):
         for part in (theirs.rpn, theirs.roi_heads):
@@ -437,7 +437,7 @@ def test_compiled_losses_and_gradients_equal_eager(name: str) -> None:
     compiled = torch.compile(ours.losses, fullgraph=True, backend="aot_eager")
     results = []
     for losses_of_batch in (ours.losses, compiled):
-        torch.manual_seed(3)  # of the samplers
+        torch.manual_seed(3)  # for the samplers
         losses = losses_of_batch(batch)
         ours.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
@@ -454,7 +454,7 @@ LIGHT = "fasterrcnn_mobilenet_v3_large_320_fpn"
 
 
 def without_counts(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """As the file of a model whose BatchNorms were frozen."""
+    """The state dict of a model with frozen BatchNorms."""
     return {key: value for key, value in state.items() if "num_batches_tracked" not in key}
 
 
@@ -502,7 +502,9 @@ def test_a_file_of_other_classes_whose_batch_norms_learn(tmp_path: Path) -> None
 
 def test_files_that_do_not_fit(tmp_path: Path) -> None:
     torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"other.pth: expected a torchvision detector's keys, no"):
+    with pytest.raises(
+        ValueError, match=r"other.pth: expected a torchvision detector's keys, missing"
+    ):
         load_torchvision_weights(LIGHT, tmp_path / "other.pth")
     torch.save(torchvision_model(LIGHT).state_dict(), tmp_path / "light.pth")
     with pytest.raises(RuntimeError, match="Missing key"):
@@ -523,7 +525,7 @@ def test_eps_of_the_first_checkpoints(
         assert {norm.eps for norm in norms if isinstance(norm, FrozenBatchNorm2d)} == {eps}
 
 
-# ---- what is refused -----------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------
 
 
 class OtherBoxes(BoxCoder):
@@ -561,9 +563,9 @@ def set_part(path: str, part: Callable[[], Any]) -> Callable[[Any], None]:
         ("rpn.head", lambda: detection.rpn.RPNHead(32, 7), r"rpn.head: .*got \[\(7, 28\)"),
         ("roi_heads.box_predictor.bbox_pred", lambda: nn.Linear(1024, 4), "4 deltas for 4 classes"),
         ("roi_heads.box_roi_pool.featmap_names", lambda: ["p9"], r"some of \['c3', .*got \['p9'\]"),
-        ("roi_heads.box_roi_pool.scales", lambda: [0.5, 0.125], r"half as fine .*\[0.5, 0.125\]"),
+        ("roi_heads.box_roi_pool.scales", lambda: [0.5, 0.125], r"half the scale .*\[0.5, 0.125\]"),
         ("roi_heads.proposal_matcher", lambda: Matcher(0.5, 0.5, True), "_matches: expected False"),
-        ("roi_heads.box_head", NormedHead, "box_head: expected BatchNorm2d in Sequentials alone"),
+        ("roi_heads.box_head", NormedHead, "box_head: expected BatchNorm2d only in Sequentials"),
         ("transform._skip_resize", lambda: True, "transform._skip_resize: expected False"),
         ("transform", nn.Identity, "transform: expected .*GeneralizedRCNNTransform, got Identity"),
     ],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The operators' tests run over their CUDA kernels too, on the CPU."""
+"""Fixtures: the operators' tests also run their CUDA kernels on the CPU, by emulation."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ from tests.cuda_emulation import emulated_kernels
     ]
 )
 def device(request) -> Iterator[str]:
-    """cpu, cuda where torch sees a GPU, and cpu with the CUDA kernels beneath it."""
+    """cpu; cuda if torch sees a GPU; and cpu with emulated CUDA kernels."""
     if request.param == "emulated":
         with emulated_kernels():
             yield "cpu"

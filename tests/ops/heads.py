@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Outputs of dense heads, as rpn_proposals and retinanet_detections take them."""
+"""Outputs of dense heads, the inputs of rpn_proposals and retinanet_detections."""
 
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ class Head(NamedTuple):
     sizes: Tensor
 
     def to(self, where: str | torch.dtype) -> "Head":
-        """On a device, or with heads' outputs in a dtype."""
+        """The head moved to a device, or with logits and deltas converted to a dtype."""
         logits = [x.to(where) for x in self.logits]
         deltas = [x.to(where) for x in self.deltas]
         if isinstance(where, torch.dtype):
@@ -27,7 +27,7 @@ class Head(NamedTuple):
         return Head(logits, deltas, self.anchors.to(where), self.sizes.to(where))
 
     def image(self, b: int) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
-        """What the reference takes for image b."""
+        """The arguments of the reference for image b."""
         cpu = self.to("cpu")
         return [x[b] for x in cpu.logits], [x[b] for x in cpu.deltas], cpu.anchors, cpu.sizes[b]
 
@@ -35,7 +35,7 @@ class Head(NamedTuple):
 def head(
     logits: list[list[list[float]]], anchors: list[list[float]], size: tuple[int, int] = SIZE
 ) -> Head:
-    """One image: logits level by level, anchor by anchor; the anchors are where the boxes are."""
+    """One image. logits[level][anchor] has one number per class. Deltas are 0: boxes = anchors."""
     levels = [torch.tensor(x, dtype=torch.float32)[None] for x in logits]
     deltas = [torch.zeros(1, x.shape[1], 4) for x in levels]
     return Head(
@@ -49,7 +49,7 @@ def head(
 def random_head(
     counts: tuple[int, ...], images: int = 2, num_classes: int = 3, seed: int = 0
 ) -> Head:
-    """Boxes that overlap often, some outside; logits on a coarse grid, so that many are equal."""
+    """Boxes that overlap often, some outside; logits rounded coarsely, so that many are equal."""
     generator = torch.Generator().manual_seed(seed)
 
     def noise(*shape: int) -> Tensor:
@@ -75,14 +75,14 @@ def poisoned_head() -> Head:
 
 
 def as_maps_leave_it(h: Head) -> Head:
-    """The same values in memory whose rows are not dense, as those of a contiguous map."""
+    """The same values with strides that are not dense, as the rows of a contiguous (NCHW) map."""
     logits = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in h.logits]
     deltas = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in h.deltas]
     return h._replace(logits=logits, deltas=deltas, sizes=h.sizes.t().contiguous().t())
 
 
 def parts_of_one_tensor(h: Head) -> Head:
-    """The levels as views of one tensor of all levels: dense rows, images far apart."""
+    """The levels as views of one tensor with all levels: rows are dense, images are far apart."""
     counts = [x.shape[1] for x in h.logits]
     logits, deltas = torch.cat(h.logits, 1), torch.cat(h.deltas, 1)
     return h._replace(logits=list(logits.split(counts, 1)), deltas=list(deltas.split(counts, 1)))
@@ -92,7 +92,7 @@ Kept = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def assert_kept(got: Kept, b: int, expected: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Image b of an op's results holds the expected boxes, scores and labels, then zeros."""
+    """Image b of the results has the expected boxes, scores and labels, then zeros."""
     *rows, counts = (x.cpu() for x in got)
     count = int(counts[b])
     assert count == len(expected[0])

@@ -86,7 +86,7 @@ def test_encode_equals_reference(name, device):
 
 
 def as_deltas(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Deltas of the samples' shapes and strides, some of them beyond the clamp."""
+    """Deltas with the shapes and strides of the samples, some of them beyond the clamp."""
     if boxes.dim() < anchors.dim() or any(
         a not in (1, b) for a, b in zip(anchors.shape[::-1], boxes.shape[::-1], strict=False)
     ):
@@ -95,7 +95,7 @@ def as_deltas(boxes: Tensor, anchors: Tensor) -> Tensor:
 
 
 def decodings() -> list[tuple[str, bool]]:
-    """Each sample without clipping, and with it where there is a batch, which sizes belong to."""
+    """Each sample without clipping; samples with a batch dimension also with clipping."""
     batched = [name for name, (boxes, anchors, _) in samples("cpu").items() if boxes.dim() > 1]
     return [(name, False) for name in SAMPLES] + [(name, True) for name in batched]
 

@@ -21,7 +21,7 @@ kinds = pytest.mark.parametrize("kind", OPS)
 
 
 def random_boxes(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(*shape, 4); neither zero-sized nor, but by a miracle, with equal coordinates."""
+    """(*shape, 4), never of size zero, almost never with equal coordinates."""
     generator = torch.Generator().manual_seed(seed)
     corner = torch.rand(*shape, 2, generator=generator, dtype=torch.float64) * 60
     size = torch.rand(*shape, 2, generator=generator, dtype=torch.float64) * 60 + 1
@@ -59,7 +59,7 @@ def samples(device: str) -> dict[str, tuple[Tensor, Tensor]]:
         "many columns": (random_boxes(3).to(device), random_boxes(2100, seed=1).to(device)),
         "many rows": (random_boxes(2100).to(device), random_boxes(3, seed=1).to(device)),
     }
-    for m in range(1, 7):  # rows that begin at every place between two vectors
+    for m in range(1, 7):  # rows begin at every offset within a vector
         table[f"batched, {m} columns"] = (
             random_boxes(3, 37).to(device),
             random_boxes(3, m, seed=1).to(device),
@@ -89,7 +89,7 @@ def test_equals_reference(kind, name, device):
 
 def test_hand_worked(device):
     boxes1, boxes2 = samples(device)["hand-worked"]
-    # Itself; half of it shifted out, 1/3 with hull 150; far away, with hull 60 x 70.
+    # The same box; shifted by half its width: IoU 1/3, hull area 150; far away: hull 60 x 70.
     expected = {
         "iou": [1, 1 / 3, 0],
         "generalized": [1, 1 / 3, -(4200 - 300) / 4200],
@@ -111,7 +111,7 @@ def test_gradient_equals_reference(kind, name, device):
     expected = torch.autograd.grad(reference.box_iou(cpu[0], cpu[1], kind), cpu, grad)
     for a, b in zip(got, expected, strict=True):
         assert a.isfinite().all()
-        # There the convention differs from autograd's, see csrc/geometry/box_iou.h.
+        # In these samples the gradient convention differs from autograd's: csrc/geometry/box_iou.h.
         if name not in ("touching", "zero area", "inverted"):
             torch.testing.assert_close(a.cpu(), b, rtol=1e-9, atol=1e-12)
 
@@ -128,7 +128,7 @@ def test_gradient_in_float32(kind, device):
         torch.testing.assert_close(a.cpu().double(), b, rtol=1e-4, atol=1e-5)
 
 
-# Not "complete": the weight of its aspect term counts as a constant, so it is not the derivative.
+# Not "complete": the weight of its aspect term is a constant, so its gradient is not exact.
 @pytest.mark.parametrize("kind", ["iou", "generalized", "distance"])
 def test_gradcheck(kind, device):
     pair = [random_boxes(2, n, seed=n, dtype=torch.float64) for n in (3, 4)]

@@ -24,7 +24,7 @@ kinds = pytest.mark.parametrize("kind", LOSSES)
 
 
 def random_boxes(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(*shape, 4); neither zero-sized nor, but by a miracle, with equal coordinates."""
+    """(*shape, 4), never of size zero, almost never with equal coordinates."""
     generator = torch.Generator().manual_seed(seed)
     corner = torch.rand(*shape, 2, generator=generator, dtype=torch.float64) * 60
     size = torch.rand(*shape, 2, generator=generator, dtype=torch.float64) * 60 + 1
@@ -117,12 +117,12 @@ def test_gradient_equals_reference(kind, reduction, name, device):
     torch.testing.assert_close(out.detach().cpu(), expected_out.detach(), rtol=1e-9, atol=1e-9)
     for a, b in zip(got, torch.autograd.grad(expected_out, cpu, grad), strict=True):
         assert a.isfinite().all()
-        # There the convention differs from autograd's, see csrc/geometry/box_iou.h.
+        # There the gradient convention differs from autograd's; see csrc/geometry/box_iou.h.
         if name not in ("touching", "zero area", "inverted"):
             torch.testing.assert_close(a.cpu(), b, rtol=1e-9, atol=1e-12)
 
 
-# Not "complete": the weight of its aspect term counts as a constant, so it is not the derivative.
+# Not "complete": the weight of its aspect term is a constant, so its gradient is not exact.
 @pytest.mark.parametrize("kind", ["generalized", "distance"])
 def test_gradcheck(kind, device):
     pair = [random_boxes(6, seed=n, dtype=torch.float64) for n in (3, 4)]
@@ -137,7 +137,7 @@ def test_equals_torchvision(kind, reduction, eps, device):
     torchvision = pytest.importorskip("torchvision", exc_type=ImportError)
     theirs = getattr(torchvision.ops, LOSSES[kind].__name__)
     pair = [random_boxes(200, seed=n, dtype=torch.float64) for n in (0, 1)]
-    # Rows where torchvision's gradient has a convention: equal, touching and nested boxes.
+    # Rows where the gradient is a convention of torchvision: equal, touching and nested boxes.
     pair[0][:4] = torch.tensor([[0, 0, 9, 9]] * 4)
     pair[1][:4] = torch.tensor([[0, 0, 9, 9], [9, 0, 12, 9], [9, 9, 12, 12], [0, 3, 9, 6]])
     ours_in = [boxes.to(device).requires_grad_() for boxes in pair]

@@ -30,7 +30,7 @@ def blobs(*shape: int, seed: int = 0) -> Tensor:
 
 
 def random_boxes(*shape: int, extent: float = 60, seed: int = 0) -> Tensor:
-    """(..., 4), some of them partly or wholly outside masks of that extent."""
+    """(..., 4), some of them partly or completely outside masks of this size."""
     generator = torch.Generator().manual_seed(seed)
     corner = torch.rand(*shape, 2, generator=generator) * 1.2 * extent - 0.1 * extent
     side = torch.rand(*shape, 2, generator=generator) ** 2 * extent
@@ -43,11 +43,11 @@ def random_match(*shape: int, gts: int, seed: int = 0) -> Tensor:
 
 ODD = [
     [10.0, 10.0, 10.0, 10.0],  # no area: one pixel
-    [20.0, 30.0, 12.0, 11.0],  # inside out: one pixel
+    [20.0, 30.0, 12.0, 11.0],  # inverted: one pixel
     [-30.0, -20.0, 90.0, 70.0],  # larger than the image
-    [-50.0, 5.0, -10.0, 20.0],  # beyond it
+    [-50.0, 5.0, -10.0, 20.0],  # outside the image
     [100.0, 100.0, 130.0, 120.0],
-    [3.5, 2.25, 4.0, 30.75],  # a sliver
+    [3.5, 2.25, 4.0, 30.75],  # very narrow
     [0.0, 0.0, 60.0, 40.0],  # the whole image
 ]
 NOT_FINITE = [
@@ -85,7 +85,7 @@ def samples(device: str) -> dict[str, Sample]:
         "expanded": Sample(masks[:1].expand(2, 3, 40, 60), boxes, match),
         "part of wider masks": Sample(masks[:, 1:, 3:, 7:50], boxes, match.clamp(max=1)),
     }
-    for width in (15, 16, 17, 63, 64, 65, 129):  # about the widths of the vectors
+    for width in (15, 16, 17, 63, 64, 65, 129):  # around the widths of the vectors
         table[f"{width} columns"] = Sample(
             blobs(1, 2, 20, width),
             random_boxes(1, 6, extent=width),
@@ -117,7 +117,8 @@ def test_hand_worked(device):
     masks[0, 1, :, 3:] = True  # the right half
     boxes = torch.tensor([[[1.0, 1.0, 5.0, 5.0], [0.0, 0.0, 2.0, 2.0]]], device=device)
     match = torch.tensor([[1, 1]], device=device)
-    # Samples at 1.5 and 2.5: 0 and, midway between a pixel of 0 and one of 1, a half; then 1, 1.
+    # The samples of the first bin are at 1.5 and 2.5: 0 and, half-way between a 0 and a 1, 0.5.
+    # Those of the second bin are 1 and 1.
     row = torch.tensor([0.25, 1.0], device=device)
     got = crop_masks(masks, boxes, match, 2)
     assert got.equal(torch.stack([row.expand(2, 2), torch.zeros(2, 2, device=device)])[None])
@@ -159,7 +160,7 @@ def test_a_shifted_box_over_a_shifted_mask(device):
     masks, boxes = blobs(1, 1, 40, 60).to(device), random_boxes(1, 20, extent=25).to(device) + 6
     match = torch.zeros(1, 20, dtype=torch.int64, device=device)
     shifted = torch.nn.functional.pad(masks, (4, 0, 8, 0))
-    # Powers of two, so that the boxes' corners round as before.
+    # Powers of two, so that the rounding of the corners does not change.
     boxes = (boxes * 64).round() / 64
     got = crop_masks(shifted, boxes + torch.tensor([4.0, 8, 4, 8], device=device), match, 6)
     torch.testing.assert_close(got, crop_masks(masks, boxes, match, 6), rtol=0, atol=1e-6)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Every operator's CUDA kernels: the calls of test_every_op.py, one test a law.
+"""The CUDA kernels of every operator, with the calls of test_every_op.py: one test per property.
 
-They agree with the CPU's, on a GPU and under the emulator. On a GPU alone: nothing waits for the
-host, a CUDA graph replays on new inputs, the current stream is the one that is used, gradients are
-deterministic where torch is told to be, and no offset is short of 64 bits.
+On a GPU and under the emulator: results agree with the CPU. Only on a GPU: there is no host sync, a
+CUDA graph can be replayed with new inputs, the current stream is used, gradients are deterministic
+with torch.use_deterministic_algorithms, and offsets have 64 bits.
 """
 
 import pytest
@@ -17,13 +17,13 @@ from tests.on_gpu import captured, cuda_kernels, gpu_only, no_sync, on_cuda_kern
 from .test_every_op import BIG, NAMES, Call, assert_same_bits, bits, boxes, calls, noise, rois_of
 
 ROWS = 65
-DYNAMIC = ("nms", "batched_nms", "pasted_mask_edges", "mask_edges")  # as many as there are
+DYNAMIC = ("nms", "batched_nms", "pasted_mask_edges", "mask_edges")  # results of dynamic size
 FIXED = [name for name in NAMES if name not in DYNAMIC]
-ATOMIC = [name for name in NAMES if "roi_align" in name]  # gradients summed in any order
+ATOMIC = [name for name in NAMES if "roi_align" in name]  # gradients are summed in any order
 
 
 def a_call(name: str, n: int, extent: float = 100) -> Call:
-    """The call, with the random keys of sampling among its tensors: they differ between devices."""
+    """The call. Random keys become tensors of the call, as generators differ between devices."""
     call = calls(n, extent)[name]
     if name != "sample_matches":
         return call
@@ -47,7 +47,7 @@ def cuda_bits(kernels: str, call: Call) -> list[Tensor]:
 
 
 def assert_agrees(name: str, got: list[Tensor], expected: list[Tensor]) -> None:
-    """Indices exactly; half types to their rounding, which meets sums in another order."""
+    """Indices are equal; floats to their rounding, because sums may have another order."""
     assert len(got) == len(expected)
     for a, b in zip(got, expected, strict=True):
         if a.is_floating_point():
@@ -73,7 +73,7 @@ def test_equals_the_cpu_in_other_dtypes(kernels, name, dtype):
     assert_agrees(name, cuda_bits(kernels, call), bits(call))
 
 
-# ---- on a GPU alone -----------------------------------------------------------------------------
+# ---- only on a GPU ------------------------------------------------------------------------------
 
 
 def rolled(call: Call) -> Call:
@@ -93,7 +93,7 @@ def test_nothing_waits_for_the_host(name):
 @gpu_only
 @pytest.mark.parametrize("name", FIXED)
 def test_the_profiler_sees_no_wait_either(name):
-    """Nor in our own kernels' host code, of which torch's mode knows nothing."""
+    """No sync in our own host code either, which torch's sync debug mode cannot see."""
     call = on("cuda", a_call(name, ROWS))
     bits(call)
     work = Device("cuda", small=True).work(lambda: bits(call), calls=3)
@@ -123,7 +123,7 @@ def test_a_graph_replays_on_new_inputs(name):
 @gpu_only
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_on_the_current_stream(name):
-    """The inputs come late on a stream of their own: any other one would find zeros there."""
+    """The inputs are written late, on a side stream. On another stream the op would read zeros."""
     call = on("cuda", a_call(name, ROWS))
     expected = bits(call)
     late = call._replace(tensors=tuple(torch.zeros_like(t) for t in call.tensors))
@@ -228,7 +228,7 @@ def test_focal_loss_and_box_iou_equal_torchvisions(torchvision):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
-# ---- 2^20 rows, and beyond 2^31 elements ---------------------------------------------------------
+# ---- 2^20 rows, and more than 2^31 elements ------------------------------------------------------
 
 
 @gpu_only

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Laws that every operator obeys, whatever it computes: one table of calls, one test a law.
+"""Properties of every operator: one table of calls, one test per property.
 
-A call's result is the bits of its outputs and of the gradients of its floating inputs. It depends
-neither on the number of threads nor on where and how the inputs lie in memory; indices do not
-depend on the instruction set. Rows that are not finite leave the other rows alone. Sizes go from
-none to 2^20.
+The result of a call is the bits of its outputs and of the gradient of its first input. It does not
+depend on the number of threads, nor on the address and the strides of the inputs. Indices do not
+depend on the instruction set. Rows that are not finite do not change the other rows. Sizes are 0 to
+2^20.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ BIG = 2**20
 
 
 class Call(NamedTuple):
-    """An operator as a function of its tensors; whether its gradients are looked at, too."""
+    """An operator as a function of its tensors, and whether its gradients are compared, too."""
 
     run: Callable[..., Tensor | tuple[Tensor, ...]]
     tensors: tuple[Tensor, ...]
@@ -32,7 +32,7 @@ class Call(NamedTuple):
 
 
 def boxes(n: int, seed: int = 0, extent: float = 100) -> Tensor:
-    """(n, 4), some of them partly outside, at fractions of pixels and with negative corners."""
+    """(n, 4) with fractional coordinates; some are partly outside, with negative corners."""
     generator = torch.Generator().manual_seed(seed)
     corner = torch.rand(n, 2, generator=generator) * extent - 10
     return torch.cat([corner, corner + 1 + torch.rand(n, 2, generator=generator) * 40], 1)
@@ -50,9 +50,9 @@ def rois_of(rows: Tensor) -> Tensor:
     return torch.cat([torch.arange(len(rows))[:, None] % 2, rows], 1)
 
 
-@lru_cache(maxsize=1)  # tests of one size come one after another
+@lru_cache(maxsize=1)  # tests of the same size follow each other
 def calls(n: int, extent: float = 100) -> dict[str, Call]:
-    """Every public operator on n boxes (anchors, RoIs, rows of logits); not to be changed."""
+    """Every public operator on n boxes (anchors, RoIs, rows of logits). Do not change tensors."""
     rows, others = boxes(n, extent=extent), boxes(n, seed=3, extent=extent)
     scores, ids = noise(n), integers(-(2**62), 2**62, 3)[integers(0, 3, n)]
     gts = boxes(560, seed=4, extent=extent).reshape(2, 280, 4)
@@ -163,7 +163,7 @@ NAMES = list(calls(1))
 
 
 def bits(call: Call) -> list[Tensor]:
-    """Outputs, then gradients of the first tensors; NaN would equal nothing, so numbers only."""
+    """Outputs, then the gradient of the first tensor. There must be no NaN, because NaN != NaN."""
     tensors = [t.detach() for t in call.tensors]
     if call.differentiable:
         tensors[0].requires_grad_()
@@ -204,7 +204,7 @@ def instruction_set(name: str) -> Iterator[None]:
 
 
 def spread(tensor: Tensor) -> Tensor:
-    """The same values, every second element of a larger storage."""
+    """The same values in every second element of a larger storage."""
     wide = torch.zeros(*tensor.shape, 2, dtype=tensor.dtype)
     wide[..., 0] = tensor
     return wide[..., 0]
@@ -217,13 +217,13 @@ def transposed(tensor: Tensor) -> Tensor:
 
 
 def shifted(tensor: Tensor) -> Tensor:
-    """The same values, one element behind the start of an aligned storage."""
+    """The same values, starting one element after an aligned address."""
     storage = torch.zeros(tensor.numel() + 1, dtype=tensor.dtype)
     view = storage[1:].as_strided(tensor.shape, tensor.stride(), 1)
     return view.copy_(tensor)
 
 
-# Operators that the table leaves out, and why. An operator that is in neither fails the test below.
+# Operators that are not in the table, and why. The test below fails for an operator in neither.
 EXEMPT = {
     "upsample_nearest": "a network layer for the CPU alone; see test_upsample_nearest.py",
     "winograd_filters": "a network layer for the CPU alone; see test_winograd.py",
@@ -233,7 +233,7 @@ EXEMPT = {
 
 
 class Recorder(TorchDispatchMode):
-    """The names of the fastdet operators that run within it, backward ones too."""
+    """Records the names of the fastdet operators that run in its context, also backward ones."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -246,7 +246,7 @@ class Recorder(TorchDispatchMode):
 
 
 def registered_operators() -> set[str]:
-    """All that csrc/ops.cpp defines."""
+    """All operators that csrc/ops.cpp defines."""
     names = torch._C._dispatch_get_all_op_names()
     return {name.removeprefix("fastdet::") for name in names if name.startswith("fastdet::")}
 
@@ -261,7 +261,7 @@ def test_every_registered_operator_is_in_the_table():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_threads_do_not_matter(name):
-    # Enough rows that every operator's work is cut into several pieces.
+    # Enough rows to split the work of every operator into several pieces.
     n = 700 if "roi" in name or "nms" in name else 40_000
     call = calls(n)[name]
     with threads(1):
@@ -289,7 +289,7 @@ HEADS = ("rpn_proposals", "retinanet_detections", "roi_detections")
 BATCHED = ("nms_padded", "multiscale_roi_align", "sample_matches", "crop_masks", "mask_rcnn_loss")
 
 
-# Of the others the rows are not the first dimension.
+# In the other operators the rows are not the first dimension.
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in (*HEADS, *BATCHED)])
 def test_expanded_inputs(name):
     call = calls(1)[name]
@@ -334,11 +334,11 @@ def test_none_and_one(name, n):
 
 
 def poisoned(rows: Tensor, value: float) -> tuple[Tensor, Tensor]:
-    """A copy with the value in a coordinate of every third row, and which rows are untouched."""
+    """A copy with the value in one coordinate of every third row; and a mask of unchanged rows."""
     rows = rows.clone()
     hit = torch.arange(len(rows)) % 3 == 1
     columns = torch.arange(len(rows)) % rows.shape[1]
-    if rows.shape[1] == 5:  # RoIs: the image index stays
+    if rows.shape[1] == 5:  # RoIs: keep the batch index
         columns = 1 + columns % 4
     rows[hit, columns[hit]] = value
     return rows, ~hit
@@ -408,7 +408,7 @@ def test_bad_anchors_and_gts_match_nothing(value):
     expected, expected_iou = fastdet.match_anchors(
         anchors, gts[rows][None], fewer, 0.5, 0.3, "none"
     )
-    # Of a huge box that is finite some IoUs are tiny, not 0.
+    # A huge finite box has some IoUs that are tiny, not 0.
     torch.testing.assert_close(iou, expected_iou, rtol=0, atol=1e-20)
     assert index.equal(torch.where(expected >= 0, rows[expected.clamp(min=0)], expected))
 
@@ -417,7 +417,7 @@ def test_bad_anchors_and_gts_match_nothing(value):
 
 
 def test_nms_of_a_million_boxes():
-    """Clusters of four equal boxes far from the next cluster: the best of each is kept."""
+    """Clusters of four equal boxes, far from each other: the best box of each is kept."""
     corners = torch.arange(BIG // 4)
     low = torch.stack([corners % 512, corners // 512], 1).repeat(4, 1) * 10.0
     clusters = torch.cat([low, low + 8], 1)

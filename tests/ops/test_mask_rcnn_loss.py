@@ -21,7 +21,7 @@ class Sample(NamedTuple):
 
 
 def sample(device: str, rows: int = 9, classes: int = 4, size: tuple[int, int] = (5, 6)) -> Sample:
-    """Two images, some of whose rows match nothing and have labels that are no class."""
+    """Two images; some rows match no mask and have labels that are not classes."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, rows, classes, *size, generator=generator) * 4
     match = random_match(2, rows, gts=3)
@@ -101,7 +101,7 @@ def test_equals_torchvision(device):
     heads = pytest.importorskip("torchvision.models.detection.roi_heads", exc_type=ImportError)
     s = sample(device, rows=30, size=(14, 14))
     s = s._replace(logits=s.logits.double(), boxes=s.boxes.double())
-    # torchvision's labels are those of the masks, and its rows all match one.
+    # In torchvision labels belong to the masks, and every row matches a mask.
     match = s.match.clamp(min=0)
     gt_labels = torch.tensor([[1, 3, 0], [2, 2, 1]], device=device)
     leaf = s.logits.requires_grad_()

@@ -23,7 +23,7 @@ class Sample(NamedTuple):
 
 
 def random_boxes(*shape: int, seed: int = 0) -> Tensor:
-    """Boxes on a coarse grid: IoUs tie often and hit 0 and 1."""
+    """Boxes on a coarse grid: many IoUs are equal, some are 0 or 1."""
     generator = torch.Generator().manual_seed(seed)
     corner = torch.randint(0, 12, (*shape, 2), generator=generator) * 5.0
     return torch.cat(
@@ -32,7 +32,7 @@ def random_boxes(*shape: int, seed: int = 0) -> Tensor:
 
 
 def grid() -> Tensor:
-    """2,400 anchors in order, of three sizes: whole blocks of them lie away from most gts."""
+    """2,400 anchors of three sizes in row order, so most blocks of anchors are far from a gt."""
     y, x, side = torch.meshgrid(
         torch.arange(20) * 6.0,
         torch.arange(40) * 6.0,
@@ -47,7 +47,7 @@ def grid() -> Tensor:
 
 
 def grid_gts() -> Tensor:
-    """In many anchors of far rows, beyond all, equal to one, across the middle, without sides."""
+    """Gts inside many anchors, outside all, equal to an anchor, large, of zero width, inverted."""
     gts = [[99, 50, 102, 53], [900, 0, 910, 9], [3, 3, 9, 9], [40, 30, 190, 90], [60, 60, 60, 70]]
     return torch.tensor([[*gts, [230, 110, 236, 131], [130, 9, 90, 40], [20.5, 20, 61, 59]]])
 
@@ -105,7 +105,7 @@ def samples(device: str) -> dict[str, Sample]:
             torch.tensor([5, 7, 5, 7, 3])[::2],
         ),
     }
-    # Memory that begins between two vectors, and more gts than a block of threads holds.
+    # Memory that is not aligned to vectors, and more gts than a block of threads holds.
     table["between vectors"] = Sample(
         random_boxes(34).flatten()[3:-1].view(33, 4),
         random_boxes(1, 8, seed=1).flatten()[1:-3].view(1, 7, 4),
@@ -219,7 +219,7 @@ def test_equals_torchvision(name, allow_low_quality, device):
 
 
 def test_many_anchors_equal_the_matrix(device):
-    # More than one piece of work per image; random reals, so that the arithmetic counts.
+    # More than one piece of work per image; random reals, so that rounding matters.
     generator = torch.Generator().manual_seed(0)
     corner = torch.rand(20000, 2, generator=generator) * 500
     anchors = torch.cat([corner, corner + 1 + torch.rand(20000, 2, generator=generator) * 90], 1)
@@ -271,7 +271,7 @@ def test_every_gt_that_overlaps_has_an_anchor(seed, num_anchors, num_gts):
         random_boxes(num_anchors, seed=seed),
         random_boxes(1, num_gts, seed=seed + 1),
     )
-    gt_boxes = gt_boxes.unique(dim=1)  # of equal gts only the last one is served
+    gt_boxes = gt_boxes.unique(dim=1)  # of equal gts only the last one is assigned
     counts = torch.tensor([gt_boxes.size(1)])
     index, _ = match_anchors(anchors, gt_boxes, counts, 2.0, 2.0, "gt_best")
     best = {}

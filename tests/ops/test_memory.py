@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""No operator allocates more than its outputs and a workspace that its docstring names.
+"""No operator allocates more than its outputs and the workspace that its docstring states.
 
-Measured as the kernel counts it: the process's largest resident size during a call, which the
-test sets back to the present size before. A tensor of the size of an input more would be seen.
+Measured by the Linux kernel's peak resident size of the process, which the test resets before a
+call. One extra tensor of the size of an input is detected.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ import fastdet
 from tests.ops.test_every_op import boxes, integers, noise, rois_of
 
 MB = 2**20
-# Stacks of threads, small per-thread buffers, and pages that the allocator touches.
+# For stacks of threads, small buffers of threads, and pages that the allocator touches.
 SLACK = 6 * MB
 
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -34,7 +34,7 @@ def resident(name: str) -> int:
 
 
 def peak(run: Callable[[], object]) -> int:
-    """Bytes that the largest moment of a second call has beyond the moment before it."""
+    """Peak memory, in bytes, of a second call beyond the memory before that call."""
     run()
     ctypes.CDLL(None).malloc_trim(0)
     CLEAR_REFS.write_text("5")
@@ -53,14 +53,14 @@ def test_a_copy_of_an_input_is_seen():
 
 
 def both_ways(op: Callable[..., Tensor], x: Tensor, *tensors: Tensor) -> Callable[[], object]:
-    """Output and gradient."""
+    """A call that computes the output and the gradient of x."""
     leaf = x.detach().requires_grad_()
     grad = op(leaf, *tensors).detach()
     return lambda: torch.autograd.grad(op(leaf, *tensors), leaf, grad)
 
 
 class Case(NamedTuple):
-    """A call, the bytes of what it returns and, where it sorts, of its indices."""
+    """A call, the bytes of its results and, if it sorts, of its workspace for indices."""
 
     run: Callable[[], object]
     outputs: int
@@ -111,7 +111,7 @@ def sigmoid_focal_loss() -> Case:
 def retinanet_detections() -> Case:
     logits, deltas, anchors = noise(1, N // 4, 80) - 4, noise(1, N // 4, 4), boxes(N // 4)
     sizes = torch.tensor([[600, 800]])
-    # 1,000 candidates for each thread.
+    # The workspace is 1,000 candidates for each thread.
     return Case(
         lambda: fastdet.retinanet_detections(
             [logits], [deltas], anchors, sizes, 0.05, 1000, 0.5, 300

@@ -16,7 +16,7 @@ INF, NAN = float("inf"), float("nan")
 def random_boxes(
     n: int, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """Boxes that overlap often, with scores that tie often."""
+    """Boxes that overlap often, with many equal scores."""
     generator = torch.Generator().manual_seed(seed)
     corner = torch.rand(n, 2, generator=generator, dtype=torch.float64) * 100
     size = torch.rand(n, 2, generator=generator, dtype=torch.float64) * 60
@@ -76,7 +76,7 @@ def test_nms_equals_reference(name, device):
 
 
 def hostile(n: int) -> dict[str, Tensor]:
-    """Boxes that spatial pruning, a filter without a division, or both, may get wrong."""
+    """Boxes that are hard for spatial pruning, for the test without a division, or for both."""
     generator = torch.Generator().manual_seed(n)
 
     def uniform(*shape: int) -> Tensor:
@@ -123,7 +123,7 @@ def hostile(n: int) -> dict[str, Tensor]:
 def brute_force(
     boxes: Tensor, scores: Tensor, iou_threshold: float, idxs: Tensor | None = None
 ) -> list[int]:
-    """Each box against all that were kept, by NumPy in the type of the boxes."""
+    """Compares each box with all kept boxes, with NumPy in the dtype of the boxes."""
     b, t = boxes.numpy(), np.asarray(iou_threshold, np.float64)
     with np.errstate(all="ignore"):
         areas = (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1])
@@ -145,7 +145,7 @@ def brute_force(
 
 @pytest.fixture
 def narrow_vectors():
-    """Boxes move into cells the earlier, the narrower the vectors are."""
+    """With narrower vectors, kept boxes are stored in grid cells earlier."""
     before = _native.cpu_isa()
     _native.set_cpu_isa("baseline")
     yield
@@ -183,7 +183,7 @@ def test_many_boxes(n):
     scores = torch.rand(n, generator=generator) - 0.5
     expected = brute_force(boxes, scores, 0.5)
     assert nms(boxes, scores, 0.5).tolist() == expected
-    best, order = scores.sort(descending=True, stable=True)  # rows that need no sort
+    best, order = scores.sort(descending=True, stable=True)  # rows that are already sorted
     assert order[nms(boxes[order], best, 0.5)].tolist() == expected
     for max_keep in (1, 10, 100, n // 2):
         keep, counts = nms_padded(boxes[None], scores[None], 0.5, max_keep)
@@ -228,7 +228,7 @@ def test_counts_around_tiles(device):
 @pytest.mark.parametrize("count", [1, 1030, 4200])
 @pytest.mark.parametrize("name", ["spread", "one spot", "giants"])
 def test_few_of_many_rows(name, count, device):
-    # From 2^15 rows on CUDA sorts tiles of them; what it works on are the image's first ones.
+    # Above 2^15 rows CUDA sorts tiles. Only the first rows of an image are real.
     n = 2**15 + 1
     boxes, scores = torch.zeros(2, n, 4), torch.zeros(2, n)
     boxes[:, :count] = hostile(max(count, 2))[name][:count]
@@ -246,8 +246,9 @@ def test_few_of_many_rows(name, count, device):
 
 @pytest.mark.parametrize("toward", [1, -1])
 def test_boxes_that_wait_for_many_that_wait_long(toward, device):
-    # Each link overlaps the next, so that every other one stays, and each is decided after the
-    # last. The last one suppresses 400 boxes, which then no longer suppress the two after them.
+    # A chain: each box overlaps the next, so every second box is kept, and each decision depends on
+    # the one before. The last box of the chain suppresses 400 boxes, so these do not suppress the
+    # two boxes after them.
     links = 4 * torch.arange(-40, 1)
     left = torch.cat([links, torch.full((400,), 3), torch.tensor([6, 6])]) * float(toward)
     boxes = torch.stack([left, 0 * left, left + 10, 0 * left + 10], 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""paste_masks, and the run lengths of the same masks: one table of samples."""
+"""paste_masks, and the run lengths of the same masks, on one table of samples."""
 
 import math
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ def random_masks(*shape: int, seed: int = 0) -> Tensor:
 
 
 def blobs(n: int, side: int, seed: int = 0) -> Tensor:
-    """Discs of soft edges, as a mask head gives them."""
+    """Discs with soft edges, like the output of a mask head."""
     generator = torch.Generator().manual_seed(seed)
     grid = (torch.arange(side) + 0.5) / side
     y, x, r = torch.rand(3, n, 1, 1, generator=generator)
@@ -35,7 +35,7 @@ def blobs(n: int, side: int, seed: int = 0) -> Tensor:
 
 
 def random_boxes(n: int, height: int, width: int, seed: int = 0) -> Tensor:
-    """Some partly outside."""
+    """Boxes, some partly outside the image."""
     generator = torch.Generator().manual_seed(seed)
     size = torch.tensor([width, height])
     corner = torch.rand(n, 2, generator=generator) * size * 1.2 - size * 0.2
@@ -46,12 +46,12 @@ def random_boxes(n: int, height: int, width: int, seed: int = 0) -> Tensor:
 ODD = [
     [0.0, 0.0, 33.0, 20.0],  # the image
     [-40.0, -30.0, 60.0, 50.0],  # larger
-    [5.0, -9.0, 12.0, 40.0],  # whole columns: a run goes on from one to the next
+    [5.0, -9.0, 12.0, 40.0],  # whole columns: a run continues in the next column
     [-9.0, 5.0, 50.0, 12.0],
     [10.0, 10.0, 10.0, 10.0],  # no area
-    [20.0, 12.0, 8.0, 5.0],  # inside out
+    [20.0, 12.0, 8.0, 5.0],  # inverted
     [7.2, 3.9, 7.4, 4.1],
-    [-50.0, 3.0, -20.0, 9.0],  # beyond the image
+    [-50.0, 3.0, -20.0, 9.0],  # outside the image
     [50.0, 40.0, 60.0, 44.0],
     [30.0, 15.0, 33.0, 20.0],  # up to the last pixel
     [-2000.0, -3000.0, 2500.0, 3500.0],
@@ -91,7 +91,7 @@ def samples(device: str) -> dict[str, Sample]:
         "non-contiguous": Sample(random_masks(9, 7, 7).mT, boxes.T.contiguous().T),
         "expanded": Sample(random_masks(1, 7, 7).expand(9, 7, 7), boxes),
     }
-    for width in (15, 16, 17, 63, 64, 65, 130):  # about the widths of vectors and words
+    for width in (15, 16, 17, 63, 64, 65, 130):  # around the widths of vectors and words
         table[f"{width} columns"] = Sample(
             blobs(6, 14, seed=width), random_boxes(6, 70, width), (70, width)
         )
@@ -124,7 +124,7 @@ def test_threshold_is_that_of_the_probabilities(name, threshold, device):
 
 
 def _float_below(threshold: float, dtype: torch.dtype) -> float:
-    """The largest number of the type that is not above."""
+    """The largest number of the dtype that is not above the threshold."""
     rounded = torch.tensor(threshold, dtype=dtype)
     if rounded.double() > threshold:
         rounded = rounded.nextafter(torch.tensor(-1.0, dtype=dtype))
@@ -133,11 +133,11 @@ def _float_below(threshold: float, dtype: torch.dtype) -> float:
 
 def test_hand_worked(device):
     masks = torch.tensor([[[1.0, 0.0], [1.0, 1.0]]], device=device)
-    # Grown by (2 + 2) / 2 about its center, the box of 2 pixels has 5, 0 .. 4; of a mask of 4.
+    # The padded mask has 4 pixels. The box grows by (2 + 2) / 2 about its centre: pixels 0 .. 4.
     boxes = torch.tensor([[1.0, 1.0, 3.0, 3.0]], device=device)
     got = paste_masks(masks, boxes, (5, 6), None)[0]
     torch.testing.assert_close(got[:, 5].cpu(), torch.zeros(5))
-    # Positions (p + 0.5) * 4 / 5 - 0.5 are 0, 0.7, 1.5, 2.3, 3.1.
+    # Positions (p + 0.5) * 4 / 5 - 0.5 are -0.1, 0.7, 1.5, 2.3, 3.1, clamped to [0, 3].
     columns = torch.tensor([0.0, 0.7, 1.5, 2.3, 3.0])
     bordered = torch.nn.functional.pad(masks[0].cpu(), (1, 1, 1, 1))
     low, f = columns.long(), columns % 1
@@ -220,7 +220,8 @@ def test_run_lengths_of_hand_worked_masks(device):
     assert counts([0, 0], [0, 0]) == b"4"
     assert counts([1, 1], [1, 1]) == b"04"
     assert counts([0, 1], [0, 0]) == b"211"
-    assert counts([0, 0], [1, 1]) == b"1110"  # 1 1 1 1, the last by its difference to the second
+    # Runs 1 1 1 1; the last is coded as the difference from the second.
+    assert counts([0, 0], [1, 1]) == b"1110"
     assert counts([0] * 40) == b"X1"  # 40 = 8 + 1 * 32
 
 
@@ -234,7 +235,7 @@ def test_bad_run_lengths_are_refused():
         _native.rle_counts(edges[None], offsets, 4)
 
 
-# ---- the same everywhere ------------------------------------------------------------------------
+# ---- the same for all threads and instruction sets ----------------------------------------------
 
 
 @pytest.mark.parametrize("isa", _native.usable_cpu_isas())

@@ -79,7 +79,7 @@ def test_equals_reference(name, device):
 
 
 def distinct(logits: Tensor) -> Tensor:
-    """Logits near the given ones of which no two are equal."""
+    """Logits close to the given ones, all different."""
     return logits + torch.arange(logits.numel()).reshape(logits.shape) * 2.0**-16
 
 
@@ -96,7 +96,7 @@ def test_hand_worked(device):
 @pytest.mark.parametrize("score_thresh", [1e-6, 0.05, 0.3, 0.5, 0.7, 0.999, 1 - 2**-24])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_threshold_is_exact_in_the_type_of_the_scores(score_thresh, dtype):
-    """Every logit around the border is let pass if and only if its rounded probability is above."""
+    """A logit near the threshold passes if and only if its rounded probability is above it."""
     border = torch.tensor(score_thresh, dtype=torch.float64).logit()
     window = 8 * torch.finfo(dtype).eps * (border.abs() + 1 / (1 - score_thresh))
     logits = (border + window * torch.linspace(-1, 1, 6001, dtype=torch.float64)).to(dtype)
@@ -113,13 +113,13 @@ def test_threshold_is_exact_in_the_type_of_the_scores(score_thresh, dtype):
 
 
 def side_by_side(n: int) -> Tensor:
-    """(n, 4) boxes of which none touches another by more than an edge."""
+    """(n, 4) boxes that share edges but do not overlap."""
     place = torch.arange(n, dtype=torch.float32)
     return torch.stack([place, place * 0, place + 1, place * 0 + 5], 1)
 
 
 def assert_best_are_kept(levels: list[Tensor], k: int, device: str) -> None:
-    """Of levels (B, A_l) of one class, as a stable sort picks them, where nothing overlaps."""
+    """The result for levels (B, A_l) of one class is that of a stable sort; no boxes overlap."""
     own = side_by_side(sum(x.shape[1] for x in levels))
     sizes = torch.tensor([[10, len(own) + 1]]).repeat(len(levels[0]), 1)
     h = Head([x[..., None] for x in levels], [x.new_zeros(*x.shape, 4) for x in levels], own, sizes)
@@ -141,7 +141,7 @@ def assert_best_are_kept(levels: list[Tensor], k: int, device: str) -> None:
 @pytest.mark.parametrize("order", ["rising", "falling", "equal", "shuffled"])
 @pytest.mark.parametrize("k", [1, 7, 1000])
 def test_selection_among_many(order, k, device):
-    """More logits than are looked at in one go, in orders that are good and bad for the bound."""
+    """More logits than one chunk, in orders that are good or bad for the running bound."""
     n = 50_001
     logits = {
         "rising": torch.arange(n),
@@ -155,9 +155,9 @@ def test_selection_among_many(order, k, device):
 @pytest.mark.parametrize("n", [1, 7, 511, 512, 513, 4093, 4094, 4095, 4096, 4097, 8193])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_selection_at_the_borders_of_tiles_and_chunks(n, dtype, device):
-    """Equal logits through which the cut goes, then such as differ in their last bits alone.
+    """The cut is within equal logits; then, logits differ only in their last bits.
 
-    Of three images, the later ones lie where no vector begins.
+    There are three images; the second and third are not aligned to vectors.
     """
     generator = torch.Generator().manual_seed(n)
     few = torch.randint(-3, 4, (3, n), generator=generator).to(dtype)
@@ -168,7 +168,7 @@ def test_selection_at_the_borders_of_tiles_and_chunks(n, dtype, device):
 
 
 def test_selection_among_millions(device):
-    """So many that a warp of the CUDA kernels reads several tiles; few of them are large."""
+    """So many logits that a warp of the CUDA kernels reads several tiles; few logits are large."""
     n, run = 2**21 + 12_345, 2 * 512
     logits = torch.full((1, n), -9.0)
     borders = torch.arange(0, n, 16 * run)
@@ -214,7 +214,7 @@ def test_equals_torchvision(seed, device):
 
 
 def torchvision_settings(score_thresh: float, topk: int, nms_thresh: float, rows: int):
-    """What torchvision's method reads of its module."""
+    """The attributes that torchvision's method reads from its module."""
     from types import SimpleNamespace
 
     from torchvision.models.detection._utils import BoxCoder
@@ -241,7 +241,7 @@ def test_fewer_rows_are_the_first_of_more(seed, n, k, score_thresh):
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3, 7])
 def test_every_piece_is_read_to_its_ends(num_threads):
-    """Good logits alone where threads, spans and blocks may begin and end."""
+    """Good logits only where threads, spans and blocks may begin and end."""
     n, steps = 7 * 2**15 + 5, (2**15, 2**12, 2**6)
     edges = {0, n - 1} | {i * s + j for s in steps for i in (1, 2, 3, 5, 7) for j in (-1, 0, 1)}
     good = torch.tensor(sorted(edges))

@@ -29,7 +29,7 @@ def random_features(*shape: int, seed: int = 0) -> Tensor:
 
 
 def random_rois(n: int, images: int, extent: float, seed: int = 0) -> Tensor:
-    """Of all sizes, many across the border, a few outside."""
+    """RoIs of all sizes; many cross the border of the image, a few are outside."""
     generator = torch.Generator().manual_seed(seed)
     image = torch.arange(n) % images
     corner = torch.rand(n, 2, generator=generator, dtype=torch.float64) * 1.4 * extent
@@ -58,7 +58,7 @@ def samples(device: str) -> dict[str, Sample]:
         "zero area, aligned, adaptive": Sample(noise, rois([0, 4, 4, 4, 4]), (3, 2), 1.0, 0, True),
         "inverted": Sample(noise, rois([0, 8, 7, 1, 2])),
         "inverted, aligned": Sample(noise, rois([0, 8, 7, 1, 2]), aligned=True),
-        # The samples of the first and the last bin lie exactly at -1 and at the size.
+        # The samples of the first and the last bin are exactly at -1 and at the size.
         "at the border": Sample(noise, rois([0, -2, -2, 12, 10]), (6, 7), 1.0, 1),
         "outside": Sample(noise, rois([0, -9, -9, -2, -2], [1, 12, 10, 20, 20])),
         "other images": Sample(noise, rois([2, 1, 1, 5, 5], [-1, 1, 1, 5, 5], [1, 1, 1, 5, 5])),
@@ -81,7 +81,7 @@ def samples(device: str) -> dict[str, Sample]:
             random_rois(5, 2, 80, seed=channels).float(),
             spatial_scale=0.125,
         )
-    # Around the widths of a row, a RoI and a row of bins that the loops treat in vectors.
+    # Widths around those of vectors, for rows, for RoIs and for rows of bins.
     for width, bins in [
         (15, 1),
         (16, 7),
@@ -119,7 +119,7 @@ def samples(device: str) -> dict[str, Sample]:
 
 
 def pyramid(dtype: torch.dtype = torch.float32, channels: int = 3) -> list[Tensor]:
-    """Features of an image of 128 x 160 pixels."""
+    """The feature maps of an image of 128 x 160 pixels."""
     return [
         random_features(2, channels, int(128 * s), int(160 * s), seed=i).to(dtype)
         for i, s in enumerate(SCALES)
@@ -127,7 +127,7 @@ def pyramid(dtype: torch.dtype = torch.float32, channels: int = 3) -> list[Tenso
 
 
 def pyramid_boxes(n: int = 24, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(2, n, 4); some belong to each level."""
+    """(2, n, 4) boxes; each level gets some of them."""
     generator = torch.Generator().manual_seed(0)
     side = torch.tensor([20.0, 60.0, 150.0, 300.0, 600.0])[torch.arange(2 * n) % 5]
     size = side[:, None] * (0.7 + 0.6 * torch.rand(2 * n, 2, generator=generator))
@@ -162,7 +162,7 @@ def test_roi_align_equals_reference(name, layout, device):
 
 
 def test_hand_worked(device):
-    # Columns hold their own x: bins [1, 3] and [3, 5] average to 2 and 4.
+    # The value of a pixel is its x: the averages of the bins [1, 3] and [3, 5] are 2 and 4.
     pooled = roi_align(*samples(device)["hand-worked"])
     assert pooled.tolist() == [[[[2.0, 4.0], [2.0, 4.0]]] * 2]
     for name in ("outside", "not finite", "zero area, aligned, adaptive"):
@@ -202,7 +202,7 @@ def test_no_digits_are_lost_far_from_the_origin(layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_only_what_is_sampled_is_read(layout, device):
-    # Whole vectors are loaded; what is not finite beside the samples must not come in with them.
+    # Whole vectors are loaded. Values beside the samples that are not finite must have no effect.
     input = torch.full((1, 3, 20, 40), INF, device=device)
     input[:, :, 4:9, 6:16] = random_features(3, 5, 10).float().to(device)
     input = input.contiguous(memory_format=LAYOUTS[layout]).requires_grad_()
@@ -245,7 +245,7 @@ def test_a_huge_roi_neither_hangs_nor_overflows(ratio, aligned, device):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("begin", [0, 1, 8])
 def test_channels_of_a_view_are_read_and_written_where_they_lie(begin, dtype, device):
-    # From 0 and 8 on the channels can be loaded 16 bytes at a time, from 1 on they cannot.
+    # Starting at channel 0 or 8, loads of 16 bytes are possible; at channel 1 they are not.
     wide = random_features(2, 32, 9, 11).to(device, dtype)
     rois = random_rois(7, 2, 9).to(device)
     results = []
@@ -340,7 +340,8 @@ def test_rows_beyond_the_counts_are_not_read(device):
 
 
 def test_level_by_area(device):
-    # Level l holds the number l. 112, 224 and 448 begin a level, and so does what rounds to them.
+    # The pixels of level l have the value l. Levels begin at sides of 112, 224 and 448, and at
+    # sides that round to these.
     sides = [0.0, 1.0, 111.99, 111.99999, 112.0, 223.99, 224.0, 447.99, 448.0]
     features = [torch.full((1, 1, 16, 16), float(i), device=device) for i in range(4)]
     boxes = torch.tensor([[[0, 0, s, s] for s in sides]], device=device)
@@ -566,7 +567,7 @@ def test_bad_input_is_named(device):
         multiscale_roi_align(features, boxes, None, 3, SCALES[::-1])
     with pytest.raises(ValueError, match=r"canonical_scale: expected a number above 0, got 0"):
         multiscale_roi_align(features, boxes, None, 3, SCALES, canonical_scale=0)
-    with pytest.raises(ValueError, match=r"image_shapes: expected one an image"):
+    with pytest.raises(ValueError, match=r"image_shapes: expected one for each image"):
         MultiScaleRoIAlign(["0"], 3, 2)({"0": features[0]}, list(boxes), [])
     with pytest.raises(RuntimeError, match=r"scales: expected one for each level, 4, got 3"):
         multiscale_roi_align(features, boxes, None, 3, SCALES[:3])

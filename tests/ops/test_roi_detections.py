@@ -127,7 +127,7 @@ def test_equals_reference(name, device):
 
 def test_hand_worked(device):
     boxes, scores, labels, counts = (x.cpu() for x in run(hand_worked(), NUMBERS, device))
-    # Of class 1, LEFT suppresses SHIFTED by an IoU of 18 / 22; RIGHT is background, mostly.
+    # In class 1 LEFT suppresses SHIFTED, their IoU is 18 / 22. RIGHT is mostly background.
     assert counts.tolist() == [3]
     assert boxes[0, :4].tolist() == [LEFT, SHIFTED, RIGHT, [0] * 4]
     assert labels[0, :4].tolist() == [1, 2, 1, 0]

@@ -26,7 +26,7 @@ LEFT, SHIFTED, RIGHT = [0, 0, 20, 20], [2, 0, 22, 20], [50, 0, 70, 20]
 
 
 def rpn(h: Head) -> Head:
-    """The same head with one logit an anchor."""
+    """The same head with one logit per anchor."""
     return h._replace(logits=[x[..., 0] for x in h.logits])
 
 
@@ -88,7 +88,7 @@ def test_equals_reference(name, device):
 
 def test_hand_worked(device):
     boxes, scores, levels, counts = (x.cpu() for x in run(*samples()["hand-worked"], device))
-    # SHIFTED suppresses LEFT of its level, not that of the other one.
+    # SHIFTED suppresses LEFT on its own level, not on the other level.
     assert counts.tolist() == [4]
     assert boxes[0, :5].tolist() == [SHIFTED, LEFT, RIGHT, RIGHT, [0] * 4]
     assert levels[0, :5].tolist() == [0, 1, 0, 1, 0]
@@ -96,7 +96,7 @@ def test_hand_worked(device):
 
 
 def distinct(logits: Tensor) -> Tensor:
-    """Logits near the given ones of which no two are equal."""
+    """Logits close to the given ones, all different."""
     return logits + torch.arange(logits.numel()).reshape(logits.shape) * 2.0**-16
 
 

@@ -23,7 +23,7 @@ def random_index(*shape: int, seed: int = 0) -> Tensor:
 
 
 def random_keys(*shape: int, seed: int = 0) -> Tensor:
-    """Keys that tie now and then."""
+    """Random keys, some of them equal."""
     return torch.randint(0, 50, shape, generator=torch.Generator().manual_seed(seed)) / 50
 
 
@@ -119,10 +119,11 @@ def test_every_candidate_is_drawn_equally_often(device):
         frequency = drawn.flatten().bincount(minlength=num_anchors)[index[0] == label].double()
         assert frequency.sum() == drawn.numel()
         expected = drawn.numel() / 8
-        # Draws without replacement vary less by the share that is left: then chi-square(7).
+        # Without replacement the variance is smaller by the fraction that is not drawn. After this
+        # correction the statistic is chi-square(7).
         statistic = ((frequency - expected) ** 2 / expected).sum() / (1 - drawn.size(1) / 8) * 7 / 8
         assert statistic < 24.3  # exceeded once in 1000 seeds
-        # And the order among the drawn is random too.
+        # The order of the samples is random, too.
         first = drawn[:, 0].bincount(minlength=num_anchors)[index[0] == label].double()
         assert ((first - num_images / 8) ** 2 / (num_images / 8)).sum() < 24.3
 

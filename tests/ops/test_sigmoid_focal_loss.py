@@ -20,14 +20,14 @@ def random_logits(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32
 
 
 def random_labels(*shape: int, num_classes: int, seed: int = 0) -> Tensor:
-    """Half background, some ignored, some of each class."""
+    """Labels: half are background, some are ignored, some are of each class."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(-2, num_classes, shape, generator=generator)
     return torch.where(torch.rand(shape, generator=generator) < 0.5, -1, labels)
 
 
 def random_targets(*shape: int, seed: int = 0) -> Tensor:
-    """Whole ones and soft ones."""
+    """Dense targets: 0, 1 and numbers between."""
     generator = torch.Generator().manual_seed(seed)
     soft = torch.rand(*shape, generator=generator)
     return torch.where(torch.rand(shape, generator=generator) < 0.5, soft, soft.round())
@@ -66,9 +66,9 @@ def samples(device: str) -> dict[str, tuple[Tensor, Tensor]]:
     for kind, targets in (
         ("dense", random_targets(68).flatten()[3:].view(13, 5)),
         ("labels", random_labels(13, num_classes=5)),
-    ):  # memory that begins between two vectors
+    ):  # memory that is not aligned to vectors
         table[f"between vectors, {kind}"] = random_logits(66)[1:].view(13, 5), targets
-    for width in (2, 3, 5, 7, 9):  # rows that end within vectors, or several in one
+    for width in (2, 3, 5, 7, 9):  # a row ends within a vector, or a vector has several rows
         table[f"rows of {width}"] = (
             random_logits(39, width),
             random_labels(39, num_classes=width),
@@ -96,7 +96,7 @@ def test_equals_reference(name, alpha, gamma, device):
 
 @pytest.mark.parametrize("kind", ["dense", "labels"])
 def test_sum_of_many(kind, device):
-    # More than one block of the GPU, and rows wider than one of the CPU.
+    # More than one block on the GPU, and rows wider than one block on the CPU.
     for shape in ((700, 90), (3, 9001)):
         inputs = random_logits(*shape).to(device)
         dense, labels = random_targets(*shape), random_labels(shape[0], num_classes=shape[1])
@@ -143,7 +143,7 @@ def test_gradient_equals_reference(name, reduction, device):
 
 @pytest.mark.parametrize("dims", [(2,), (1, 2), (0, 2), (0,)])
 def test_gradient_of_partial_sums(dims, device):
-    # The gradient arrives expanded over the summed dimensions.
+    # The incoming gradient is expanded over the summed dimensions.
     inputs, targets = samples(device)["images"]
     leaf = inputs.requires_grad_()
     sums = sigmoid_focal_loss(leaf, targets).sum(dims)
@@ -211,7 +211,7 @@ def test_no_gradient_for_targets_and_no_second_derivative(device):
 @pytest.mark.parametrize("kind", ["dense", "labels"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_types_are_computed_in_float32(kind, dtype, device):
-    # Logits and gradients beyond the normal numbers of float16 too; blocks that do not fill up.
+    # Also logits and gradients that are subnormal or very large in float16; blocks are not full.
     inputs = random_logits(30, 17, dtype=dtype).to(device)
     inputs[3], inputs[4, :4] = inputs[3] * 2e-7, torch.tensor([60000.0, -60000, 14, -14])
     inputs.requires_grad_()

@@ -32,7 +32,7 @@ SIZES = [(7, 9), (14, 18), (13, 17), (15, 19), (3, 4), (1, 1), (70, 11), (200, 3
 def test_equals_torchs(name: str, size: tuple[int, int], dtype: torch.dtype) -> None:
     x = INPUTS[name].to(dtype)
     found = upsample_nearest(x, *size)
-    # Laid out by torch, which has no such map without channels.
+    # torch cannot resize maps without channels.
     expected = F.interpolate(x, size, mode="nearest") if x.shape[1] else x.new_empty(2, 0, *size)
     assert torch.equal(found, expected)
     assert found.dtype == dtype
@@ -42,7 +42,7 @@ def test_equals_torchs(name: str, size: tuple[int, int], dtype: torch.dtype) -> 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 5, 7, 31, 99, 1000, 4097])
 def test_every_pixel_is_torchs(side: int) -> None:
-    """Of every size up to three times a side: the pixel is a rounded product."""
+    """Output sizes up to three times the input, all below 300: the source pixel is rounded."""
     x = torch.arange(float(side)).reshape(1, 1, 1, side)
     for width in {*range(1, min(3 * side, 300)), 2 * side - 1, 2 * side, 3 * side + 1}:
         found = upsample_nearest(x, 1, width)

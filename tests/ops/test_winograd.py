@@ -15,13 +15,13 @@ isas = pytest.mark.parametrize("isa", _native.usable_cpu_isas())
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
-    """In channels_last, as the kernels read it without a copy."""
+    """Random maps in channels_last, which the kernels read without a copy."""
     x = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
     return x.to(memory_format=torch.channels_last)
 
 
 def samples() -> dict[str, tuple[Tensor, Tensor]]:
-    """Name -> (input, weight): sides around a tile, channels around the vectors and panels."""
+    """Name -> (input, weight): sizes around those of tiles, channels around vectors and panels."""
     table = {
         f"{height} x {width}": (noise(2, 16, height, width), noise(32, 16, 3, 3))
         for height, width in [(1, 1), (1, 2), (2, 1), (2, 2), (3, 3), (5, 4), (13, 19)]
@@ -69,7 +69,7 @@ def instruction_set(isa: str):
 
 
 def assert_close(got: Tensor, expected: Tensor, terms: int) -> None:
-    """To the rounding of a sum of `terms` products of numbers about 1."""
+    """Equal up to the rounding of a sum of `terms` products of numbers of size about 1."""
     assert got.shape == expected.shape
     assert got.dtype == torch.float32
     torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=8e-6 * terms**0.5)
@@ -101,7 +101,7 @@ def test_outputs_and_gradients_are_the_definitions(name: str, isa: str) -> None:
 def test_hand_worked(isa: str) -> None:
     x = torch.arange(1.0, 10.0).reshape(1, 1, 3, 3)
     shifts = torch.zeros(9, 1, 3, 3)
-    shifts.view(9, 9).fill_diagonal_(1)  # each filter picks one neighbour
+    shifts.view(9, 9).fill_diagonal_(1)  # each filter selects one neighbour
     out = conv(x, shifts)
     assert out[0, 4].equal(x[0, 0])
     assert out[0, 0].tolist() == [[0, 0, 0], [0, 1, 2], [0, 4, 5]]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The demo from end to end, with trainings of a few steps."""
+"""The whole demo, with trainings of a few steps."""
 
 from dataclasses import replace
 from pathlib import Path

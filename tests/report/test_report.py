@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The report is one file that needs nothing else, and says what it was given."""
+"""The report is one file that needs no other file, and shows the data that it was given."""
 
 import base64
 import io
