@@ -2,16 +2,20 @@
 """Checkpoints on disk: written whole or not at all, and read without trust.
 
 Lightning's own writer uses a temporary folder, which may be on another file system: there a rename
-is a copy, and a kill leaves half a file. This one writes in the checkpoint's own folder.
+is a copy, and a kill leaves half a file. This one writes in the checkpoint's own folder. No
+checkpoint holds a path: a folder of them can be copied or moved.
 """
 
 import os
 import re
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from fastdet.files import replacing
 
@@ -28,6 +32,41 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write `checkpoint` to `path`, which at every moment holds the whole old or new one."""
         with replacing(path) as temporary:
             torch.save(checkpoint, temporary)
+
+
+class MovableCheckpoint(ModelCheckpoint):
+    """Lightning's ModelCheckpoint for a folder that may be copied or moved before a resume.
+
+    Its state has file names in place of paths, and every file is in the folder given here. Lightning
+    forgets the best score if the folder has another path, and then replaces the best checkpoint.
+    """
+
+    @property
+    def state_key(self) -> str:
+        """That of ModelCheckpoint, under which older checkpoints have this state."""
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, with file names in place of paths."""
+        return {**_with_paths(super().state_dict(), os.path.basename), "dirpath": ""}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the state of a checkpoint, unless the best file it names is missing here."""
+        folder = str(self.dirpath)
+        state = _with_paths(state_dict, lambda path: os.path.join(folder, os.path.basename(path)))
+        best = state["best_model_path"]
+        if best and not os.path.exists(best):
+            warnings.warn(f"{best} is missing; the best score starts again", stacklevel=2)
+            return
+        super().load_state_dict({**state, "dirpath": folder})
+
+
+def _with_paths(state: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """A state of ModelCheckpoint with `change(path)` for each path of a file; "" is none."""
+    names = ("best_model_path", "kth_best_model_path", "last_model_path")
+    changed = {name: change(state[name]) if state[name] else "" for name in names}
+    best = {change(path): score for path, score in state["best_k_models"].items()}
+    return {**state, **changed, "best_k_models": best}
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

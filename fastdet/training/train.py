@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import RichProgressBar
 
 from fastdet.data import Classes
 from fastdet.evaluation import CocoMetrics
-from fastdet.training.checkpoint import AtomicCheckpointIO, read_checkpoint
+from fastdet.training.checkpoint import AtomicCheckpointIO, MovableCheckpoint, read_checkpoint
 from fastdet.training.data_module import DetectionDataModule
 from fastdet.training.detector_module import DetectorModule, load_detector
 from fastdet.training.metrics_log import MetricsLog
@@ -195,8 +195,8 @@ def _checkpoints(folder: Path) -> list[lightning.Callback]:
     """After each validation: best.ckpt if val/AP rose, then last.ckpt, which records it."""
     when: dict[str, Any] = {"save_on_train_epoch_end": False, "enable_version_counter": False}
     return [
-        ModelCheckpoint(folder, "best", monitor="val/AP", mode="max", **when),
-        ModelCheckpoint(folder, "last", **when),
+        MovableCheckpoint(folder, "best", monitor="val/AP", mode="max", **when),
+        MovableCheckpoint(folder, "last", **when),
     ]
 
 

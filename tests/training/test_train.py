@@ -132,6 +132,33 @@ def test_stop_at_a_loss_that_is_not_finite_then_resume_as_if_unbroken(
     assert read_metrics(broken.out / "metrics.csv") == read_metrics(run / "metrics.csv")
 
 
+@pytest.mark.parametrize("paths_in_checkpoint", ["names", "absolute"])
+def test_a_copied_run_keeps_its_best_score(
+    run: Path, options: TrainOptions, tmp_path: Path, paths_in_checkpoint: str
+) -> None:
+    """Also one whose checkpoint has absolute paths, as older ones do."""
+    shutil.copytree(run, tmp_path / "copy")
+    last = tmp_path / "copy" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    assert str(run) not in repr(content["callbacks"])
+    state = next(s for key, s in content["callbacks"].items() if "val/AP" in key)
+    best = torch.tensor(0.9)  # more than this model ever reaches
+    path = "best.ckpt" if paths_in_checkpoint == "names" else "/gone/run/best.ckpt"
+    state |= {"best_model_score": best, "kth_value": best, "best_k_models": {path: best}}
+    state |= {"best_model_path": path, "kth_best_model_path": path}
+    state["dirpath"] = str(Path(path).parent)
+    torch.save(content, last)
+    before = (tmp_path / "copy" / "best.ckpt").read_bytes()
+    train(replace(options, out=tmp_path / "copy", epochs=3, resume=True))
+    assert (tmp_path / "copy" / "best.ckpt").read_bytes() == before
+    assert torch.load(last, weights_only=True)["epoch"] == 2
+
+    (tmp_path / "copy" / "best.ckpt").unlink()
+    with pytest.warns(UserWarning, match=r"best\.ckpt is missing; the best score starts again"):
+        train(replace(options, out=tmp_path / "copy", epochs=4, resume=True))
+    assert torch.load(tmp_path / "copy" / "best.ckpt", weights_only=True)["epoch"] == 3
+
+
 def with_categories(data: Path, copy: Path, change: Callable[[str], int | str]) -> Path:
     """A copy of a data set whose val.json has `change(name)` as id or name of each category."""
     shutil.copytree(data, copy)
