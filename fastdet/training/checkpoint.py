@@ -37,7 +37,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class MovableCheckpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint for a folder that may be copied or moved before a resume.
 
-    Its state has file names in place of paths, and every file is in the folder given here. Lightning
+    Its state has file names in place of paths; each file is in the folder given here. Lightning
     forgets the best score if the folder has another path, and then replaces the best checkpoint.
     """
 
@@ -48,24 +48,25 @@ class MovableCheckpoint(ModelCheckpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """The state, with file names in place of paths."""
-        return {**_with_paths(super().state_dict(), os.path.basename), "dirpath": ""}
+        return {**_with_paths(super().state_dict(), lambda path: path.name), "dirpath": ""}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the state of a checkpoint, unless the best file it names is missing here."""
-        folder = str(self.dirpath)
-        state = _with_paths(state_dict, lambda path: os.path.join(folder, os.path.basename(path)))
+        assert self.dirpath is not None
+        folder = Path(self.dirpath)
+        state = _with_paths(state_dict, lambda path: str(folder / path.name))
         best = state["best_model_path"]
-        if best and not os.path.exists(best):
+        if best and not Path(best).exists():
             warnings.warn(f"{best} is missing; the best score starts again", stacklevel=2)
             return
-        super().load_state_dict({**state, "dirpath": folder})
+        super().load_state_dict({**state, "dirpath": self.dirpath})
 
 
-def _with_paths(state: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+def _with_paths(state: dict[str, Any], change: Callable[[Path], str]) -> dict[str, Any]:
     """A state of ModelCheckpoint with `change(path)` for each path of a file; "" is none."""
     names = ("best_model_path", "kth_best_model_path", "last_model_path")
-    changed = {name: change(state[name]) if state[name] else "" for name in names}
-    best = {change(path): score for path, score in state["best_k_models"].items()}
+    changed = {name: change(Path(state[name])) if state[name] else "" for name in names}
+    best = {change(Path(path)): score for path, score in state["best_k_models"].items()}
     return {**state, **changed, "best_k_models": best}
 
 

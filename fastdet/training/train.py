@@ -15,6 +15,7 @@ from fastdet.training.data_module import DetectionDataModule
 from fastdet.training.detector_module import DetectorModule, load_detector
 from fastdet.training.metrics_log import MetricsLog
 from fastdet.training.options import Exif, TrainOptions
+from fastdet.training.run_lock import run_lock
 
 
 class ValidateLastEpoch(lightning.Callback):
@@ -84,10 +85,17 @@ def train(options: TrainOptions, model_options: dict[str, Any] | None = None) ->
 
     Raises:
         FileExistsError: OUT holds a training and `options.resume` is off.
+        BlockingIOError: another training writes to OUT now.
         ValueError: an option out of range, or data that nothing can be learnt from.
         NonFiniteLossError: a loss is NaN or infinite; OUT/last.ckpt is from before it.
     """
     options.check()
+    with run_lock(options.out):
+        return _train(options, model_options or {})
+
+
+def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModule:
+    """`train`, in a folder that is locked."""
     last = options.out / "last.ckpt"
     if last.exists() and not options.resume:
         raise FileExistsError(f"{last} exists: give --resume to go on, or another --out")
@@ -125,7 +133,7 @@ def train(options: TrainOptions, model_options: dict[str, Any] | None = None) ->
             "max_size": options.max_size,
             "size_divisor": options.size_divisor,
             **({} if options.fpn_channels is None else {"fpn_channels": options.fpn_channels}),
-            **(model_options or {}),
+            **model_options,
         },
         pretrained_backbone=options.pretrained,
         lr=options.lr,

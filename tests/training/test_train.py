@@ -3,6 +3,7 @@
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -157,6 +158,30 @@ def test_a_copied_run_keeps_its_best_score(
     with pytest.warns(UserWarning, match=r"best\.ckpt is missing; the best score starts again"):
         train(replace(options, out=tmp_path / "copy", epochs=4, resume=True))
     assert torch.load(tmp_path / "copy" / "best.ckpt", weights_only=True)["epoch"] == 3
+
+
+def test_a_second_training_in_the_folder_is_refused(
+    options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first goes on and leaves no lock; a training that fails leaves none either."""
+    first = replace(options, model="retinanet", out=tmp_path, epochs=1)
+    refused = []
+    honest = RetinaNet.losses
+
+    def second_at_the_same_time(self: RetinaNet, batch) -> dict[str, torch.Tensor]:
+        with pytest.raises(BlockingIOError, match=rf"process {os.getpid()} on .+ trains there"):
+            train(first)
+        refused.append(1)
+        return honest(self, batch)
+
+    monkeypatch.setattr(RetinaNet, "losses", second_at_the_same_time)
+    train(first)
+    assert len(refused) == 2
+    results = ["best.ckpt", "last.ckpt", "metrics.csv"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == results
+    with pytest.raises(ValueError, match=r"model: .* was trained with retinanet, got fcos"):
+        train(replace(first, model="fcos", resume=True))
+    assert sorted(file.name for file in tmp_path.iterdir()) == results
 
 
 def with_categories(data: Path, copy: Path, change: Callable[[str], int | str]) -> Path:
