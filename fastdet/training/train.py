@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Train a detector on a COCO-format folder; validate a checkpoint on one."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from fastdet.training.detector_module import DetectorModule, load_detector
 from fastdet.training.metrics_log import MetricsLog
 from fastdet.training.options import Exif, TrainOptions
 from fastdet.training.run_lock import run_lock
+from fastdet.training.stopping import Stopped
 
 
 class ValidateLastEpoch(lightning.Callback):
@@ -88,6 +90,7 @@ def train(options: TrainOptions, model_options: dict[str, Any] | None = None) ->
         BlockingIOError: another training writes to OUT now.
         ValueError: an option out of range, or data that nothing can be learnt from.
         NonFiniteLossError: a loss is NaN or infinite; OUT/last.ckpt is from before it.
+        Stopped: SIGTERM or Ctrl-C came.
     """
     options.check()
     with run_lock(options.out):
@@ -153,8 +156,23 @@ def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModu
         plugins=[AtomicCheckpointIO()],
     )
     resume = last if options.resume else None
-    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    # What Lightning makes of SIGTERM and of Ctrl-C, or torch of a loading process that they end.
+    except (SystemExit, RuntimeError) as stop:
+        by_user = isinstance(stop.__context__, KeyboardInterrupt)
+        if not by_user and not trainer.received_sigterm:
+            raise
+        number = signal.SIGINT if by_user else signal.SIGTERM
+        raise Stopped(number, _where(trainer.global_step, last)) from None
     return module
+
+
+def _where(step: int, last: Path) -> str:
+    if not last.exists():
+        return f"stopped at step {step}, before the first checkpoint"
+    saved = read_checkpoint(last)["global_step"]
+    return f"stopped at step {step}; continue with --resume, from the checkpoint of step {saved}"
 
 
 def evaluate(
