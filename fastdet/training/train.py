@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 from fastdet.data import Classes
 from fastdet.evaluation import CocoMetrics
+from fastdet.files import remove_leftovers
 from fastdet.training.checkpoint import AtomicCheckpointIO, MovableCheckpoint, read_checkpoint
 from fastdet.training.data_module import DetectionDataModule
 from fastdet.training.detector_module import DetectorModule, load_detector
@@ -102,6 +103,8 @@ def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModu
     last = options.out / "last.ckpt"
     if last.exists() and not options.resume:
         raise FileExistsError(f"{last} exists: give --resume to go on, or another --out")
+    for name in ("last.ckpt", "best.ckpt", "metrics.csv"):
+        remove_leftovers(options.out / name)
     lightning.seed_everything(options.seed, workers=True, verbose=False)
     steps_done, classes = 0, None
     if options.resume:

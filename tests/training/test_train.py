@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -181,6 +182,15 @@ def test_a_second_training_in_the_folder_is_refused(
     assert sorted(file.name for file in tmp_path.iterdir()) == results
     with pytest.raises(ValueError, match=r"model: .* was trained with retinanet, got fcos"):
         train(replace(first, model="fcos", resume=True))
+    assert sorted(file.name for file in tmp_path.iterdir()) == results
+
+
+def test_what_a_killed_training_left_is_removed(options: TrainOptions, tmp_path: Path) -> None:
+    for name in ("best.ckpt", "last.ckpt", "metrics.csv"):
+        (tmp_path / f".{10**9}-{name}").write_bytes(b"half")
+    (tmp_path / "training.lock").write_text(f"{10**9} {socket.gethostname()}\n")
+    train(replace(options, model="retinanet", out=tmp_path, epochs=1))
+    results = ["best.ckpt", "last.ckpt", "metrics.csv"]
     assert sorted(file.name for file in tmp_path.iterdir()) == results
 
 
