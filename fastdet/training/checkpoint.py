@@ -6,6 +6,7 @@ is a copy, and a kill leaves half a file. This one writes in the checkpoint's ow
 checkpoint holds a path: a folder of them can be copied or moved.
 """
 
+import json
 import os
 import re
 import warnings
@@ -18,6 +19,9 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from fastdet.files import replacing
+
+_PLAIN_NAME = re.compile(r"[\w.]+")
+_OF_THE_CLASSIFIER = {"num_classes", "global_pool"}  # arguments that change no feature map
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -76,7 +80,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: no such file.
         ValueError: another file, or a backbone that is not the plain name of a timm model: an
-            address would make the network reach out for what it names.
+            address would make the network reach out for what it names. See `plain_backbone`.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
@@ -90,9 +94,45 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise refusal
     if not {"model", "backbone", "classes", "category_ids"} <= set(known):
         raise refusal
-    if not re.fullmatch(r"[\w.]+", str(known["backbone"])):
+    if not _PLAIN_NAME.fullmatch(str(known["backbone"])):
         raise ValueError(
             f"{path}: expected a backbone that is the plain name of a timm model, got "
             f"{known['backbone']!r}"
         )
     return content
+
+
+def plain_backbone(backbone: str) -> str:
+    """The timm name by which a checkpoint describes `backbone`, without the place it came from.
+
+    Args:
+        backbone: a timm name, or `local-dir:` and a folder with a timm model's config.json.
+
+    Raises:
+        ValueError: another address, or a folder that a timm name alone does not describe.
+    """
+    source, _, folder = backbone.partition(":")
+    if not folder:
+        return backbone
+    if source.lower() != "local-dir":
+        raise ValueError(
+            f"backbone: expected a timm name or local-dir:FOLDER, got {backbone!r}; a checkpoint "
+            "must not need the network"
+        )
+    try:
+        config = json.loads((Path(folder) / "config.json").read_bytes())
+        architecture, arguments = str(config["architecture"]), dict(config.get("model_args") or {})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"backbone: expected a folder with timm's config.json, got {folder!r} ({error!r})"
+        ) from None
+    if not _PLAIN_NAME.fullmatch(architecture):
+        raise ValueError(f"{folder}/config.json: expected a timm name, got {architecture!r}")
+    if arguments.get("in_chans") == 3:  # every detector's
+        del arguments["in_chans"]
+    if further := sorted(set(arguments) - _OF_THE_CLASSIFIER):
+        raise ValueError(
+            f"{folder}/config.json: expected a model that its name describes, got the arguments "
+            f"{', '.join(further)} besides {architecture}"
+        )
+    return architecture

@@ -12,7 +12,12 @@ from lightning.pytorch.callbacks import RichProgressBar
 from fastdet.data import Classes
 from fastdet.evaluation import CocoMetrics
 from fastdet.files import remove_leftovers
-from fastdet.training.checkpoint import AtomicCheckpointIO, MovableCheckpoint, read_checkpoint
+from fastdet.training.checkpoint import (
+    AtomicCheckpointIO,
+    MovableCheckpoint,
+    plain_backbone,
+    read_checkpoint,
+)
 from fastdet.training.data_module import DetectionDataModule
 from fastdet.training.detector_module import DetectorModule, load_detector
 from fastdet.training.metrics_log import MetricsLog
@@ -111,12 +116,10 @@ def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModu
         before = read_checkpoint(last)
         steps_done = before["global_step"]
         made_with = before["hyper_parameters"]
-        for name in ("model", "backbone"):
-            if made_with[name] != getattr(options, name):
-                raise ValueError(
-                    f"{name}: {last} was trained with {made_with[name]}, got "
-                    f"{getattr(options, name)}"
-                )
+        given = {"model": options.model, "backbone": plain_backbone(options.backbone)}
+        for name, value in given.items():
+            if made_with[name] != value:
+                raise ValueError(f"{name}: {last} was trained with {made_with[name]}, got {value}")
         classes = Classes(made_with["classes"], last)
     data = DetectionDataModule(
         options.data,
