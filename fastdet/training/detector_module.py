@@ -59,15 +59,15 @@ class DetectorModule(lightning.LightningModule):
         super().__init__()
         if model not in MODELS:
             raise ValueError(f"no model {model!r}; there are: {', '.join(MODELS)}")
-        self.save_hyperparameters(ignore="backbone")
-        self.save_hyperparameters({"backbone": plain_backbone(backbone)})
+        place, backbone = backbone, plain_backbone(backbone)
+        self.save_hyperparameters()  # the arguments, as these local variables hold them
         self.classes = classes
         self.category_ids = category_ids
         self.lr = lr
         self.weight_decay = weight_decay
         self.seed = seed
         self.model = MODELS[model](
-            backbone=backbone,
+            backbone=place,
             num_classes=len(classes),
             pretrained_backbone=pretrained_backbone,
             **(model_options or {}),

@@ -87,7 +87,7 @@ def _in_use(path: Path) -> BlockingIOError:
 def _holder(path: Path) -> tuple[str, str]:
     """Process id and host in the file; empty until the training that made it has written them."""
     try:
-        process, _, host = path.read_text().strip().partition(" ")
+        process, _, host = path.read_text(errors="replace").strip().partition(" ")
     except FileNotFoundError:
         return "", ""
     return process, host

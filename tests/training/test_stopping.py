@@ -14,7 +14,10 @@ import torch
 
 from fastdet.cli import main
 from fastdet.data import write_shapes
+from fastdet.models import RetinaNet
+from fastdet.training.options import TrainOptions
 from fastdet.training.stopping import Stopped, stopping_at_sigterm
+from fastdet.training.train import train
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +79,6 @@ def test_a_stopped_training_says_where_and_resumes(
 def test_stopped_before_the_first_checkpoint(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    from fastdet.models import RetinaNet
-
     def stopped_here(*_) -> None:
         signal.raise_signal(signal.SIGTERM)
 
@@ -88,6 +89,40 @@ def test_stopped_before_the_first_checkpoint(
     expected = "fastdet: stopped at step 0, before the first checkpoint\n"
     assert capsys.readouterr().err.endswith(expected)
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "step"), [(signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 0)]
+)
+def test_without_the_command_line(
+    shapes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    status: int,
+    step: int,
+) -> None:
+    """Lightning finishes the step at SIGTERM, and ends at once at Ctrl-C."""
+    honest = RetinaNet.losses
+
+    def stopped_here(self: RetinaNet, batch) -> dict[str, torch.Tensor]:
+        signal.raise_signal(number)
+        return honest(self, batch)
+
+    monkeypatch.setattr(RetinaNet, "losses", stopped_here)
+    options = TrainOptions(
+        data=shapes,
+        out=tmp_path,
+        model="retinanet",
+        backbone="resnet10t",
+        batch_size=4,
+        min_size=64,
+        max_size=64,
+        fpn_channels=16,
+    )
+    with pytest.raises(Stopped, match=f"stopped at step {step}, before the first") as stop:
+        train(options)
+    assert stop.value.code == status
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), Stopped(signal.SIGTERM)])
