@@ -7,6 +7,7 @@ a command runs, so that `--help` is fast.
 """
 
 import logging
+import signal
 import subprocess
 import sys
 import warnings
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastdet.training.options import Exif, ModelName, TrainOptions
+from fastdet.training.stopping import Stopped, stopping_at_sigterm
 
 if TYPE_CHECKING:
     from fastdet.evaluation import CocoMetrics
@@ -242,11 +244,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     _quiet()
     try:
-        _run(arguments)
+        with stopping_at_sigterm():
+            _run(arguments)
     except Exception as error:
         if debug:
             raise
         _stop(error, arguments)
+    except (KeyboardInterrupt, Stopped) as error:
+        if debug:
+            raise
+        stop = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
+        print(f"fastdet: {stop}", file=sys.stderr)
+        sys.exit(stop.code)
 
 
 def _run(arguments: Sequence[str]) -> None:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Atomic replacement of files: write a temporary file beside the target, then rename it."""
 
+import glob
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,3 +27,25 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Removes what `replacing(path)` left beside `path` in processes that were killed.
+
+    The temporary file of another process of this user that is still there stays. Call it while
+    this process has no `replacing(path)` of its own.
+    """
+    target = Path(path)
+    for file in target.parent.glob(f".*-{glob.escape(target.name)}"):
+        name = re.fullmatch(rf"\.(\d+)-{re.escape(target.name)}", file.name)
+        if name and (int(name[1]) == os.getpid() or not _is_running(int(name[1]))):
+            file.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    """Whether a process of this user has that id."""
+    try:
+        os.kill(process, 0)
+    except (OSError, OverflowError):
+        return False
+    return True

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from fastdet.models.batch import Batch, xyxy_ratios
-from fastdet.models.checks import check_images, check_targets, plain
+from fastdet.models.checks import check_images, check_range, check_targets, plain
 
 # Mean and standard deviation of ImageNet, on which the backbones were trained.
 IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -98,6 +98,7 @@ class Border:
         The arithmetic is that of torchvision's GeneralizedRCNNTransform.
         """
         check_images(images, len(self.image_mean))
+        check_range(images, self.image_mean, self.image_std)
         if targets is not None:
             check_targets(targets, images, num_classes, masks)
         resized = [self._resize(self._normalise(image), training) for image in images]

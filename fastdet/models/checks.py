@@ -42,6 +42,28 @@ def check_images(images: Sequence[Tensor], channels: int = 3) -> None:
             raise TypeError(f"image {i}: expected a float tensor in [0, 1], got {image.dtype}")
 
 
+def check_range(images: Sequence[Tensor], mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raises ValueError if an image is clearly brighter than 1, as one in 0 .. 255 is.
+
+    Bicubic resizing overshoots white by less than 0.5, which is allowed.
+
+    Args:
+        images: which `check_images` has seen.
+        mean, std: of the normalisation. Values that are not those of images in [0, 1] are the
+            caller's own scale: there any image is right.
+    """
+    if not all(0 < m < 1 and s < 1 for m, s in zip(mean, std, strict=True)):
+        return
+    largest = torch.stack([plain(image).detach().amax().float() for image in images])  # (B,)
+    if not bool((largest > 1.5).any()):  # the one wait for the device
+        return
+    i = int((largest > 1.5).nonzero()[0])
+    raise ValueError(
+        f"image {i}: expected values in [0, 1], got one of {float(largest[i]):.4g}; an image in "
+        "0 .. 255 must be divided by 255"
+    )
+
+
 def check_targets(
     targets: Sequence[dict[str, Tensor]], images: Sequence[Tensor], num_classes: int, masks: bool
 ) -> None:

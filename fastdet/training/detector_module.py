@@ -18,7 +18,7 @@ from fastdet.models import MODELS
 from fastdet.models.batch import batch_shape, restore
 from fastdet.ops import paste_masks_rle
 from fastdet.ops.detections import Detections
-from fastdet.training.checkpoint import read_checkpoint
+from fastdet.training.checkpoint import plain_backbone, read_checkpoint
 from fastdet.training.schedules import warmup_cosine
 
 
@@ -33,7 +33,8 @@ class DetectorModule(lightning.LightningModule):
 
     Args:
         model: a key of `fastdet.models.MODELS`, whose function builds the detector.
-        backbone: name of a timm backbone.
+        backbone: name of a timm backbone, or `local-dir:` and a folder of one: the checkpoint has
+            its name and weights and does not need the folder.
         classes: names by label, "background" first.
         category_ids: the data set's category id of each label from 1 on.
         model_options: further keyword arguments of that function.
@@ -58,14 +59,15 @@ class DetectorModule(lightning.LightningModule):
         super().__init__()
         if model not in MODELS:
             raise ValueError(f"no model {model!r}; there are: {', '.join(MODELS)}")
-        self.save_hyperparameters()
+        place, backbone = backbone, plain_backbone(backbone)
+        self.save_hyperparameters()  # the arguments, as these local variables hold them
         self.classes = classes
         self.category_ids = category_ids
         self.lr = lr
         self.weight_decay = weight_decay
         self.seed = seed
         self.model = MODELS[model](
-            backbone=backbone,
+            backbone=place,
             num_classes=len(classes),
             pretrained_backbone=pretrained_backbone,
             **(model_options or {}),

@@ -3,7 +3,8 @@
 
 A validation's row has the step of the last training batch before it; steps count from 0.
 Lightning's CSVLogger deletes the old file when a training resumes; this one keeps the rows before
-the step that it resumes from. A row is appended as one line; a new column rewrites the file.
+the step that it resumes from. A row is appended as one line; a new column rewrites the file. A full
+disk or a kill may leave the last line without its end: it is no row.
 """
 
 import csv
@@ -19,12 +20,27 @@ Row = dict[str, float]
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """Rows of a metrics file in step order; an empty cell is absent from its row."""
-    with path.open(newline="") as file:
-        return [
-            {name: float(text) for name, text in row.items() if name and text}
-            for row in csv.DictReader(file)
-        ]
+    """Rows of a metrics file in step order; an empty cell is absent from its row.
+
+    A last line without a line end is left out.
+
+    Raises:
+        ValueError: a cell that is no number.
+    """
+    lines, _ = _split_torn(path)
+    reader = csv.DictReader(lines)
+    try:
+        return [{name: float(x) for name, x in row.items() if name and x} for row in reader]
+    except ValueError as error:
+        raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
+
+
+def _split_torn(path: Path) -> tuple[list[str], str]:
+    """The complete lines of a file, and what is there of one more."""
+    with path.open(newline="", errors="replace") as file:
+        lines = file.read().splitlines(keepends=True)
+    torn = lines.pop() if lines and not lines[-1].endswith("\n") else ""
+    return lines, torn
 
 
 class MetricsLog(Logger):
@@ -40,6 +56,8 @@ class MetricsLog(Logger):
         self.path = path
         self.rows: list[Row] = []
         if first_step > 0 and path.exists():
+            if torn := _split_torn(path)[1]:
+                print(f"{path}: removed its last line, which is torn: {torn[:80]!r}", flush=True)
             self.rows = [row for row in read_metrics(path) if row["step"] < first_step]
         self.columns = list(dict.fromkeys(name for row in self.rows for name in row))
         self._write_all()

@@ -35,9 +35,9 @@ class TrainOptions:
     """Folder for last.ckpt, best.ckpt (highest val/AP) and metrics.csv."""
     model: ModelName = "faster_rcnn"
     backbone: str = "resnet50"
-    """Name of a timm ResNet."""
+    """Name of a timm ResNet, or local-dir: and the folder of one."""
     pretrained: bool = False
-    """Start from timm's ImageNet weights (a download)."""
+    """Start from timm's ImageNet weights (a download), or those of the folder."""
     epochs: int = 12
     batch_size: int = 8
     lr: float = 5e-4

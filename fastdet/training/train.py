@@ -1,20 +1,29 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Train a detector on a COCO-format folder; validate a checkpoint on one."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import RichProgressBar
 
 from fastdet.data import Classes
 from fastdet.evaluation import CocoMetrics
-from fastdet.training.checkpoint import AtomicCheckpointIO, read_checkpoint
+from fastdet.files import remove_leftovers
+from fastdet.training.checkpoint import (
+    AtomicCheckpointIO,
+    MovableCheckpoint,
+    plain_backbone,
+    read_checkpoint,
+)
 from fastdet.training.data_module import DetectionDataModule
 from fastdet.training.detector_module import DetectorModule, load_detector
 from fastdet.training.metrics_log import MetricsLog
 from fastdet.training.options import Exif, TrainOptions
+from fastdet.training.run_lock import run_lock
+from fastdet.training.stopping import Stopped
 
 
 class ValidateLastEpoch(lightning.Callback):
@@ -84,25 +93,33 @@ def train(options: TrainOptions, model_options: dict[str, Any] | None = None) ->
 
     Raises:
         FileExistsError: OUT holds a training and `options.resume` is off.
+        BlockingIOError: another training writes to OUT now.
         ValueError: an option out of range, or data that nothing can be learnt from.
         NonFiniteLossError: a loss is NaN or infinite; OUT/last.ckpt is from before it.
+        Stopped: SIGTERM or Ctrl-C came.
     """
     options.check()
+    with run_lock(options.out):
+        return _train(options, model_options or {})
+
+
+def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModule:
+    """`train`, in a folder that is locked."""
     last = options.out / "last.ckpt"
     if last.exists() and not options.resume:
         raise FileExistsError(f"{last} exists: give --resume to go on, or another --out")
+    for name in ("last.ckpt", "best.ckpt", "metrics.csv"):
+        remove_leftovers(options.out / name)
     lightning.seed_everything(options.seed, workers=True, verbose=False)
     steps_done, classes = 0, None
     if options.resume:
         before = read_checkpoint(last)
         steps_done = before["global_step"]
         made_with = before["hyper_parameters"]
-        for name in ("model", "backbone"):
-            if made_with[name] != getattr(options, name):
-                raise ValueError(
-                    f"{name}: {last} was trained with {made_with[name]}, got "
-                    f"{getattr(options, name)}"
-                )
+        given = {"model": options.model, "backbone": plain_backbone(options.backbone)}
+        for name, value in given.items():
+            if made_with[name] != value:
+                raise ValueError(f"{name}: {last} was trained with {made_with[name]}, got {value}")
         classes = Classes(made_with["classes"], last)
     data = DetectionDataModule(
         options.data,
@@ -125,7 +142,7 @@ def train(options: TrainOptions, model_options: dict[str, Any] | None = None) ->
             "max_size": options.max_size,
             "size_divisor": options.size_divisor,
             **({} if options.fpn_channels is None else {"fpn_channels": options.fpn_channels}),
-            **(model_options or {}),
+            **model_options,
         },
         pretrained_backbone=options.pretrained,
         lr=options.lr,
@@ -145,8 +162,23 @@ def train(options: TrainOptions, model_options: dict[str, Any] | None = None) ->
         plugins=[AtomicCheckpointIO()],
     )
     resume = last if options.resume else None
-    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    # What Lightning makes of SIGTERM and of Ctrl-C, or torch of a loading process that they end.
+    except (SystemExit, RuntimeError) as stop:
+        by_user = isinstance(stop.__context__, KeyboardInterrupt)
+        if not by_user and not trainer.received_sigterm:
+            raise
+        number = signal.SIGINT if by_user else signal.SIGTERM
+        raise Stopped(number, _where(trainer.global_step, last)) from None
     return module
+
+
+def _where(step: int, last: Path) -> str:
+    if not last.exists():
+        return f"stopped at step {step}, before the first checkpoint"
+    saved = read_checkpoint(last)["global_step"]
+    return f"stopped at step {step}; continue with --resume, from the checkpoint of step {saved}"
 
 
 def evaluate(
@@ -195,8 +227,8 @@ def _checkpoints(folder: Path) -> list[lightning.Callback]:
     """After each validation: best.ckpt if val/AP rose, then last.ckpt, which records it."""
     when: dict[str, Any] = {"save_on_train_epoch_end": False, "enable_version_counter": False}
     return [
-        ModelCheckpoint(folder, "best", monitor="val/AP", mode="max", **when),
-        ModelCheckpoint(folder, "last", **when),
+        MovableCheckpoint(folder, "best", monitor="val/AP", mode="max", **when),
+        MovableCheckpoint(folder, "last", **when),
     ]
 
 

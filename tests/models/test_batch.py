@@ -163,11 +163,28 @@ IMAGE = torch.rand(3, 64, 64)
         ([IMAGE[:2]], ValueError, r"or \(1, H, W\) for grey, got \(2, 64, 64\)"),
         ([torch.rand(3, 0, 4)], ValueError, r"got \(3, 0, 4\)"),
         ([(IMAGE * 255).byte()], TypeError, "image 0: expected a float tensor.*got torch.uint8"),
+        (
+            [IMAGE, (IMAGE > 0).float() * 255],
+            ValueError,
+            r"image 1: expected values in \[0, 1\], got one of 255; .* divided by 255$",
+        ),
+        ([torch.full((3, 9, 9), 255, dtype=torch.float16)], ValueError, "image 0: .* one of 255;"),
     ],
 )
 def test_bad_images(images: list[Tensor], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         pad_small(images)
+
+
+def test_images_of_unusual_range() -> None:
+    """A bicubic overshoot is no mistake; with other means, nor is any other scale."""
+    checkers = (torch.arange(64)[:, None] + torch.arange(64)).remainder(2).float()
+    checkers = checkers.expand(1, 3, -1, -1)
+    larger = torch.nn.functional.interpolate(checkers, (90, 90), mode="bicubic")
+    assert 1.1 < larger.max() < 1.5
+    pad_small([larger[0], torch.full((3, 64, 64), torch.nan)])
+    pad_small([IMAGE * 255], image_mean=(123.7, 116.3, 103.5), image_std=(58.4, 57.1, 57.4))
+    pad_small([torch.randn(3, 64, 64)], image_mean=(0, 0, 0), image_std=(1, 1, 1))
 
 
 @pytest.mark.parametrize(

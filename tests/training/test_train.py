@@ -3,7 +3,9 @@
 
 import json
 import math
+import os
 import shutil
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -130,6 +132,66 @@ def test_stop_at_a_loss_that_is_not_finite_then_resume_as_if_unbroken(
     for name, value in theirs["state_dict"].items():
         assert torch.equal(ours["state_dict"][name], value), name
     assert read_metrics(broken.out / "metrics.csv") == read_metrics(run / "metrics.csv")
+
+
+@pytest.mark.parametrize("paths_in_checkpoint", ["names", "absolute"])
+def test_a_copied_run_keeps_its_best_score(
+    run: Path, options: TrainOptions, tmp_path: Path, paths_in_checkpoint: str
+) -> None:
+    """Also one whose checkpoint has absolute paths, as older ones do."""
+    shutil.copytree(run, tmp_path / "copy")
+    last = tmp_path / "copy" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    assert str(run) not in repr(content["callbacks"])
+    state = next(s for key, s in content["callbacks"].items() if "val/AP" in key)
+    best = torch.tensor(0.9)  # more than this model ever reaches
+    path = "best.ckpt" if paths_in_checkpoint == "names" else "/gone/run/best.ckpt"
+    state |= {"best_model_score": best, "kth_value": best, "best_k_models": {path: best}}
+    state |= {"best_model_path": path, "kth_best_model_path": path}
+    state["dirpath"] = str(Path(path).parent)
+    torch.save(content, last)
+    before = (tmp_path / "copy" / "best.ckpt").read_bytes()
+    train(replace(options, out=tmp_path / "copy", epochs=3, resume=True))
+    assert (tmp_path / "copy" / "best.ckpt").read_bytes() == before
+    assert torch.load(last, weights_only=True)["epoch"] == 2
+
+    (tmp_path / "copy" / "best.ckpt").unlink()
+    with pytest.warns(UserWarning, match=r"best\.ckpt is missing; the best score starts again"):
+        train(replace(options, out=tmp_path / "copy", epochs=4, resume=True))
+    assert torch.load(tmp_path / "copy" / "best.ckpt", weights_only=True)["epoch"] == 3
+
+
+def test_a_second_training_in_the_folder_is_refused(
+    options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first goes on and leaves no lock; a training that fails leaves none either."""
+    first = replace(options, model="retinanet", out=tmp_path, epochs=1)
+    refused = []
+    honest = RetinaNet.losses
+
+    def second_at_the_same_time(self: RetinaNet, batch) -> dict[str, torch.Tensor]:
+        with pytest.raises(BlockingIOError, match=rf"process {os.getpid()} on .+ trains there"):
+            train(first)
+        refused.append(1)
+        return honest(self, batch)
+
+    monkeypatch.setattr(RetinaNet, "losses", second_at_the_same_time)
+    train(first)
+    assert len(refused) == 2
+    results = ["best.ckpt", "last.ckpt", "metrics.csv"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == results
+    with pytest.raises(ValueError, match=r"model: .* was trained with retinanet, got fcos"):
+        train(replace(first, model="fcos", resume=True))
+    assert sorted(file.name for file in tmp_path.iterdir()) == results
+
+
+def test_what_a_killed_training_left_is_removed(options: TrainOptions, tmp_path: Path) -> None:
+    for name in ("best.ckpt", "last.ckpt", "metrics.csv"):
+        (tmp_path / f".{10**9}-{name}").write_bytes(b"half")
+    (tmp_path / "training.lock").write_text(f"{10**9} {socket.gethostname()}\n")
+    train(replace(options, model="retinanet", out=tmp_path, epochs=1))
+    results = ["best.ckpt", "last.ckpt", "metrics.csv"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == results
 
 
 def with_categories(data: Path, copy: Path, change: Callable[[str], int | str]) -> Path:
