@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from . import library  # noqa: F401
+from . import library
 
 Weights = tuple[float, float, float, float]
 
@@ -91,12 +91,12 @@ def decode_boxes(
     return torch.ops.fastdet.decode_boxes(deltas, anchors, *weights, sizes)
 
 
-@torch.library.register_fake("fastdet::encode_boxes")
+@library.register_fake("fastdet::encode_boxes")
 def _(boxes: Tensor, anchors: Tensor, wx: float, wy: float, ww: float, wh: float) -> Tensor:
     return boxes.new_empty(boxes.shape)
 
 
-@torch.library.register_fake("fastdet::decode_boxes")
+@library.register_fake("fastdet::decode_boxes")
 def _(
     deltas: Tensor,
     anchors: Tensor,
@@ -109,7 +109,7 @@ def _(
     return deltas.new_empty(deltas.shape)
 
 
-@torch.library.register_fake("fastdet::decode_boxes_backward")
+@library.register_fake("fastdet::decode_boxes_backward")
 def _(
     grad: Tensor,
     deltas: Tensor,

@@ -134,7 +134,7 @@ def _register(op: str, kind: str) -> None:
         grads = torch.ops.fastdet.box_iou_backward(grad, boxes1, boxes2, eps, kind)
         return (*grads, *(None for _ in ctx.eps))
 
-    torch.library.register_fake(f"fastdet::{op}", _fake)
+    library.register_fake(f"fastdet::{op}")(_fake)
     torch.library.register_autograd(f"fastdet::{op}", backward, setup_context=setup_context)
 
 
@@ -142,5 +142,5 @@ _register("box_iou", "iou")
 _register("generalized_box_iou", "generalized")
 _register("distance_box_iou", "distance")
 _register("complete_box_iou", "complete")
-torch.library.register_fake("fastdet::box_iou_backward", _fake_backward)
+library.register_fake("fastdet::box_iou_backward")(_fake_backward)
 library.forbid_second_derivative("fastdet::box_iou_backward")

@@ -91,12 +91,12 @@ def complete_box_iou_loss(
     return reduce(torch.ops.fastdet.box_iou_loss(boxes1, boxes2, eps, "complete"), reduction)
 
 
-@torch.library.register_fake("fastdet::box_iou_loss")
+@library.register_fake("fastdet::box_iou_loss")
 def _(boxes1: Tensor, boxes2: Tensor, eps: float, kind: str) -> Tensor:
     return boxes1.new_empty(boxes1.shape[:-1], dtype=result_dtype(boxes1, boxes2))
 
 
-@torch.library.register_fake("fastdet::box_iou_loss_backward")
+@library.register_fake("fastdet::box_iou_loss_backward")
 def _(grad: Tensor, boxes1: Tensor, boxes2: Tensor, eps: float, kind: str) -> tuple[Tensor, Tensor]:
     return boxes1.new_empty(boxes1.shape), boxes2.new_empty(boxes2.shape)
 

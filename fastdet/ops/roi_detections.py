@@ -4,6 +4,7 @@
 import torch
 from torch import Tensor
 
+from fastdet.ops import library
 from fastdet.ops.box_coding import Weights, check_weights
 from fastdet.ops.detection_heads import KeptBoxes, check_iou_threshold, fake_kept_boxes
 from fastdet.renamed import renamed_keywords
@@ -69,7 +70,7 @@ def roi_detections(
     )
 
 
-@torch.library.register_fake("fastdet::roi_detections")
+@library.register_fake("fastdet::roi_detections")
 def _(
     logits: Tensor,
     deltas: Tensor,

@@ -53,17 +53,17 @@ def _result_dtype(inputs: Tensor) -> torch.dtype:
     return torch.float64 if inputs.dtype == torch.float64 else torch.float32
 
 
-@torch.library.register_fake("fastdet::sigmoid_focal_loss")
+@library.register_fake("fastdet::sigmoid_focal_loss")
 def _(inputs: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
     return inputs.new_empty(inputs.shape, dtype=_result_dtype(inputs))
 
 
-@torch.library.register_fake("fastdet::sigmoid_focal_loss_sum")
+@library.register_fake("fastdet::sigmoid_focal_loss_sum")
 def _(inputs: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
     return inputs.new_empty((), dtype=_result_dtype(inputs))
 
 
-@torch.library.register_fake("fastdet::sigmoid_focal_loss_backward")
+@library.register_fake("fastdet::sigmoid_focal_loss_backward")
 def _(grad: Tensor, inputs: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
     return inputs.new_empty(inputs.shape)
 
