@@ -186,6 +186,7 @@ def distance_box_iou(boxes1: Floats, boxes2: Floats, eps: float = 1e-7) -> Float
     Returns:
         (N, M) or (B, N, M), in [-1, 1]; float64 if either argument is, else float32.
     """
+    _check_eps(eps)
     return _native.distance_box_iou(*_pair(boxes1, boxes2), eps)
 
 
@@ -198,6 +199,7 @@ def complete_box_iou(boxes1: Floats, boxes2: Floats, eps: float = 1e-7) -> Float
     Returns:
         (N, M) or (B, N, M); float64 if either argument is, else float32.
     """
+    _check_eps(eps)
     return _native.complete_box_iou(*_pair(boxes1, boxes2), eps)
 
 
@@ -257,7 +259,7 @@ def encode_boxes(boxes: Floats, anchors: Floats, weights: Weights = (1.0, 1.0, 1
         (..., 4) dx, dy, dw, dh in the common type of the arguments.
 
     Raises:
-        ValueError: shapes that do not broadcast; a weight that is not positive.
+        ValueError: shapes that do not broadcast; a weight that is not positive and finite.
         TypeError: not an array, or of a wrong type.
     """
     _check_weights(weights)
@@ -291,8 +293,8 @@ def decode_boxes(
         (..., 4) xyxy in pixels, in the common type of deltas and anchors.
 
     Raises:
-        ValueError: anchors that do not broadcast to deltas; a weight that is not positive; wrong
-            shape of sizes.
+        ValueError: anchors that do not broadcast to deltas; a weight that is not positive and
+            finite; wrong shape of sizes.
         TypeError: not an array, or of a wrong type.
     """
     _check_weights(weights)
@@ -436,8 +438,13 @@ def _check_not_negative(**numbers: int) -> None:
 
 
 def _check_weights(weights: Weights) -> None:
-    if len(weights) != 4 or not all(weight > 0 for weight in weights):
-        raise ValueError(f"weights: expected four numbers > 0, got {weights}")
+    if len(weights) != 4 or not all(0 < weight < math.inf for weight in weights):
+        raise ValueError(f"weights: expected four finite numbers > 0, got {weights}")
+
+
+def _check_eps(eps: float) -> None:
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"eps: expected a finite number >= 0, got {eps}")
 
 
 def _one_of(name: str, value: str, table: dict[str, Any]) -> Any:

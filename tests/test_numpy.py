@@ -524,8 +524,14 @@ def test_bad_input_is_named():
         fnp.match_anchors(boxes, boxes[None], np.array([5, 5]), 0.7, 0.3)
     with pytest.raises(ValueError, match=r"match_anchors: anchors: expected \(A, 4\)"):
         fnp.match_anchors(np.stack([boxes, boxes]), boxes[None], counts, 0.7, 0.3)
-    with pytest.raises(ValueError, match=r"weights: expected four numbers > 0"):
-        fnp.decode_boxes(boxes, boxes, (1, 0, 1, 1))
+    for wrong in (0, -1, NAN, INF):
+        for code in (fnp.encode_boxes, fnp.decode_boxes):
+            with pytest.raises(ValueError, match="weights: expected four finite numbers > 0, got"):
+                code(boxes, boxes, (1, wrong, 1, 1))
+    for iou in (fnp.distance_box_iou, fnp.complete_box_iou):
+        for eps in (-1e-7, NAN, INF):
+            with pytest.raises(ValueError, match=f"eps: expected a finite number >= 0, got {eps}"):
+                iou(boxes, boxes, eps)
     with pytest.raises(ValueError, match=r"encode_boxes: expected rows of 4, got boxes \(5, 3\)"):
         fnp.encode_boxes(boxes[:, :3], boxes)
     with pytest.raises(ValueError, match=r"encode_boxes: expected shapes that broadcast"):

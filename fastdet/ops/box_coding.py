@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Boxes to regression deltas and back, relative to anchors or proposals."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
@@ -11,9 +13,9 @@ Weights = tuple[float, float, float, float]
 
 
 def check_weights(weights: Weights) -> None:
-    """Raises ValueError unless there are four, all positive."""
-    if len(weights) != 4 or not all(weight > 0 for weight in weights):
-        raise ValueError(f"weights: expected four numbers > 0, got {weights}")
+    """Raises ValueError unless there are four, all positive and finite."""
+    if len(weights) != 4 or not all(0 < weight < math.inf for weight in weights):
+        raise ValueError(f"weights: expected four finite numbers > 0, got {weights}")
 
 
 def _rows(op: str, name: str, rows: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,7 +48,7 @@ def encode_boxes(boxes: Tensor, anchors: Tensor, weights: Weights = (1.0, 1.0, 1
         float32.
 
     Raises:
-        ValueError: shapes that do not broadcast; a weight that is not positive.
+        ValueError: shapes that do not broadcast; a weight that is not positive and finite.
         RuntimeError: wrong dtype or device.
     """
     check_weights(weights)
@@ -77,7 +79,8 @@ def decode_boxes(
         their precision under half deltas); half types are computed in float32.
 
     Raises:
-        ValueError: anchors that do not broadcast to deltas; a weight that is not positive.
+        ValueError: anchors that do not broadcast to deltas; a weight that is not positive and
+            finite.
         RuntimeError: wrong dtype or device; wrong shape of sizes.
     """
     check_weights(weights)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The IoU of every pair of boxes: plain, generalized, distance and complete."""
 
+import math
 from typing import Any
 
 import torch
@@ -9,6 +10,12 @@ from torch import Tensor
 from . import library
 
 FORMATS = ("xyxy", "xywh", "cxcywh")
+
+
+def check_eps(eps: float) -> None:
+    """Raises ValueError unless it is finite and not negative."""
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"eps: expected a finite number >= 0, got {eps}")
 
 
 def _corners(boxes: Tensor, fmt: str) -> Tensor:
@@ -81,8 +88,10 @@ def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
         (N, M) or (B, N, M), in [-1, 1]; float64 if either argument is, else float32.
 
     Raises:
+        ValueError: eps negative or not finite.
         RuntimeError: wrong shape, dtype or device.
     """
+    check_eps(eps)
     return torch.ops.fastdet.distance_box_iou(boxes1, boxes2, eps)
 
 
@@ -102,8 +111,10 @@ def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
         (N, M) or (B, N, M); float64 if either argument is, else float32.
 
     Raises:
+        ValueError: eps negative or not finite.
         RuntimeError: wrong shape, dtype or device.
     """
+    check_eps(eps)
     return torch.ops.fastdet.complete_box_iou(boxes1, boxes2, eps)
 
 

@@ -48,7 +48,7 @@ def roi_detections(
         finite are dropped. float64 for float64 logits or deltas, float32 for all others.
 
     Raises:
-        ValueError: iou_threshold outside [0, 1]; a weight that is not positive.
+        ValueError: iou_threshold outside [0, 1]; a weight that is not positive and finite.
         RuntimeError: wrong shape, dtype or device; detections_per_img below 0.
 
     Memory beyond the results: O(boxes above the threshold).

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Focal loss of sigmoid classifiers, from dense targets or from class labels."""
 
+import math
 from typing import Any
 
 import torch
@@ -41,8 +42,8 @@ def sigmoid_focal_loss(
     """
     if not (0 <= alpha <= 1 or alpha == -1):
         raise ValueError(f"alpha: expected a number in [0, 1], or -1, got {alpha}")
-    if not gamma >= 0:
-        raise ValueError(f"gamma: expected a number >= 0, got {gamma}")
+    if not 0 <= gamma < math.inf:
+        raise ValueError(f"gamma: expected a finite number >= 0, got {gamma}")
     if reduction == "none":
         return torch.ops.fastdet.sigmoid_focal_loss(inputs, targets, alpha, gamma)
     total = torch.ops.fastdet.sigmoid_focal_loss_sum(inputs, targets, alpha, gamma)

@@ -318,6 +318,10 @@ def test_bad_input_is_named(device):
         box_iou(boxes[..., :3], boxes, fmt="xywh")
     with pytest.raises(ValueError, match=r"fmt: expected one of .*, got 'cxcywhr'"):
         box_iou(boxes, boxes, fmt="cxcywhr")
+    for op in (distance_box_iou, complete_box_iou):
+        for eps in (-1e-7, NAN, INF):
+            with pytest.raises(ValueError, match=f"eps: expected a finite number >= 0, got {eps}"):
+                op(boxes, boxes, eps)
     with pytest.raises(
         RuntimeError,
         match=r"generalized_box_iou: boxes2: expected floating \(M, 4\), or \(B, M, 4\) with the B "
