@@ -6,8 +6,9 @@ loops; importing this module does not import torch. They run on the calling thre
 GIL, so that Python threads run them side by side.
 
 C-contiguous float32 and float64 arrays are read in place, read-only ones too; other layouts
-and byte orders are copied, float16 is computed in float32, and other types are refused. Where
-arguments differ in type, float64 wins, but for scores, which follow the boxes.
+and byte orders are copied, float16 is computed in float32, and other types are refused, but for
+integer boxes of an IoU. Where arguments differ in type, float64 wins, but for scores, which follow
+the boxes.
 """
 
 import math
@@ -161,46 +162,45 @@ def box_iou(boxes1: NDArray[Any], boxes2: NDArray[Any], fmt: str = "xyxy") -> Fl
     """
     if fmt not in _FORMATS:
         raise ValueError(f"fmt: expected one of {_FORMATS}, got {fmt!r}")
-    corners = _corners("boxes1", boxes1, fmt), _corners("boxes2", boxes2, fmt)
-    return _native.box_iou(*_pair(*corners), 0.0)
+    return _native.box_iou(*_corner_pair(boxes1, boxes2, fmt), 0.0)
 
 
-def generalized_box_iou(boxes1: Floats, boxes2: Floats) -> Floats:
+def generalized_box_iou(boxes1: NDArray[Any], boxes2: NDArray[Any]) -> Floats:
     """IoU less the share of the enclosing box that neither box covers, of every pair.
 
     Definition: `fastdet.ops.generalized_box_iou`. Arguments and errors as in `box_iou`, for
-    floating xyxy.
+    xyxy.
 
     Returns:
         (N, M) or (B, N, M), in [-1, 1]; float64 if either argument is, else float32.
     """
-    return _native.generalized_box_iou(*_pair(boxes1, boxes2), 0.0)
+    return _native.generalized_box_iou(*_corner_pair(boxes1, boxes2), 0.0)
 
 
-def distance_box_iou(boxes1: Floats, boxes2: Floats, eps: float = 1e-7) -> Floats:
+def distance_box_iou(boxes1: NDArray[Any], boxes2: NDArray[Any], eps: float = 1e-7) -> Floats:
     """IoU less the squared distance of the centers over the enclosing box's squared diagonal.
 
-    Definition: `fastdet.ops.distance_box_iou`. Arguments and errors as in `box_iou`, for floating
-    xyxy; eps is added to the squared diagonal.
+    Definition: `fastdet.ops.distance_box_iou`. Arguments and errors as in `box_iou`, for xyxy;
+    eps is added to the squared diagonal.
 
     Returns:
         (N, M) or (B, N, M), in [-1, 1]; float64 if either argument is, else float32.
     """
     _check_eps(eps)
-    return _native.distance_box_iou(*_pair(boxes1, boxes2), eps)
+    return _native.distance_box_iou(*_corner_pair(boxes1, boxes2), eps)
 
 
-def complete_box_iou(boxes1: Floats, boxes2: Floats, eps: float = 1e-7) -> Floats:
+def complete_box_iou(boxes1: NDArray[Any], boxes2: NDArray[Any], eps: float = 1e-7) -> Floats:
     """`distance_box_iou` less a term for the difference of the aspect ratios.
 
-    Definition: `fastdet.ops.complete_box_iou`. Arguments and errors as in `box_iou`, for floating
-    xyxy; eps is added to the squared diagonal and to the denominator of the aspect term's weight.
+    Definition: `fastdet.ops.complete_box_iou`. Arguments and errors as in `box_iou`, for xyxy;
+    eps is added to the squared diagonal and to the denominator of the aspect term's weight.
 
     Returns:
         (N, M) or (B, N, M); float64 if either argument is, else float32.
     """
     _check_eps(eps)
-    return _native.complete_box_iou(*_pair(boxes1, boxes2), eps)
+    return _native.complete_box_iou(*_corner_pair(boxes1, boxes2), eps)
 
 
 def match_anchors(
@@ -490,7 +490,11 @@ def _integers(name: str, array: Any) -> Ints:
     return _dense(array, np.int64)
 
 
-def _pair(boxes1: Floats, boxes2: Floats) -> tuple[Floats, Floats]:
+def _corner_pair(
+    boxes1: NDArray[Any], boxes2: NDArray[Any], fmt: str = "xyxy"
+) -> tuple[Floats, Floats]:
+    """Both as dense xyxy of the floating type that their IoU is computed in."""
+    boxes1, boxes2 = _corners("boxes1", boxes1, fmt), _corners("boxes2", boxes2, fmt)
     maths = _type_of(boxes1=boxes1, boxes2=boxes2).maths
     return _dense(boxes1, maths), _dense(boxes2, maths)
 

@@ -319,6 +319,18 @@ def test_ious_are_those_of_torch(op, shape1, shape2, dtypes):
         expect_same(getattr(fnp, op)(boxes1, boxes2, eps=0.5), theirs)
 
 
+@pytest.mark.parametrize("name", IOUS)
+@pytest.mark.parametrize("dtype", ["u1", "i2", "i4", ">i8"])
+def test_ious_of_integers_are_those_of_float32(name, dtype):
+    boxes1, boxes2 = (random_boxes(n).astype(dtype) for n in (6, 9))
+    got = getattr(fnp, name)(boxes1, boxes2)
+    assert got.dtype == np.float32
+    expected = getattr(fnp, name)(boxes1.astype("f4"), boxes2.astype("f4"))
+    assert np.array_equal(got, expected)
+    wide = getattr(fnp, name)(boxes1.astype("f8"), boxes2)
+    assert wide.dtype == np.float64
+
+
 @pytest.mark.parametrize("fmt", ["xyxy", "xywh", "cxcywh"])
 @pytest.mark.parametrize("dtypes", [("f4", "f4"), ("f2", "f8"), ("i8", "f2"), ("i4", "u1")])
 def test_box_iou_of_other_formats_is_that_of_torch(fmt, dtypes):

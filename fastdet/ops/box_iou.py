@@ -10,6 +10,8 @@ from torch import Tensor
 from . import library
 
 FORMATS = ("xyxy", "xywh", "cxcywh")
+_SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
+INTEGERS = (*_SIGNED, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 
 def check_eps(eps: float) -> None:
@@ -18,9 +20,15 @@ def check_eps(eps: float) -> None:
         raise ValueError(f"eps: expected a finite number >= 0, got {eps}")
 
 
+def _floating(boxes: Tensor) -> Tensor:
+    """Integers in float32, and all other types, of which the op takes the floating ones."""
+    return boxes.float() if boxes.dtype in INTEGERS else boxes
+
+
 def _corners(boxes: Tensor, fmt: str) -> Tensor:
     """xyxy in a floating type; corners are computed as the IoU is, in float32 at least."""
-    if not boxes.is_floating_point() or (fmt != "xyxy" and boxes.dtype != torch.float64):
+    boxes = _floating(boxes)
+    if fmt != "xyxy" and boxes.dtype in (torch.float16, torch.bfloat16):
         boxes = boxes.float()
     if fmt == "xyxy" or boxes.shape[-1:] != (4,):  # the op refuses other shapes by their name
         return boxes
@@ -58,7 +66,8 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """IoU less the share of the enclosing box that neither box covers, of every pair.
 
     Definition: `torchvision.ops.generalized_box_iou` (https://arxiv.org/abs/1902.09630), but a term
-    whose denominator is not positive is 0. Differentiable once, in both arguments.
+    whose denominator is not positive is 0. Differentiable once, in both arguments. Half types and
+    integers are computed, and returned, in float32.
 
     Args:
         boxes1: (N, 4) or (B, N, 4) xyxy in pixels.
@@ -70,14 +79,15 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     Raises:
         RuntimeError: wrong shape, dtype or device.
     """
-    return torch.ops.fastdet.generalized_box_iou(boxes1, boxes2)
+    return torch.ops.fastdet.generalized_box_iou(_floating(boxes1), _floating(boxes2))
 
 
 def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
     """IoU less the squared distance of the centers over the enclosing box's squared diagonal.
 
     Definition: `torchvision.ops.distance_box_iou` (https://arxiv.org/abs/1911.08287), but a term
-    whose denominator is not positive is 0. Differentiable once, in both arguments.
+    whose denominator is not positive is 0. Differentiable once, in both arguments. Half types and
+    integers are computed, and returned, in float32.
 
     Args:
         boxes1: (N, 4) or (B, N, 4) xyxy in pixels.
@@ -92,7 +102,7 @@ def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
         RuntimeError: wrong shape, dtype or device.
     """
     check_eps(eps)
-    return torch.ops.fastdet.distance_box_iou(boxes1, boxes2, eps)
+    return torch.ops.fastdet.distance_box_iou(_floating(boxes1), _floating(boxes2), eps)
 
 
 def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
@@ -100,7 +110,8 @@ def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
 
     Definition: `torchvision.ops.complete_box_iou` (https://arxiv.org/abs/1911.08287), but a term
     whose denominator is not positive is 0. Differentiable once, in both arguments; the weight of
-    the aspect term counts as a constant, as in torchvision.
+    the aspect term counts as a constant, as in torchvision. Half types and integers are computed,
+    and returned, in float32.
 
     Args:
         boxes1: (N, 4) or (B, N, 4) xyxy in pixels.
@@ -115,7 +126,7 @@ def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
         RuntimeError: wrong shape, dtype or device.
     """
     check_eps(eps)
-    return torch.ops.fastdet.complete_box_iou(boxes1, boxes2, eps)
+    return torch.ops.fastdet.complete_box_iou(_floating(boxes1), _floating(boxes2), eps)
 
 
 def result_dtype(boxes1: Tensor, boxes2: Tensor) -> torch.dtype:
