@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from . import library
 from .output_size import height_and_width
 
+# Calls that torch.fx records as they are: it cannot follow the lists and types in their arguments.
+for _function in ("roi_align", "multiscale_roi_align"):
+    torch.fx.wrap(_function)
+
 
 def _rois(boxes: Sequence[Tensor]) -> Tensor:
     """The boxes of each image, (L, 4), as rois (K, 5): batch index and xyxy."""
