@@ -7,8 +7,9 @@ The functions run on the calling thread and release the GIL, so Python threads c
 same time.
 
 C-contiguous float32 and float64 arrays are read in place, also read-only arrays. Arrays with other
-layouts and byte orders are copied. float16 is computed in float32. Other types raise a TypeError.
-If arguments have different types, the widest is used; scores are converted to the type of boxes.
+layouts and byte orders are copied. float16 is computed in float32; so are integer boxes of an IoU.
+Other types raise a TypeError. If arguments have different types, the widest is used; scores are
+converted to the type of boxes.
 """
 
 import math
@@ -163,45 +164,45 @@ def box_iou(boxes1: NDArray[Any], boxes2: NDArray[Any], fmt: str = "xyxy") -> Fl
     """
     if fmt not in _FORMATS:
         raise ValueError(f"fmt: expected one of {_FORMATS}, got {fmt!r}")
-    corners = _corners("boxes1", boxes1, fmt), _corners("boxes2", boxes2, fmt)
-    return _native.box_iou(*_pair(*corners), 0.0)
+    return _native.box_iou(*_corner_pair(boxes1, boxes2, fmt), 0.0)
 
 
-def generalized_box_iou(boxes1: Floats, boxes2: Floats) -> Floats:
+def generalized_box_iou(boxes1: NDArray[Any], boxes2: NDArray[Any]) -> Floats:
     """Generalized IoU of every pair: the IoU minus the uncovered share of the enclosing box.
 
-    Definition: `fastdet.ops.generalized_box_iou`. Arguments and errors as in `box_iou`, but only
-    floating xyxy boxes.
+    Definition: `fastdet.ops.generalized_box_iou`. Arguments and errors as in `box_iou`, for
+    xyxy.
 
     Returns:
         (N, M) or (B, N, M), in [-1, 1]; float64 if either argument is float64, else float32.
     """
-    return _native.generalized_box_iou(*_pair(boxes1, boxes2), 0.0)
+    return _native.generalized_box_iou(*_corner_pair(boxes1, boxes2), 0.0)
 
 
-def distance_box_iou(boxes1: Floats, boxes2: Floats, eps: float = 1e-7) -> Floats:
+def distance_box_iou(boxes1: NDArray[Any], boxes2: NDArray[Any], eps: float = 1e-7) -> Floats:
     """Distance IoU of every pair: the IoU minus the squared, normalised distance of the centres.
 
-    Definition: `fastdet.ops.distance_box_iou`. Arguments and errors as in `box_iou`, but only
-    floating xyxy boxes; eps is added to the squared diagonal of the enclosing box.
+    Definition: `fastdet.ops.distance_box_iou`. Arguments and errors as in `box_iou`, for xyxy;
+    eps is added to the squared diagonal.
 
     Returns:
         (N, M) or (B, N, M), in [-1, 1]; float64 if either argument is float64, else float32.
     """
-    return _native.distance_box_iou(*_pair(boxes1, boxes2), eps)
+    _check_eps(eps)
+    return _native.distance_box_iou(*_corner_pair(boxes1, boxes2), eps)
 
 
-def complete_box_iou(boxes1: Floats, boxes2: Floats, eps: float = 1e-7) -> Floats:
+def complete_box_iou(boxes1: NDArray[Any], boxes2: NDArray[Any], eps: float = 1e-7) -> Floats:
     """Complete IoU of every pair: the distance IoU minus a term for different aspect ratios.
 
-    Definition: `fastdet.ops.complete_box_iou`. Arguments and errors as in `box_iou`, but only
-    floating xyxy boxes; eps is added to the squared diagonal of the enclosing box and to the
-    denominator of the aspect term's weight.
+    Definition: `fastdet.ops.complete_box_iou`. Arguments and errors as in `box_iou`, for xyxy;
+    eps is added to the squared diagonal and to the denominator of the aspect term's weight.
 
     Returns:
         (N, M) or (B, N, M); float64 if either argument is float64, else float32.
     """
-    return _native.complete_box_iou(*_pair(boxes1, boxes2), eps)
+    _check_eps(eps)
+    return _native.complete_box_iou(*_corner_pair(boxes1, boxes2), eps)
 
 
 def match_anchors(
@@ -260,7 +261,7 @@ def encode_boxes(boxes: Floats, anchors: Floats, weights: Weights = (1.0, 1.0, 1
         (..., 4) dx, dy, dw, dh in the common type of the arguments.
 
     Raises:
-        ValueError: shapes that do not broadcast; a weight that is not positive.
+        ValueError: shapes that do not broadcast; a weight that is not positive and finite.
         TypeError: not an array, or a wrong dtype.
     """
     _check_weights(weights)
@@ -294,8 +295,8 @@ def decode_boxes(
         (..., 4) xyxy in pixels, in the common type of deltas and anchors.
 
     Raises:
-        ValueError: anchors that do not broadcast to deltas; a weight that is not positive; wrong
-            shape of sizes.
+        ValueError: anchors that do not broadcast to deltas; a weight that is not positive and
+            finite; wrong shape of sizes.
         TypeError: not an array, or a wrong dtype.
     """
     _check_weights(weights)
@@ -439,8 +440,13 @@ def _check_not_negative(**numbers: int) -> None:
 
 
 def _check_weights(weights: Weights) -> None:
-    if len(weights) != 4 or not all(weight > 0 for weight in weights):
-        raise ValueError(f"weights: expected four numbers > 0, got {weights}")
+    if len(weights) != 4 or not all(0 < weight < math.inf for weight in weights):
+        raise ValueError(f"weights: expected four finite numbers > 0, got {weights}")
+
+
+def _check_eps(eps: float) -> None:
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"eps: expected a finite number >= 0, got {eps}")
 
 
 def _one_of(name: str, value: str, table: dict[str, Any]) -> Any:
@@ -486,7 +492,11 @@ def _integers(name: str, array: Any) -> Ints:
     return _dense(array, np.int64)
 
 
-def _pair(boxes1: Floats, boxes2: Floats) -> tuple[Floats, Floats]:
+def _corner_pair(
+    boxes1: NDArray[Any], boxes2: NDArray[Any], fmt: str = "xyxy"
+) -> tuple[Floats, Floats]:
+    """Both as dense xyxy of the floating type that their IoU is computed in."""
+    boxes1, boxes2 = _corners("boxes1", boxes1, fmt), _corners("boxes2", boxes2, fmt)
     maths = _type_of(boxes1=boxes1, boxes2=boxes2).maths
     return _dense(boxes1, maths), _dense(boxes2, maths)
 

@@ -319,6 +319,18 @@ def test_ious_are_those_of_torch(op, shape1, shape2, dtypes):
         expect_same(getattr(fnp, op)(boxes1, boxes2, eps=0.5), theirs)
 
 
+@pytest.mark.parametrize("name", IOUS)
+@pytest.mark.parametrize("dtype", ["u1", "i2", "i4", ">i8"])
+def test_ious_of_integers_are_those_of_float32(name, dtype):
+    boxes1, boxes2 = (random_boxes(n).astype(dtype) for n in (6, 9))
+    got = getattr(fnp, name)(boxes1, boxes2)
+    assert got.dtype == np.float32
+    expected = getattr(fnp, name)(boxes1.astype("f4"), boxes2.astype("f4"))
+    assert np.array_equal(got, expected)
+    wide = getattr(fnp, name)(boxes1.astype("f8"), boxes2)
+    assert wide.dtype == np.float64
+
+
 @pytest.mark.parametrize("fmt", ["xyxy", "xywh", "cxcywh"])
 @pytest.mark.parametrize("dtypes", [("f4", "f4"), ("f2", "f8"), ("i8", "f2"), ("i4", "u1")])
 def test_box_iou_of_other_formats_is_that_of_torch(fmt, dtypes):
@@ -524,8 +536,14 @@ def test_bad_input_is_named():
         fnp.match_anchors(boxes, boxes[None], np.array([5, 5]), 0.7, 0.3)
     with pytest.raises(ValueError, match=r"match_anchors: anchors: expected \(A, 4\)"):
         fnp.match_anchors(np.stack([boxes, boxes]), boxes[None], counts, 0.7, 0.3)
-    with pytest.raises(ValueError, match=r"weights: expected four numbers > 0"):
-        fnp.decode_boxes(boxes, boxes, (1, 0, 1, 1))
+    for wrong in (0, -1, NAN, INF):
+        for code in (fnp.encode_boxes, fnp.decode_boxes):
+            with pytest.raises(ValueError, match="weights: expected four finite numbers > 0, got"):
+                code(boxes, boxes, (1, wrong, 1, 1))
+    for iou in (fnp.distance_box_iou, fnp.complete_box_iou):
+        for eps in (-1e-7, NAN, INF):
+            with pytest.raises(ValueError, match=f"eps: expected a finite number >= 0, got {eps}"):
+                iou(boxes, boxes, eps)
     with pytest.raises(ValueError, match=r"encode_boxes: expected rows of 4, got boxes \(5, 3\)"):
         fnp.encode_boxes(boxes[:, :3], boxes)
     with pytest.raises(ValueError, match=r"encode_boxes: expected shapes that broadcast"):

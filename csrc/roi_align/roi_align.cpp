@@ -295,9 +295,10 @@ Tensor roi_align(const Tensor& input, const Tensor& rois, double spatial_scale,
                  int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio,
                  bool aligned) {
   check_roi_align("roi_align", input, rois);
-  const Tensor features = readable(input);
   const Tensor pooled = in_huge_pages(empty_pooled(
       input, 1, rois.size(0), input.size(1), pooled_height, pooled_width, is_channels_last(input)));
+  if (pooled.numel() == 0) return torch::stable::select(pooled, 0, 0);
+  const Tensor features = readable(input);
   dispatch_floating(input.scalar_type(), [&]<typename T>() {
     pool<T>({feature_level<const T, Sum<T>>(features, spatial_scale)},
             place_rois<Sum<T>>(rois, input.size(0)), {sampling_ratio, aligned}, pooled);
@@ -314,8 +315,9 @@ Tensor roi_align_backward(const Tensor& grad, const Tensor& rois, double spatial
     using S = Sum<T>;
     const Tensor sums =
         new_sums(grad, batch, channels, height, width, scalar_type_of<S>(), channels_last);
-    spread<T>(torch::stable::unsqueeze(grad, 0), place_rois<S>(rois, batch),
-              {sampling_ratio, aligned}, {feature_level<S, S>(sums, spatial_scale)});
+    if (sums.numel() > 0)
+      spread<T>(torch::stable::unsqueeze(grad, 0), place_rois<S>(rois, batch),
+                {sampling_ratio, aligned}, {feature_level<S, S>(sums, spatial_scale)});
     return cast(sums, grad.scalar_type());
   });
 }
@@ -331,6 +333,7 @@ Tensor multiscale_roi_align(const std::vector<Tensor>& features, const Tensor& b
   const Tensor pooled =
       in_huge_pages(empty_pooled(first, boxes.size(0), boxes.size(1), first.size(1), pooled_height,
                                  pooled_width, is_channels_last(first)));
+  if (pooled.numel() == 0) return pooled;
   std::vector<Tensor> readable_features;
   for (const Tensor& level : features) readable_features.push_back(readable(level));
   dispatch_floating(first.scalar_type(), [&]<typename T>() {
@@ -362,7 +365,8 @@ std::vector<Tensor> multiscale_roi_align_backward(
     }
     const auto map = level_map<S>(scales.data(), static_cast<int64_t>(scales.size()),
                                   canonical_scale, canonical_level);
-    spread<T>(grad, place_boxes(boxes, counts, map), {sampling_ratio, aligned}, levels);
+    if (grad.size(0) * grad.size(2) > 0)
+      spread<T>(grad, place_boxes(boxes, counts, map), {sampling_ratio, aligned}, levels);
     for (Tensor& level : sums) level = cast(level, grad.scalar_type());
     return sums;
   });

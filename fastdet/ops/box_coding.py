@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Encodes boxes as regression deltas relative to anchors or proposals, and decodes them."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from . import library  # noqa: F401
+from . import library
 
 Weights = tuple[float, float, float, float]
 
 
 def check_weights(weights: Weights) -> None:
-    """Raises ValueError unless there are four weights, all positive."""
-    if len(weights) != 4 or not all(weight > 0 for weight in weights):
-        raise ValueError(f"weights: expected four numbers > 0, got {weights}")
+    """Raises ValueError unless there are four weights, all positive and finite."""
+    if len(weights) != 4 or not all(0 < weight < math.inf for weight in weights):
+        raise ValueError(f"weights: expected four finite numbers > 0, got {weights}")
 
 
 def _rows(op: str, name: str, rows: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,7 +48,7 @@ def encode_boxes(boxes: Tensor, anchors: Tensor, weights: Weights = (1.0, 1.0, 1
         float32.
 
     Raises:
-        ValueError: shapes that do not broadcast; a weight that is not positive.
+        ValueError: shapes that do not broadcast; a weight that is not positive and finite.
         RuntimeError: wrong dtype or device.
     """
     check_weights(weights)
@@ -77,7 +79,8 @@ def decode_boxes(
         anchors with half deltas. Half types are computed in float32.
 
     Raises:
-        ValueError: anchors that do not broadcast to deltas; a weight that is not positive.
+        ValueError: anchors that do not broadcast to deltas; a weight that is not positive and
+            finite.
         RuntimeError: wrong dtype or device; wrong shape of sizes.
     """
     check_weights(weights)
@@ -91,12 +94,12 @@ def decode_boxes(
     return torch.ops.fastdet.decode_boxes(deltas, anchors, *weights, sizes)
 
 
-@torch.library.register_fake("fastdet::encode_boxes")
+@library.register_fake("fastdet::encode_boxes")
 def _(boxes: Tensor, anchors: Tensor, wx: float, wy: float, ww: float, wh: float) -> Tensor:
     return boxes.new_empty(boxes.shape)
 
 
-@torch.library.register_fake("fastdet::decode_boxes")
+@library.register_fake("fastdet::decode_boxes")
 def _(
     deltas: Tensor,
     anchors: Tensor,
@@ -109,7 +112,7 @@ def _(
     return deltas.new_empty(deltas.shape)
 
 
-@torch.library.register_fake("fastdet::decode_boxes_backward")
+@library.register_fake("fastdet::decode_boxes_backward")
 def _(
     grad: Tensor,
     deltas: Tensor,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The IoU of every pair of boxes: plain, generalized (GIoU), distance (DIoU), complete (CIoU)."""
 
+import math
 from typing import Any
 
 import torch
@@ -9,11 +10,25 @@ from torch import Tensor
 from . import library
 
 FORMATS = ("xyxy", "xywh", "cxcywh")
+_SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
+INTEGERS = (*_SIGNED, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+
+
+def check_eps(eps: float) -> None:
+    """Raises ValueError unless it is finite and not negative."""
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"eps: expected a finite number >= 0, got {eps}")
+
+
+def _floating(boxes: Tensor) -> Tensor:
+    """Integers in float32, and all other types, of which the op takes the floating ones."""
+    return boxes.float() if boxes.dtype in INTEGERS else boxes
 
 
 def _corners(boxes: Tensor, fmt: str) -> Tensor:
     """Boxes as xyxy in a floating type. Corners are computed in float32 or float64."""
-    if not boxes.is_floating_point() or (fmt != "xyxy" and boxes.dtype != torch.float64):
+    boxes = _floating(boxes)
+    if fmt != "xyxy" and boxes.dtype in (torch.float16, torch.bfloat16):
         boxes = boxes.float()
     if fmt == "xyxy" or boxes.shape[-1:] != (4,):  # the op reports a wrong shape
         return boxes
@@ -52,7 +67,8 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """Generalized IoU of every pair: the IoU minus the uncovered share of the enclosing box.
 
     Definition: `torchvision.ops.generalized_box_iou` (https://arxiv.org/abs/1902.09630), but a term
-    whose denominator is not positive is 0. Differentiable once, in both arguments.
+    whose denominator is not positive is 0. Differentiable once, in both arguments. Half types and
+    integers are computed, and returned, in float32.
 
     Args:
         boxes1: (N, 4) or (B, N, 4) xyxy in pixels.
@@ -64,7 +80,7 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     Raises:
         RuntimeError: wrong shape, dtype or device.
     """
-    return torch.ops.fastdet.generalized_box_iou(boxes1, boxes2)
+    return torch.ops.fastdet.generalized_box_iou(_floating(boxes1), _floating(boxes2))
 
 
 def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
@@ -73,7 +89,8 @@ def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
     The squared distance is divided by the squared diagonal of the enclosing box.
 
     Definition: `torchvision.ops.distance_box_iou` (https://arxiv.org/abs/1911.08287), but a term
-    whose denominator is not positive is 0. Differentiable once, in both arguments.
+    whose denominator is not positive is 0. Differentiable once, in both arguments. Half types and
+    integers are computed, and returned, in float32.
 
     Args:
         boxes1: (N, 4) or (B, N, 4) xyxy in pixels.
@@ -84,17 +101,20 @@ def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
         (N, M) or (B, N, M), in [-1, 1]; float64 if either argument is float64, else float32.
 
     Raises:
+        ValueError: eps negative or not finite.
         RuntimeError: wrong shape, dtype or device.
     """
-    return torch.ops.fastdet.distance_box_iou(boxes1, boxes2, eps)
+    check_eps(eps)
+    return torch.ops.fastdet.distance_box_iou(_floating(boxes1), _floating(boxes2), eps)
 
 
 def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
     """Complete IoU of every pair: the distance IoU minus a term for different aspect ratios.
 
     Definition: `torchvision.ops.complete_box_iou` (https://arxiv.org/abs/1911.08287), but a term
-    whose denominator is not positive is 0. Differentiable once, in both arguments. The weight of
-    the aspect term is a constant in the gradient, as in torchvision.
+    whose denominator is not positive is 0. Differentiable once, in both arguments; the weight of
+    the aspect term is a constant in the gradient, as in torchvision. Half types and integers are computed,
+    and returned, in float32.
 
     Args:
         boxes1: (N, 4) or (B, N, 4) xyxy in pixels.
@@ -105,9 +125,11 @@ def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
         (N, M) or (B, N, M); float64 if either argument is float64, else float32.
 
     Raises:
+        ValueError: eps negative or not finite.
         RuntimeError: wrong shape, dtype or device.
     """
-    return torch.ops.fastdet.complete_box_iou(boxes1, boxes2, eps)
+    check_eps(eps)
+    return torch.ops.fastdet.complete_box_iou(_floating(boxes1), _floating(boxes2), eps)
 
 
 def result_dtype(boxes1: Tensor, boxes2: Tensor) -> torch.dtype:
@@ -137,7 +159,7 @@ def _register(op: str, kind: str) -> None:
         grads = torch.ops.fastdet.box_iou_backward(grad, boxes1, boxes2, eps, kind)
         return (*grads, *(None for _ in ctx.eps))
 
-    torch.library.register_fake(f"fastdet::{op}", _fake)
+    library.register_fake(f"fastdet::{op}")(_fake)
     torch.library.register_autograd(f"fastdet::{op}", backward, setup_context=setup_context)
 
 
@@ -145,5 +167,5 @@ _register("box_iou", "iou")
 _register("generalized_box_iou", "generalized")
 _register("distance_box_iou", "distance")
 _register("complete_box_iou", "complete")
-torch.library.register_fake("fastdet::box_iou_backward", _fake_backward)
+library.register_fake("fastdet::box_iou_backward")(_fake_backward)
 library.forbid_second_derivative("fastdet::box_iou_backward")

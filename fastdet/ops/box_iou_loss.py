@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import library
-from .box_iou import result_dtype
+from .box_iou import check_eps, result_dtype
 from .reduction import reduce
 
 
@@ -31,9 +31,10 @@ def generalized_box_iou_loss(
         mean of no rows is 0.
 
     Raises:
-        ValueError: unknown reduction.
+        ValueError: unknown reduction; eps negative or not finite.
         RuntimeError: wrong shape, dtype or device.
     """
+    check_eps(eps)
     return reduce(torch.ops.fastdet.box_iou_loss(boxes1, boxes2, eps, "generalized"), reduction)
 
 
@@ -57,9 +58,10 @@ def distance_box_iou_loss(
         mean of no rows is 0.
 
     Raises:
-        ValueError: unknown reduction.
+        ValueError: unknown reduction; eps negative or not finite.
         RuntimeError: wrong shape, dtype or device.
     """
+    check_eps(eps)
     return reduce(torch.ops.fastdet.box_iou_loss(boxes1, boxes2, eps, "distance"), reduction)
 
 
@@ -85,18 +87,19 @@ def complete_box_iou_loss(
         mean of no rows is 0.
 
     Raises:
-        ValueError: unknown reduction.
+        ValueError: unknown reduction; eps negative or not finite.
         RuntimeError: wrong shape, dtype or device.
     """
+    check_eps(eps)
     return reduce(torch.ops.fastdet.box_iou_loss(boxes1, boxes2, eps, "complete"), reduction)
 
 
-@torch.library.register_fake("fastdet::box_iou_loss")
+@library.register_fake("fastdet::box_iou_loss")
 def _(boxes1: Tensor, boxes2: Tensor, eps: float, kind: str) -> Tensor:
     return boxes1.new_empty(boxes1.shape[:-1], dtype=result_dtype(boxes1, boxes2))
 
 
-@torch.library.register_fake("fastdet::box_iou_loss_backward")
+@library.register_fake("fastdet::box_iou_loss_backward")
 def _(grad: Tensor, boxes1: Tensor, boxes2: Tensor, eps: float, kind: str) -> tuple[Tensor, Tensor]:
     return boxes1.new_empty(boxes1.shape), boxes2.new_empty(boxes2.shape)
 

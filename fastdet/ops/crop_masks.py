@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import library  # noqa: F401
+from . import library
 from .output_size import height_and_width
 
 
@@ -42,6 +42,6 @@ def crop_masks(
     return torch.ops.fastdet.crop_masks(masks, boxes.detach(), match, height, width)
 
 
-@torch.library.register_fake("fastdet::crop_masks")
+@library.register_fake("fastdet::crop_masks")
 def _(masks: Tensor, boxes: Tensor, match: Tensor, height: int, width: int) -> Tensor:
     return boxes.new_empty((*match.shape, height, width))

@@ -1,10 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Loads the operator libraries into torch. This happens once, at the import of `fastdet.ops`."""
+"""Loads the operator libraries into torch, once, when `fastdet.ops` is imported.
 
+Registrations of gradients and devices that all operators share are here too.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _FOLDER = Path(__file__).resolve().parent.parent
 
@@ -31,6 +38,52 @@ def _load() -> str:
 
 
 _why_no_cuda = _load()
+
+
+def register_fake(op: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`torch.library.register_fake`, with a check that all tensors of a call are on one device.
+
+    Torch runs the fake kernel of a call in which any tensor is a meta tensor. If others are on the
+    CPU, the results would be uninitialised memory there: such a call is refused.
+
+    Args:
+        op: the qualified name, such as "fastdet::nms". The kernel's parameters have the names of
+            the schema's.
+    """
+
+    def register(fake: Callable[..., Any]) -> Callable[..., Any]:
+        names = list(inspect.signature(fake).parameters)
+
+        @functools.wraps(fake)
+        def checked(*arguments: Any) -> Any:
+            _expect_one_device(op, zip(names, arguments, strict=False))
+            return fake(*arguments)
+
+        torch.library.register_fake(op, checked)
+        return fake
+
+    return register
+
+
+def _expect_one_device(op: str, arguments: Iterable[tuple[str, Any]]) -> None:
+    """What `expect_same_device` of csrc/expect.h is for the kernels, in the same words."""
+    first = None
+    for name, tensor in _tensors(arguments):
+        first = tensor.device if first is None else first
+        if tensor.device != first:
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise RuntimeError(
+                f"{op}: {name}: expected the device of the first argument, {first}, "
+                f"got {dtype} {tuple(tensor.shape)} on {tensor.device}"
+            )
+
+
+def _tensors(arguments: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors among named arguments, those of lists too."""
+    for name, argument in arguments:
+        for item in argument if isinstance(argument, (list, tuple)) else (argument,):
+            if isinstance(item, Tensor):
+                yield name, item
 
 
 def forbid_second_derivative(op: str) -> None:

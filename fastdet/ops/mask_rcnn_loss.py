@@ -41,7 +41,7 @@ def mask_rcnn_loss(
     return loss
 
 
-@torch.library.register_fake("fastdet::mask_rcnn_loss")
+@library.register_fake("fastdet::mask_rcnn_loss")
 def _(
     logits: Tensor, labels: Tensor, masks: Tensor, boxes: Tensor, match: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,7 +50,7 @@ def _(
     return logits.new_empty((), dtype=dtype), residual, match.new_empty(())
 
 
-@torch.library.register_fake("fastdet::mask_rcnn_loss_backward")
+@library.register_fake("fastdet::mask_rcnn_loss_backward")
 def _(
     grad: Tensor,
     residual: Tensor,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastdet import _native
 
-from . import library  # noqa: F401
+from . import library
 from .paste_masks import check_threshold
 
 
@@ -86,13 +86,13 @@ def _fake_edges(masks: Tensor) -> tuple[Tensor, Tensor]:
     return edges, masks.new_empty((masks.size(0) + 1,), dtype=torch.int64)
 
 
-@torch.library.register_fake("fastdet::pasted_mask_edges")
+@library.register_fake("fastdet::pasted_mask_edges")
 def _(
     masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float
 ) -> tuple[Tensor, Tensor]:
     return _fake_edges(masks)
 
 
-@torch.library.register_fake("fastdet::mask_edges")
+@library.register_fake("fastdet::mask_edges")
 def _(masks: Tensor) -> tuple[Tensor, Tensor]:
     return _fake_edges(masks)

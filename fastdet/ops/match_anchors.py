@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from . import library  # noqa: F401
+from . import library
 
 LOW_QUALITY = ("anchor_best", "gt_best", "none")
 
@@ -62,7 +62,7 @@ def match_anchors(
     )
 
 
-@torch.library.register_fake("fastdet::match_anchors")
+@library.register_fake("fastdet::match_anchors")
 def _(
     anchors: Tensor,
     gt_boxes: Tensor,

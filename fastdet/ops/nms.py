@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from . import library  # noqa: F401
+from . import library
 
 
 def _check_iou_threshold(iou_threshold: float) -> None:
@@ -93,17 +93,17 @@ def _fake_dynamic(boxes: Tensor) -> Tensor:
     return boxes.new_empty((num_kept,), dtype=torch.int64)
 
 
-@torch.library.register_fake("fastdet::nms")
+@library.register_fake("fastdet::nms")
 def _(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     return _fake_dynamic(boxes)
 
 
-@torch.library.register_fake("fastdet::batched_nms")
+@library.register_fake("fastdet::batched_nms")
 def _(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
     return _fake_dynamic(boxes)
 
 
-@torch.library.register_fake("fastdet::nms_padded")
+@library.register_fake("fastdet::nms_padded")
 def _(
     boxes: Tensor,
     scores: Tensor,

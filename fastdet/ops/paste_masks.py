@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from . import library  # noqa: F401
+from . import library
 
 
 def check_threshold(threshold: float) -> None:
@@ -46,7 +46,7 @@ def paste_masks(
     return torch.ops.fastdet.paste_masks(masks.detach(), boxes.detach(), height, width, threshold)
 
 
-@torch.library.register_fake("fastdet::paste_masks")
+@library.register_fake("fastdet::paste_masks")
 def _(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float | None) -> Tensor:
     dtype = masks.dtype if threshold is None else torch.bool
     return masks.new_empty((masks.size(0), height, width), dtype=dtype)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastdet.ops import library
 from fastdet.ops.detection_heads import (
     KeptBoxes,
     check_iou_threshold,
@@ -73,7 +74,7 @@ def retinanet_detections(
     )
 
 
-@torch.library.register_fake("fastdet::retinanet_detections")
+@library.register_fake("fastdet::retinanet_detections")
 def _(
     logits: list[Tensor],
     deltas: list[Tensor],

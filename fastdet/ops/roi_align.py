@@ -9,8 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import library  # noqa: F401
+from . import library
 from .output_size import height_and_width
+
+# Calls that torch.fx records as they are: it cannot follow the lists and types in their arguments.
+for _function in ("roi_align", "multiscale_roi_align"):
+    torch.fx.wrap(_function)
 
 
 def _rois(boxes: Sequence[Tensor]) -> Tensor:
@@ -235,7 +239,7 @@ def empty_features(like: Tensor, sizes: Sequence[int], channels_last: bool) -> T
     return like.new_empty((*batch, height, width, channels)).movedim(-1, -3)
 
 
-@torch.library.register_fake("fastdet::roi_align")
+@library.register_fake("fastdet::roi_align")
 def _(
     input: Tensor,
     rois: Tensor,
@@ -249,7 +253,7 @@ def _(
     return empty_features(input, sizes, is_channels_last(input))
 
 
-@torch.library.register_fake("fastdet::roi_align_backward")
+@library.register_fake("fastdet::roi_align_backward")
 def _(
     grad: Tensor,
     rois: Tensor,
@@ -266,7 +270,7 @@ def _(
     return empty_features(grad, (batch, channels, height, width), channels_last)
 
 
-@torch.library.register_fake("fastdet::multiscale_roi_align")
+@library.register_fake("fastdet::multiscale_roi_align")
 def _(
     features: list[Tensor],
     boxes: Tensor,
@@ -284,7 +288,7 @@ def _(
     return empty_features(first, sizes, is_channels_last(first))
 
 
-@torch.library.register_fake("fastdet::multiscale_roi_align_backward")
+@library.register_fake("fastdet::multiscale_roi_align_backward")
 def _(
     grad: Tensor,
     boxes: Tensor,

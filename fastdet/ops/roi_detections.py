@@ -4,6 +4,7 @@
 import torch
 from torch import Tensor
 
+from fastdet.ops import library
 from fastdet.ops.box_coding import Weights, check_weights
 from fastdet.ops.detection_heads import KeptBoxes, check_iou_threshold, fake_kept_boxes
 from fastdet.renamed import renamed_keywords
@@ -49,7 +50,7 @@ def roi_detections(
         float32.
 
     Raises:
-        ValueError: iou_threshold outside [0, 1]; a weight that is not positive.
+        ValueError: iou_threshold outside [0, 1]; a weight that is not positive and finite.
         RuntimeError: wrong shape, dtype or device; detections_per_img below 0.
 
     Memory beyond the results: O(number of boxes above the threshold).
@@ -71,7 +72,7 @@ def roi_detections(
     )
 
 
-@torch.library.register_fake("fastdet::roi_detections")
+@library.register_fake("fastdet::roi_detections")
 def _(
     logits: Tensor,
     deltas: Tensor,

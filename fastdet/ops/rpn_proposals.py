@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastdet.ops import library
 from fastdet.ops.detection_heads import (
     KeptBoxes,
     check_iou_threshold,
@@ -74,7 +75,7 @@ def rpn_proposals(
     )
 
 
-@torch.library.register_fake("fastdet::rpn_proposals")
+@library.register_fake("fastdet::rpn_proposals")
 def _(
     objectness: list[Tensor],
     deltas: list[Tensor],

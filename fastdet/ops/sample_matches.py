@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from . import library  # noqa: F401
+from . import library
 
 
 def sample_matches(
@@ -43,7 +43,7 @@ def sample_matches(
     return torch.ops.fastdet.sample_matches(index, keys, num, positive_fraction)
 
 
-@torch.library.register_fake("fastdet::sample_matches")
+@library.register_fake("fastdet::sample_matches")
 def _(index: Tensor, keys: Tensor, num: int, positive_fraction: float) -> tuple[Tensor, Tensor]:
     shape = (index.size(0), num)
     return index.new_empty(shape), index.new_empty(shape, dtype=torch.bool)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Focal loss of sigmoid classifiers, with dense targets or with class labels."""
 
+import math
 from typing import Any
 
 import torch
@@ -44,8 +45,8 @@ def sigmoid_focal_loss(
     """
     if not (0 <= alpha <= 1 or alpha == -1):
         raise ValueError(f"alpha: expected a number in [0, 1], or -1, got {alpha}")
-    if not gamma >= 0:
-        raise ValueError(f"gamma: expected a number >= 0, got {gamma}")
+    if not 0 <= gamma < math.inf:
+        raise ValueError(f"gamma: expected a finite number >= 0, got {gamma}")
     if reduction == "none":
         return torch.ops.fastdet.sigmoid_focal_loss(inputs, targets, alpha, gamma)
     total = torch.ops.fastdet.sigmoid_focal_loss_sum(inputs, targets, alpha, gamma)
@@ -56,17 +57,17 @@ def _result_dtype(inputs: Tensor) -> torch.dtype:
     return torch.float64 if inputs.dtype == torch.float64 else torch.float32
 
 
-@torch.library.register_fake("fastdet::sigmoid_focal_loss")
+@library.register_fake("fastdet::sigmoid_focal_loss")
 def _(inputs: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
     return inputs.new_empty(inputs.shape, dtype=_result_dtype(inputs))
 
 
-@torch.library.register_fake("fastdet::sigmoid_focal_loss_sum")
+@library.register_fake("fastdet::sigmoid_focal_loss_sum")
 def _(inputs: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
     return inputs.new_empty((), dtype=_result_dtype(inputs))
 
 
-@torch.library.register_fake("fastdet::sigmoid_focal_loss_backward")
+@library.register_fake("fastdet::sigmoid_focal_loss_backward")
 def _(grad: Tensor, inputs: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
     return inputs.new_empty(inputs.shape)
 

@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from . import library  # noqa: F401
+from . import library
 
 
 def upsample_nearest(input: Tensor, height: int, width: int) -> Tensor:
@@ -24,7 +24,7 @@ def upsample_nearest(input: Tensor, height: int, width: int) -> Tensor:
     return torch.ops.fastdet.upsample_nearest(input, height, width)
 
 
-@torch.library.register_fake("fastdet::upsample_nearest")
+@library.register_fake("fastdet::upsample_nearest")
 def _(input: Tensor, height: int, width: int) -> Tensor:
     shape = (*input.shape[:2], height, width)
     options = {"dtype": input.dtype, "device": input.device}

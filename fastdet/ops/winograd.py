@@ -9,7 +9,7 @@ Paper: https://arxiv.org/abs/1509.09308.
 import torch
 from torch import Tensor
 
-from . import library  # noqa: F401
+from . import library
 
 POSITIONS = 16  # in a transformed tile, 4 x 4
 PANEL = 32  # output channels that are stored together
@@ -76,7 +76,7 @@ def winograd_filters_grad(grad: Tensor, input: Tensor) -> Tensor:
     return torch.ops.fastdet.winograd_filters_grad(grad, input)
 
 
-@torch.library.register_fake("fastdet::winograd_filters")
+@library.register_fake("fastdet::winograd_filters")
 def _(weight: Tensor, turned: bool) -> Tensor:
     filters, channels = weight.shape[:2]
     outputs, depth = (channels, filters) if turned else (filters, channels)
@@ -84,7 +84,7 @@ def _(weight: Tensor, turned: bool) -> Tensor:
     return weight.new_empty(shape)
 
 
-@torch.library.register_fake("fastdet::winograd_conv")
+@library.register_fake("fastdet::winograd_conv")
 def _(
     input: Tensor,
     filters: Tensor,
@@ -97,7 +97,7 @@ def _(
     return torch.empty(shape, device=input.device, memory_format=torch.channels_last)
 
 
-@torch.library.register_fake("fastdet::winograd_filters_grad")
+@library.register_fake("fastdet::winograd_filters_grad")
 def _(grad: Tensor, input: Tensor) -> Tensor:
     shape = (grad.shape[1], input.shape[1], 3, 3)
     return torch.empty(shape, device=input.device, memory_format=torch.channels_last)

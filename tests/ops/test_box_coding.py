@@ -270,8 +270,11 @@ def test_compiles_without_a_graph_break(device):
 
 def test_bad_input_is_named(device):
     deltas, anchors = random_deltas(2, 5).to(device), random_boxes(5).to(device)
-    with pytest.raises(ValueError, match=r"weights: expected four numbers > 0, got \(1, 0, 1, 1\)"):
-        decode_boxes(deltas, anchors, (1, 0, 1, 1))
+    for wrong in (0, -1, math.nan, math.inf):
+        for code in (encode_boxes, decode_boxes):
+            expected = rf"weights: expected four finite numbers > 0, got \(1, {wrong}, 1, 1\)"
+            with pytest.raises(ValueError, match=expected):
+                code(deltas, anchors, (1, wrong, 1, 1))
     with pytest.raises(
         ValueError, match=r"encode_boxes: expected rows of 4, got boxes \(2, 5, 3\)"
     ):

@@ -244,6 +244,24 @@ def test_cuda_equals_cpu(kind, name):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
+
+
+@kinds
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_integers_equal_torchvision(kind, dtype, device):
+    torchvision = pytest.importorskip("torchvision")
+    pair = [random_boxes(n, seed=n).to(dtype) for n in (6, 9)]
+    theirs = getattr(torchvision.ops, OPS[kind].__name__)
+    for boxes1, boxes2 in (pair, (pair[0], pair[1].double()), (pair[0].float(), pair[1])):
+        got = OPS[kind](boxes1.to(device), boxes2.to(device)).cpu()
+        assert got.dtype == theirs(boxes1, boxes2).dtype
+        assert got.equal(OPS[kind](boxes1.to(got.dtype), boxes2.to(got.dtype)))
+        # In floating types, for torchvision's differences of uint8 wrap around.
+        expected = theirs(boxes1.to(got.dtype), boxes2.to(got.dtype))
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.int64])
 @pytest.mark.parametrize("fmt", ["xyxy", "xywh", "cxcywh"])
 def test_formats_and_integers_equal_torchvision(fmt, dtype, device):
@@ -311,13 +329,19 @@ def test_bad_input_is_named(device):
     boxes = random_boxes(2, 5).to(device)
     with pytest.raises(
         RuntimeError,
-        match=r"::distance_box_iou: boxes1: expected floating \(N, 4\) or \(B, N, 4\), got Long",
+        match=r"::distance_box_iou: boxes1: expected floating \(N, 4\) or \(B, N, 4\), got Bool",
     ):
-        distance_box_iou(boxes.long(), boxes)
+        distance_box_iou(boxes > 0, boxes)
+    with pytest.raises(RuntimeError, match=r"box_iou: boxes2: .* got ComplexFloat \(2, 5, 4\)"):
+        box_iou(boxes, boxes.to(torch.complex64))
     with pytest.raises(RuntimeError, match=r"boxes1: expected .*got Float \(2, 5, 3\)"):
         box_iou(boxes[..., :3], boxes, fmt="xywh")
     with pytest.raises(ValueError, match=r"fmt: expected one of .*, got 'cxcywhr'"):
         box_iou(boxes, boxes, fmt="cxcywhr")
+    for op in (distance_box_iou, complete_box_iou):
+        for eps in (-1e-7, NAN, INF):
+            with pytest.raises(ValueError, match=f"eps: expected a finite number >= 0, got {eps}"):
+                op(boxes, boxes, eps)
     with pytest.raises(
         RuntimeError,
         match=r"generalized_box_iou: boxes2: expected floating \(M, 4\), or \(B, M, 4\) with the B "

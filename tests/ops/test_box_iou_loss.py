@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
+import math
 from collections.abc import Callable
 
 import pytest
@@ -262,6 +263,10 @@ def test_bad_input_is_named(device):
     boxes = random_boxes(5).to(device)
     with pytest.raises(ValueError, match="reduction: expected 'none', 'mean' or 'sum', got 'max'"):
         generalized_box_iou_loss(boxes, boxes, reduction="max")
+    for loss in (generalized_box_iou_loss, distance_box_iou_loss, complete_box_iou_loss):
+        for eps in (-1e-7, math.nan, math.inf):
+            with pytest.raises(ValueError, match=f"eps: expected a finite number >= 0, got {eps}"):
+                loss(boxes, boxes, eps=eps)
     with pytest.raises(
         RuntimeError,
         match=r"box_iou_loss: boxes1: expected floating \(..., 4\), got Float \(5, 3\)",

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Properties of every operator: one table of calls, one test per property.
 
-The result of a call is the bits of its outputs and of the gradient of its first input. It does not
-depend on the number of threads, nor on the address and the strides of the inputs. Indices do not
-depend on the instruction set. Rows that are not finite do not change the other rows. Sizes are 0 to
-2^20.
+The result of a call is the bits of its outputs and of the gradients of its floating inputs. It does
+not depend on the number of threads, nor on the address and the strides of the inputs. Indices do not
+depend on the instruction set. Rows that are not finite do not change the other rows. Tensors on
+several devices are refused. Sizes are 0 to 2^20.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,6 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastdet
 from fastdet import _native
+from fastdet.ops.upsample_nearest import upsample_nearest
+from fastdet.ops.winograd import winograd_conv, winograd_filters, winograd_filters_grad
 
 BIG = 2**20
 
@@ -71,8 +73,8 @@ def calls(n: int, extent: float = 100) -> dict[str, Call]:
     def pool_adaptively(x: Tensor, r: Tensor) -> Tensor:
         return fastdet.roi_align(x, r, (2, 3), 0.25, 0, True)
 
-    def pool_levels(x0: Tensor, x1: Tensor, b: Tensor) -> Tensor:
-        return fastdet.multiscale_roi_align([x0, x1], b, None, 2, [0.25, 0.125])
+    def pool_levels(x0: Tensor, x1: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        return fastdet.multiscale_roi_align([x0, x1], b, c, 2, [0.25, 0.125])
 
     def match(low_quality: str) -> Callable[..., tuple[Tensor, ...]]:
         return lambda a, g, c: fastdet.match_anchors(a, g, c, 0.5, 0.3, low_quality)
@@ -83,8 +85,8 @@ def calls(n: int, extent: float = 100) -> dict[str, Call]:
     def detect(x: Tensor, d: Tensor, a: Tensor, s: Tensor) -> tuple[Tensor, ...]:
         return fastdet.retinanet_detections([x], [d], a, s, 0.3, 500, 0.5, 20)
 
-    def detect_in_rois(x: Tensor, d: Tensor, p: Tensor, s: Tensor) -> tuple[Tensor, ...]:
-        return fastdet.roi_detections(x, d, p, None, s, (1, 1, 1, 1), 0.3, 0.5, 20)
+    def detect_in_rois(x: Tensor, d: Tensor, p: Tensor, c: Tensor, s: Tensor) -> tuple[Tensor, ...]:
+        return fastdet.roi_detections(x, d, p, c, s, (1, 1, 1, 1), 0.3, 0.5, 20)
 
     def sample(index: Tensor) -> tuple[Tensor, ...]:
         return fastdet.sample_matches(index, 16, 0.5, torch.Generator().manual_seed(6))
@@ -102,7 +104,7 @@ def calls(n: int, extent: float = 100) -> dict[str, Call]:
     class_masks, class_labels = noise(2, n, 2, 3, 3), integers(0, 2, 2, n)
     probabilities = noise(n, 5, 5).sigmoid()
     channels_last = features.to(memory_format=torch.channels_last)
-    image_sizes = torch.tensor([[60, 80], [50, 90]])
+    image_sizes, counts = torch.tensor([[60, 80], [50, 90]]), torch.tensor([n, n - n // 3])
     two_images = torch.stack([deltas, -deltas])
     table = {
         "rpn_proposals": Call(
@@ -117,14 +119,20 @@ def calls(n: int, extent: float = 100) -> dict[str, Call]:
                 torch.stack([logits, -logits]),
                 two_images[:, :, None].repeat(1, 1, 6, 1),
                 torch.stack([rows, others]),
+                counts,
                 image_sizes,
             ),
         ),
         "nms": Call(lambda b, s: fastdet.nms(b, s, 0.4), (rows, scores)),
         "batched_nms": Call(lambda b, s, i: fastdet.batched_nms(b, s, i, 0.4), (rows, scores, ids)),
         "nms_padded": Call(
-            lambda b, s, i: fastdet.nms_padded(b, s, 0.4, 20, i, None),
-            (torch.stack([rows, others]), torch.stack([scores, -scores]), torch.stack([ids, ids])),
+            lambda b, s, i, c: fastdet.nms_padded(b, s, 0.4, 20, i, c),
+            (
+                torch.stack([rows, others]),
+                torch.stack([scores, -scores]),
+                torch.stack([ids, ids]),
+                counts,
+            ),
         ),
         "match_anchors, anchor_best": Call(match("anchor_best"), (rows, gts, gt_counts)),
         "match_anchors, gt_best": Call(match("gt_best"), (rows, gts, gt_counts)),
@@ -145,7 +153,9 @@ def calls(n: int, extent: float = 100) -> dict[str, Call]:
         "roi_align": Call(pool, (features, rois_of(rows)), True),
         "roi_align, channels_last": Call(pool, (channels_last, rois_of(rows)), True),
         "roi_align, adaptive": Call(pool_adaptively, (features, rois_of(rows)), True),
-        "multiscale_roi_align": Call(pool_levels, (*pyramid, torch.stack([rows, others])), True),
+        "multiscale_roi_align": Call(
+            pool_levels, (*pyramid, torch.stack([rows, others]), counts), True
+        ),
         "crop_masks": Call(crop, matched),
         "mask_rcnn_loss": Call(fastdet.mask_rcnn_loss, (class_masks, class_labels, *matched), True),
         "paste_masks": Call(paste, (probabilities, rows * 0.5)),
@@ -233,15 +243,16 @@ EXEMPT = {
 
 
 class Recorder(TorchDispatchMode):
-    """Records the names of the fastdet operators that run in its context, also backward ones."""
+    """Records the fastdet operators that run in its context, also backward ones: the last calls."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.names: set[str] = set()
+        self.calls: dict[str, tuple[Callable[..., object], list[object]]] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace == "fastdet":
-            self.names.add(func.__name__.partition(".")[0])
+            assert not kwargs
+            self.calls[func.__name__.partition(".")[0]] = func, list(args)
         return func(*args, **(kwargs or {}))
 
 
@@ -255,8 +266,73 @@ def test_every_registered_operator_is_in_the_table():
     with Recorder() as recorder:
         for call in calls(2).values():
             bits(call)
-    assert recorder.names | EXEMPT.keys() == registered_operators()
-    assert not recorder.names & EXEMPT.keys()
+    assert recorder.calls.keys() | EXEMPT.keys() == registered_operators()
+    assert not recorder.calls.keys() & EXEMPT.keys()
+
+
+# ---- devices -------------------------------------------------------------------------------------
+
+
+def network_calls() -> None:
+    """The operators that the table leaves out, each with all its tensors."""
+    maps, weight = noise(1, 3, 4, 4), noise(5, 3, 3, 3)
+    filters = winograd_filters(weight, False)
+    winograd_conv(maps, filters, noise(5), noise(1, 5, 4, 4), 5, True)
+    winograd_filters_grad(noise(1, 5, 4, 4), maps)
+    upsample_nearest(maps, 8, 8)
+
+
+@lru_cache(maxsize=1)
+def operator_calls() -> dict[str, tuple[Callable[..., object], list[object]]]:
+    """A call of every registered operator, with a tensor wherever its schema takes one."""
+    with Recorder() as recorder:
+        for call in calls(2).values():
+            bits(call)
+        network_calls()
+    return recorder.calls
+
+
+def meta_arguments(arguments: list[object]) -> Iterator[list[object]]:
+    """The arguments with one tensor on the meta device, for each tensor, also those in lists."""
+    for i, argument in enumerate(arguments):
+        before, after = arguments[:i], arguments[i + 1 :]
+        if isinstance(argument, Tensor):
+            yield [*before, argument.to("meta"), *after]
+        elif isinstance(argument, (list, tuple)):
+            for items in meta_arguments(list(argument)):
+                yield [*before, items, *after]
+
+
+ONE_TENSOR = ("mask_edges", "winograd_filters", "upsample_nearest")
+
+
+@pytest.mark.parametrize("name", sorted(registered_operators() - {*ONE_TENSOR}))
+def test_an_operator_refuses_tensors_on_several_devices(name):
+    op, arguments = operator_calls()[name]
+    assert all(argument is not None for argument in arguments)
+    mixed = list(meta_arguments(arguments))
+    assert len(mixed) > 1
+    expected = rf"^fastdet::{name}: \w+: expected the device of the first argument, \w+, got .* on"
+    for some_on_meta in mixed:
+        with pytest.raises(RuntimeError, match=expected):
+            op(*some_on_meta)
+
+
+def test_an_operator_names_the_tensor_on_another_device():
+    expected = (
+        "fastdet::box_iou: boxes2: expected the device of the first argument, cpu, "
+        r"got float32 \(3, 4\) on meta"
+    )
+    with pytest.raises(RuntimeError, match=expected):
+        fastdet.box_iou(boxes(2), boxes(3).to("meta"))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if len(calls(1)[name].tensors) > 1])
+def test_a_public_function_refuses_tensors_on_several_devices(name):
+    call = calls(2)[name]
+    for tensors in meta_arguments(list(call.tensors)):
+        with pytest.raises(RuntimeError, match="expected the device of the first argument"):
+            call.run(*tensors)
 
 
 @pytest.mark.parametrize("name", NAMES)

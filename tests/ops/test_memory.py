@@ -181,6 +181,56 @@ CASES = [
 ]
 
 
+# (images, channels, rois); with the 200,000 bins a RoI the taps would be 11 MB and more.
+NOTHING_TO_POOL = {
+    "no channels": (1, 0, 32),
+    "no channels, no image": (0, 0, 32),
+    "no rois": (1, 64, 0),
+}
+
+
+def nothing_to_pool(images: int, channels: int, num_rois: int) -> tuple[Tensor, Tensor]:
+    """Features that RoIAlign would copy, as neither dimension is dense, and rois."""
+    features = noise(images, channels, 400, 400)[..., ::2, ::2].requires_grad_()
+    return features, rois_of(boxes(num_rois))
+
+
+@pytest.mark.parametrize("sizes", NOTHING_TO_POOL.values(), ids=NOTHING_TO_POOL)
+def test_roi_align_of_nothing_takes_no_memory(sizes):
+    features, rois = nothing_to_pool(*sizes)
+
+    def pool() -> Tensor:
+        return fastdet.roi_align(features, rois, (100_000, 100_000), 0.25, 1)
+
+    assert pool().shape == (sizes[2], sizes[1], 100_000, 100_000)
+    assert peak(pool) <= SLACK
+
+
+@pytest.mark.parametrize("sizes", NOTHING_TO_POOL.values(), ids=NOTHING_TO_POOL)
+def test_multiscale_roi_align_of_nothing_takes_no_memory(sizes):
+    features, rois = nothing_to_pool(*sizes)
+    rows = rois[:, 1:].expand(sizes[0], -1, -1)
+
+    def pool() -> Tensor:
+        return fastdet.multiscale_roi_align(
+            [features, features], rows, None, (100_000, 100_000), [0.25, 0.125], 1
+        )
+
+    assert pool().numel() == 0
+    assert peak(pool) <= SLACK
+
+
+def test_the_gradient_of_no_channels_takes_no_memory():
+    _, rois = nothing_to_pool(1, 0, 32)
+    grad = torch.zeros(32, 0, 100_000, 100_000)
+    ops = torch.ops.fastdet
+    single = (0.25, 1, 0, 200, 200, 1, False, False, True)
+    assert peak(lambda: ops.roi_align_backward(grad, rois, *single)) <= SLACK
+    levels = ([200, 100], [200, 100], [0.25, 0.125], 1, 224, 4, False, False, True)
+    backward = ops.multiscale_roi_align_backward
+    assert peak(lambda: backward(grad[None], rois[None, :, 1:], None, *levels)) <= SLACK
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_peak_is_outputs_and_workspace(case):
     run, outputs, workspace = case()

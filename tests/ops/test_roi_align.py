@@ -543,6 +543,16 @@ def test_compiles_without_a_graph_break(device):
         torch.testing.assert_close(a, b)
 
 
+def test_fx_traces_the_module(device):
+    module = RoIAlign(3, 0.5, 2, aligned=True)
+    traced = torch.fx.symbolic_trace(module)
+    features = torch.rand(2, 4, 9, 12, generator=torch.Generator().manual_seed(0)).to(device)
+    rois = random_rois(8, 2, 20).to(device)
+    boxes = [rois[rois[:, 0] == image, 1:] for image in (0, 1)]
+    assert traced(features, boxes).equal(module(features, boxes))
+    assert traced(features, rois).equal(module(features, rois))
+
+
 def test_bad_input_is_named(device):
     input, rois = samples(device)["cropped view"][:2]
     features = [f.to(device) for f in pyramid()]

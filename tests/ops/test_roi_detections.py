@@ -246,5 +246,5 @@ def test_bad_input_is_named():
     refused(r"counts: expected int64 \(B,\)", counts=torch.zeros(3, dtype=torch.int64))
     refused(r"sizes: expected int64 \(B, 2\)", sizes=h.sizes[:1])
     refused(r"detections_per_img: expected a number >= 0, got -1", numbers=(0.1, 0.5, -1))
-    with pytest.raises(ValueError, match="weights: expected four numbers > 0"):
+    with pytest.raises(ValueError, match="weights: expected four finite numbers > 0"):
         roi_detections(*h, (1, 1, 0, 1), *NUMBERS)

@@ -328,8 +328,8 @@ def test_bad_input_is_named(device):
         sigmoid_focal_loss(inputs, labels, reduction="max")
     with pytest.raises(ValueError, match=r"alpha: expected a number in \[0, 1\], or -1, got 1.5"):
         sigmoid_focal_loss(inputs, labels, alpha=1.5)
-    for gamma in (-1.0, math.nan):
-        with pytest.raises(ValueError, match=r"gamma: expected a number >= 0, got"):
+    for gamma in (-1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=r"gamma: expected a finite number >= 0, got"):
             sigmoid_focal_loss(inputs, labels, gamma=gamma)
     with pytest.raises(RuntimeError, match=r"sigmoid_focal_loss: inputs: expected floating of any"):
         sigmoid_focal_loss(inputs.long(), labels)
