@@ -113,8 +113,8 @@ def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
 
     Definition: `torchvision.ops.complete_box_iou` (https://arxiv.org/abs/1911.08287), but a term
     whose denominator is not positive is 0. Differentiable once, in both arguments; the weight of
-    the aspect term is a constant in the gradient, as in torchvision. Half types and integers are computed,
-    and returned, in float32.
+    the aspect term is a constant in the gradient, as in torchvision. Half types and integers are
+    computed, and returned, in float32.
 
     Args:
         boxes1: (N, 4) or (B, N, 4) xyxy in pixels.

@@ -2,8 +2,8 @@
 """Properties of every operator: one table of calls, one test per property.
 
 The result of a call is the bits of its outputs and of the gradients of its floating inputs. It does
-not depend on the number of threads, nor on the address and the strides of the inputs. Indices do not
-depend on the instruction set. Rows that are not finite do not change the other rows. Tensors on
+not depend on the number of threads, nor on the address and the strides of the inputs. Indices do
+not depend on the instruction set. Rows that are not finite do not change the other rows. Tensors on
 several devices are refused. Sizes are 0 to 2^20.
 """
 
