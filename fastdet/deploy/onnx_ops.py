@@ -6,6 +6,10 @@ the same detections. Each function is called while torch.onnx builds a graph: wh
 ONNX values becomes nodes, all else is done once. The number of images may be dynamic. Suppression
 and pooling work on as many rows as there are, so shapes inside the graph depend on values; results
 have the fixed shapes of the operators. Of float32 alone.
+
+No constant of a graph is infinite: runtimes differ in what they make of infinities (OpenVINO's
+ReduceMax over nothing but -inf gives the lowest float). A row that is not in the running has the
+score NOTHING instead, and rows are found above LEAST alone.
 """
 
 import math
@@ -23,7 +27,9 @@ op: Any = opset18  # its annotations are of tensors, and a graph's values are no
 Value = Any  # of the graph that is being built
 Rows = tuple[Value, Value, Value, Value]  # boxes (B, D, 4), scores (B, D), labels (B, D), counts
 
-LOWEST = float(np.finfo(np.float32).min)
+HIGHEST = float(np.finfo(np.float32).max)
+LEAST = -(2.0**126)  # below any logit; it and NOTHING are exact in bfloat16, too
+NOTHING = 2 * LEAST
 MAX_LOG_RATIO = math.log(1000 / 16)  # kMaxLogRatio in csrc/geometry/box_coding.h
 LEVEL_EPSILON = 1e-6  # torchvision's, as in csrc/geometry/pyramid.h
 
@@ -94,7 +100,7 @@ def retinanet_detections(
         anchor = op.GatherElements(index, op.Div(pair, _int(num_classes)), axis=1)
         boxes = _decode_rows(own_deltas, anchors, first, anchor, sizes)
         labels = op.Mod(pair, _int(num_classes))
-        found.append((boxes, _with_sides(top, boxes, -math.inf), labels))
+        found.append((boxes, _with_sides(top, boxes, -HIGHEST), labels))
         first, total = first + rows, total + pairs
     bound = _logit_bound(np.float32(score_threshold))
     return _keep(found, num_classes, total, bound, iou_threshold, detections_per_img)
@@ -120,7 +126,7 @@ def roi_detections(
     scores = _columns(op.Softmax(logits, axis=-1), 1, classes + 1, axis=2)  # (B, K, C)
     if counts is not None:
         real = op.Less(_range(rois), op.Unsqueeze(counts, _ints(1)))
-        scores = op.Where(op.Unsqueeze(real, _ints(2)), scores, _float(-math.inf))
+        scores = op.Where(op.Unsqueeze(real, _ints(2)), scores, _float(NOTHING))
     boxes = _decode(
         _columns(deltas, 1, classes + 1, axis=2),
         op.Unsqueeze(proposals, _ints(2)),
@@ -156,15 +162,15 @@ def nms_padded(
     rows = boxes.shape[1]
     if counts is not None:
         real = op.Less(_range(rows), op.Unsqueeze(counts, _ints(1)))
-        scores = op.Where(real, scores, _float(-math.inf))
-    scores = _with_sides(scores, boxes, -math.inf)
+        scores = op.Where(real, scores, _float(NOTHING))
+    scores = _with_sides(scores, boxes, -HIGHEST)
     if groups is None:
         groups, num_groups = _filled(scores, 0), _int(1)
     else:
         num_groups = op.Add(op.ReduceMax(groups, keepdims=0), _int(1))
-    kept = _suppress_groups(boxes, scores, groups, num_groups, LOWEST, iou_threshold, max_keep)
+    kept = _suppress_groups(boxes, scores, groups, num_groups, LEAST, iou_threshold, max_keep)
     best, index = op.TopK(kept, _ints(min(max_keep, rows)))
-    found = op.Greater(best, _float(-math.inf))
+    found = op.Greater(best, _float(LEAST))
     keep = _padded(op.Where(found, index, _int(-1)), max_keep - rows, _int(-1))
     return keep, op.ReduceSum(op.Cast(found, to=TensorProto.INT64), _ints(1), keepdims=0)
 
@@ -247,10 +253,10 @@ def _suppress_groups(
     iou_threshold: float,
     max_keep: int,
 ) -> Value:
-    """`scores` (B, N), -inf where suppressed; boxes of different groups (B, N) never meet."""
+    """`scores` (B, N), NOTHING where suppressed; boxes of different groups (B, N) never meet."""
     own = op.OneHot(groups, num_groups, op.Constant(value_floats=[0.0, 1.0]), axis=1)  # (B, G, N)
     by_group = op.Where(
-        op.Cast(own, to=TensorProto.BOOL), op.Unsqueeze(scores, _ints(1)), _float(-math.inf)
+        op.Cast(own, to=TensorProto.BOOL), op.Unsqueeze(scores, _ints(1)), _float(NOTHING)
     )
     kept = _suppress(boxes, by_group, bound, iou_threshold, max_keep)
     return op.ReduceMax(kept, _ints(1), keepdims=0)
@@ -259,11 +265,11 @@ def _suppress_groups(
 def _suppress(
     boxes: Value, scores: Value, bound: float, iou_threshold: float, max_keep: int
 ) -> Value:
-    """`scores` (B, G, N) of boxes (B, N, 4), -inf where suppressed or not above `bound`."""
+    """`scores` (B, G, N) of boxes (B, N, 4), NOTHING where suppressed or not above `bound`."""
     chosen = op.NonMaxSuppression(
         boxes, scores, _ints(max_keep), _floats(_round_down(iou_threshold)), _floats(bound)
     )  # (S, 3): image, group, row
-    none = op.Expand(_float(-math.inf), op.Shape(scores))
+    none = op.Expand(_float(NOTHING), op.Shape(scores))
     return op.ScatterND(none, chosen, op.GatherND(scores, chosen))
 
 
@@ -275,9 +281,9 @@ def _best(
     max_keep: int,
     score: Callable[[Value], Value],
 ) -> Rows:
-    """The best max_keep of each image's `rows` candidates; `kept` (B, rows) is -inf for no one."""
+    """The best max_keep of each image's `rows` candidates; those of `kept` NOTHING are none."""
     best, index = op.TopK(kept, _ints(min(max_keep, rows)))
-    real = op.Greater(best, _float(-math.inf))
+    real = op.Greater(best, _float(LEAST))
     counts = op.ReduceSum(op.Cast(real, to=TensorProto.INT64), _ints(1), keepdims=0)
     boxes = op.Where(op.Unsqueeze(real, _ints(2)), _take(boxes, index, 4), _float(0.0))
     scores = op.Where(real, score(best), _float(0.0))
@@ -324,12 +330,12 @@ def _sides(boxes: Value) -> tuple[Value, Value]:
 
 
 def _with_sides(scores: Value, boxes: Value, min_size: float) -> Value:
-    """`scores`, -inf where a side is shorter than min_size or not a number."""
+    """`scores`, NOTHING where a side is shorter than min_size or not a number."""
     width, height = _sides(boxes)
     good = op.And(
         op.GreaterOrEqual(width, _float(min_size)), op.GreaterOrEqual(height, _float(min_size))
     )
-    return op.Where(good, scores, _float(-math.inf))
+    return op.Where(good, scores, _float(NOTHING))
 
 
 def _levels(
@@ -362,8 +368,8 @@ def _logit_bound(threshold: np.float32) -> float:
     """What a logit is above where its probability is above the threshold."""
     probability = float(threshold)
     if probability <= 0:
-        return LOWEST
-    return math.log(probability / (1 - probability)) if probability < 1 else math.inf
+        return LEAST
+    return math.log(probability / (1 - probability)) if probability < 1 else HIGHEST
 
 
 # ---- small values --------------------------------------------------------------------------------
