@@ -21,6 +21,7 @@ from fastdet.models import Batch, Detector
 from fastdet.ops.detections import Detections
 
 METADATA = "metadata.json"  # the file in a .pt2 package
+OPSET = 18  # of ONNX: the first with Split, ReduceMax and Pad in the form that torch.onnx writes
 
 
 def export_detector(
@@ -164,6 +165,8 @@ def _save_onnx(program: torch.export.ExportedProgram, path: Path, about: dict[st
         raise ModuleNotFoundError(
             f'{error}. ONNX needs more packages: pip install "fastdet[export]"', name=error.name
         ) from error
+    import onnx
+
     outputs = len(program.graph_signature.output_specs)
     converted = torch.onnx.export(
         program,
@@ -171,10 +174,26 @@ def _save_onnx(program: torch.export.ExportedProgram, path: Path, about: dict[st
         verbose=False,
         input_names=["images", "sizes"],
         output_names=Detections._fields[:outputs],
+        opset_version=OPSET,
         custom_translation_table=translations(),
     )
     assert converted is not None
-    converted.model.metadata_props.update(
-        {name: json.dumps(value) for name, value in about.items()}
-    )
-    converted.save(path, external_data=False)
+    model = converted.model_proto
+    _lower_version(model)
+    onnx.helper.set_model_props(model, {name: json.dumps(about[name]) for name in about})
+    path.write_bytes(model.SerializeToString())
+
+
+def _lower_version(model: Any) -> None:
+    """Gives a model the lowest version of the format that its operator set needs.
+
+    Notes on nodes and values, which torch writes, came with a later one.
+    """
+    import onnx
+
+    graph = model.graph
+    for part in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    graph.ClearField("metadata_props")
+    model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import)

@@ -139,6 +139,23 @@ def test_no_constant_is_infinite(name: str, tmp_path: Path) -> None:
         assert np.isfinite(values).all(), constant
 
 
+def test_an_onnx_file_has_the_lowest_version_of_the_format(tmp_path: Path) -> None:
+    export_detector(detector("retinanet"), tmp_path / "detector.onnx", SIZE)
+    model = onnx.load(tmp_path / "detector.onnx")
+    (opset,) = model.opset_import
+    versions = {
+        onnx.defs.get_schema(node.op_type, opset.version, node.domain).since_version
+        for node in model.graph.node
+    }
+    assert opset.version == max(versions)
+    assert model.ir_version == onnx.helper.find_min_ir_version_for([opset]) <= 9
+    # These came with version 10. They also held the paths of this machine's source files.
+    parts = (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output)
+    assert not any(part.metadata_props for part in parts)
+    assert str(Path(torch.__file__).parent).encode() not in model.SerializeToString()
+    onnx.checker.check_model(model, full_check=True)
+
+
 def constants(path: Path) -> Iterator[tuple[str, Any]]:
     """The numbers in a file: initialisers, and attributes of nodes."""
     graph = onnx.load(path).graph
