@@ -108,22 +108,29 @@ def predict(
 
 
 def export(
-    checkpoint: Path, out: Path, image_size: tuple[int, int], batch_size: int | None = 1
+    checkpoint: Path,
+    out: Path,
+    image_size: tuple[int, int] | None = None,
+    batch_size: int | None = 1,
 ) -> None:
     """Write a checkpoint's detector as a file that runs without its code: .pt2 or ONNX.
 
     Args:
         checkpoint: A best.ckpt or last.ckpt.
         out: File whose name ends in .pt2 or .onnx.
-        image_size: Height and width that it takes.
+        image_size: Height and width that it takes; unset: the min_size and max_size of the
+            training, rounded up to multiples of size_divisor.
         batch_size: Images that it takes at a time; None: any number.
     """
     from fastdet.deploy.export import export_detector
+    from fastdet.deploy.image_size import training_size
     from fastdet.training.detector_module import load_detector
 
     module = load_detector(checkpoint)
-    export_detector(module.model, out, image_size, batch_size=batch_size, classes=module.classes)
-    print(f"{module.model.__class__.__name__} of {len(module.classes)} classes: {out}")
+    height, width = size = image_size or training_size(module.model.border)
+    export_detector(module.model, out, size, batch_size=batch_size, classes=module.classes)
+    name = type(module.model).__name__
+    print(f"{name} of {len(module.classes)} classes, images of {height} x {width}: {out}")
 
 
 def demo(out: Path = Path("demo")) -> None:
@@ -142,7 +149,7 @@ def describe(
     backbone: str = "resnet50",
     num_classes: int = 91,
     fpn_channels: int | None = None,
-    image_size: tuple[int, int] = (800, 1216),
+    image_size: tuple[int, int] | None = None,
     checkpoint: Path | None = None,
 ) -> None:
     """Print the parameters, FLOPs and anchors of a detector.
@@ -152,19 +159,22 @@ def describe(
         backbone: Name of a timm backbone.
         num_classes: With background.
         fpn_channels: Width of the pyramid; unset: the model's own, 256.
-        image_size: Height and width of the padded image, in pixels.
+        image_size: Height and width of the padded image, in pixels; unset: 800 1216, or of a
+            checkpoint the min_size and max_size of its training.
         checkpoint: A best.ckpt or last.ckpt, instead of model to fpn_channels.
     """
     from fastdet.models import MODELS, describe
 
     if checkpoint is not None:
+        from fastdet.deploy.image_size import training_size
         from fastdet.training.detector_module import load_detector
 
         detector = load_detector(checkpoint).model
+        image_size = image_size or training_size(detector.border)
     else:
         options = {} if fpn_channels is None else {"fpn_channels": fpn_channels}
         detector = MODELS[model](backbone, num_classes, **options)
-    print(describe(detector, image_size))
+    print(describe(detector, image_size or (800, 1216)))
 
 
 def bench(

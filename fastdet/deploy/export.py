@@ -15,19 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import fastdet
+from fastdet.deploy.image_size import check_size, training_size
+from fastdet.deploy.metadata import METADATA, about_model, metadata
 from fastdet.files import replacing
 from fastdet.models import Batch, Detector
 from fastdet.ops.detections import Detections
 
-METADATA = "metadata.json"  # the file in a .pt2 package
+__all__ = ["DetectFromPixels", "export_detector", "metadata"]
+
 OPSET = 18  # of ONNX: the first with Split, ReduceMax and Pad in the form that torch.onnx writes
 
 
 def export_detector(
     model: Detector,
     path: str | Path,
-    image_size: tuple[int, int],
+    image_size: tuple[int, int] | None = None,
     *,
     batch_size: int | None = 1,
     classes: Sequence[str] | None = None,
@@ -51,13 +53,13 @@ def export_detector(
         session = onnxruntime.InferenceSession("detector.onnx")
         boxes, scores, labels, counts = session.run(None, {"images": images, "sizes": sizes})
 
-    The file contains what `metadata` returns, as JSON: a package as the extra file metadata.json,
-    ONNX as one metadata property for each key.
+    `metadata` reads what the file says of itself, such as the names of the classes.
 
     Args:
         model: any detector of `fastdet.models`, of float32, in either mode.
         path: the file, .pt2 or .onnx; it is replaced whole.
-        image_size: H and W, multiples of model.border.size_divisor.
+        image_size: H and W, multiples of model.border.size_divisor; None: the training's, see
+            `fastdet.deploy.image_size.training_size`.
         batch_size: B; None: any number.
         classes: names by label, "background" first.
 
@@ -68,42 +70,17 @@ def export_detector(
     path = Path(path)
     if path.suffix not in (".pt2", ".onnx"):
         raise ValueError(f"path: expected a name that ends in .pt2 or .onnx, got {path.name}")
-    divisor = model.border.size_divisor
-    if any(side < 1 or side % divisor for side in image_size):
-        raise ValueError(
-            f"image_size: expected multiples of {divisor} (size_divisor), got {tuple(image_size)}"
-        )
+    image_size = training_size(model.border) if image_size is None else image_size
+    check_size(image_size, model.border.size_divisor)
     if classes is not None and len(classes) != model.num_classes:
         raise ValueError(f"classes: expected {model.num_classes} names, got {len(classes)}")
     program = _program(model, image_size, batch_size)
-    about = metadata(model, image_size, classes)
+    about = about_model(model, image_size, classes)
     with replacing(path) as temporary:
         if path.suffix == ".pt2":
             torch.export.save(program, temporary, extra_files={METADATA: json.dumps(about)})
         else:
             _save_onnx(program, temporary, about)
-
-
-def metadata(
-    model: Detector, image_size: tuple[int, int], classes: Sequence[str] | None
-) -> dict[str, Any]:
-    """What the user of an exported model may need to know; plain data.
-
-    Images were resized in training so that the shorter side is `min_size`, or less where the longer
-    one would exceed `max_size`. The model itself normalises by the mean and the standard deviation.
-    """
-    border = model.border
-    return {
-        "model": type(model).__name__,
-        "classes": None if classes is None else list(classes),
-        "num_classes": model.num_classes,
-        "image_size": list(image_size),
-        "min_size": border.min_size if isinstance(border.min_size, int) else list(border.min_size),
-        "max_size": border.max_size,
-        "image_mean": list(border.image_mean),
-        "image_std": list(border.image_std),
-        "fastdet": fastdet.__version__,
-    }
 
 
 class DetectFromPixels(nn.Module):

@@ -206,7 +206,8 @@ def test_a_package_runs_without_the_models_code(name: str, tmp_path: Path) -> No
     [
         ({"path": "detector.pt"}, r"ends in \.pt2 or \.onnx, got detector\.pt"),
         ({"image_size": (96, 120)}, r"multiples of 32 \(size_divisor\), got \(96, 120\)"),
-        ({"image_size": (0, 96)}, "multiples of 32"),
+        ({"image_size": (96, 120)}, r"the next ones are 96 128$"),
+        ({"image_size": (0, 96)}, "multiples of 32.*the next ones are 32 96$"),
         ({"classes": CLASSES[:3]}, "classes: expected 4 names, got 3"),
     ],
 )
