@@ -112,6 +112,7 @@ def export(
     out: Path,
     image_size: tuple[int, int] | None = None,
     batch_size: int | None = 1,
+    raw: bool = False,
 ) -> None:
     """Write a checkpoint's detector as a file that runs without its code: .pt2 or ONNX.
 
@@ -121,14 +122,17 @@ def export(
         image_size: Height and width that it takes; unset: the min_size and max_size of the
             training, rounded up to multiples of size_divisor.
         batch_size: Images that it takes at a time; None: any number.
+        raw: Leave out the suppression: the file gives the boxes and scores of all candidates, and
+            fastdet.numpy finishes. For the families of one stage.
     """
-    from fastdet.deploy.export import export_detector
+    from fastdet.deploy.export import export_candidates, export_detector
     from fastdet.deploy.image_size import training_size
     from fastdet.training.detector_module import load_detector
 
     module = load_detector(checkpoint)
     height, width = size = image_size or training_size(module.model.border)
-    export_detector(module.model, out, size, batch_size=batch_size, classes=module.classes)
+    write = export_candidates if raw else export_detector
+    write(module.model, out, size, batch_size=batch_size, classes=module.classes)
     name = type(module.model).__name__
     print(f"{name} of {len(module.classes)} classes, images of {height} x {width}: {out}")
 

@@ -370,6 +370,8 @@ def test_a_checkpoint_is_exported_in_its_training_size(
     main(f"export --checkpoint {checkpoint} --out {tmp_path / 'it.pt2'}".split())
     assert "images of 64 x 64: " in capsys.readouterr().out
     assert metadata(tmp_path / "it.pt2")["image_size"] == [64, 64]
+    main(f"export --checkpoint {checkpoint} --out {tmp_path / 'raw.pt2'} --raw".split())
+    assert metadata(tmp_path / "raw.pt2")["suppression"]["multi_label"]
 
 
 def test_the_choice_of_models_is_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,9 +19,9 @@ from fastdet.deploy.image_size import check_size, training_size
 from fastdet.deploy.metadata import METADATA, about_model, metadata
 from fastdet.files import replacing
 from fastdet.models import Batch, Detector
-from fastdet.ops.detections import Detections
+from fastdet.ops.detections import Candidates, Detections
 
-__all__ = ["DetectFromPixels", "export_detector", "metadata"]
+__all__ = ["DetectFromPixels", "export_candidates", "export_detector", "metadata"]
 
 OPSET = 18  # of ONNX: the first with Split, ReduceMax and Pad in the form that torch.onnx writes
 
@@ -67,20 +67,87 @@ def export_detector(
         ValueError: another suffix; an image_size that does not divide; a wrong number of classes.
         ModuleNotFoundError: ONNX's packages are absent; it says what to install.
     """
+    _export(model, path, image_size, batch_size, about_model(model, classes))
+
+
+def export_candidates(
+    model: Detector,
+    path: str | Path,
+    image_size: tuple[int, int] | None = None,
+    *,
+    batch_size: int | None = 1,
+    classes: Sequence[str] | None = None,
+) -> None:
+    """Writes what `model` finds before any suppression, for runtimes without one.
+
+    As `export_detector`, but the file gives `boxes` (B, A, 4) and `scores` (B, A, C) of everything
+    that may become a detection, and has no NonMaxSuppression and no RoiAlign in it. Without torch,
+    `fastdet.numpy` makes detections of them:
+
+        boxes, scores = session.run(None, {"images": images, "sizes": sizes})
+        suppression = metadata("detector.onnx")["suppression"]
+        boxes, scores, labels = fastdet.numpy.multiclass_nms(boxes[0], scores[0], **suppression)
+
+    These are the model's, and may be more where a level has more than topk_candidates pairs above
+    the threshold: the file has no such limit.
+
+    Args:
+        model: as in `export_detector`, of one stage: RetinaNet, FCOS.
+        path: as in `export_detector`.
+        image_size: as in `export_detector`.
+        batch_size: as in `export_detector`.
+        classes: as in `export_detector`.
+
+    Raises:
+        ValueError: as `export_detector`; a model of two stages.
+        ModuleNotFoundError: as `export_detector`.
+    """
+    suppression = model.suppression()
+    if suppression is None:
+        raise ValueError(
+            "expected a model of one stage for an export without suppression, got "
+            f"{type(model).__name__}"
+        )
+    about = about_model(model, classes) | {"suppression": suppression}
+    _export(WithoutSuppression(model), path, image_size, batch_size, about)
+
+
+def _export(
+    model: "Detector | WithoutSuppression",
+    path: str | Path,
+    image_size: tuple[int, int] | None,
+    batch_size: int | None,
+    about: dict[str, Any],
+) -> None:
     path = Path(path)
     if path.suffix not in (".pt2", ".onnx"):
         raise ValueError(f"path: expected a name that ends in .pt2 or .onnx, got {path.name}")
     image_size = training_size(model.border) if image_size is None else image_size
     check_size(image_size, model.border.size_divisor)
-    if classes is not None and len(classes) != model.num_classes:
-        raise ValueError(f"classes: expected {model.num_classes} names, got {len(classes)}")
     program = _program(model, image_size, batch_size)
-    about = about_model(model, image_size, classes)
+    about = {**about, "image_size": list(image_size)}
     with replacing(path) as temporary:
         if path.suffix == ".pt2":
             torch.export.save(program, temporary, extra_files={METADATA: json.dumps(about)})
         else:
             _save_onnx(program, temporary, about)
+
+
+class WithoutSuppression(nn.Module):
+    """A detector of one stage whose `detect` returns the candidates.
+
+    Args:
+        model: see `export_candidates`.
+    """
+
+    def __init__(self, model: Detector) -> None:
+        super().__init__()
+        self.model = model
+        self.border = model.border
+
+    def detect(self, batch: Batch) -> Candidates:
+        """What the suppression would get."""
+        return self.model.candidates_of(self.model.outputs(batch), batch)
 
 
 class DetectFromPixels(nn.Module):
@@ -90,7 +157,7 @@ class DetectFromPixels(nn.Module):
         model: see `export_detector`.
     """
 
-    def __init__(self, model: Detector) -> None:
+    def __init__(self, model: Detector | WithoutSuppression) -> None:
         super().__init__()
         self.model = model
         border = model.border
@@ -100,7 +167,7 @@ class DetectFromPixels(nn.Module):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32)[:, None, None])
 
     def forward(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
-        """(B, C, H, W) in [0, 1] and (B, 2) -> boxes, scores, labels, counts by name."""
+        """(B, C, H, W) in [0, 1] and (B, 2) -> the fields of what `detect` returns, by name."""
         height, width = sizes.view(-1, 2, 1, 1, 1).unbind(1)
         row = torch.arange(images.shape[2], device=images.device)[:, None]
         column = torch.arange(images.shape[3], device=images.device)
@@ -120,7 +187,7 @@ class DetectFromPixels(nn.Module):
 
 @torch.no_grad()
 def _program(
-    model: Detector, image_size: tuple[int, int], batch_size: int | None
+    model: Detector | WithoutSuppression, image_size: tuple[int, int], batch_size: int | None
 ) -> torch.export.ExportedProgram:
     any_batch = {0: torch.export.Dim("batch")}
     images = torch.zeros(batch_size or 2, len(model.border.image_mean), *image_size)

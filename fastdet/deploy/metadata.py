@@ -36,7 +36,8 @@ def metadata(
 
     Returns:
         model, classes (None: not given), num_classes, image_size, min_size, max_size, image_mean,
-        image_std and fastdet, the version that wrote the file.
+        image_std and fastdet, the version that wrote the file. Of a file without suppression also
+        suppression: the arguments of `fastdet.numpy.multiclass_nms` that make detections of it.
 
     Raises:
         FileNotFoundError: no such file.
@@ -50,7 +51,7 @@ def metadata(
             stacklevel=2,
         )
         assert image_size is not None
-        return about_model(path, image_size, classes)
+        return about_model(path, classes) | {"image_size": list(image_size)}
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -60,16 +61,19 @@ def metadata(
     return found
 
 
-def about_model(
-    model: Detector, image_size: tuple[int, int], classes: Sequence[str] | None
-) -> dict[str, Any]:
-    """What the user of an exported model may need to know; plain data."""
+def about_model(model: Detector, classes: Sequence[str] | None) -> dict[str, Any]:
+    """What the user of an exported model may need to know; plain data.
+
+    Raises:
+        ValueError: a wrong number of classes.
+    """
+    if classes is not None and len(classes) != model.num_classes:
+        raise ValueError(f"classes: expected {model.num_classes} names, got {len(classes)}")
     border = model.border
     return {
         "model": type(model).__name__,
         "classes": None if classes is None else list(classes),
         "num_classes": model.num_classes,
-        "image_size": list(image_size),
         "min_size": border.min_size if isinstance(border.min_size, int) else list(border.min_size),
         "max_size": border.max_size,
         "image_mean": list(border.image_mean),

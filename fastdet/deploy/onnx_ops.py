@@ -38,6 +38,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """What torch.onnx.export takes as custom_translation_table."""
     ops = torch.ops.fastdet
     return {
+        ops.decode_boxes.default: decode_boxes,
         ops.multiscale_roi_align.default: multiscale_roi_align,
         ops.nms_padded.default: nms_padded,
         ops.retinanet_detections.default: retinanet_detections,
@@ -148,6 +149,23 @@ def roi_detections(
     labels = op.Add(op.Unsqueeze(labels, _ints(0)), _filled(kept, 0))
     boxes = op.Reshape(boxes, _ints(0, -1, 4))
     return _best(kept, boxes, labels, rois * classes, detections_per_img, lambda score: score)
+
+
+def decode_boxes(
+    deltas: Value,
+    anchors: Value,
+    wx: float,
+    wy: float,
+    ww: float,
+    wh: float,
+    sizes: Value | None,
+) -> Value:
+    """See `fastdet.ops.decode_boxes`."""
+    boxes = _decode_unclipped(deltas, anchors, (wx, wy, ww, wh))
+    if sizes is None:
+        return boxes
+    between = [1] * (len(deltas.shape) - 2)
+    return _clip(boxes, op.Reshape(_limits(sizes), _ints(-1, *between, 4)))
 
 
 def nms_padded(
@@ -307,15 +325,22 @@ def _decode_rows(deltas: Value, anchors: Value, first: int, index: Value, sizes:
 
 
 def _decode(deltas: Value, anchors: Value, weights: Weights, limits: Value) -> Value:
-    """Boxes from deltas of anchors, clipped to `limits`; see csrc/geometry/box_coding.h."""
+    return _clip(_decode_unclipped(deltas, anchors, weights), limits)
+
+
+def _clip(boxes: Value, limits: Value) -> Value:
+    return op.Min(op.Max(boxes, _float(0.0)), limits)
+
+
+def _decode_unclipped(deltas: Value, anchors: Value, weights: Weights) -> Value:
+    """Boxes from deltas of anchors; see csrc/geometry/box_coding.h."""
     low, high = _columns(anchors, 0, 2), _columns(anchors, 2, 4)
     sides = op.Sub(high, low)
     shift = op.Div(_columns(deltas, 0, 2), _floats(*weights[:2]))
     growth = op.Min(op.Div(_columns(deltas, 2, 4), _floats(*weights[2:])), _float(MAX_LOG_RATIO))
     centres = op.Add(op.Mul(shift, sides), op.Add(low, op.Mul(sides, _float(0.5))))
     halves = op.Mul(op.Mul(op.Exp(growth), sides), _float(0.5))
-    boxes = op.Concat(op.Sub(centres, halves), op.Add(centres, halves), axis=-1)
-    return op.Min(op.Max(boxes, _float(0.0)), limits)
+    return op.Concat(op.Sub(centres, halves), op.Add(centres, halves), axis=-1)
 
 
 def _limits(sizes: Value) -> Value:
