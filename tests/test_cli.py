@@ -441,6 +441,14 @@ MISTAKES = {
         "export --checkpoint {ckpt} --out {tmp}/a.onnx --image-size 65 64",
         "multiples of 32 (size_divisor), got (65, 64); the next ones are 96 64",
     ),
+    "int8 of a package": (
+        "export --checkpoint {ckpt} --out {tmp}/a.pt2 --int8 {shapes}",
+        "int8: expected an output that ends in .onnx, got a.pt2",
+    ),
+    "int8 without pictures": (
+        "export --checkpoint {ckpt} --out {tmp}/a.onnx --int8 {tmp}/none",
+        "none is no folder",
+    ),
     "describe which size": ("describe --image-size 0 5 --backbone resnet10t", "image_size: expec"),
     "too few classes": ("describe --num-classes 1 --backbone resnet10t", "num_classes: expected"),
 }
