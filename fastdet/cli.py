@@ -12,6 +12,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,22 +111,51 @@ def predict(
 
 
 def export(
-    checkpoint: Path, out: Path, image_size: tuple[int, int], batch_size: int | None = 1
+    checkpoint: Path,
+    out: Path,
+    image_size: tuple[int, int] | None = None,
+    batch_size: int | None = 1,
+    raw: bool = False,
+    int8: Path | None = None,
 ) -> None:
     """Export a checkpoint's detector to a file that runs without its code: .pt2 or ONNX.
 
     Args:
         checkpoint: A best.ckpt or last.ckpt.
-        out: Output file; the name ends in .pt2 or .onnx.
-        image_size: Height and width of the input images.
-        batch_size: Number of images in a batch; None: any number.
+        out: File whose name ends in .pt2 or .onnx.
+        image_size: Height and width that it takes; unset: the min_size and max_size of the
+            training, rounded up to multiples of size_divisor.
+        batch_size: Images that it takes at a time; None: any number.
+        raw: Leave out the suppression: the file gives the boxes and scores of all candidates, and
+            fastdet.numpy finishes. For the families of one stage.
+        int8: Compute convolutions in 8-bit integers, in an .onnx file: a folder of pictures to
+            calibrate with, or a data set in the layout that training takes. With a val split in it,
+            AP before and after is printed.
     """
-    from fastdet.deploy.export import export_detector
+    from fastdet.deploy.export import export_candidates, export_detector
+    from fastdet.deploy.image_size import training_size
     from fastdet.training.detector_module import load_detector
 
     module = load_detector(checkpoint)
-    export_detector(module.model, out, image_size, batch_size=batch_size, classes=module.classes)
-    print(f"{module.model.__class__.__name__} of {len(module.classes)} classes: {out}")
+    height, width = size = image_size or training_size(module.model.border)
+    export = export_candidates if raw else export_detector
+    write = partial(
+        export, module.model, image_size=size, batch_size=batch_size, classes=module.classes
+    )
+    accuracy = None
+    if int8 is None:
+        write(out)
+    else:
+        from fastdet.deploy.int8 import export_int8
+
+        accuracy = export_int8(write, out, int8)
+    name = type(module.model).__name__
+    print(f"{name} of {len(module.classes)} classes, images of {height} x {width}: {out}")
+    if accuracy is not None:
+        print(
+            f"AP of {accuracy.images} images of val: {accuracy.before:.3f} before and "
+            f"{accuracy.after:.3f} after the quantisation"
+        )
 
 
 def demo(out: Path = Path("demo")) -> None:
@@ -144,7 +174,7 @@ def describe(
     backbone: str = "resnet50",
     num_classes: int = 91,
     fpn_channels: int | None = None,
-    image_size: tuple[int, int] = (800, 1216),
+    image_size: tuple[int, int] | None = None,
     checkpoint: Path | None = None,
 ) -> None:
     """Print the parameters, FLOPs and anchors of a detector.
@@ -152,21 +182,24 @@ def describe(
     Args:
         model: Family of the detector.
         backbone: Name of a timm backbone.
-        num_classes: Number of classes with background.
-        fpn_channels: Number of channels of the pyramid; unset: the model's default, 256.
-        image_size: Height and width of the padded image, in pixels.
-        checkpoint: A best.ckpt or last.ckpt; replaces model, backbone, num_classes, fpn_channels.
+        num_classes: With background.
+        fpn_channels: Width of the pyramid; unset: the model's own, 256.
+        image_size: Height and width of the padded image, in pixels; unset: 800 1216, or of a
+            checkpoint the min_size and max_size of its training.
+        checkpoint: A best.ckpt or last.ckpt, instead of model to fpn_channels.
     """
     from fastdet.models import MODELS, describe
 
     if checkpoint is not None:
+        from fastdet.deploy.image_size import training_size
         from fastdet.training.detector_module import load_detector
 
         detector = load_detector(checkpoint).model
+        image_size = image_size or training_size(detector.border)
     else:
         options = {} if fpn_channels is None else {"fpn_channels": fpn_channels}
         detector = MODELS[model](backbone, num_classes, **options)
-    print(describe(detector, image_size))
+    print(describe(detector, image_size or (800, 1216)))
 
 
 def bench(

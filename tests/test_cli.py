@@ -22,6 +22,7 @@ from pycocotools import mask as coco_mask
 
 from fastdet.cli import COMMANDS, main
 from fastdet.data import write_shapes
+from fastdet.deploy.export import metadata
 from fastdet.models import MODELS
 from fastdet.training.options import ModelName
 
@@ -353,6 +354,26 @@ def test_describe(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "backbone.fpn" in printed
 
 
+def test_a_checkpoint_is_described_in_its_training_size(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(f"describe --checkpoint {checkpoint}".split())
+    assert "one image of 64 x 64" in capsys.readouterr().out
+    main(f"describe --checkpoint {checkpoint} --image-size 65 96".split())
+    assert "one image of 96 x 96" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_exported_in_its_training_size(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(f"export --checkpoint {checkpoint} --out {tmp_path / 'it.pt2'}".split())
+    assert "images of 64 x 64: " in capsys.readouterr().out
+    assert metadata(tmp_path / "it.pt2")["image_size"] == [64, 64]
+    main(f"export --checkpoint {checkpoint} --out {tmp_path / 'raw.pt2'} --raw".split())
+    assert metadata(tmp_path / "raw.pt2")["suppression"]["multi_label"]
+
+
 def test_the_choice_of_models_is_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(get_args(ModelName)) == set(MODELS)
     with pytest.raises(SystemExit):
@@ -418,7 +439,15 @@ MISTAKES = {
     ),
     "export of which size": (
         "export --checkpoint {ckpt} --out {tmp}/a.onnx --image-size 65 64",
-        "multiples of 32",
+        "multiples of 32 (size_divisor), got (65, 64); the next ones are 96 64",
+    ),
+    "int8 of a package": (
+        "export --checkpoint {ckpt} --out {tmp}/a.pt2 --int8 {shapes}",
+        "int8: expected an output that ends in .onnx, got a.pt2",
+    ),
+    "int8 without pictures": (
+        "export --checkpoint {ckpt} --out {tmp}/a.onnx --int8 {tmp}/none",
+        "none is no folder",
     ),
     "describe which size": ("describe --image-size 0 5 --backbone resnet10t", "image_size: expec"),
     "too few classes": ("describe --num-classes 1 --backbone resnet10t", "num_classes: expected"),

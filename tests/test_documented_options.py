@@ -96,11 +96,12 @@ def test_pretrained_reaches_the_backbone(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
-        raise InterruptedError(f"{name} {pretrained}")
+        raise RuntimeError(f"{name} {pretrained}")
 
     monkeypatch.setattr(timm, "create_model", refuse)
-    with pytest.raises(InterruptedError, match="resnet18 True"):
-        main(f"train --data {shapes} --out {tmp_path} --backbone resnet18 --pretrained".split())
+    train = f"train --data {shapes} --out {tmp_path} --backbone resnet18 --pretrained --debug"
+    with pytest.raises(RuntimeError, match="resnet18 True"):
+        main(train.split())
 
 
 def test_training_in_mixed_precision_with_further_options_of_the_builder(

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Exports a detector, so that it runs without its code: torch.export packages and ONNX files.
 
-`export.export_detector` writes both. `onnx_ops` builds each operator from standard ONNX operators.
+`export.export_detector` writes both, and `metadata.metadata` reads what they say of themselves;
+`onnx_ops` gives each operator in standard ONNX operators.
 """

@@ -15,18 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import fastdet
+from fastdet.deploy.image_size import check_size, training_size
+from fastdet.deploy.metadata import METADATA, about_model, metadata
 from fastdet.files import replacing
 from fastdet.models import Batch, Detector
-from fastdet.ops.detections import Detections
+from fastdet.ops.detections import Candidates, Detections
 
-METADATA = "metadata.json"  # the file in a .pt2 package
+__all__ = ["DetectFromPixels", "export_candidates", "export_detector", "metadata"]
+
+OPSET = 18  # of ONNX: the first with Split, ReduceMax and Pad in the form that torch.onnx writes
 
 
 def export_detector(
     model: Detector,
     path: str | Path,
-    image_size: tuple[int, int],
+    image_size: tuple[int, int] | None = None,
     *,
     batch_size: int | None = 1,
     classes: Sequence[str] | None = None,
@@ -51,13 +54,13 @@ def export_detector(
         session = onnxruntime.InferenceSession("detector.onnx")
         boxes, scores, labels, counts = session.run(None, {"images": images, "sizes": sizes})
 
-    The file contains the result of `metadata` as JSON: a package in the extra file metadata.json,
-    ONNX in one metadata property for each key.
+    `metadata` reads what the file says of itself, such as the names of the classes.
 
     Args:
-        model: any detector of `fastdet.models`, in float32, in training or eval mode.
-        path: the file, .pt2 or .onnx. An existing file is replaced.
-        image_size: H and W, multiples of model.border.size_divisor.
+        model: any detector of `fastdet.models`, of float32, in either mode.
+        path: the file, .pt2 or .onnx; it is replaced whole.
+        image_size: H and W, multiples of model.border.size_divisor; None: the training's, see
+            `fastdet.deploy.image_size.training_size`.
         batch_size: B; None: any number.
         classes: names by label, "background" first.
 
@@ -66,18 +69,65 @@ def export_detector(
             number of classes.
         ModuleNotFoundError: the ONNX packages are missing; the message says what to install.
     """
+    _export(model, path, image_size, batch_size, about_model(model, classes))
+
+
+def export_candidates(
+    model: Detector,
+    path: str | Path,
+    image_size: tuple[int, int] | None = None,
+    *,
+    batch_size: int | None = 1,
+    classes: Sequence[str] | None = None,
+) -> None:
+    """Writes what `model` finds before any suppression, for runtimes without one.
+
+    As `export_detector`, but the file gives `boxes` (B, A, 4) and `scores` (B, A, C) of everything
+    that may become a detection, and has no NonMaxSuppression and no RoiAlign in it. Without torch,
+    `fastdet.numpy` makes detections of them:
+
+        boxes, scores = session.run(None, {"images": images, "sizes": sizes})
+        suppression = metadata("detector.onnx")["suppression"]
+        boxes, scores, labels = fastdet.numpy.multiclass_nms(boxes[0], scores[0], **suppression)
+
+    These are the model's, and may be more where a level has more than topk_candidates pairs above
+    the threshold: the file has no such limit.
+
+    Args:
+        model: as in `export_detector`, of one stage: RetinaNet, FCOS.
+        path: as in `export_detector`.
+        image_size: as in `export_detector`.
+        batch_size: as in `export_detector`.
+        classes: as in `export_detector`.
+
+    Raises:
+        ValueError: as `export_detector`; a model of two stages.
+        ModuleNotFoundError: as `export_detector`.
+    """
+    suppression = model.suppression()
+    if suppression is None:
+        raise ValueError(
+            "expected a model of one stage for an export without suppression, got "
+            f"{type(model).__name__}"
+        )
+    about = about_model(model, classes) | {"suppression": suppression}
+    _export(WithoutSuppression(model), path, image_size, batch_size, about)
+
+
+def _export(
+    model: "Detector | WithoutSuppression",
+    path: str | Path,
+    image_size: tuple[int, int] | None,
+    batch_size: int | None,
+    about: dict[str, Any],
+) -> None:
     path = Path(path)
     if path.suffix not in (".pt2", ".onnx"):
         raise ValueError(f"path: expected a name that ends in .pt2 or .onnx, got {path.name}")
-    divisor = model.border.size_divisor
-    if any(side < 1 or side % divisor for side in image_size):
-        raise ValueError(
-            f"image_size: expected multiples of {divisor} (size_divisor), got {tuple(image_size)}"
-        )
-    if classes is not None and len(classes) != model.num_classes:
-        raise ValueError(f"classes: expected {model.num_classes} names, got {len(classes)}")
+    image_size = training_size(model.border) if image_size is None else image_size
+    check_size(image_size, model.border.size_divisor)
     program = _program(model, image_size, batch_size)
-    about = metadata(model, image_size, classes)
+    about = {**about, "image_size": list(image_size)}
     with replacing(path) as temporary:
         if path.suffix == ".pt2":
             torch.export.save(program, temporary, extra_files={METADATA: json.dumps(about)})
@@ -85,27 +135,21 @@ def export_detector(
             _save_onnx(program, temporary, about)
 
 
-def metadata(
-    model: Detector, image_size: tuple[int, int], classes: Sequence[str] | None
-) -> dict[str, Any]:
-    """Data that the user of an exported model may need, as JSON types.
+class WithoutSuppression(nn.Module):
+    """A detector of one stage whose `detect` returns the candidates.
 
-    In training, images are resized so that the shorter side is `min_size`, or less if the longer
-    side would exceed `max_size`. The exported model normalises with the mean and the standard
-    deviation itself.
+    Args:
+        model: see `export_candidates`.
     """
-    border = model.border
-    return {
-        "model": type(model).__name__,
-        "classes": None if classes is None else list(classes),
-        "num_classes": model.num_classes,
-        "image_size": list(image_size),
-        "min_size": border.min_size if isinstance(border.min_size, int) else list(border.min_size),
-        "max_size": border.max_size,
-        "image_mean": list(border.image_mean),
-        "image_std": list(border.image_std),
-        "fastdet": fastdet.__version__,
-    }
+
+    def __init__(self, model: Detector) -> None:
+        super().__init__()
+        self.model = model
+        self.border = model.border
+
+    def detect(self, batch: Batch) -> Candidates:
+        """What the suppression would get."""
+        return self.model.candidates_of(self.model.outputs(batch), batch)
 
 
 class DetectFromPixels(nn.Module):
@@ -115,7 +159,7 @@ class DetectFromPixels(nn.Module):
         model: see `export_detector`.
     """
 
-    def __init__(self, model: Detector) -> None:
+    def __init__(self, model: Detector | WithoutSuppression) -> None:
         super().__init__()
         self.model = model
         border = model.border
@@ -125,7 +169,7 @@ class DetectFromPixels(nn.Module):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32)[:, None, None])
 
     def forward(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
-        """(B, C, H, W) in [0, 1] and (B, 2) -> boxes, scores, labels, counts, masks by name."""
+        """(B, C, H, W) in [0, 1] and (B, 2) -> the fields of what `detect` returns, by name."""
         height, width = sizes.view(-1, 2, 1, 1, 1).unbind(1)
         row = torch.arange(images.shape[2], device=images.device)[:, None]
         column = torch.arange(images.shape[3], device=images.device)
@@ -145,7 +189,7 @@ class DetectFromPixels(nn.Module):
 
 @torch.no_grad()
 def _program(
-    model: Detector, image_size: tuple[int, int], batch_size: int | None
+    model: Detector | WithoutSuppression, image_size: tuple[int, int], batch_size: int | None
 ) -> torch.export.ExportedProgram:
     any_batch = {0: torch.export.Dim("batch")}
     images = torch.zeros(batch_size or 2, len(model.border.image_mean), *image_size)
@@ -167,6 +211,8 @@ def _save_onnx(program: torch.export.ExportedProgram, path: Path, about: dict[st
         raise ModuleNotFoundError(
             f'{error}. ONNX needs more packages: pip install "fastdet[export]"', name=error.name
         ) from error
+    import onnx
+
     outputs = len(program.graph_signature.output_specs)
     converted = torch.onnx.export(
         program,
@@ -174,10 +220,26 @@ def _save_onnx(program: torch.export.ExportedProgram, path: Path, about: dict[st
         verbose=False,
         input_names=["images", "sizes"],
         output_names=Detections._fields[:outputs],
+        opset_version=OPSET,
         custom_translation_table=translations(),
     )
     assert converted is not None
-    converted.model.metadata_props.update(
-        {name: json.dumps(value) for name, value in about.items()}
-    )
-    converted.save(path, external_data=False)
+    model = converted.model_proto
+    _lower_version(model)
+    onnx.helper.set_model_props(model, {name: json.dumps(about[name]) for name in about})
+    path.write_bytes(model.SerializeToString())
+
+
+def _lower_version(model: Any) -> None:
+    """Gives a model the lowest version of the format that its operator set needs.
+
+    Notes on nodes and values, which torch writes, came with a later one.
+    """
+    import onnx
+
+    graph = model.graph
+    for part in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    graph.ClearField("metadata_props")
+    model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import)

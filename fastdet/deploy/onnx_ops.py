@@ -6,6 +6,10 @@ runtime rounds in the same way. Each function runs while torch.onnx builds a gra
 ONNX values become nodes; everything else is computed once, at export. The number of images may be
 dynamic. NMS and pooling process only the real rows, so shapes inside the graph depend on values.
 The results have the fixed shapes of the operators. Only float32.
+
+No constant of a graph is infinite, because runtimes treat infinities differently: OpenVINO's
+ReduceMax over values that are all -inf gives the lowest float. A row without a detection has the
+score NOTHING, and only rows above LEAST count.
 """
 
 import math
@@ -23,7 +27,9 @@ op: Any = opset18  # Any, because its annotations say tensors, not graph values
 Value = Any  # a value of the graph
 Rows = tuple[Value, Value, Value, Value]  # boxes (B, D, 4), scores (B, D), labels (B, D), counts
 
-LOWEST = float(np.finfo(np.float32).min)
+HIGHEST = float(np.finfo(np.float32).max)
+LEAST = -(2.0**126)  # below any logit; it and NOTHING are exact in bfloat16, too
+NOTHING = 2 * LEAST
 MAX_LOG_RATIO = math.log(1000 / 16)  # kMaxLogRatio in csrc/geometry/box_coding.h
 LEVEL_EPSILON = 1e-6  # torchvision's, as in csrc/geometry/pyramid.h
 
@@ -32,6 +38,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """The custom_translation_table for torch.onnx.export."""
     ops = torch.ops.fastdet
     return {
+        ops.decode_boxes.default: decode_boxes,
         ops.multiscale_roi_align.default: multiscale_roi_align,
         ops.nms_padded.default: nms_padded,
         ops.retinanet_detections.default: retinanet_detections,
@@ -95,7 +102,7 @@ def retinanet_detections(
         anchor = op.GatherElements(index, op.Div(pair, _int(num_classes)), axis=1)
         boxes = _decode_rows(own_deltas, anchors, first, anchor, sizes)
         labels = op.Mod(pair, _int(num_classes))
-        found.append((boxes, _with_sides(top, boxes, -math.inf), labels))
+        found.append((boxes, _with_sides(top, boxes, -HIGHEST), labels))
         first, total = first + rows, total + pairs
     bound = _logit_bound(np.float32(score_threshold))
     return _keep(found, num_classes, total, bound, iou_threshold, detections_per_img)
@@ -121,7 +128,7 @@ def roi_detections(
     scores = _columns(op.Softmax(logits, axis=-1), 1, classes + 1, axis=2)  # (B, K, C)
     if counts is not None:
         real = op.Less(_range(rois), op.Unsqueeze(counts, _ints(1)))
-        scores = op.Where(op.Unsqueeze(real, _ints(2)), scores, _float(-math.inf))
+        scores = op.Where(op.Unsqueeze(real, _ints(2)), scores, _float(NOTHING))
     boxes = _decode(
         _columns(deltas, 1, classes + 1, axis=2),
         op.Unsqueeze(proposals, _ints(2)),
@@ -145,6 +152,23 @@ def roi_detections(
     return _best(kept, boxes, labels, rois * classes, detections_per_img, lambda score: score)
 
 
+def decode_boxes(
+    deltas: Value,
+    anchors: Value,
+    wx: float,
+    wy: float,
+    ww: float,
+    wh: float,
+    sizes: Value | None,
+) -> Value:
+    """See `fastdet.ops.decode_boxes`."""
+    boxes = _decode_unclipped(deltas, anchors, (wx, wy, ww, wh))
+    if sizes is None:
+        return boxes
+    between = [1] * (len(deltas.shape) - 2)
+    return _clip(boxes, op.Reshape(_limits(sizes), _ints(-1, *between, 4)))
+
+
 def nms_padded(
     boxes: Value,
     scores: Value,
@@ -157,15 +181,15 @@ def nms_padded(
     rows = boxes.shape[1]
     if counts is not None:
         real = op.Less(_range(rows), op.Unsqueeze(counts, _ints(1)))
-        scores = op.Where(real, scores, _float(-math.inf))
-    scores = _with_sides(scores, boxes, -math.inf)
+        scores = op.Where(real, scores, _float(NOTHING))
+    scores = _with_sides(scores, boxes, -HIGHEST)
     if groups is None:
         groups, num_groups = _filled(scores, 0), _int(1)
     else:
         num_groups = op.Add(op.ReduceMax(groups, keepdims=0), _int(1))
-    kept = _suppress_groups(boxes, scores, groups, num_groups, LOWEST, iou_threshold, max_keep)
+    kept = _suppress_groups(boxes, scores, groups, num_groups, LEAST, iou_threshold, max_keep)
     best, index = op.TopK(kept, _ints(min(max_keep, rows)))
-    found = op.Greater(best, _float(-math.inf))
+    found = op.Greater(best, _float(LEAST))
     keep = _padded(op.Where(found, index, _int(-1)), max_keep - rows, _int(-1))
     return keep, op.ReduceSum(op.Cast(found, to=TensorProto.INT64), _ints(1), keepdims=0)
 
@@ -248,10 +272,10 @@ def _suppress_groups(
     iou_threshold: float,
     max_keep: int,
 ) -> Value:
-    """`scores` (B, N), -inf where suppressed. A box suppresses only boxes of its group (B, N)."""
+    """`scores` (B, N), NOTHING where suppressed. A box suppresses only boxes of its group (B, N)."""
     own = op.OneHot(groups, num_groups, op.Constant(value_floats=[0.0, 1.0]), axis=1)  # (B, G, N)
     by_group = op.Where(
-        op.Cast(own, to=TensorProto.BOOL), op.Unsqueeze(scores, _ints(1)), _float(-math.inf)
+        op.Cast(own, to=TensorProto.BOOL), op.Unsqueeze(scores, _ints(1)), _float(NOTHING)
     )
     kept = _suppress(boxes, by_group, bound, iou_threshold, max_keep)
     return op.ReduceMax(kept, _ints(1), keepdims=0)
@@ -260,11 +284,11 @@ def _suppress_groups(
 def _suppress(
     boxes: Value, scores: Value, bound: float, iou_threshold: float, max_keep: int
 ) -> Value:
-    """`scores` (B, G, N) of boxes (B, N, 4), -inf where suppressed or not above `bound`."""
+    """`scores` (B, G, N) of boxes (B, N, 4), NOTHING where suppressed or not above `bound`."""
     chosen = op.NonMaxSuppression(
         boxes, scores, _ints(max_keep), _floats(_round_down(iou_threshold)), _floats(bound)
     )  # (S, 3): image, group, row
-    none = op.Expand(_float(-math.inf), op.Shape(scores))
+    none = op.Expand(_float(NOTHING), op.Shape(scores))
     return op.ScatterND(none, chosen, op.GatherND(scores, chosen))
 
 
@@ -276,9 +300,9 @@ def _best(
     max_keep: int,
     score: Callable[[Value], Value],
 ) -> Rows:
-    """The best max_keep of each image's `rows` candidates; `kept` (B, rows) is -inf if dropped."""
+    """The best max_keep of each image's `rows` candidates; `kept` is NOTHING if dropped."""
     best, index = op.TopK(kept, _ints(min(max_keep, rows)))
-    real = op.Greater(best, _float(-math.inf))
+    real = op.Greater(best, _float(LEAST))
     counts = op.ReduceSum(op.Cast(real, to=TensorProto.INT64), _ints(1), keepdims=0)
     boxes = op.Where(op.Unsqueeze(real, _ints(2)), _take(boxes, index, 4), _float(0.0))
     scores = op.Where(real, score(best), _float(0.0))
@@ -302,15 +326,22 @@ def _decode_rows(deltas: Value, anchors: Value, first: int, index: Value, sizes:
 
 
 def _decode(deltas: Value, anchors: Value, weights: Weights, limits: Value) -> Value:
-    """Decodes deltas into boxes and clips them to `limits`; see csrc/geometry/box_coding.h."""
+    return _clip(_decode_unclipped(deltas, anchors, weights), limits)
+
+
+def _clip(boxes: Value, limits: Value) -> Value:
+    return op.Min(op.Max(boxes, _float(0.0)), limits)
+
+
+def _decode_unclipped(deltas: Value, anchors: Value, weights: Weights) -> Value:
+    """Boxes from deltas of anchors; see csrc/geometry/box_coding.h."""
     low, high = _columns(anchors, 0, 2), _columns(anchors, 2, 4)
     sides = op.Sub(high, low)
     shift = op.Div(_columns(deltas, 0, 2), _floats(*weights[:2]))
     growth = op.Min(op.Div(_columns(deltas, 2, 4), _floats(*weights[2:])), _float(MAX_LOG_RATIO))
     centres = op.Add(op.Mul(shift, sides), op.Add(low, op.Mul(sides, _float(0.5))))
     halves = op.Mul(op.Mul(op.Exp(growth), sides), _float(0.5))
-    boxes = op.Concat(op.Sub(centres, halves), op.Add(centres, halves), axis=-1)
-    return op.Min(op.Max(boxes, _float(0.0)), limits)
+    return op.Concat(op.Sub(centres, halves), op.Add(centres, halves), axis=-1)
 
 
 def _limits(sizes: Value) -> Value:
@@ -325,12 +356,12 @@ def _sides(boxes: Value) -> tuple[Value, Value]:
 
 
 def _with_sides(scores: Value, boxes: Value, min_size: float) -> Value:
-    """`scores`, -inf where a side of the box is shorter than min_size or NaN."""
+    """`scores`, NOTHING where a side is shorter than min_size or not a number."""
     width, height = _sides(boxes)
     good = op.And(
         op.GreaterOrEqual(width, _float(min_size)), op.GreaterOrEqual(height, _float(min_size))
     )
-    return op.Where(good, scores, _float(-math.inf))
+    return op.Where(good, scores, _float(NOTHING))
 
 
 def _levels(
@@ -366,8 +397,8 @@ def _logit_bound(threshold: np.float32) -> float:
     """The logit of the threshold: a larger logit has a probability above the threshold."""
     probability = float(threshold)
     if probability <= 0:
-        return LOWEST
-    return math.log(probability / (1 - probability)) if probability < 1 else math.inf
+        return LEAST
+    return math.log(probability / (1 - probability)) if probability < 1 else HIGHEST
 
 
 # ---- small values --------------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 """The base class of all detectors: torchvision's interface, computations of fixed shape.
 
 A family implements three methods, `outputs`, `losses_of` and `detections_of`. It overrides
-`class_layers`, `anchor_cells`, `learns_masks` and `parameter_groups` where it differs from the
-default. Training, description and export use only these methods and work with any family.
+`class_layers`, `anchor_cells`, `learns_masks`, `candidates_of`, `suppression` and
+`parameter_groups` where it differs from the default. Training, description and export use only
+these methods and work with any family.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from fastdet.models.checks import check_num_classes
 from fastdet.models.deprecation import moved_to_border
 from fastdet.models.running import networks_run_by
 from fastdet.ops import paste_masks
-from fastdet.ops.detections import Detections
+from fastdet.ops.detections import Candidates, Detections
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -105,6 +106,17 @@ class Detector(nn.Module):
         """The anchors of a location at each level; None if the detector has no anchors.
 
         A detector with anchors has a `backbone` that returns one map for each of these levels.
+        """
+        return None
+
+    def candidates_of(self, outputs: Any, batch: Batch) -> Candidates:
+        """What the last suppression makes detections of; a family that has it has `suppression`."""
+        raise NotImplementedError
+
+    def suppression(self) -> dict[str, Any] | None:
+        """Arguments of `fastdet.numpy.multiclass_nms` that make detections of `candidates_of`.
+
+        None: the family has no candidates, since it needs a suppression before its last networks.
         """
         return None
 

@@ -25,7 +25,7 @@ from fastdet.models.losses import PRIOR_LOGIT, masked_iou_loss, widened
 from fastdet.models.necks import LastLevelP6P7
 from fastdet.models.running import run
 from fastdet.ops import nms_padded, sigmoid_focal_loss
-from fastdet.ops.detections import Detections
+from fastdet.ops.detections import Candidates, Detections
 from fastdet.ops.padded_rows import row_mask, take_rows
 
 
@@ -304,8 +304,7 @@ class FCOS(Detector):
         scores, boxes, labels = (
             torch.cat(of_levels, dim=1) for of_levels in zip(*found, strict=True)
         )
-        limits = batch.sizes.flip(1).repeat(1, 2)[:, None].to(boxes.dtype)  # (B, 1, 4)
-        boxes = boxes.clamp(min=0).minimum(limits)
+        boxes = _clipped(boxes, batch.sizes)
         # After the sort, scores that are not above the threshold come last. nms_padded reads only
         # the rows before them.
         scores, order = scores.sort(dim=1, descending=True, stable=True)
@@ -327,11 +326,27 @@ class FCOS(Detector):
             counts,
         )
 
+    def candidates_of(self, outputs: Outputs, batch: Batch) -> Candidates:
+        """Each location's box, and its score of each class."""
+        logits = widened(torch.cat(outputs.logits, dim=1))
+        centredness = widened(torch.cat(outputs.centredness, dim=1))
+        boxes = _decode(widened(torch.cat(outputs.deltas, dim=1)), outputs.anchors)
+        return Candidates(_clipped(boxes, batch.sizes), _scores(logits, centredness))
+
+    def suppression(self) -> dict[str, Any]:
+        """The model's numbers; every class of a box is a candidate."""
+        return {
+            "score_threshold": self.score_thresh,
+            "iou_threshold": self.nms_thresh,
+            "max_detections": self.detections_per_img,
+            "multi_label": True,
+        }
+
     def _candidates(
         self, logits: Tensor, deltas: Tensor, centredness: Tensor, anchors: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The best (location, class) pairs of a level: scores (B, K), boxes (B, K, 4), labels."""
-        scores = (logits.sigmoid() * centredness.sigmoid()[..., None]).sqrt().flatten(1)
+        """The best pairs of location and class of a level: scores (B, K), boxes, labels."""
+        scores = _scores(logits, centredness).flatten(1)
         scores, pairs = scores.topk(min(self.topk_candidates, scores.shape[1]), dim=1)
         location = pairs // logits.shape[2]
         boxes = _decode(widened(take_rows(deltas, location)), anchors[location])
@@ -345,6 +360,17 @@ def _decode(deltas: Tensor, anchors: Tensor) -> Tensor:
     sides = anchors[..., 2:] - anchors[..., :2]
     distances = deltas * torch.cat((sides, sides), dim=-1)
     return torch.cat((centres - distances[..., :2], centres + distances[..., 2:]), dim=-1)
+
+
+def _clipped(boxes: Tensor, sizes: Tensor) -> Tensor:
+    """Boxes (B, K, 4) within their images of `sizes` (B, 2)."""
+    limits = sizes.flip(1).repeat(1, 2)[:, None].to(boxes.dtype)  # (B, 1, 4)
+    return boxes.clamp(min=0).minimum(limits)
+
+
+def _scores(logits: Tensor, centredness: Tensor) -> Tensor:
+    """(B, A, C) and (B, A) -> (B, A, C)."""
+    return (logits.sigmoid() * centredness.sigmoid()[..., None]).sqrt()
 
 
 def _centredness(boxes: Tensor, anchors: Tensor, positive: Tensor) -> Tensor:

@@ -22,8 +22,8 @@ from fastdet.models.detector import Detector, channels_last
 from fastdet.models.losses import BOX_LOSSES, PRIOR_LOGIT, anchor_box_loss, widened
 from fastdet.models.necks import LastLevelP6P7
 from fastdet.models.running import run
-from fastdet.ops import match_anchors, retinanet_detections, sigmoid_focal_loss
-from fastdet.ops.detections import Detections
+from fastdet.ops import decode_boxes, match_anchors, retinanet_detections, sigmoid_focal_loss
+from fastdet.ops.detections import Candidates, Detections
 from fastdet.ops.padded_rows import take_rows
 
 
@@ -315,6 +315,21 @@ class RetinaNet(Detector):
             self.detections_per_img,
         )
         return Detections(*found)
+
+    def candidates_of(self, outputs: Outputs, batch: Batch) -> Candidates:
+        """Each anchor's box, and its probability of each class."""
+        deltas = widened(torch.cat(outputs.deltas, dim=1))
+        scores = widened(torch.cat(outputs.logits, dim=1)).sigmoid()
+        return Candidates(decode_boxes(deltas, outputs.anchors, sizes=batch.sizes), scores)
+
+    def suppression(self) -> dict[str, Any]:
+        """The model's numbers; every class of a box is a candidate."""
+        return {
+            "score_threshold": self.score_thresh,
+            "iou_threshold": self.nms_thresh,
+            "max_detections": self.detections_per_img,
+            "multi_label": True,
+        }
 
 
 def retinanet(

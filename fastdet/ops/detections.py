@@ -6,6 +6,18 @@ from typing import NamedTuple
 from torch import Tensor
 
 
+class Candidates(NamedTuple):
+    """What a suppression makes detections of: a box with a score for each class.
+
+    Attributes:
+        boxes: (B, A, 4) xyxy in pixels, within the images.
+        scores: (B, A, C) in [0, 1], 0 being the background.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+
+
 class Detections(NamedTuple):
     """Detections of a batch, highest score first. Rows from an image's count on are zero.
 

@@ -112,6 +112,18 @@ def test_roi_detections(top: tuple[float, float, int], with_counts: bool, tmp_pa
     assert (found[3][1] > 5) == (top[0] < 1 and not with_counts)
 
 
+@pytest.mark.parametrize("clipped", [True, False])
+def test_decode_boxes(clipped: bool, tmp_path: Path) -> None:
+    anchors = boxes_around(90, 4)[0]
+    deltas = 3 * torch.randn(2, 90, 4, generator=torch.Generator().manual_seed(7))
+    decoded = assert_equal(
+        lambda deltas, anchors, sizes=None: ops.decode_boxes(deltas, anchors, WEIGHTS, sizes),
+        [deltas, anchors, *([SIZES] if clipped else [])],
+        tmp_path,
+    )[0]
+    assert (decoded.min() >= 0) == clipped
+
+
 @pytest.mark.parametrize("max_keep", [20, 200])
 @pytest.mark.parametrize("whole", [True, False])
 def test_nms_padded(max_keep: int, whole: bool, tmp_path: Path) -> None:
