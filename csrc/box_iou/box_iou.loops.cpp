@@ -41,7 +41,7 @@ void box_iou_backward_columns(IouKind kind, const IouBox<T>& box, const IouPlane
     const IouPlanes<T> b = others;
     const BoxPlanes<T> s = sum;
     // The planes are apart; without the word of it, too many pairs of pointers would be compared.
-#pragma GCC ivdep
+    FASTDET_INDEPENDENT_ITERATIONS
     for (int64_t j = 0; j < n; ++j) {
       Box<T> da, db;
       similarity_backward<k>(a, iou_box_at(b, j), e, grad[j], da, db);
