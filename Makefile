@@ -9,7 +9,7 @@ BIN := .venv/bin
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 PARTS := test-models test-rest test-ops test-emulation test-smaller-isas
 
-.PHONY: install build check demo test $(PARTS) bench lint format abi sanitize cuda-resources clean
+.PHONY: install build check demo test $(PARTS) bench lint format clang aarch64 abi sanitize cuda-resources clean
 
 install: .venv/installed
 	@$(MAKE) --silent --no-print-directory .venv/built
@@ -88,8 +88,27 @@ format: install
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 
+# Another compiler's warnings are errors: all C++ code, in a folder of its own. Of Python it needs only
+# what the build does. Another version: make clang CLANG=clang++-19.
+CLANG ?= clang++
+clang: $(BIN)/cmake
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/$(notdir $(CLANG)) -G Ninja \
+	  -DCMAKE_CXX_COMPILER=$(CLANG) -DCMAKE_COMPILE_WARNING_AS_ERROR=ON -DFASTDET_CUDA=off \
+	  -DFASTDET_TORCH="$$($(BIN)/python -c 'import build_backend; print(build_backend.find_torch())')" \
+	  -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" \
+	  -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)"
+	$(BIN)/cmake --build build/$(notdir $(CLANG))
+
+$(BIN)/cmake:
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install torch cmake ninja pybind11 setuptools
+
 abi: install
 	$(BIN)/python tools/abi.py
+
+# The loops on another processor; the tool says what it needs.
+aarch64: $(BIN)/cmake
+	$(BIN)/python tools/aarch64.py
 
 cuda-resources: install
 	$(BIN)/python tools/cuda_resources.py

@@ -40,9 +40,8 @@ void box_iou_backward_columns(IouKind kind, const IouBox<T>& box, const IouPlane
     const IouEps<T> e = eps;
     const IouPlanes<T> b = others;
     const BoxPlanes<T> s = sum;
-    // The planes do not overlap. Without ivdep the compiler would compare too many pairs of
-    // pointers.
-#pragma GCC ivdep
+    // The planes do not overlap. Without this the compiler would compare too many pairs of pointers.
+    FASTDET_INDEPENDENT_ITERATIONS
     for (int64_t j = 0; j < n; ++j) {
       Box<T> da, db;
       similarity_backward<k>(a, iou_box_at(b, j), e, grad[j], da, db);

@@ -22,7 +22,7 @@ void box_iou_loss_backward(IouKind kind, const Box<T>* boxes1, const Box<T>* box
                            Box<T>* __restrict__ grad1, Box<T>* __restrict__ grad2) {
   dispatch_kind(kind, [&]<IouKind k>() __attribute__((always_inline)) {
     const IouEps<T> e = eps;
-#pragma GCC ivdep
+    FASTDET_INDEPENDENT_ITERATIONS
     for (int64_t i = 0; i < n; ++i) {
       // Fields, not structs, are copied through memory: GCC does not vectorise a loop that copies
       // structs.

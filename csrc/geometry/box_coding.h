@@ -18,7 +18,8 @@ constexpr double kMaxLogRatio = 4.135166556742356;  // log(1000 / 16)
 
 template <typename T>
 FASTDET_HOST_DEVICE bool is_side(T length) {
-  return (length > T(0)) & is_finite(length);
+  const bool positive = length > T(0), finite = is_finite(length);
+  return positive & finite;
 }
 
 // Zeros if a side of the box or of the anchor is not positive and finite. A loss learns nothing
@@ -29,8 +30,9 @@ FASTDET_HOST_DEVICE Deltas<T> encode(const Box<T>& box, const Box<T>& anchor,
                                      const Deltas<T>& weights) {
   const T width = box.x2 - box.x1, height = box.y2 - box.y1;
   const T anchor_width = anchor.x2 - anchor.x1, anchor_height = anchor.y2 - anchor.y1;
-  const bool usable =
-      is_side(width) & is_side(height) & is_side(anchor_width) & is_side(anchor_height);
+  const bool has_width = is_side(width), has_height = is_side(height);
+  const bool anchor_has_width = is_side(anchor_width), anchor_has_height = is_side(anchor_height);
+  const bool usable = has_width & has_height & anchor_has_width & anchor_has_height;
   const T shift_x = box.x1 + T(0.5) * width - (anchor.x1 + T(0.5) * anchor_width);
   const T shift_y = box.y1 + T(0.5) * height - (anchor.y1 + T(0.5) * anchor_height);
   const T dx = weights.dx * shift_x / anchor_width, dy = weights.dy * shift_y / anchor_height;

@@ -7,6 +7,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
+#ifdef FASTDET_HAS_X86_ISAS
+#include <cpuid.h>
+#endif
 
 namespace fastdet::cpu {
 
@@ -20,12 +23,19 @@ struct IsaName {
 constexpr std::array kIsas = {IsaName{Isa::kBaseline, "baseline"}, IsaName{Isa::kAvx2, "avx2"},
                               IsaName{Isa::kAvx512, "avx512"}};
 
+#ifdef FASTDET_HAS_X86_ISAS
+// Clang 14 does not know __builtin_cpu_supports("f16c").
+bool has_f16c() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+}
+#endif
+
 bool is_usable(Isa isa) {
   if (isa == Isa::kBaseline) return true;
 #ifdef FASTDET_HAS_X86_ISAS
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   if (isa == Isa::kAvx2) return avx2;
   return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");

@@ -40,4 +40,11 @@ const Table& current_loops() {
   template <>                \
   FASTDET_EXPORT const Table& loops<Table>()
 
+// Before a loop whose pointers the compiler cannot tell apart: its iterations are independent.
+#if defined(__clang__)
+#define FASTDET_INDEPENDENT_ITERATIONS _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define FASTDET_INDEPENDENT_ITERATIONS _Pragma("GCC ivdep")
+#endif
+
 }  // namespace fastdet::cpu

@@ -97,7 +97,7 @@ template <typename T>
 void add_maxima(const GtMaxima<T>& maxima, int64_t g, int64_t block) {
   const auto index = static_cast<LaneInt<T>>(block);
   const int64_t begin = g * kMatchLanes<T>;
-#pragma GCC ivdep
+  FASTDET_INDEPENDENT_ITERATIONS
   for (int64_t i = begin; i < begin + kMatchLanes<T>; ++i) {
     const T iou = maxima.of_block[i], best = maxima.best[i];
     maxima.first[i] = iou > best ? index : maxima.first[i];
