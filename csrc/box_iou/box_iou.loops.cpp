@@ -40,7 +40,8 @@ void box_iou_backward_columns(IouKind kind, const IouBox<T>& box, const IouPlane
     const IouEps<T> e = eps;
     const IouPlanes<T> b = others;
     const BoxPlanes<T> s = sum;
-    // The planes do not overlap. Without this the compiler would compare too many pairs of pointers.
+    // The planes do not overlap. Without this the compiler would compare too many pairs of
+    // pointers.
     FASTDET_INDEPENDENT_ITERATIONS
     for (int64_t j = 0; j < n; ++j) {
       Box<T> da, db;
