@@ -272,7 +272,7 @@ def _suppress_groups(
     iou_threshold: float,
     max_keep: int,
 ) -> Value:
-    """`scores` (B, N), NOTHING where suppressed; a box suppresses only boxes of its group (B, N)."""
+    """`scores` (B, N), NOTHING where suppressed: only by a box of the same group (B, N)."""
     own = op.OneHot(groups, num_groups, op.Constant(value_floats=[0.0, 1.0]), axis=1)  # (B, G, N)
     by_group = op.Where(
         op.Cast(own, to=TensorProto.BOOL), op.Unsqueeze(scores, _ints(1)), _float(NOTHING)
