@@ -329,7 +329,7 @@ def test_bad_input_is_named(device):
     refused(
         r"deltas: expected \(B, A, 4\).*got Float \(1, 20, 4\)", deltas=[x[:1] for x in h.deltas]
     )
-    refused(r"anchors: expected floating \(A, 4\), A counting", anchors=h.anchors[1:])
+    refused(r"anchors: expected floating \(A, 4\), where A counts", anchors=h.anchors[1:])
     refused(r"sizes: expected int64 \(B, 2\)", sizes=h.sizes.float())
     refused(r"topk_candidates: expected a number >= 0, got -1", numbers=(0.1, -1, 0.5, 8))
     refused(r"detections_per_img: expected a number >= 0, got -1", numbers=(0.1, 10, 0.5, -1))

@@ -197,7 +197,7 @@ def test_bad_input_is_named():
         r"objectness: expected floating \(B, A\) for each level, got Float \(2, 20, 1\)",
         logits=[x[..., None] for x in h.logits],
     )
-    refused(r"anchors: expected floating \(A, 4\), A counting", anchors=h.anchors[1:])
+    refused(r"anchors: expected floating \(A, 4\), where A counts", anchors=h.anchors[1:])
     refused(r"sizes: expected int64 \(B, 2\)", sizes=h.sizes[:1])
     refused(r"pre_nms_top_n: expected a number >= 0, got -1", numbers=(-1, 12, 0.5, 0, 0))
     refused(r"post_nms_top_n: expected a number >= 0, got -1", numbers=(10, -1, 0.5, 0, 0))
