@@ -8,7 +8,8 @@ channels of uint8 come out, in the orientation that the annotations refer to.
 import struct
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,23 +62,18 @@ def read_image(
         ValueError: not decodable, not of the stated size, samples that do not fit the bit depth.
     """
     path = Path(path)
-    try:
-        with Image.open(path) as image:
-            stored = image.height, image.width
-            if size is not None and size not in (stored, stored[::-1]):
-                _refuse_size(path, stored, size)  # before a pixel is decoded
-            # Pillow turns a TIFF while it decodes, and then knows the orientation no more.
-            is_tiff = image.format == "TIFF"
-            orientation = image.getexif().get(_ORIENTATION, 1) if is_tiff else 1
-            pixels = _rgb(path, image, bit_depth)  # (height, width, 3)
-            if not is_tiff:
-                orientation = image.getexif().get(_ORIENTATION, 1)
-            elif orientation in _TURNS:
-                pixels = _TURNS[{6: 8, 8: 6}.get(orientation, orientation)](pixels)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such image file") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: cannot be decoded: {error}") from error
+    with _opened(path) as image:
+        stored = image.height, image.width
+        if size is not None and size not in (stored, stored[::-1]):
+            _refuse_size(path, stored, size)  # before a pixel is decoded
+        # Pillow turns a TIFF while it decodes, and then knows the orientation no more.
+        is_tiff = image.format == "TIFF"
+        orientation = image.getexif().get(_ORIENTATION, 1) if is_tiff else 1
+        pixels = _rgb(path, image, bit_depth)  # (height, width, 3)
+        if not is_tiff:
+            orientation = image.getexif().get(_ORIENTATION, 1)
+        elif orientation in _TURNS:
+            pixels = _TURNS[{6: 8, 8: 6}.get(orientation, orientation)](pixels)
     if exif == "apply" and orientation in _TURNS:
         turned = _TURNS[orientation](pixels)
         if size is None or turned.shape[:2] == size:
@@ -94,13 +90,20 @@ def image_size(path: str | Path, exif: Exif = "apply") -> tuple[int, int]:
         FileNotFoundError: no such file.
         ValueError: not a picture.
     """
+    with _opened(Path(path)) as image:
+        turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        # Of a TIFF Pillow gives the size that is displayed.
+        if turned and (image.format == "TIFF") == (exif == "ignore"):
+            return image.width, image.height
+        return image.height, image.width
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The picture, with its header read. Errors of Pillow, in the block too, name the file."""
     try:
         with Image.open(path) as image:
-            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-            # Of a TIFF Pillow gives the size that is displayed.
-            if turned and (image.format == "TIFF") == (exif == "ignore"):
-                return image.width, image.height
-            return image.height, image.width
+            yield image
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such image file") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
