@@ -2,11 +2,13 @@
 """Checks that one build of the libraries runs under every supported torch: `make abi`.
 
 First it reads the symbols of the built libraries. Then it runs the operators' tests with these same
-files under several versions of torch, from the oldest supported to the newest, each in a virtual
-environment of its own in .cache/abi. The installed version is left out: `make test` covers it. The
-tests on the emulator show that the CUDA kernels compile with the headers of each version.
+files under several versions of torch, from the oldest supported to the newest that pip offers, each
+in a virtual environment of its own in .cache/abi. The installed version is left out: `make test`
+covers it. The tests on the emulator show that the CUDA kernels compile with the headers of each
+version.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fastdet"
-TORCH_VERSIONS = ("2.11.0", "2.13.0", "2.15.0")
+OLDER_VERSIONS = ("2.11.0", "2.13.0")
 
 # The libraries that ours may need at load time; torch's are already loaded by then.
 ALLOWED_LIBRARIES = (
@@ -75,6 +77,14 @@ def leaked_symbols(loops: Path) -> Iterator[str]:
             yield f"{loops.name} for {isa}: weak symbol {name}"
 
 
+def newest() -> str:
+    """The version of torch that pip would install in a new environment, without its local part."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--no-deps"]
+    command += ["--ignore-installed", "--report", "-", "torch"]
+    report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return report["install"][0]["metadata"]["version"].split("+")[0]
+
+
 def environment(version: str) -> Path:
     """The Python of a virtual environment with this torch and what the operators' tests need."""
     folder = ROOT / ".cache" / "abi" / f"torch-{version}"
@@ -110,7 +120,7 @@ def main() -> None:
         ["tests/ops/test_cuda.py", "-m", "emulation"],
     ]
     installed = metadata.version("torch").split("+")[0]
-    for version in TORCH_VERSIONS:
+    for version in dict.fromkeys((*OLDER_VERSIONS, newest())):
         if version == installed:
             continue
         print(f"op tests under torch {version}", flush=True)
