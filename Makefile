@@ -60,7 +60,7 @@ test-smaller-isas: install
 	  FASTDET_CPU_ISA=$$isa $(BIN)/python -m pytest tests/ops -m "not slow and not emulation" || exit 1; done
 
 bench: install
-	$(BIN)/fastdet bench --out benchmarks/results/cpu_ops.json
+	$(BIN)/fastdet bench --out benchmarks/results/cpu_ops.json --overwrite
 	$(BIN)/python -m benchmarks.detector_profile
 	$(BIN)/python -m benchmarks.plots
 	$(BIN)/python -m benchmarks.readme_tables

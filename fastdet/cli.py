@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastdet.training.options import Exif, ModelName, TrainOptions
+from fastdet.training.options import ModelName, PictureOptions, TrainOptions
 from fastdet.training.stopping import Stopped, stopping_at_sigterm
 
 if TYPE_CHECKING:
@@ -39,8 +39,7 @@ def evaluate(
     split: str = "val",
     batch_size: int = 8,
     drop_other_classes: bool = False,
-    exif: Exif = "apply",
-    bit_depth: int | None = None,
+    pictures: PictureOptions = PictureOptions(),
     files_anywhere: bool = False,
 ) -> None:
     """Print the COCO metrics of a checkpoint.
@@ -51,8 +50,6 @@ def evaluate(
         split: Split of the data to evaluate, by the name of its annotation file.
         batch_size: Number of images in a batch.
         drop_other_classes: Skip annotations of classes that the checkpoint does not know.
-        exif: Rotate pictures by their EXIF orientation, or use them as they are stored.
-        bit_depth: Used bits of pictures with more than 8 bits per channel; unset: from the file.
         files_anywhere: Allow file names in the annotations that point outside the image folder.
     """
     from fastdet.training.train import evaluate as run
@@ -63,8 +60,7 @@ def evaluate(
         split,
         batch_size,
         drop_other_classes=drop_other_classes,
-        exif=exif,
-        bit_depth=bit_depth,
+        pictures=pictures,
         files_anywhere=files_anywhere,
     )
     _print_metrics(metrics, f"{checkpoint} on {split}")
@@ -76,8 +72,7 @@ def predict(
     out: Path,
     score_threshold: float = 0.5,
     annotations: Path | None = None,
-    exif: Exif = "apply",
-    bit_depth: int | None = None,
+    pictures: PictureOptions = PictureOptions(),
     overwrite: bool = False,
 ) -> None:
     """Detect objects on pictures: write annotated copies and detections.json (COCO results format).
@@ -88,8 +83,6 @@ def predict(
         out: Folder for the results.
         score_threshold: Minimum score of a detection.
         annotations: COCO file whose image ids are used; unset: image ids count from 1.
-        exif: Rotate pictures by their EXIF orientation, or use them as they are stored.
-        bit_depth: Used bits of pictures with more than 8 bits per channel; unset: from the file.
         overwrite: Overwrite existing files in the folder.
     """
     from fastdet.prediction import predict as run
@@ -100,8 +93,7 @@ def predict(
         out,
         score_threshold,
         annotations,
-        exif=exif,
-        bit_depth=bit_depth,
+        pictures=pictures,
         overwrite=overwrite,
     )
     print(f"{len(found.detections)} detections: {out / 'detections.json'}")
@@ -117,6 +109,7 @@ def export(
     batch_size: int | None = 1,
     raw: bool = False,
     int8: Path | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Export a checkpoint's detector to a file that runs without its code: .pt2 or ONNX.
 
@@ -131,11 +124,14 @@ def export(
         int8: Compute convolutions in 8-bit integers, in an .onnx file: a folder of pictures to
             calibrate with, or a data set in the layout that training takes. With a val split in it,
             AP before and after is printed.
+        overwrite: Overwrite an existing file.
     """
     from fastdet.deploy.export import export_candidates, export_detector
     from fastdet.deploy.image_size import training_size
+    from fastdet.files import refuse_existing
     from fastdet.training.detector_module import load_detector
 
+    refuse_existing(out, overwrite)
     module = load_detector(checkpoint)
     height, width = size = image_size or training_size(module.model.border)
     export = export_candidates if raw else export_detector
@@ -203,7 +199,11 @@ def describe(
 
 
 def bench(
-    out: Path | None = None, only: str = "", brief: bool = False, quick: bool = False
+    out: Path | None = None,
+    only: str = "",
+    brief: bool = False,
+    quick: bool = False,
+    overwrite: bool = False,
 ) -> None:
     """Measure every operator beside torchvision; needs a checkout of the source.
 
@@ -212,9 +212,13 @@ def bench(
         only: Measure only matching benchmarks, as in pytest -k: "nms and not batched".
         brief: All threads only, fewer rounds, no series of sizes (two minutes).
         quick: Run each workload once, with tiny inputs, to check that everything works.
+        overwrite: Overwrite an existing file.
     """
     from fastdet.bench import run_suites
+    from fastdet.files import refuse_existing
 
+    if out:
+        refuse_existing(out, overwrite)
     arguments = ["-k", only] if only else []
     arguments += [f"--{name}" for name, wanted in (("brief", brief), ("quick", quick)) if wanted]
     run_suites(*arguments, *(["--out", str(out.resolve())] if out else []))

@@ -29,6 +29,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Raises FileExistsError if `path` exists, unless the user asked to overwrite it."""
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists: give --overwrite, or another --out")
+
+
 def remove_leftovers(path: str | os.PathLike[str]) -> None:
     """Removes what `replacing(path)` left beside `path` in processes that were killed.
 

@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from fastdet.data import Classes, eval_transforms, read_image
-from fastdet.data.images import Exif
+from fastdet.data.coco_file import file_name, read_json, records
 from fastdet.evaluation import coco_results
 from fastdet.evaluation.pictures import draw_boxes
-from fastdet.files import replacing
+from fastdet.files import refuse_existing, replacing
 from fastdet.training.detector_module import DetectorModule, load_detector
+from fastdet.training.options import PictureOptions
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 WRITE_EVERY = 30.0  # seconds
@@ -39,6 +40,20 @@ class Picture:
 
     path: Path
     name: PurePath
+
+
+@dataclass(frozen=True)
+class Ids:
+    """The ids of a COCO file.
+
+    Attributes:
+        file: its path.
+        images, categories: its records; categories may be empty.
+    """
+
+    file: Path
+    images: list[dict[str, Any]]
+    categories: list[dict[str, Any]]
 
 
 @dataclass
@@ -61,8 +76,7 @@ def predict(
     score_threshold: float = 0.5,
     annotations: Path | None = None,
     *,
-    exif: Exif = "apply",
-    bit_depth: int | None = None,
+    pictures: PictureOptions = PictureOptions(),
     overwrite: bool = False,
 ) -> Prediction:
     """Detect objects on picture files and write the results.
@@ -78,7 +92,7 @@ def predict(
         out: folder for the results.
         score_threshold: detections with a lower score are dropped everywhere.
         annotations: COCO file whose image ids are used. None: ids count from 1.
-        exif, bit_depth: see `read_image`.
+        pictures: how pictures are read.
         overwrite: whether to overwrite existing files in OUT.
 
     Returns:
@@ -87,28 +101,28 @@ def predict(
     Raises:
         FileNotFoundError: no picture.
         FileExistsError: an output file exists, or is an input picture.
-        ValueError: `annotations` has no image for a picture, or several.
+        ValueError: an option out of range; `annotations` has no image for a picture, or several.
     """
-    pictures = picture_files(images)
-    records = image_records(pictures, annotations)
-    drawings = [out / name for name in drawing_names(pictures)]
+    pictures.check()
+    files = picture_files(images)
+    ids = None if annotations is None else read_ids(annotations)
+    image_records = match_images(files, ids)
+    drawings = [out / name for name in drawing_names(files)]
     results, index = out / "detections.json", out / "images.json"
-    _check_outputs([*drawings, results, index], pictures, overwrite)
+    _check_outputs([*drawings, results, index], files, overwrite)
     module = load_detector(checkpoint)
     if torch.cuda.is_available():
         module = module.cuda()
-    category_ids = _category_ids(module, checkpoint, annotations)
+    category_ids = _category_ids(module, checkpoint, ids)
     categories = [
         {"id": category_id, "name": name}
         for category_id, name in zip(category_ids, module.classes[1:], strict=True)
     ]
     prediction, written = Prediction(), time.monotonic()
     try:
-        for picture, record, drawing in zip(pictures, records, drawings, strict=True):
+        for picture, record, drawing in zip(files, image_records, drawings, strict=True):
             try:
-                image = read_image(
-                    picture.path, _stated_size(record), exif=exif, bit_depth=bit_depth
-                )
+                image = read_image(picture.path, _stated_size(record), **asdict(pictures))
             except (FileNotFoundError, ValueError) as error:
                 prediction.unreadable[picture.path] = str(error)
                 print(f"fastdet: left out: {error}", file=sys.stderr, flush=True)
@@ -122,21 +136,18 @@ def predict(
                 written = time.monotonic()
     finally:  # keep the detections so far if the user stops the run or drawing fails
         _write_json(results, prediction.detections)
-        _write_json(index, {"images": records, "categories": categories})
+        _write_json(index, {"images": image_records, "categories": categories})
     return prediction
 
 
-def _category_ids(module: DetectorModule, checkpoint: Path, annotations: Path | None) -> list[int]:
+def _category_ids(module: DetectorModule, checkpoint: Path, ids: Ids | None) -> list[int]:
     """The category id of each label, from 1 on: from the annotation file, by class name."""
-    categories = [] if annotations is None else _read_json(annotations).get("categories")
-    if not categories:
+    if ids is None or not ids.categories:
         return module.category_ids
-    names = ["background", *(category["name"] for category in categories)]
-    labels = Classes(module.classes, checkpoint, drop_others=True).labels_of(
-        names, str(annotations)
-    )
-    ids = dict(zip(labels[1:].tolist(), (c["id"] for c in categories), strict=True))
-    return [ids[label] for label in range(1, len(module.classes))]
+    names = ["background", *(str(category["name"]) for category in ids.categories)]
+    labels = Classes(module.classes, checkpoint, drop_others=True).labels_of(names, ids.file)
+    id_of = dict(zip(labels[1:].tolist(), (c["id"] for c in ids.categories), strict=True))
+    return [id_of[label] for label in range(1, len(module.classes))]
 
 
 def _draw(path: Path, image: Tensor, found: dict[str, Tensor], classes: Sequence[str]) -> None:
@@ -219,11 +230,25 @@ def _check_outputs(outputs: Sequence[Path], pictures: Sequence[Picture], overwri
     for path in outputs:
         if path.resolve() in inputs:
             raise FileExistsError(f"{path} is an input picture: give another folder for the output")
-        if path.exists() and not overwrite:
-            raise FileExistsError(f"{path} exists: give --overwrite, or another folder")
+        refuse_existing(path, overwrite)
 
 
-def image_records(pictures: Sequence[Picture], annotations: Path | None) -> list[dict[str, Any]]:
+def read_ids(annotations: Path) -> Ids:
+    """The image ids and category ids of a COCO file; it needs no annotations.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a COCO file.
+    """
+    content = read_json(annotations)
+    images = records(annotations, content, "images", ("id", "file_name"))
+    for image in images:
+        file_name(annotations, image, anywhere=True)
+    given = {"categories": content.get("categories") or []}
+    return Ids(annotations, images, records(annotations, given, "categories", ("id", "name")))
+
+
+def match_images(pictures: Sequence[Picture], ids: Ids | None) -> list[dict[str, Any]]:
     """COCO's image records of the pictures: id, file_name and, from an annotation file, the size.
 
     File names are compared part by part from the end of the path. A record matches a picture if all
@@ -234,22 +259,22 @@ def image_records(pictures: Sequence[Picture], annotations: Path | None) -> list
         ValueError: a picture has no record or several equally good records; or two pictures have
             the same record.
     """
-    if annotations is None:
+    if ids is None:
         return [{"id": i, "file_name": str(p.name)} for i, p in enumerate(pictures, 1)]
     by_name: dict[str, list[dict[str, Any]]] = {}
-    for record in _read_json(annotations)["images"]:
+    for record in ids.images:
         by_name.setdefault(PurePath(record["file_name"]).name, []).append(record)
-    records, pictures_of = [], {}
+    matches, pictures_of = [], {}
     for picture in pictures:
-        record = _record_of(picture, by_name.get(picture.name.name, []), annotations)
+        record = _record_of(picture, by_name.get(picture.name.name, []), ids.file)
         other = pictures_of.setdefault(record["id"], picture)
         if other is not picture:
             raise ValueError(
-                f"{annotations}: image id {record['id']}, {record['file_name']}, would be both "
+                f"{ids.file}: image id {record['id']}, {record['file_name']}, would be both "
                 f"{other.path} and {picture.path}"
             )
-        records.append(record)
-    return records
+        matches.append(record)
+    return matches
 
 
 def _record_of(
@@ -275,16 +300,6 @@ def _record_of(
 def _stated_size(record: dict[str, Any]) -> tuple[int, int] | None:
     height, width = record.get("height"), record.get("width")
     return (height, width) if height and width else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
-        raise ValueError(f"{path}: expected a COCO file, with a list 'images'")
-    return content
 
 
 def _write_json(path: Path, content: object) -> None:

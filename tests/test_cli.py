@@ -156,9 +156,10 @@ def write_pictures(folder: Path, *names: str) -> Path:
 
 
 def ids(images: Path, annotations: Path | None) -> list[int]:
-    from fastdet.prediction import image_records, picture_files
+    from fastdet.prediction import match_images, picture_files, read_ids
 
-    return [record["id"] for record in image_records(picture_files([images]), annotations)]
+    given = None if annotations is None else read_ids(annotations)
+    return [record["id"] for record in match_images(picture_files([images]), given)]
 
 
 def test_predict_takes_ids_from_annotations(shapes: Path, tmp_path: Path) -> None:
@@ -361,6 +362,18 @@ def test_a_checkpoint_is_described_in_its_training_size(
     assert "one image of 64 x 64" in capsys.readouterr().out
     main(f"describe --checkpoint {checkpoint} --image-size 65 96".split())
     assert "one image of 96 x 96" in capsys.readouterr().out
+
+
+def test_export_and_bench_write_over_nothing(
+    checkpoint: Path, tmp_path: Path, refused: Refused
+) -> None:
+    file = tmp_path / "mine.onnx"
+    file.write_text("mine")
+    for command in (f"export --checkpoint {checkpoint} --out {file}", f"bench --out {file}"):
+        assert "mine.onnx exists: give --overwrite" in refused(command.split())
+    assert file.read_text() == "mine"
+    main(f"export --checkpoint {checkpoint} --out {file} --overwrite".split())
+    assert metadata(file)["image_size"] == [64, 64]
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from torchvision import tv_tensors
 
 from fastdet.data.classes import Classes
 from fastdet.data.coco_file import AnnotationNotes, CocoFile, read_coco_file
-from fastdet.data.images import Exif, read_image
+from fastdet.data.images import MAX_PIXELS, Exif, read_image
 from fastdet.data.segmentations import areas, decode
 
 Target = dict[str, Any]
@@ -54,6 +54,7 @@ class CocoDetection(Dataset[tuple[Any, Target]]):
         *,
         exif: Exif = "apply",
         bit_depth: int | None = None,
+        max_pixels: int = MAX_PIXELS,
         files_anywhere: bool = False,
         classes: Classes | None = None,
     ) -> None:
@@ -67,7 +68,7 @@ class CocoDetection(Dataset[tuple[Any, Target]]):
             transforms: called with an item's image and target; `train_transforms()`, for example.
             keep_empty: False leaves out the images that have no box to learn from.
             masks: read the segmentations: polygons, RLE and compressed RLE.
-            exif, bit_depth: see `read_image`.
+            exif, bit_depth, max_pixels: see `read_image`.
             files_anywhere: allow file names that lead out of the image folder.
             classes: whose labels the items have, matched by name; None: the file's own, in the
                 order of their ids.
@@ -106,6 +107,7 @@ class CocoDetection(Dataset[tuple[Any, Target]]):
         self.transforms = transforms
         self.exif: Exif = exif
         self.bit_depth = bit_depth
+        self.max_pixels = max_pixels
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -123,6 +125,7 @@ class CocoDetection(Dataset[tuple[Any, Target]]):
                 (height, width),
                 exif=self.exif,
                 bit_depth=self.bit_depth,
+                max_pixels=self.max_pixels,
             )
         except (FileNotFoundError, ValueError) as error:
             raise type(error)(f"{error} (image id {self.image_ids[index]})") from error

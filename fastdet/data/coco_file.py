@@ -115,18 +115,11 @@ def read_coco_file(
             height that is no number of pixels, a file name that leads out of the image folder.
     """
     path = Path(path)
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:  # broken JSON or broken UTF-8
-        raise ValueError(f"{path}: not a JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{path}: a COCO file is a JSON object, this is a {type(content).__name__}"
-        )
-    image_records = _records(path, content, "images", ("id", "file_name", "width", "height"))
-    categories = _records(path, content, "categories", ("id", "name"))
-    annotations = _records(path, content, "annotations", ("id", "image_id", "category_id", "bbox"))
-    file_names = [_file_name(path, image, files_anywhere) for image in image_records]
+    content = read_json(path)
+    image_records = records(path, content, "images", ("id", "file_name", "width", "height"))
+    categories = records(path, content, "categories", ("id", "name"))
+    annotations = records(path, content, "annotations", ("id", "image_id", "category_id", "bbox"))
+    file_names = [file_name(path, image, files_anywhere) for image in image_records]
     folder = None if images is None else Path(images)
     sizes = [
         _size(path, image, None if folder is None else folder / name, exif, needed=masks)
@@ -179,7 +172,27 @@ def read_coco_file(
     )
 
 
-def _records(path: Path, content: dict, name: str, keys: tuple[str, ...]) -> list[dict[str, Any]]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a COCO file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:  # broken JSON or broken UTF-8
+        raise ValueError(f"{path}: not a JSON file: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{path}: a COCO file is a JSON object, this is a {type(content).__name__}"
+        )
+    return content
+
+
+def records(
+    path: Path, content: dict[str, Any], name: str, keys: tuple[str, ...]
+) -> list[dict[str, Any]]:
     """The list `name` of the file, once each entry has its keys and an id of its own."""
     if not isinstance(content.get(name), list):
         raise ValueError(f"{path}: no list '{name}'")
@@ -204,7 +217,7 @@ def _records(path: Path, content: dict, name: str, keys: tuple[str, ...]) -> lis
     return content[name]
 
 
-def _file_name(path: Path, image: dict[str, Any], anywhere: bool) -> str:
+def file_name(path: Path, image: dict[str, Any], anywhere: bool) -> str:
     """The image's file below the image folder."""
     name = image["file_name"]
     if not isinstance(name, str) or not name:

@@ -7,6 +7,7 @@ channels of uint8 come out, in the orientation that the annotations refer to.
 
 import struct
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from torchvision import tv_tensors
 
 Exif = Literal["apply", "ignore"]
@@ -31,6 +32,9 @@ _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # of (height, width, 
     8: lambda x: x[:, ::-1].swapaxes(0, 1),
 }
 _DEPTHS = (8, 10, 12, 14, 16, 24, 32)  # that cameras and scanners have
+MAX_PIXELS = 178_956_970  # 0.5 GB of RGB; Pillow's own limit
+
+_opening = threading.Lock()
 _guesses: set[str] = set()  # that this process has warned of
 
 
@@ -40,6 +44,7 @@ def read_image(
     *,
     exif: Exif = "apply",
     bit_depth: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> tv_tensors.Image:
     """Decodes a picture.
 
@@ -53,19 +58,27 @@ def read_image(
             12 bits of a camera in a 16-bit PNG. None: as the file says (the sBIT chunk of PNG,
             MaxSampleValue of TIFF), else the fewest of 8, 10, 12, 14, 16, ... that hold the largest
             sample, with a warning where that is a guess.
+        max_pixels: height * width of the largest picture that is decoded. A small file may hold
+            a picture that fills the memory.
 
     Returns:
         (3, height, width) uint8 RGB. Alpha is dropped; of more bits than 8, the upper ones stay.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not decodable, not of the stated size, samples that do not fit the bit depth.
+        ValueError: not decodable, not of the stated size, more than `max_pixels`, samples that do
+            not fit the bit depth.
     """
     path = Path(path)
     with _opened(path) as image:
+        # By the header, before a pixel is decoded.
+        if image.height * image.width > max_pixels:
+            raise ValueError(
+                f"{path}: {image.width}x{image.height} pixels, more than max_pixels, {max_pixels}"
+            )
         stored = image.height, image.width
         if size is not None and size not in (stored, stored[::-1]):
-            _refuse_size(path, stored, size)  # before a pixel is decoded
+            _refuse_size(path, stored, size)
         # Pillow turns a TIFF while it decodes, and then knows the orientation no more.
         is_tiff = image.format == "TIFF"
         orientation = image.getexif().get(_ORIENTATION, 1) if is_tiff else 1
@@ -99,14 +112,23 @@ def image_size(path: str | Path, exif: Exif = "apply") -> tuple[int, int]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """The picture, with its header read. Errors of Pillow, in the block too, name the file."""
+def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
+    """The picture, of any size, with its header read.
+
+    Errors of Pillow, in the block too, name the file.
+    """
     try:
-        with Image.open(path) as image:
+        with _opening:  # Pillow's limit is a variable of the module
+            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                image = Image.open(path)
+            finally:
+                Image.MAX_IMAGE_PIXELS = limit
+        with image:
             yield image
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such image file") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError) as error:
         raise ValueError(f"{path}: cannot be decoded: {error}") from error
 
 
@@ -135,7 +157,7 @@ def _deep_samples(path: Path, image: Image.Image) -> np.ndarray | None:
     if ";16" not in _raw_mode(image):
         return None
     # Of several channels Pillow gives the upper bytes; in the other byte order, the lower ones.
-    with Image.open(path) as swapped:
+    with _opened(path) as swapped:
         swapped.tile = [_in_the_other_byte_order(tile) for tile in swapped.tile]
         swapped.load()
         lower = np.asarray(swapped)

@@ -56,12 +56,19 @@ def demo(out: Path) -> Path:
     """Write the sample data, train and evaluate the models, write the report.
 
     Writes OUT/shapes (data), OUT/<model> (checkpoints, log, pictures) and OUT/report.html. The
-    checkpoints and logs of an earlier demo are replaced.
+    files of an earlier demo are replaced.
 
     Returns:
         The path of the report.
+
+    Raises:
+        FileExistsError: OUT holds files of these names, but not the data of a demo.
     """
     start = time.perf_counter()
+    if not (out / "shapes").exists():
+        for name in (*TITLES, "report.html", "benchmarks.json"):
+            if (out / name).exists():
+                raise FileExistsError(f"{out / name} is not of a demo: give another --out")
     print(f"fastdet {__version__} demo: sample data in {out / 'shapes'}")
     data = write_shapes(out / "shapes", train=TRAIN_IMAGES, val=VAL_IMAGES, size=IMAGE_SIZE)
     models = [_train_and_show(name, data, out / name) for name in TITLES]

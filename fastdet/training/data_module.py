@@ -7,7 +7,7 @@ of workers, and the same after a training stopped and resumed.
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from fastdet.data import (
     open_dataset,
     train_transforms,
 )
-from fastdet.data.images import Exif
+from fastdet.training.options import PictureOptions
 
 Key = tuple[int, int]
 
@@ -79,15 +79,16 @@ class DetectionDataModule(lightning.LightningDataModule):
         classes: those of a checkpoint; None: those of the training split.
         drop_other_classes: leave out what the validation split has of classes that are not learnt.
         trains: whether there is training; without, the training split is not read.
-        exif, bit_depth, files_anywhere: see `fastdet.data.CocoDetection`.
+        pictures: how pictures are read.
+        files_anywhere: see `fastdet.data.CocoDetection`.
 
     Attributes:
         training, validation: the data sets; training is None where there is none.
         classes: names by label; the same for both.
 
     Raises:
-        ValueError: splits that differ in their classes, a split without images, or nothing to
-            learn from.
+        ValueError: an option out of range, splits that differ in their classes, a split without
+            images, or nothing to learn from.
     """
 
     def __init__(
@@ -102,11 +103,11 @@ class DetectionDataModule(lightning.LightningDataModule):
         classes: Classes | None = None,
         drop_other_classes: bool = False,
         trains: bool = True,
-        exif: Exif = "apply",
-        bit_depth: int | None = None,
+        pictures: PictureOptions = PictureOptions(),
         files_anywhere: bool = False,
     ) -> None:
         super().__init__()
+        pictures.check()
         self.folder = folder
         self.batch_size = batch_size
         on_gpu = torch.cuda.is_available()
@@ -118,8 +119,7 @@ class DetectionDataModule(lightning.LightningDataModule):
         self.trains = trains
         self.drop_other_classes = drop_other_classes
         self.reading: dict[str, Any] = {
-            "exif": exif,
-            "bit_depth": bit_depth,
+            **asdict(pictures),
             "files_anywhere": files_anywhere,
         }
         self._open(classes)

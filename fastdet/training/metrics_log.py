@@ -35,6 +35,13 @@ def read_metrics(path: Path) -> list[Row]:
         raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
 
 
+def is_log(path: Path) -> bool:
+    """Whether `MetricsLog` wrote the file, by its header."""
+    with path.open(errors="replace") as file:
+        header = file.readline()
+    return header.startswith("step,") or not header.strip()
+
+
 def _split_torn(path: Path) -> tuple[list[str], str]:
     """The complete lines of a file, and what is there of one more."""
     with path.open(newline="", errors="replace") as file:

@@ -21,8 +21,24 @@ _COUNTS = (
     "size_divisor",
     "fpn_channels",
     "validate_every",
-    "bit_depth",
 )
+
+
+@dataclass(frozen=True)
+class PictureOptions:
+    """How pictures are read: the keyword arguments of `fastdet.data.read_image`."""
+
+    exif: Exif = "apply"
+    """Rotate pictures by their EXIF orientation, or use them as they are stored."""
+    bit_depth: int | None = None
+    """Used bits of pictures with more than 8 bits per channel; unset: from the file."""
+    max_pixels: int = 178_956_970
+    """Refuse pictures with more pixels than this."""
+
+    def check(self) -> None:
+        """Raises ValueError with the name of an option that is out of range."""
+        _expect_count(self, "bit_depth")
+        _expect_count(self, "max_pixels")
 
 
 @dataclass(frozen=True)
@@ -58,10 +74,7 @@ class TrainOptions:
     """Epochs from one validation, and one checkpoint, to the next; the last epoch has both."""
     drop_other_classes: bool = False
     """Leave out what the validation split has of classes that the training split lacks."""
-    exif: Exif = "apply"
-    """Take pictures as their EXIF orientation displays them, or as they are stored."""
-    bit_depth: int | None = None
-    """Bits that pictures of more than 8 bits a channel use; unset: as the file says."""
+    pictures: PictureOptions = PictureOptions()
     files_anywhere: bool = False
     """Allow file names in the annotations that lead out of the image folder."""
     seed: int = 0
@@ -70,13 +83,18 @@ class TrainOptions:
 
     def check(self) -> None:
         """Raises ValueError, naming the option, where one is out of range."""
+        self.pictures.check()
         for name in _COUNTS:
-            count = getattr(self, name)
-            _expect(count is None or count >= 1, name, "a number from 1 on", count)
+            _expect_count(self, name)
         _expect(0 < self.lr < math.inf, "lr", "a finite number above 0", self.lr)
         _expect(self.workers is None or self.workers >= 0, "workers", "0 or more", self.workers)
         choices = get_args(Precision)
         _expect(self.precision in choices, "precision", " or ".join(choices), self.precision)
+
+
+def _expect_count(options: object, name: str) -> None:
+    count = getattr(options, name)
+    _expect(count is None or count >= 1, name, "a number from 1 on", count)
 
 
 def _expect(holds: bool, option: str, expected: str, actual: object) -> None:

@@ -20,8 +20,8 @@ from fastdet.training.checkpoint import (
 )
 from fastdet.training.data_module import DetectionDataModule
 from fastdet.training.detector_module import DetectorModule, load_detector
-from fastdet.training.metrics_log import MetricsLog
-from fastdet.training.options import Exif, TrainOptions
+from fastdet.training.metrics_log import MetricsLog, is_log
+from fastdet.training.options import PictureOptions, TrainOptions
 from fastdet.training.run_lock import run_lock
 from fastdet.training.stopping import Stopped
 
@@ -105,9 +105,14 @@ def train(options: TrainOptions, model_options: dict[str, Any] | None = None) ->
 
 def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModule:
     """`train`, in a folder that is locked."""
-    last = options.out / "last.ckpt"
-    if last.exists() and not options.resume:
-        raise FileExistsError(f"{last} exists: give --resume to go on, or another --out")
+    last, log = options.out / "last.ckpt", options.out / "metrics.csv"
+    if not options.resume:
+        for file in (last, options.out / "best.ckpt"):
+            if file.exists():
+                raise FileExistsError(f"{file} exists: give --resume to go on, or another --out")
+        # The log of a training that stopped before its first checkpoint may be replaced.
+        if log.exists() and not is_log(log):
+            raise FileExistsError(f"{log} is not of a training: give another --out")
     for name in ("last.ckpt", "best.ckpt", "metrics.csv"):
         remove_leftovers(options.out / name)
     lightning.seed_everything(options.seed, workers=True, verbose=False)
@@ -128,8 +133,7 @@ def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModu
         options.seed,
         classes=classes,
         drop_other_classes=options.drop_other_classes,
-        exif=options.exif,
-        bit_depth=options.bit_depth,
+        pictures=options.pictures,
         files_anywhere=options.files_anywhere,
     )
     module = DetectorModule(
@@ -157,7 +161,7 @@ def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModu
         check_val_every_n_epoch=options.validate_every,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
-        logger=MetricsLog(options.out / "metrics.csv", first_step=steps_done),
+        logger=MetricsLog(log, first_step=steps_done),
         callbacks=[ValidateLastEpoch(), *_checkpoints(options.out), ValidationLine(), ShapesLine()],
         plugins=[AtomicCheckpointIO()],
     )
@@ -188,8 +192,7 @@ def evaluate(
     batch_size: int = 8,
     *,
     drop_other_classes: bool = False,
-    exif: Exif = "apply",
-    bit_depth: int | None = None,
+    pictures: PictureOptions = PictureOptions(),
     files_anywhere: bool = False,
 ) -> CocoMetrics:
     """COCO metrics of a checkpoint on a split of a COCO-format folder.
@@ -200,7 +203,8 @@ def evaluate(
             any order and with any ids.
         batch_size: images at a time.
         drop_other_classes: leave out what the split has of classes that the checkpoint lacks.
-        exif, bit_depth, files_anywhere: see `fastdet.data.CocoDetection`.
+        pictures: how pictures are read.
+        files_anywhere: see `fastdet.data.CocoDetection`.
 
     Raises:
         ValueError: other classes.
@@ -214,8 +218,7 @@ def evaluate(
         classes=Classes(module.classes, checkpoint),
         drop_other_classes=drop_other_classes,
         trains=False,
-        exif=exif,
-        bit_depth=bit_depth,
+        pictures=pictures,
         files_anywhere=files_anywhere,
     )
     _trainer(logger=False).validate(module, datamodule=batches, verbose=False)

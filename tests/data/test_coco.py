@@ -284,6 +284,8 @@ def test_options_reach_the_pictures(write, tmp_path):
     pixels = np.full((30, 40), 1000, np.uint16)
     Image.fromarray(pixels).save(tmp_path / "images" / "b.png")
     assert (opened(path, bit_depth=12)[0][0] == 1000 >> 4).all()
+    with pytest.raises(ValueError, match=r"more than max_pixels, 100 \(image id"):
+        opened(path, max_pixels=100)[0]
     assert (open_dataset(tmp_path, "train", bit_depth=16)[0][0] == 1000 >> 8).all()
 
 

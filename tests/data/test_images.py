@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from fastdet.data import images, read_image
+from fastdet.data.images import image_size
 
 
 def grey(value, mode):
@@ -178,6 +179,25 @@ def test_a_picture_of_another_size_is_refused_by_its_header(tmp_path):
     path.write_bytes(path.read_bytes()[:60])  # the header is whole, the pixels are not
     with pytest.raises(ValueError, match="60x40 pixels, but the annotations state 7x5"):
         read_image(path, (5, 7))
+
+
+def test_a_picture_of_too_many_pixels_is_refused_by_its_header(tmp_path):
+    path = tmp_path / "cut.png"
+    Image.new("RGB", (60, 40)).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:60])
+    with pytest.raises(ValueError, match=r"cut\.png: 60x40 pixels, more than max_pixels, 2399"):
+        read_image(path, max_pixels=2399)
+    path.write_bytes(whole)
+    assert read_image(path, max_pixels=2400).shape == (3, 40, 60)
+
+
+def test_the_limit_on_pixels_is_ours_and_not_pillows(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    write_png16(tmp_path / "deep.png", np.full((4, 6, 3), 1 << 15))
+    assert (read_image(tmp_path / "deep.png") == 128).all()
+    assert image_size(tmp_path / "deep.png") == (4, 6)
+    assert Image.MAX_IMAGE_PIXELS == 10
 
 
 def test_bad_files(tmp_path):

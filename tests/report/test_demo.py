@@ -39,5 +39,12 @@ def test_demo_twice(
         assert len(list((tmp_path / "demo" / model / "pictures").iterdir())) == 3
 
 
+def test_files_that_are_not_of_a_demo_are_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"report\.html is not of a demo"):
+        demo(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+
+
 def test_every_model_is_in_the_demo() -> None:
     assert set(TITLES) == set(MODEL_OPTIONS) <= set(MODELS)

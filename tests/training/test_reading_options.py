@@ -11,6 +11,7 @@ from PIL import Image
 
 from fastdet.cli import main
 from fastdet.training.data_module import DetectionDataModule
+from fastdet.training.options import PictureOptions
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("exif", ["apply", "ignore"])
 @pytest.mark.parametrize("bit_depth", [12, 16])
 def test_both_splits_are_read_as_the_options_say(folder: Path, exif, bit_depth: int) -> None:
-    options = {"exif": exif, "bit_depth": bit_depth, "files_anywhere": True}
+    options = {"pictures": PictureOptions(exif, bit_depth), "files_anywhere": True}
     with pytest.raises(ValueError, match="leads out of the image folder"):
         DetectionDataModule(folder, 2)
     with pytest.raises(ValueError, match=r"moon is only in .*val\.json"):

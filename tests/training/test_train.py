@@ -18,7 +18,7 @@ from fastdet.data import write_shapes
 from fastdet.models import FasterRCNN, RetinaNet
 from fastdet.training.detector_module import NonFiniteLossError, load_detector
 from fastdet.training.metrics_log import read_metrics
-from fastdet.training.options import TrainOptions
+from fastdet.training.options import PictureOptions, TrainOptions
 from fastdet.training.train import evaluate, train
 
 
@@ -102,6 +102,18 @@ def test_nothing_but_the_results_is_left(run: Path) -> None:
 def test_a_finished_training_is_not_overwritten(run: Path, options: TrainOptions) -> None:
     with pytest.raises(FileExistsError, match="--resume"):
         train(options)
+
+
+def test_files_that_are_not_of_a_training_are_not_overwritten(
+    options: TrainOptions, tmp_path: Path
+) -> None:
+    for name, message in (("best.ckpt", "give --resume"), ("metrics.csv", "not of a training")):
+        out = tmp_path / name
+        out.mkdir()
+        (out / name).write_text("mine")
+        with pytest.raises(FileExistsError, match=message):
+            train(replace(options, out=out))
+        assert (out / name).read_text() == "mine"
 
 
 @pytest.mark.slow
@@ -278,7 +290,8 @@ def test_the_last_epoch_is_validated_and_saved(
         ({"batch_size": 0}, "batch_size: expected a number from 1 on, got 0"),
         ({"validate_every": -1}, "validate_every: expected"),
         ({"fpn_channels": 0}, "fpn_channels: expected"),
-        ({"bit_depth": 0}, "bit_depth: expected"),
+        ({"pictures": PictureOptions(bit_depth=0)}, "bit_depth: expected"),
+        ({"pictures": PictureOptions(max_pixels=0)}, "max_pixels: expected"),
         ({"lr": math.nan}, "lr: expected a finite number above 0, got nan"),
         ({"lr": math.inf}, "lr: expected"),
         ({"lr": 0.0}, "lr: expected"),
