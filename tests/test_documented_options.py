@@ -161,7 +161,17 @@ def test_options_of_bench_reach_pytest(tmp_path: Path, monkeypatch: pytest.Monke
     commands: list[list[str]] = []
     monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command))
     (tmp_path / "a.json").touch()
-    main(["bench", "--overwrite", "--only", "nms and not batched", "--brief", "--out", str(tmp_path / "a.json")])
+    main(
+        [
+            "bench",
+            "--overwrite",
+            "--only",
+            "nms and not batched",
+            "--brief",
+            "--out",
+            str(tmp_path / "a.json"),
+        ]
+    )
     ((_, *arguments),) = commands
     assert arguments[:3] == ["-m", "pytest", "benchmarks"]
     assert arguments[arguments.index("-k") + 1] == "nms and not batched"
