@@ -2,6 +2,9 @@
 # The target fastdet_cuda, where FASTDET_CUDA and the machine allow it, and cuda_archs_built.
 # A GPU is never needed: nvcc alone decides.
 set(cuda_archs_built "")
+if(NOT FASTDET_CUDA MATCHES "^(auto|on|off)$")
+  message(FATAL_ERROR "FASTDET_CUDA: expected auto, on or off, got '${FASTDET_CUDA}'")
+endif()
 if(FASTDET_CUDA STREQUAL "off")
   message(STATUS "fastdet: CUDA kernels not built (FASTDET_CUDA=off)")
   return()

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Which torch, compiler and CUDA kernels a build takes, and the version of what it builds."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import pybind11
+import pytest
+import torch
+from setuptools.config import pyprojecttoml
+
+import fastdet
+
+build_backend = pytest.importorskip("build_backend", reason="run from the source tree")
+TREE = Path(build_backend.__file__ or "").parent
+Configure = Callable[..., tuple[int, str]]
+
+
+def test_finds_the_torch_of_the_environment():
+    assert build_backend.find_torch() == Path(torch.__file__).parent
+
+
+def test_asks_for_torch_only_where_there_is_none(tmp_path, monkeypatch):
+    assert "torch>=2.11" not in build_backend.get_requires_for_build_wheel()
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr("sys.path", [])
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    assert build_backend.find_torch() is None
+    assert build_backend._with_torch(["cmake"]) == ["cmake", "torch>=2.11"]
+
+
+def test_the_version_is_that_of_the_package():
+    project = pyprojecttoml.read_configuration(TREE / "pyproject.toml")["project"]
+    assert project["version"] == fastdet.__version__
+
+
+@pytest.fixture
+def configure(tmp_path: Path) -> Configure:
+    """Configures a build in a new folder; gives the exit status and what CMake printed."""
+
+    def configure(environment: dict[str, str], **options: str) -> tuple[int, str]:
+        options["FASTDET_TORCH"] = str(build_backend.find_torch())
+        options["Python_EXECUTABLE"] = sys.executable
+        options["pybind11_DIR"] = pybind11.get_cmake_dir()
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            ["cmake", "-S", TREE, "-B", tmp_path / "build", "-G", "Ninja"]
+            + [f"-D{name}={value}" for name, value in options.items()],
+            env={**os.environ, "PATH": path, **environment},
+            capture_output=True,
+            text=True,
+        )
+        return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+    return configure
+
+
+def path_without_nvcc() -> str:
+    folders = [str(Path(sys.executable).parent), *os.environ["PATH"].split(os.pathsep)]
+    return os.pathsep.join(folder for folder in folders if not (Path(folder) / "nvcc").exists())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cuda", "code", "message"),
+    [
+        ("off", 0, "CUDA kernels not built (FASTDET_CUDA=off)"),
+        ("auto", 0, "CUDA kernels not built (no nvcc was found)"),
+        ("on", 1, "FASTDET_CUDA=on, but no nvcc was found"),
+        ("yes", 1, "FASTDET_CUDA: expected auto, on or off, got 'yes'"),
+    ],
+)
+def test_cuda_kernels_of_a_build_without_nvcc(
+    configure: Configure, cuda: str, code: int, message: str
+) -> None:
+    status, printed = configure({"PATH": path_without_nvcc()}, FASTDET_CUDA=cuda)
+    assert message in printed
+    assert status == code
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc")
+@pytest.mark.parametrize("cuda", ["on", "auto"])
+def test_cuda_kernels_of_a_build_with_nvcc(configure: Configure, cuda: str) -> None:
+    status, printed = configure({}, FASTDET_CUDA=cuda, FASTDET_CUDA_ARCHS="90;80")
+    assert "CUDA kernels for 80 90 + PTX" in printed
+    assert status == 0
+
+
+@pytest.mark.slow
+def test_the_compiler_is_that_of_cxx(configure: Configure, tmp_path: Path) -> None:
+    compiler = tmp_path / "another-g++"
+    compiler.symlink_to(shutil.which("g++") or "")
+    status, printed = configure({"CXX": str(compiler)}, FASTDET_CUDA="off")
+    assert f"Check for working CXX compiler: {compiler}" in printed
+    assert status == 0
