@@ -75,7 +75,7 @@ def training_peaks_mib(name: str) -> dict[str, int]:
     for _ in range(PROCESSES):
         for side in SIDES:
             command = [sys.executable, "-m", __spec__.name, "--memory-of", name, side]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             peaks[side].append(float(done.stdout))
     return {side: round(statistics.median(peaks[side])) for side in SIDES}
 

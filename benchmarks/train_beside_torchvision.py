@@ -133,7 +133,7 @@ def peak_memory_mib(side: str, options: argparse.Namespace) -> float:
     for name in ("data", "model", "backbone", "size", "fpn_channels", "batch_size", "device"):
         command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     command += ["--min-size", str(options.min_size)] if options.min_size else []
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def measure_memory(side: str, options: argparse.Namespace) -> float:
@@ -200,7 +200,7 @@ def main() -> None:
     """Trains, compares, writes the result file after each seed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True, help="a COCO-format folder")
-    parser.add_argument("--model", choices=list(MODELS), default="faster_rcnn")
+    parser.add_argument("--model", choices=list(SIDES["torchvision"]), default="faster_rcnn")
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--size", type=int, default=640, help="longer side of the images")
     parser.add_argument("--min-size", type=int, help="shorter side, else 3/4 of the longer")

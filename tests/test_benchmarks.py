@@ -2,6 +2,7 @@
 """The benchmark suites run, cover every operator and report what they measured."""
 
 import itertools
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import compare, plots, readme_tables, results
+from benchmarks import (
+    compare,
+    detector_profile,
+    plots,
+    readme_tables,
+    results,
+    train_beside_torchvision,
+)
 from benchmarks.alternate import Rounds, alternate
 from benchmarks.case import Case, measure, ratio
 from benchmarks.ceilings import stream
@@ -24,6 +32,7 @@ from benchmarks.results import GpuWork, Point, Result, Row, SideResult
 from benchmarks.tables import missed
 from fastdet import ops
 from fastdet.bench import TREE
+from fastdet.data import write_shapes
 from fastdet.report.figures import three_digits
 
 
@@ -54,6 +63,56 @@ def test_every_suite_runs_and_every_op_has_one(tmp_path: Path) -> None:
         assert next(iter(one.sides)) == "fastdet"
         assert len(one.sides) > 1
         assert all(side.ms > 0 for side in one.sides.values())
+
+
+@pytest.mark.slow
+def test_profile_of_detectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = detector_profile.made
+    peak = detector_profile.training_peak_mib
+    monkeypatch.setattr(detector_profile, "made", lambda name, height, width: made(name, 64, 64))
+    (name, *_) = detector_profile.MODELS
+    monkeypatch.setattr(detector_profile, "MODELS", {name: detector_profile.MODELS[name]})
+    monkeypatch.setattr(detector_profile, "CALLS", 1)
+    monkeypatch.setattr(detector_profile, "CPU_DETECTORS", tmp_path / "profile.json")
+    monkeypatch.setattr(
+        detector_profile,
+        "training_peaks_mib",  # without new processes
+        lambda name: {side: peak(name, side) for side in detector_profile.SIDES},
+    )
+    monkeypatch.setattr(sys, "argv", ["detector_profile"])
+    detector_profile.main()
+    measured = json.loads((tmp_path / "profile.json").read_text())["detectors"]
+    assert list(measured) == [name]
+    assert set(measured[name]) == {"fastdet", "torchvision"}
+    for side in measured[name].values():
+        assert 0 < side["rest_share"] < 1
+        assert len(side["rest_ms"]) == detector_profile.LARGEST
+        assert side["training_peak_mib"] >= 0
+
+
+@pytest.mark.slow
+def test_training_beside_torchvision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = write_shapes(tmp_path / "shapes", train=4, val=2, size=64), tmp_path / "result.json"
+    options = f"--data {data} --model mask_rcnn --backbone resnet10t --size 64 --steps 2"
+    options += f" --batch-size 2 --fpn-channels 16 --log-every 1 --seeds 2 --out {out}"
+    monkeypatch.setattr(
+        train_beside_torchvision,
+        "peak_memory_mib",  # without new processes
+        train_beside_torchvision.measure_memory,
+    )
+    monkeypatch.setattr(sys, "argv", ["train_beside_torchvision", *options.split()])
+    train_beside_torchvision.main()
+    assert "seed 1 step time, torchvision / fastdet" in capsys.readouterr().out
+    written = json.loads(out.read_text())
+    assert set(written["peak_memory_mib"]) == {"fastdet", "torchvision"}
+    assert [one["seed"] for one in written["runs"]] == [0, 1]
+    for one in written["runs"]:
+        for side in ("fastdet", "torchvision"):
+            assert 0 <= one[side]["segm_AP"] <= 1
+            assert one[side]["seconds_per_step"] > 0
+            assert list(one[side]["AP50_by_step"]) == ["1", "2"]
 
 
 def test_no_operator_is_less_exact_than_torchvisions() -> None:
