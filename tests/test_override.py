@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
+import runpy
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from torchvision import ops
 from torchvision.models import detection
 
 NAN = float("nan")
+TREE = Path(__file__).resolve().parents[1]
 
 
 def random_boxes(n: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -372,3 +376,15 @@ def test_torchvisions_detectors_train_the_same(name, detectors):
     with fastdet.override_torchvision():
         got = losses_and_gradients()
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_packages_that_it_reaches() -> None:
+    """The table in the documentation, for the packages that are installed."""
+    tool = runpy.run_path(str(TREE / "tools" / "override_reach.py"))
+    page = (TREE / "docs" / "override_torchvision.md").read_text()
+    for package, code, run in tool["ROWS"]:
+        if find_spec(package) is None:
+            continue
+        found = tool["operators_in"](run)
+        names = ", ".join(f"`{name}`" for name in found)
+        assert f" | {code} | {'yes' if found else 'no'} | {names} |" in page, package
