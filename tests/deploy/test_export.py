@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Exported detectors find what the model finds, without the model's code and without fastdet."""
 
+import copy
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,11 @@ CONVERTED = ("faster_rcnn_of_parts", "retinanet_of_parts", "fcos_of_parts")
 
 def detector(name: str) -> Detector:
     """In eval mode, with scores that are far enough apart not to change places by rounding."""
+    return copy.deepcopy(_made(name))
+
+
+@functools.cache
+def _made(name: str) -> Detector:
     torch.manual_seed(0)
     if name in MODELS:
         model = with_detections(small_model(name))
@@ -91,6 +98,22 @@ def assert_same(found: Arrays, expected: Detections, least: int = 4) -> None:
             np.testing.assert_allclose(found["masks"][i, :count], masks, atol=1e-3, rtol=0)
 
 
+OnnxFile = Callable[[str], tuple[Detector, Path]]
+
+
+@pytest.fixture(scope="module")
+def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> OnnxFile:
+    """A model by name, and its file for any number of images. Do not change them."""
+
+    @functools.cache
+    def onnx_file(name: str) -> tuple[Detector, Path]:
+        model, path = detector(name), tmp_path_factory.mktemp(name) / "detector.onnx"
+        export_detector(model, path, SIZE, batch_size=None)
+        return model, path
+
+    return onnx_file
+
+
 def slow(names: Iterable[str]) -> list[Any]:
     return [pytest.param(name, marks=pytest.mark.slow) for name in names]
 
@@ -98,12 +121,11 @@ def slow(names: Iterable[str]) -> list[Any]:
 @pytest.mark.parametrize(
     "name", ["retinanet", *slow(sorted({*MODELS, *CONVERTED} - {"retinanet"}))]
 )
-def test_onnx_finds_what_the_model_finds(name: str, tmp_path: Path) -> None:
-    model = detector(name)
-    export_detector(model, tmp_path / "detector.onnx", SIZE, batch_size=None)
+def test_onnx_finds_what_the_model_finds(name: str, onnx_file: OnnxFile) -> None:
+    model, path = onnx_file(name)
     for sizes in ([(96, 128), (70, 101), (96, 50)], [(81, 128)]):
         images, heights = pixels(*sizes)
-        found = run_onnx(tmp_path / "detector.onnx", images, heights)
+        found = run_onnx(path, images, heights)
         assert_same(found, detect(model, images, heights))
 
 
@@ -120,28 +142,28 @@ def find_few(model: Detector, images: Tensor, sizes: Tensor) -> Detections:
     return found
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("name", ["retinanet", *slow(sorted({*MODELS} - {"retinanet"}))])
-def test_rows_that_are_not_filled(name: str, runtime: str, tmp_path: Path) -> None:
+def test_rows_that_are_not_filled(name: str, tmp_path: Path) -> None:
     model = detector(name)
     images, sizes = pixels((96, 128), (70, 101), (96, 50))
     expected = find_few(model, images, sizes)
     export_detector(model, tmp_path / "detector.onnx", SIZE, batch_size=None)
-    assert_same(run_onnx(tmp_path / "detector.onnx", images, sizes, runtime), expected, least=0)
+    for runtime in RUNTIMES:
+        found = run_onnx(tmp_path / "detector.onnx", images, sizes, runtime)
+        assert_same(found, expected, least=0)
 
 
 @pytest.mark.parametrize("name", ["retinanet", *slow(sorted({*MODELS} - {"retinanet"}))])
-def test_no_constant_is_infinite(name: str, tmp_path: Path) -> None:
-    export_detector(detector(name), tmp_path / "detector.onnx", SIZE)
-    for node in onnx.load(tmp_path / "detector.onnx").graph.node:
+def test_no_constant_is_infinite(name: str, onnx_file: OnnxFile) -> None:
+    _, path = onnx_file(name)
+    for node in onnx.load(path).graph.node:
         assert not any(attribute.HasField("g") for attribute in node.attribute), node.op_type
-    for constant, values in constants(tmp_path / "detector.onnx"):
+    for constant, values in constants(path):
         assert np.isfinite(values).all(), constant
 
 
-def test_an_onnx_file_has_the_lowest_version_of_the_format(tmp_path: Path) -> None:
-    export_detector(detector("retinanet"), tmp_path / "detector.onnx", SIZE)
-    model = onnx.load(tmp_path / "detector.onnx")
+def test_an_onnx_file_has_the_lowest_version_of_the_format(onnx_file: OnnxFile) -> None:
+    model = onnx.load(onnx_file("retinanet")[1])
     (opset,) = model.opset_import
     versions = {
         onnx.defs.get_schema(node.op_type, opset.version, node.domain).since_version
