@@ -28,6 +28,7 @@ COLOURS = {
     "OpenCV": "#2a9d6e",
     "NumPy": "#8a6d00",
     "fastdet.numpy": "#0f8fb3",
+    "SciPy": "#7a4fb5",
 }
 COLUMNS = 3
 LABEL_GAP = 0.075  # of the panel's height

@@ -22,6 +22,9 @@ STABLE_TORCH_LIBRARY(fastdet, m) {
   m.def("match_anchors(Tensor anchors, Tensor gt_boxes, Tensor gt_counts, float high, float low, str low_quality) -> (Tensor, Tensor)");
   m.def("sample_matches(Tensor index, Tensor keys, int num, float positive_fraction) -> (Tensor, Tensor)");
 
+  m.def("linear_assignment(Tensor cost, Tensor? row_counts, Tensor? col_counts) -> Tensor");
+  m.def("match_queries(Tensor logits, Tensor boxes, Tensor gt_labels, Tensor gt_boxes, Tensor gt_counts, float cost_class, float cost_bbox, float cost_giou, float alpha, float gamma, str kind, int groups) -> Tensor");
+
   m.def("encode_boxes(Tensor boxes, Tensor anchors, float wx, float wy, float ww, float wh) -> Tensor");
   m.def("decode_boxes(Tensor deltas, Tensor anchors, float wx, float wy, float ww, float wh, Tensor? sizes) -> Tensor");
   m.def("decode_boxes_backward(Tensor grad, Tensor deltas, Tensor anchors, float wx, float wy, float ww, float wh, Tensor? sizes) -> Tensor");

@@ -27,6 +27,10 @@ class LowQuality(enum.Enum):
     anchor_best = ...
     gt_best = ...
 
+class ClassCost(enum.Enum):
+    focal = ...
+    softmax = ...
+
 class SoftNmsMethod(enum.Enum):
     linear = ...
     gaussian = ...
@@ -76,6 +80,23 @@ def match_anchors(
     low: float,
     low_quality: LowQuality,
 ) -> tuple[_Ints, NDArray[_Float]]: ...
+def linear_assignment(
+    cost: NDArray[_Float], row_counts: _Ints | None, col_counts: _Ints | None
+) -> _Ints: ...
+def match_queries(
+    logits: NDArray[_Float],
+    boxes: NDArray[_Float],
+    gt_labels: _Ints,
+    gt_boxes: NDArray[_Float],
+    gt_counts: _Ints,
+    cost_class: float,
+    cost_bbox: float,
+    cost_giou: float,
+    alpha: float,
+    gamma: float,
+    kind: ClassCost,
+    groups: int,
+) -> _Ints: ...
 def retinanet_detections(
     logits: list[NDArray[_Float]],
     deltas: list[NDArray[_Float]],

@@ -32,6 +32,7 @@ _LOW_QUALITY = {
     "gt_best": _native.LowQuality.gt_best,
     "none": _native.LowQuality.none,
 }
+_CLASS_COSTS = {"focal": _native.ClassCost.focal, "softmax": _native.ClassCost.softmax}
 _SOFT_NMS_METHODS = {
     "linear": _native.SoftNmsMethod.linear,
     "gaussian": _native.SoftNmsMethod.gaussian,
@@ -244,6 +245,91 @@ def match_anchors(
         high,
         low,
         rule,
+    )
+
+
+def linear_assignment(
+    cost: Floats, row_counts: Ints | None = None, col_counts: Ints | None = None
+) -> Ints:
+    """Gives each row at most one column, and each column at most one row, at the least total cost.
+
+    Definition: `fastdet.ops.linear_assignment`. A cost that is not finite forbids its pair.
+
+    Args:
+        cost: (..., R, C); each leading index is a problem of its own.
+        row_counts: (...) integers, the leading dimensions of cost; only the first row_counts[b]
+            rows of problem b are read. None: all R.
+        col_counts: the same for columns.
+
+    Returns:
+        (..., R) int64, the column of each row, or -1.
+
+    Raises:
+        ValueError: wrong shape.
+        TypeError: not an array, or a wrong dtype.
+    """
+    maths = _type_of(cost=cost).maths
+    return _native.linear_assignment(
+        _dense(cost, maths),
+        None if row_counts is None else _integers("row_counts", row_counts),
+        None if col_counts is None else _integers("col_counts", col_counts),
+    )
+
+
+def match_queries(
+    logits: Floats,
+    boxes: Floats,
+    gt_labels: Ints,
+    gt_boxes: Floats,
+    gt_counts: Ints,
+    cost_class: float = 2,
+    cost_bbox: float = 5,
+    cost_giou: float = 2,
+    alpha: float = 0.25,
+    gamma: float = 2,
+    kind: str = "focal",
+    groups: int = 1,
+) -> Ints:
+    """Matches the queries of each image, and of each decoder layer, with its gts one to one.
+
+    Definition: `fastdet.ops.match_queries`, which describes the costs.
+
+    Args:
+        logits: (..., B, Q, C); the leading dimensions are decoder layers.
+        boxes: (..., B, Q, 4) centre x, centre y, width, height, in units of the image's sides.
+        gt_labels: (B, G) integers in 0 .. C - 1.
+        gt_boxes: (B, G, 4) in the format of boxes.
+        gt_counts: (B,) integers; only the first gt_counts[b] gts of image b are read.
+        cost_class: weight of the class cost.
+        cost_bbox: weight of the L1 distance.
+        cost_giou: weight of the generalized IoU.
+        alpha: of the focal cost, in [0, 1].
+        gamma: of the focal cost, >= 0.
+        kind: "focal" or "softmax".
+        groups: the queries are that many parts of equal size, each matched by itself.
+
+    Returns:
+        (..., B, Q) int64: the gt of each query, or -1.
+
+    Raises:
+        ValueError: wrong shape; unknown kind; a number outside its range.
+        TypeError: not an array, or a wrong dtype.
+    """
+    class_cost = _one_of("kind", kind, _CLASS_COSTS)
+    maths = _type_of(logits=logits, boxes=boxes, gt_boxes=gt_boxes).maths
+    return _native.match_queries(
+        _dense(logits, maths),
+        _dense(boxes, maths),
+        _integers("gt_labels", gt_labels),
+        _dense(gt_boxes, maths),
+        _integers("gt_counts", gt_counts),
+        cost_class,
+        cost_bbox,
+        cost_giou,
+        alpha,
+        gamma,
+        class_cost,
+        groups,
     )
 
 

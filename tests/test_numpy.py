@@ -370,6 +370,45 @@ def test_match_anchors_is_that_of_torch(rule, dtypes, per_image):
     assert (iou == 0).all()
 
 
+# ---- linear_assignment, match_queries -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+@pytest.mark.parametrize("shape", [(3, 3), (2, 12, 30), (2, 2, 30, 12), (0, 4), (4, 0), (0, 2, 3)])
+def test_linear_assignment_is_that_of_torch(shape, dtype):
+    cost = np.random.default_rng(0).random(shape).astype(dtype)
+    expect_same(fnp.linear_assignment(cost), fastdet.linear_assignment(*tensors(cost)))
+    counts = np.full(shape[:-2], 2), np.full(shape[:-2], 1)
+    torch_counts = [torch.from_numpy(own) for own in counts]
+    expect_same(
+        fnp.linear_assignment(cost, *counts),
+        fastdet.linear_assignment(torch.from_numpy(cost), *torch_counts),
+    )
+
+
+def test_linear_assignment_hand_worked():
+    cost = np.array([[1, 2], [1, 5], [NAN, INF]], "f4")
+    assert fnp.linear_assignment(cost).tolist() == [1, 0, -1]
+    assert fnp.linear_assignment(cost.T).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("kind", ["focal", "softmax"])
+@pytest.mark.parametrize("dtypes", [("f4", "f4"), ("f4", "f8"), ("f8", "f8")])
+def test_match_queries_is_that_of_torch(dtypes, kind):
+    generator = np.random.default_rng(0)
+    logits = generator.standard_normal((2, 3, 24, 7)).astype(dtypes[0])
+    boxes = generator.random((2, 3, 24, 4)).astype(dtypes[1])
+    gts = generator.integers(0, 7, (3, 9)), generator.random((3, 9, 4)).astype(dtypes[1])
+    arguments = (logits, boxes, *gts, np.array([9, 0, 4]))
+    numbers = (1, 2, 3, 0.4, 1.5, kind, 2)
+    expect_same(
+        fnp.match_queries(*arguments, *numbers),
+        fastdet.match_queries(*tensors(*arguments), *numbers),
+    )
+    none = fnp.match_queries(logits[..., :0, :], boxes[..., :0, :], *arguments[2:])
+    assert none.shape == (2, 3, 0)
+
+
 # ---- encode_boxes, decode_boxes -----------------------------------------------------------------
 
 
@@ -536,6 +575,19 @@ def test_bad_input_is_named():
         fnp.match_anchors(boxes, boxes[None], np.array([5, 5]), 0.7, 0.3)
     with pytest.raises(ValueError, match=r"match_anchors: anchors: expected \(A, 4\)"):
         fnp.match_anchors(np.stack([boxes, boxes]), boxes[None], counts, 0.7, 0.3)
+    with pytest.raises(ValueError, match=r"linear_assignment: cost: expected \(\.\.\., R, C\)"):
+        fnp.linear_assignment(scores)
+    with pytest.raises(ValueError, match=r"linear_assignment: row_counts: expected \(...\) with"):
+        fnp.linear_assignment(boxes, counts)
+    queries = (boxes[None], boxes[None], np.zeros((1, 5), "i8"), boxes[None], counts)
+    with pytest.raises(ValueError, match=r"kind: expected one of .*got 'best'"):
+        fnp.match_queries(*queries, kind="best")
+    with pytest.raises(ValueError, match=r"match_queries: groups: expected a divisor of Q = 5"):
+        fnp.match_queries(*queries, groups=2)
+    with pytest.raises(ValueError, match=r"match_queries: alpha: expected a number in \[0, 1\], g"):
+        fnp.match_queries(*queries, alpha=-1)
+    with pytest.raises(ValueError, match=r"match_queries: gt_boxes: expected \(B, G, 4\)"):
+        fnp.match_queries(*queries[:3], boxes, counts)
     for wrong in (0, -1, NAN, INF):
         for code in (fnp.encode_boxes, fnp.decode_boxes):
             with pytest.raises(ValueError, match="weights: expected four finite numbers > 0, got"):

@@ -9,6 +9,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "../csrc/assignment/linear_assignment.h"
+#include "../csrc/assignment/query_matcher.h"
 #include "../csrc/box_coding/box_coding.loops.h"
 #include "../csrc/box_iou/box_iou_loss.loops.h"
 #include "../csrc/box_iou/iou_planes.h"
@@ -224,6 +226,39 @@ void matching(const std::string& type) {
 }
 
 template <typename T>
+void assignment(const std::string& type) {
+  const auto cost = values<T>(3 * 40 * 27, 0, 10, 22);
+  std::vector<int64_t> index(3 * 40);
+  assign_batch<T>({cost.data(), nullptr, nullptr, 3, 40, 27}, index.data(), kSerial);
+  print(type + " linear_assignment", index);
+
+  constexpr int64_t kQueries = 61, kClasses = 5, kGts = 9;
+  const auto logits = values<T>(2 * kQueries * kClasses, -9, 9, 23);
+  const auto centred = values<T>(2 * kQueries * 4, 0, 1, 24),
+             gts = values<T>(2 * kGts * 4, 0, 1, 25);
+  const std::vector<int64_t> labels = {0, 1, 2, 3, 4, 0, 1, 2, 5, 4, 3, 2, 1, 0, 4, 3, 2, 1};
+  const std::vector<int64_t> counts = {kGts, 7};
+  std::vector<int64_t> matched(2 * kQueries);
+  for (const ClassCost kind : {ClassCost::kFocal, ClassCost::kSoftmax}) {
+    const QueryBatch<T> in = {logits.data(),
+                              reinterpret_cast<const CentredBox<T>*>(centred.data()),
+                              labels.data(),
+                              reinterpret_cast<const CentredBox<T>*>(gts.data()),
+                              counts.data(),
+                              1,
+                              2,
+                              kQueries,
+                              kClasses,
+                              kGts,
+                              1,
+                              {2, 5, 2, 0.25, 1.5},
+                              kind};
+    match_query_batch(in, matched.data(), kSerial);
+    print(type + " match_queries", matched);
+  }
+}
+
+template <typename T>
 void detections(const std::string& type) {
   constexpr int64_t kClasses = 5, kRows = 50;
   const auto anchors = boxes<T>(kBoxes, 13);
@@ -310,6 +345,7 @@ void all_of_a_box_type(const std::string& type) {
   box_iou<T>(type);
   nms<T>(type);
   matching<T>(type);
+  assignment<T>(type);
   detections<T>(type);
   masks<T>(type);
 }

@@ -14,9 +14,11 @@ from fastdet.ops.box_iou_loss import (
     generalized_box_iou_loss,
 )
 from fastdet.ops.crop_masks import crop_masks
+from fastdet.ops.linear_assignment import linear_assignment
 from fastdet.ops.mask_rcnn_loss import mask_rcnn_loss
 from fastdet.ops.mask_rle import encode_masks, paste_masks_rle
 from fastdet.ops.match_anchors import match_anchors
+from fastdet.ops.match_queries import match_queries
 from fastdet.ops.nms import batched_nms, nms, nms_padded
 from fastdet.ops.paste_masks import paste_masks
 from fastdet.ops.retinanet_detections import retinanet_detections
@@ -41,8 +43,10 @@ __all__ = [
     "encode_masks",
     "generalized_box_iou",
     "generalized_box_iou_loss",
+    "linear_assignment",
     "mask_rcnn_loss",
     "match_anchors",
+    "match_queries",
     "multiscale_roi_align",
     "nms",
     "nms_padded",

@@ -60,6 +60,13 @@ def mask_loss_and_gradient() -> object:
     return torch.autograd.grad(fastdet.mask_rcnn_loss(leaf, *others), leaf)
 
 
+QUERIES = (
+    noise(2, 2, 9, 5),
+    noise(2, 2, 9, 4).sigmoid(),
+    integers(0, 5, 2, 3),
+    noise(2, 3, 4).sigmoid(),
+    torch.tensor([3, 1]),
+)
 PASTED = noise(4, 7, 7).sigmoid(), boxes(4), (60, 80)
 
 LAUNCHES = {
@@ -71,6 +78,8 @@ LAUNCHES = {
     "retinanet_detections": (detect(100), 9),
     "roi_detections": (detect_in_rois, 6),
     "sample_matches": (lambda: fastdet.sample_matches(integers(-2, 3, 2, 50), 8, 0.5), 7),
+    "linear_assignment": (lambda: fastdet.linear_assignment(noise(3, 4, 5)), 2),
+    "match_queries": (lambda: fastdet.match_queries(*QUERIES), 2),
     "crop_masks": (lambda: fastdet.crop_masks(*mask_head(5)[2:], 7), 1),
     "mask_rcnn_loss, forward and backward": (mask_loss_and_gradient, 4),
     "paste_masks": (lambda: fastdet.paste_masks(*PASTED), 2),

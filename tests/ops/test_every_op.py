@@ -137,6 +137,19 @@ def calls(n: int, extent: float = 100) -> dict[str, Call]:
         "match_anchors, anchor_best": Call(match("anchor_best"), (rows, gts, gt_counts)),
         "match_anchors, gt_best": Call(match("gt_best"), (rows, gts, gt_counts)),
         "sample_matches": Call(sample, (matches,)),
+        "linear_assignment": Call(
+            fastdet.linear_assignment, (noise(n, 4, 6), integers(0, 6, n), integers(0, 8, n))
+        ),
+        "match_queries": Call(
+            fastdet.match_queries,
+            (
+                noise(n, 2, 6, 5),
+                noise(n, 2, 6, 4, seed=7).sigmoid(),
+                integers(0, 5, 2, 3),
+                noise(2, 3, 4).sigmoid(),
+                torch.tensor([3, 1]),
+            ),
+        ),
         "encode_boxes": Call(fastdet.encode_boxes, (rows, others)),
         "decode_boxes": Call(
             lambda d, a, s: fastdet.decode_boxes(d, a, sizes=s), (deltas, rows, sizes), True
@@ -370,8 +383,9 @@ BATCHED = ("nms_padded", "multiscale_roi_align", "sample_matches", "crop_masks",
 def test_expanded_inputs(name):
     call = calls(1)[name]
     rows = {"roi_align": (1,), "roi_align, channels_last": (1,), "roi_align, adaptive": (1,)}
+    rows["match_queries"] = (0, 1)
     repeated = rows.get(name, range(len(call.tensors)))
-    if "match" in name:
+    if name.startswith("match_anchors"):
         repeated = (0,)
     if name.endswith("box_iou"):
         repeated = (0,)

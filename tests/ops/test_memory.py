@@ -82,6 +82,21 @@ def match_anchors() -> Case:
     return Case(lambda: fastdet.match_anchors(anchors, gts[None], counts, 0.7, 0.3), 12 * N)
 
 
+def linear_assignment() -> Case:
+    cost = noise(100, 400, 300)  # a copy in float64 would be 96 MB
+    return Case(lambda: fastdet.linear_assignment(cost), 8 * 100 * 400)
+
+
+def match_queries() -> Case:
+    layers, images, queries, gts = 6, 8, 900, 100  # all costs would be 35 MB
+    outputs = noise(layers, images, queries, 20), noise(layers, images, queries, 4).sigmoid()
+    targets = integers(0, 20, images, gts), noise(images, gts, 4).sigmoid()
+    counts = torch.full((images,), gts)
+    return Case(
+        lambda: fastdet.match_queries(*outputs, *targets, counts), 8 * layers * images * queries
+    )
+
+
 def box_iou() -> Case:
     few, many = boxes(50), boxes(N)
     return Case(lambda: fastdet.box_iou(few, many), 4 * 50 * N, 20 * N)
@@ -166,6 +181,8 @@ def paste_masks_rle() -> Case:
 CASES = [
     nms,
     match_anchors,
+    linear_assignment,
+    match_queries,
     box_iou,
     decode_boxes,
     encode_boxes,
