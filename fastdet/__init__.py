@@ -31,6 +31,7 @@ _OPERATORS = frozenset(
         "generalized_box_iou_loss",
         "mask_rcnn_loss",
         "match_anchors",
+        "ms_deform_attn",
         "multiscale_roi_align",
         "nms",
         "nms_padded",

@@ -17,6 +17,7 @@ from fastdet.ops.crop_masks import crop_masks
 from fastdet.ops.mask_rcnn_loss import mask_rcnn_loss
 from fastdet.ops.mask_rle import encode_masks, paste_masks_rle
 from fastdet.ops.match_anchors import match_anchors
+from fastdet.ops.ms_deform_attn import ms_deform_attn
 from fastdet.ops.nms import batched_nms, nms, nms_padded
 from fastdet.ops.paste_masks import paste_masks
 from fastdet.ops.retinanet_detections import retinanet_detections
@@ -43,6 +44,7 @@ __all__ = [
     "generalized_box_iou_loss",
     "mask_rcnn_loss",
     "match_anchors",
+    "ms_deform_attn",
     "multiscale_roi_align",
     "nms",
     "nms_padded",
