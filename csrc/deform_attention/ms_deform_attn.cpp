@@ -55,91 +55,80 @@ class PointLevels {
   std::vector<int32_t> rows_, columns_, starts_;
 };
 
-// The weights of the heads of a query: those of the call, or the softmax of each head's logits.
-template <typename S>
-class HeadWeights {
- public:
-  HeadWeights(const AttentionTensors& t, bool softmax)
-      : data_(data<S>(t.weights)),
-        points_(t.points),
-        probabilities_(softmax ? t.heads * t.points : 0) {}
+// The tensors of a call as pointers; value (B, S, H, D).
+template <typename T>
+struct AttentionArrays {
+  const T* value;
+  const Sum<T>*locations, *weights;
+  int64_t images, queries, heads, channels, pixels, points;
+  bool softmax;
 
-  // Of `heads` heads from row `row` of (B, Q, H) on; valid until the next call.
-  const S* of(int64_t row, int64_t heads) {
-    const S* own = data_ + row * points_;
-    if (probabilities_.empty()) return own;
-    const auto& loops = current_loops<SoftmaxLoops<S>>();
-    for (int64_t h = 0; h < heads; ++h)
-      loops.softmax(own + h * points_, points_, probabilities_.data() + h * points_);
-    return probabilities_.data();
+  AttentionArrays(const AttentionTensors& t, bool softmax)
+      : value(data<T>(t.value)),
+        locations(data<Sum<T>>(t.locations)),
+        weights(data<Sum<T>>(t.weights)),
+        images(t.images),
+        queries(t.queries),
+        heads(t.heads),
+        channels(t.channels),
+        pixels(t.pixels),
+        points(t.points),
+        softmax(softmax) {}
+
+  // A map (B, S, H, D) from a head of an image on.
+  template <typename U>
+  AttentionMap<U> map(U* data, int64_t image, int64_t head) const {
+    return {data + (image * pixels * heads + head) * channels, heads * channels, channels};
   }
 
- private:
-  const S* data_;
-  int64_t points_;
-  std::vector<S> probabilities_;
+  // The weights of n heads from row `row` of (B, Q, H) on: those of the call, or the softmax of
+  // each head's logits, in `room` for n * points values.
+  const Sum<T>* weights_of(int64_t row, int64_t n, Sum<T>* room) const {
+    const Sum<T>* own = weights + row * points;
+    if (!softmax) return own;
+    const auto& loops = current_loops<SoftmaxLoops<Sum<T>>>();
+    for (int64_t h = 0; h < n; ++h) loops.softmax(own + h * points, points, room + h * points);
+    return room;
+  }
 };
 
-// Head `head` of image `image` of (B, S, H, D).
 template <typename T>
-AttentionMap<T> map_of(T* data, const AttentionTensors& t, int64_t image, int64_t head) {
-  const int64_t stride = t.heads * t.channels;
-  return {data + image * t.pixels * stride + head * t.channels, stride, t.channels};
-}
-
-template <typename T>
-void attend(const AttentionTensors& t, const AttentionPoints<Sum<T>>& points, bool softmax,
-            const Tensor& out) {
-  using S = Sum<T>;
+void attend(const AttentionArrays<T>& a, const AttentionPoints<Sum<T>>& points, T* out) {
   const auto& loops = current_loops<MsDeformAttnLoops<T>>();
-  parallel_for(t.images * t.queries, 4, [&](int64_t begin, int64_t end) {
-    HeadWeights<S> weights(t, softmax);
-    std::vector<S> sums(t.channels);
+  parallel_for(a.images * a.queries, 4, [&](int64_t begin, int64_t end) {
+    std::vector<Sum<T>> probabilities(a.softmax ? a.heads * a.points : 0), sums(a.channels);
     for (int64_t query = begin; query < end; ++query) {
-      const int64_t row = query * t.heads;
-      loops.attend(map_of(data<T>(t.value), t, query / t.queries, 0), points, t.heads,
-                   data<S>(t.locations) + row * 2 * t.points, weights.of(row, t.heads),
-                   mutable_data<T>(out) + row * t.channels, sums.data());
+      const int64_t row = query * a.heads;
+      loops.attend(
+          a.map(a.value, query / a.queries, 0), points, a.heads, a.locations + row * 2 * a.points,
+          a.weights_of(row, a.heads, probabilities.data()), out + row * a.channels, sums.data());
     }
   });
 }
 
-// The gradients, in the type of sums.
+// The gradients: value (B, S, H, D), locations and weights.
+template <typename T>
 struct AttentionGradients {
-  Tensor value, locations, weights;
+  T* value;
+  Sum<T>*locations, *weights;
 };
 
-// Some heads of an image, for all its queries.
+// A head of an image, for all its queries. `sums` (S, D) and `probabilities` (points) are room.
 template <typename T>
-void attend_backward(const AttentionTensors& t, const AttentionPoints<Sum<T>>& points, bool softmax,
-                     const T* grad, const AttentionGradients& to, int64_t image, int64_t head,
-                     int64_t heads) {
-  using S = Sum<T>;
+void attend_backward(const AttentionArrays<T>& a, const AttentionPoints<Sum<T>>& points,
+                     const T* grad, const AttentionGradients<T>& to, int64_t image, int64_t head,
+                     Sum<T>* sums, Sum<T>* probabilities) {
   const auto& loops = current_loops<MsDeformAttnLoops<T>>();
-  HeadWeights<S> weights(t, softmax);
-  std::vector<S> sums(t.channels);
-  const auto value = map_of(data<T>(t.value), t, image, head);
-  const auto grad_value = map_of(mutable_data<S>(to.value), t, image, head);
-  for (int64_t query = 0; query < t.queries; ++query) {
-    const int64_t row = (image * t.queries + query) * t.heads + head;
-    const S* own = weights.of(row, heads);
-    S* const grad_weights = mutable_data<S>(to.weights) + row * t.points;
-    loops.attend_backward(value, points, heads, data<S>(t.locations) + row * 2 * t.points, own,
-                          grad + row * t.channels, grad_value,
-                          mutable_data<S>(to.locations) + row * 2 * t.points, grad_weights,
-                          sums.data());
-    if (softmax)
-      for (int64_t h = 0; h < heads; ++h)
-        loops.softmax_backward(own + h * t.points, t.points, grad_weights + h * t.points);
+  const AttentionMap<const T> value = a.map(a.value, image, head);
+  std::fill_n(sums, a.pixels * a.channels, Sum<T>(0));
+  for (int64_t query = 0; query < a.queries; ++query) {
+    const int64_t row = (image * a.queries + query) * a.heads + head, point = row * a.points;
+    const Sum<T>* weights = a.weights_of(row, 1, probabilities);
+    loops.attend_backward(value, points, a.locations + 2 * point, weights, grad + row * a.channels,
+                          sums, to.locations + 2 * point, to.weights + point);
+    if (a.softmax) loops.softmax_backward(weights, a.points, to.weights + point);
   }
-}
-
-// As many heads of an image for a thread as keep all threads busy: adjacent heads share pages.
-int64_t heads_of_a_task(const AttentionTensors& t) {
-  const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
-  int64_t heads = t.heads;
-  while (heads > 1 && t.images * ((t.heads + heads - 1) / heads) % threads != 0) --heads;
-  return heads;
+  loops.store_rows(sums, a.pixels, a.map(to.value, image, head));
 }
 
 }  // namespace
@@ -155,7 +144,7 @@ Tensor ms_deform_attn(const Tensor& value, const std::vector<int64_t>& heights,
   const AttentionTensors t(value, locations, weights);
   dispatch_floating(value.scalar_type(), [&]<typename T>() {
     const PointLevels<Sum<T>> levels(heights, widths, t.points);
-    attend<T>(t, levels.points(), softmax, out);
+    attend<T>({t, softmax}, levels.points(), mutable_data<T>(out));
   });
   return out;
 }
@@ -170,24 +159,26 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(const Tensor& grad, c
                                 weights);
   const AttentionTensors t(value, locations, weights);
   const auto dtype = box_dtype(value);
-  const AttentionGradients to = {in_huge_pages(empty_like(value, dtype)),
-                                 in_huge_pages(empty_like(locations, dtype)),
-                                 in_huge_pages(empty_like(weights, dtype))};
-  fill_zero(to.value);
   const Tensor rows = torch::stable::contiguous(grad);
-  const int64_t heads = heads_of_a_task(t), tasks = t.heads > 0 ? (t.heads + heads - 1) / heads : 0;
+  const Tensor grad_value = in_huge_pages(empty_like(value, value.scalar_type()));
+  const Tensor grad_locations = in_huge_pages(empty_like(locations, dtype));
+  const Tensor grad_weights = in_huge_pages(empty_like(weights, dtype));
   dispatch_floating(value.scalar_type(), [&]<typename T>() {
-    const PointLevels<Sum<T>> levels(heights, widths, t.points);
-    parallel_for(t.images * tasks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t head = task % tasks * heads;
-        attend_backward<T>(t, levels.points(), softmax, data<T>(rows), to, task / tasks, head,
-                           std::min(heads, t.heads - head));
-      }
+    using S = Sum<T>;
+    const AttentionArrays<T> arrays(t, softmax);
+    const PointLevels<S> levels(heights, widths, t.points);
+    const AttentionGradients<T> to = {mutable_data<T>(grad_value), mutable_data<S>(grad_locations),
+                                      mutable_data<S>(grad_weights)};
+    parallel_for(t.images * t.heads, 1, [&](int64_t begin, int64_t end) {
+      const Tensor sums = in_huge_pages(empty(grad, {t.pixels * t.channels}, dtype));
+      std::vector<S> probabilities(t.points);
+      for (int64_t i = begin; i < end; ++i)
+        attend_backward(arrays, levels.points(), data<T>(rows), to, i / t.heads, i % t.heads,
+                        mutable_data<S>(sums), probabilities.data());
     });
   });
-  return {cast(to.value, value.scalar_type()), cast(to.locations, locations.scalar_type()),
-          cast(to.weights, weights.scalar_type())};
+  return {grad_value, cast(grad_locations, locations.scalar_type()),
+          cast(grad_weights, weights.scalar_type())};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdet, CPU, m) {

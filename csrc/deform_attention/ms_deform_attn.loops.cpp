@@ -75,13 +75,17 @@ struct Chunk {
 template <typename S>
 void find_pixels(const AttentionPoints<S>& points, int64_t first, int64_t n, const S* locations,
                  Chunk<S>& chunk) {
+  const S *const heights = points.height + first, *const widths = points.width + first;
+  const int32_t *const rows = points.rows + first, *const columns = points.columns + first;
+  const int32_t* const starts = points.start + first;
+  const S* const at = locations + 2 * first;
+  FASTDET_INDEPENDENT_ITERATIONS
   for (int64_t i = 0; i < n; ++i) {
-    const int64_t p = first + i;
-    const AxisSample<S> x = axis_sample(locations[2 * p], points.width[p]);
-    const AxisSample<S> y = axis_sample(locations[2 * p + 1], points.height[p]);
-    chunk.pixel[i] = points.start[p] + y.index * points.columns[p] + x.index;
-    chunk.below[i] = points.columns[p];
-    chunk.taps[i] = taps_inside(y, x, points.rows[p], points.columns[p]);
+    const AxisSample<S> x = axis_sample(at[2 * i], widths[i]);
+    const AxisSample<S> y = axis_sample(at[2 * i + 1], heights[i]);
+    chunk.pixel[i] = starts[i] + y.index * columns[i] + x.index;
+    chunk.below[i] = columns[i];
+    chunk.taps[i] = taps_inside(y, x, rows[i], columns[i]);
     chunk.down[i] = y.fraction;
     chunk.right[i] = x.fraction;
   }
@@ -90,6 +94,7 @@ void find_pixels(const AttentionPoints<S>& points, int64_t first, int64_t n, con
 // The weights of the pixels of the points, in the order of their bits.
 template <typename S>
 void find_weights(const Chunk<S>& chunk, int64_t n, const S* weights, S (*of_tap)[kChunk]) {
+  FASTDET_INDEPENDENT_ITERATIONS
   for (int64_t i = 0; i < n; ++i) {
     const S below = chunk.down[i] * weights[i], above = weights[i] - below;
     of_tap[1][i] = above * chunk.right[i];
@@ -99,14 +104,41 @@ void find_weights(const Chunk<S>& chunk, int64_t n, const S* weights, S (*of_tap
   }
 }
 
-// The distance of a pixel from the top left one.
-inline int64_t offset_of(int tap, int64_t pixel_stride, int64_t below) {
-  return ((tap & 1) + (tap >> 1) * below) * pixel_stride;
+// Calls visit.operator()<N>(c, width) for blocks of N vectors that cover the channels: `width`
+// channels from c on. It is less than N vectors only for the last block, whose N is 1.
+template <typename S, typename Visit>
+inline __attribute__((always_inline)) void for_channel_blocks(int64_t channels,
+                                                              const Visit& visit) {
+  constexpr int kVectors = 128 / kVectorBytes;  // 32 floats: their sums stay in registers
+  constexpr int64_t kStep = kLanesOf<S>;
+  int64_t c = 0;
+  for (; c + kVectors * kStep <= channels; c += kVectors * kStep)
+    visit.template operator()<kVectors>(c, kVectors * kStep);
+  for (; c + kStep <= channels; c += kStep) visit.template operator()<1>(c, kStep);
+  if (c < channels) visit.template operator()<1>(c, channels - c);
+}
+
+// Calls visit(i, tap, pixel) for the pixels of point i that are inside the level.
+template <typename S, typename Visit>
+inline __attribute__((always_inline)) void for_each_tap(const Chunk<S>& chunk, int64_t i,
+                                                        const Visit& visit) {
+  const int64_t first = chunk.pixel[i], below = first + chunk.below[i];
+  if (chunk.taps[i] == kAllTaps) {
+    visit(0, first);
+    visit(1, first + 1);
+    visit(2, below);
+    visit(3, below + 1);
+    return;
+  }
+  if (chunk.taps[i] & kTopLeft) visit(0, first);
+  if (chunk.taps[i] & kTopRight) visit(1, first + 1);
+  if (chunk.taps[i] & kBottomLeft) visit(2, below);
+  if (chunk.taps[i] & kBottomRight) visit(3, below + 1);
 }
 
 // ---- forward ------------------------------------------------------------------------------------
 
-// Adds N vectors of the weighted pixels of a chunk to sums. `width` values exist, if N is 1.
+// Adds N vectors of the weighted pixels of a chunk to sums.
 template <int N, typename T>
 inline __attribute__((always_inline)) void add_pixels(const T* value, int64_t stride,
                                                       const Chunk<Sum<T>>& chunk, int64_t n,
@@ -117,25 +149,14 @@ inline __attribute__((always_inline)) void add_pixels(const T* value, int64_t st
   Lanes<S> total[N];
   for (int v = 0; v < N; ++v) total[v] = load_values(sums + v * kStep, width - v * kStep);
   for (int64_t i = 0; i < n; ++i) {
-    const int32_t taps = chunk.taps[i];
-    const T* pixel = value + chunk.pixel[i] * stride;
-    if (taps == kAllTaps) {
-      const T* below = pixel + chunk.below[i] * stride;
-      const S w0 = weights[0][i], w1 = weights[1][i], w2 = weights[2][i], w3 = weights[3][i];
-      for (int v = 0; v < N; ++v) {
-        const int64_t c = v * kStep, left = width - c;
-        total[v] +=
-            (w0 * load_values(pixel + c, left) + w1 * load_values(pixel + stride + c, left)) +
-            (w2 * load_values(below + c, left) + w3 * load_values(below + stride + c, left));
-      }
-      continue;
-    }
-    for (int tap = 0; tap < kTaps; ++tap) {
-      if (!(taps >> tap & 1)) continue;
-      const T* at = pixel + offset_of(tap, stride, chunk.below[i]);
+    Lanes<S> sample[N] = {};
+    for_each_tap(chunk, i, [&](int tap, int64_t pixel) {
+      const T* at = value + pixel * stride;
+      const S weight = weights[tap][i];
       for (int v = 0; v < N; ++v)
-        total[v] += weights[tap][i] * load_values(at + v * kStep, width - v * kStep);
-    }
+        sample[v] += weight * load_values(at + v * kStep, width - v * kStep);
+    });
+    for (int v = 0; v < N; ++v) total[v] += sample[v];
   }
   for (int v = 0; v < N; ++v) store_values<S>(total[v], sums + v * kStep, width - v * kStep);
 }
@@ -144,8 +165,6 @@ template <typename T>
 void attend_head(const T* value, int64_t stride, int64_t channels,
                  const AttentionPoints<Sum<T>>& points, const Sum<T>* locations,
                  const Sum<T>* weights, Sum<T>* sums) {
-  constexpr int64_t kStep = kWidth<T>;
-  constexpr int kVectors = 128 / kVectorBytes;  // 32 floats: their sums stay in registers
   std::memset(sums, 0, channels * sizeof *sums);
   Chunk<Sum<T>> chunk;
   Sum<T> of_tap[kTaps][kChunk];
@@ -153,12 +172,9 @@ void attend_head(const T* value, int64_t stride, int64_t channels,
     const int64_t n = min_of(points.count - first, kChunk);
     find_pixels(points, first, n, locations, chunk);
     find_weights(chunk, n, weights + first, of_tap);
-    int64_t c = 0;
-    for (; c + kVectors * kStep <= channels; c += kVectors * kStep)
-      add_pixels<kVectors>(value + c, stride, chunk, n, of_tap, kVectors * kStep, sums + c);
-    for (; c + kStep <= channels; c += kStep)
-      add_pixels<1>(value + c, stride, chunk, n, of_tap, kStep, sums + c);
-    if (c < channels) add_pixels<1>(value + c, stride, chunk, n, of_tap, channels - c, sums + c);
+    for_channel_blocks<Sum<T>>(channels, [&]<int N>(int64_t c, int64_t width) {
+      add_pixels<N>(value + c, stride, chunk, n, of_tap, width, sums + c);
+    });
   }
 }
 
@@ -175,100 +191,87 @@ void attend(const AttentionMap<const T>& value, const AttentionPoints<Sum<T>>& p
 
 // ---- backward -----------------------------------------------------------------------------------
 
-template <int bytes, typename T>
-struct Folded {
-  typedef T Part __attribute__((vector_size(bytes / 2)));
-  Part low, high;
-};
-
-// The sum of all lanes.
-template <typename S, int bytes = kVectorBytes, typename V>
-inline __attribute__((always_inline)) S sum_of(const V& lanes) {
-  if constexpr (bytes > 16) {
-    const auto halves = __builtin_bit_cast(Folded<bytes, S>, lanes);
-    return sum_of<S, bytes / 2>(halves.low + halves.high);
-  } else if constexpr (sizeof(S) == 8) {
-    return lanes[0] + lanes[1];
-  } else {
-    return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
-  }
-}
-
-// The products of a pixel with the gradient of the output, summed; and adds that gradient,
-// weighted, to the pixel's own.
-template <typename T>
-inline __attribute__((always_inline)) Sum<T> take_pixel(const T* pixel, const Sum<T>* grad,
-                                                        Sum<T> weight, int64_t channels,
-                                                        Sum<T>* grad_pixel) {
+// Of N vectors of channels: adds the products of each pixel with the gradient of the output to
+// dots, and that gradient, weighted, to the gradient of the pixel.
+template <int N, typename T>
+inline __attribute__((always_inline)) void take_pixels(const T* value, int64_t stride,
+                                                       const Chunk<Sum<T>>& chunk, int64_t n,
+                                                       const Sum<T> (*weights)[kChunk],
+                                                       int64_t width, const T* grad,
+                                                       Sum<T>* grad_value, int64_t grad_stride,
+                                                       Sum<T> (*dots)[kTaps]) {
   using S = Sum<T>;
   constexpr int64_t kStep = kWidth<T>;
-  Lanes<S> dot = {};
-  for (int64_t c = 0; c < channels; c += kStep) {
-    const int64_t left = channels - c;
-    const Lanes<S> g = load_values(grad + c, left);
-    dot += g * load_values(pixel + c, left);
-    store_values<S>(load_values(grad_pixel + c, left) + weight * g, grad_pixel + c, left);
+  Lanes<S> own[N];
+  for (int v = 0; v < N; ++v) own[v] = load_values(grad + v * kStep, width - v * kStep);
+  for (int64_t i = 0; i < n; ++i) {
+    Lanes<S> dot[kTaps] = {};
+    for_each_tap(chunk, i, [&](int tap, int64_t pixel) {
+      const T* at = value + pixel * stride;
+      S* to = grad_value + pixel * grad_stride;
+      const S weight = weights[tap][i];
+      for (int v = 0; v < N; ++v) {
+        const int64_t c = v * kStep, left = width - c;
+        dot[tap] += own[v] * load_values(at + c, left);
+        store_values<S>(load_values(to + c, left) + weight * own[v], to + c, left);
+      }
+    });
+    S sums[kTaps];
+    sum_lanes(dot, sums);
+    for (int tap = 0; tap < kTaps; ++tap) dots[i][tap] += sums[tap];
   }
-  return sum_of<S>(dot);
 }
 
 // Gradients of the locations and weights of a chunk, from the products of its pixels.
 template <typename S>
 void differentiate(const AttentionPoints<S>& points, int64_t first, int64_t n,
-                   const Chunk<S>& chunk, const S (*dots)[kChunk], const S* weights,
+                   const Chunk<S>& chunk, const S (*dots)[kTaps], const S* weights,
                    S* grad_locations, S* grad_weights) {
+  const S *const heights = points.height + first, *const widths = points.width + first;
+  FASTDET_INDEPENDENT_ITERATIONS
   for (int64_t i = 0; i < n; ++i) {
     const S right = chunk.right[i], down = chunk.down[i];
-    const S top = dots[0][i] + right * (dots[1][i] - dots[0][i]);
-    const S bottom = dots[2][i] + right * (dots[3][i] - dots[2][i]);
+    const S top = dots[i][0] + right * (dots[i][1] - dots[i][0]);
+    const S bottom = dots[i][2] + right * (dots[i][3] - dots[i][2]);
     const S to_right =
-        (dots[1][i] - dots[0][i]) + down * ((dots[3][i] - dots[2][i]) - (dots[1][i] - dots[0][i]));
+        (dots[i][1] - dots[i][0]) + down * ((dots[i][3] - dots[i][2]) - (dots[i][1] - dots[i][0]));
     grad_weights[i] = top + down * (bottom - top);
-    grad_locations[2 * i] = weights[i] * points.width[first + i] * to_right;
-    grad_locations[2 * i + 1] = weights[i] * points.height[first + i] * (bottom - top);
+    grad_locations[2 * i] = weights[i] * widths[i] * to_right;
+    grad_locations[2 * i + 1] = weights[i] * heights[i] * (bottom - top);
   }
 }
 
 template <typename T>
-void attend_head_backward(const T* value, const AttentionMap<const T>& map,
-                          const AttentionPoints<Sum<T>>& points, const Sum<T>* locations,
-                          const Sum<T>* weights, const Sum<T>* grad, Sum<T>* grad_value,
-                          int64_t grad_stride, Sum<T>* grad_locations, Sum<T>* grad_weights) {
+void attend_backward(const AttentionMap<const T>& value, const AttentionPoints<Sum<T>>& points,
+                     const Sum<T>* locations, const Sum<T>* weights, const T* grad,
+                     Sum<T>* grad_value, Sum<T>* grad_locations, Sum<T>* grad_weights) {
   using S = Sum<T>;
+  const int64_t channels = value.channels;
   Chunk<S> chunk;
-  S of_tap[kTaps][kChunk], dots[kTaps][kChunk];
+  S of_tap[kTaps][kChunk];
   for (int64_t first = 0; first < points.count; first += kChunk) {
     const int64_t n = min_of(points.count - first, kChunk);
     find_pixels(points, first, n, locations, chunk);
     find_weights(chunk, n, weights + first, of_tap);
-    for (int64_t i = 0; i < n; ++i) {
-      for (int tap = 0; tap < kTaps; ++tap) {
-        if (!(chunk.taps[i] >> tap & 1)) {
-          dots[tap][i] = 0;
-          continue;
-        }
-        const int64_t pixel = chunk.pixel[i] + offset_of(tap, 1, chunk.below[i]);
-        dots[tap][i] = take_pixel(value + pixel * map.pixel_stride, grad, of_tap[tap][i],
-                                  map.channels, grad_value + pixel * grad_stride);
-      }
-    }
+    S dots[kChunk][kTaps] = {};
+    for_channel_blocks<S>(channels, [&]<int N>(int64_t c, int64_t width) {
+      take_pixels<N>(value.data + c, value.pixel_stride, chunk, n, of_tap, width, grad + c,
+                     grad_value + c, channels, dots);
+    });
     differentiate(points, first, n, chunk, dots, weights + first, grad_locations + 2 * first,
                   grad_weights + first);
   }
 }
 
 template <typename T>
-void attend_backward(const AttentionMap<const T>& value, const AttentionPoints<Sum<T>>& points,
-                     int64_t heads, const Sum<T>* locations, const Sum<T>* weights, const T* grad,
-                     const AttentionMap<Sum<T>>& grad_value, Sum<T>* grad_locations,
-                     Sum<T>* grad_weights, Sum<T>* sums) {
-  const int64_t channels = value.channels, n = points.count;
-  for (int64_t h = 0; h < heads; ++h) {
-    const T* own = grad + h * channels;
-    for (int64_t c = 0; c < channels; ++c) sums[c] = static_cast<Sum<T>>(own[c]);
-    attend_head_backward(value.data + h * channels, value, points, locations + h * 2 * n,
-                         weights + h * n, sums, grad_value.data + h * channels,
-                         grad_value.pixel_stride, grad_locations + h * 2 * n, grad_weights + h * n);
+void store_rows(const Sum<T>* rows, int64_t n, const AttentionMap<T>& to) {
+  for (int64_t i = 0; i < n; ++i) {
+    const Sum<T>* from = rows + i * to.channels;
+    T* row = to.data + i * to.pixel_stride;
+    if constexpr (std::is_same_v<T, Sum<T>>)
+      std::memcpy(row, from, to.channels * sizeof *row);
+    else
+      for (int64_t c = 0; c < to.channels; ++c) row[c] = static_cast<T>(from[c]);
   }
 }
 
@@ -283,6 +286,7 @@ template <typename T>
 constexpr MsDeformAttnLoops<T> kLoops = {
     .attend = attend<T>,
     .attend_backward = attend_backward<T>,
+    .store_rows = store_rows<T>,
     .softmax_backward = softmax_backward<Sum<T>>,
 };
 

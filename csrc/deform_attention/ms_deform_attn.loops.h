@@ -33,12 +33,13 @@ struct FASTDET_EXPORT MsDeformAttnLoops {
   void (*attend)(const AttentionMap<const T>& value, const AttentionPoints<Sum<T>>& points,
                  int64_t heads, const Sum<T>* locations, const Sum<T>* weights, T* out,
                  Sum<T>* sums);
-  // From the gradient (heads, D) of `out`: adds to the gradient of the value, and writes those of
-  // the locations and weights. `sums` has room for D values.
+  // Of one head, from the gradient (D) of `out`: adds to the gradient of the value, which is dense
+  // (S, D), and writes those of the locations and weights.
   void (*attend_backward)(const AttentionMap<const T>& value, const AttentionPoints<Sum<T>>& points,
-                          int64_t heads, const Sum<T>* locations, const Sum<T>* weights,
-                          const T* grad, const AttentionMap<Sum<T>>& grad_value,
-                          Sum<T>* grad_locations, Sum<T>* grad_weights, Sum<T>* sums);
+                          const Sum<T>* locations, const Sum<T>* weights, const T* grad,
+                          Sum<T>* grad_value, Sum<T>* grad_locations, Sum<T>* grad_weights);
+  // Writes n dense rows of sums to the pixels of a head.
+  void (*store_rows)(const Sum<T>* rows, int64_t n, const AttentionMap<T>& to);
   // The gradient of n logits, in place of that of their softmax.
   void (*softmax_backward)(const Sum<T>* probabilities, int64_t n, Sum<T>* grad);
 };
