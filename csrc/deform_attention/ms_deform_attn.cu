@@ -71,6 +71,10 @@ struct AttentionShape {
   }
 };
 
+// Blocks that a multiprocessor holds at least: registers are the limit, and doubles take two.
+template <typename T>
+constexpr int kBlocks = std::is_same_v<T, double> ? 3 : 4;
+
 // ---- the points of a block's rows ---------------------------------------------------------------
 
 // A point: its four pixels, those inside the level as bits, and what sampling.h says of its place.
@@ -206,7 +210,7 @@ __device__ void for_each_tap(const AttentionPoint<S>& point, int64_t stride, Vis
 // ---- forward ------------------------------------------------------------------------------------
 
 template <typename T, int V>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
     attend_kernel(const __grid_constant__ AttentionLevels levels,
                   const __grid_constant__ AttentionShape shape, PointSource<Sum<T>> source,
                   Groups groups, const T* value, T* out) {
@@ -340,7 +344,7 @@ __device__ void differentiate_softmax(const PointSource<S>& source, const Softma
 }
 
 template <typename T, int V, bool kAtomic>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
     attend_backward_kernel(const __grid_constant__ AttentionLevels levels,
                            const __grid_constant__ AttentionShape shape, PointSource<Sum<T>> source,
                            Groups groups, const T* value, const T* grad,
@@ -471,7 +475,7 @@ struct TileHits {
 
 // source.weights are no logits here.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
     gather_kernel(const __grid_constant__ AttentionLevels levels,
                   const __grid_constant__ AttentionShape shape, const __grid_constant__ Tiles tiles,
                   PointSource<Sum<T>> source, const T* grad, T* grad_value) {

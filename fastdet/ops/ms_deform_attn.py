@@ -25,7 +25,8 @@ def ms_deform_attn(
     every run on the CPU, for any number of threads; on CUDA under
     `torch.use_deterministic_algorithms(True)`. Half types are summed in float32. Memory beyond the
     results: a copy of each argument that is not contiguous, and of locations and weights in a half
-    type; in backward of a half type the value's gradient in float32.
+    type. In backward on the CPU also S * D sums for each thread; on CUDA for a half type the
+    value's gradient in float32, or, if deterministic, the probabilities of a softmax.
 
     Args:
         value: (B, S, H, D): D channels of H heads, for the S pixels of all levels, one level after

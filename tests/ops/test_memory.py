@@ -154,8 +154,9 @@ def ms_deform_attn() -> Case:
             points,
             weights,
         ),
-        # The output, and the gradients of all tensors.
+        # The output, and the gradients of all tensors. The workspace is a head for each thread.
         4 * 4000 * 256 + value.nbytes + points.nbytes + weights.nbytes,
+        value.nbytes // 8 * torch.get_num_threads(),
     )
 
 
