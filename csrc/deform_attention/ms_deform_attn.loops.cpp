@@ -78,11 +78,15 @@ void find_pixels(const AttentionPoints<S>& points, int64_t first, int64_t n, con
   const S *const heights = points.height + first, *const widths = points.width + first;
   const int32_t *const rows = points.rows + first, *const columns = points.columns + first;
   const int32_t* const starts = points.start + first;
-  const S* const at = locations + 2 * first;
+  S along_x[kChunk], along_y[kChunk];
+  for (int64_t i = 0; i < n; ++i) {
+    along_x[i] = locations[2 * (first + i)];
+    along_y[i] = locations[2 * (first + i) + 1];
+  }
   FASTDET_INDEPENDENT_ITERATIONS
   for (int64_t i = 0; i < n; ++i) {
-    const AxisSample<S> x = axis_sample(at[2 * i], widths[i]);
-    const AxisSample<S> y = axis_sample(at[2 * i + 1], heights[i]);
+    const AxisSample<S> x = axis_sample(along_x[i], widths[i]);
+    const AxisSample<S> y = axis_sample(along_y[i], heights[i]);
     chunk.pixel[i] = starts[i] + y.index * columns[i] + x.index;
     chunk.below[i] = columns[i];
     chunk.taps[i] = taps_inside(y, x, rows[i], columns[i]);

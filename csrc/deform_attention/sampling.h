@@ -15,32 +15,34 @@ template <typename S>
 struct AxisSample {
   int32_t index;
   S fraction;
-  bool touches;  // whether the sample reads a pixel of the level; false for NaN
+  int32_t touches;  // 1 if the sample reads a pixel of the level, else 0; 0 for NaN
 };
 
-// `location` is a fraction of the size. Without branches, so that a loop over points vectorises.
+// `location` is a fraction of the size. Every value has the width of a float and every choice is
+// one between two values, so that a loop over points vectorises.
 template <typename S>
 FASTDET_HOST_DEVICE AxisSample<S> axis_sample(S location, S size) {
   const S position = location * size - S(0.5);
-  const bool touches = (position > S(-1)) & (position < size);
-  const S inside = touches ? position : S(0);
+  const S above = position > S(-1) ? position : S(-1);  // with this order, NaN becomes -1
+  const S inside = above < size ? above : size;
   const int32_t whole = static_cast<int32_t>(inside);  // rounds towards 0
-  const int32_t index = whole - static_cast<int32_t>(static_cast<S>(whole) > inside);
+  const int32_t index = whole - (static_cast<S>(whole) > inside ? 1 : 0);
+  const int32_t touches = (position > S(-1) ? 1 : 0) & (position < size ? 1 : 0);
   return {index, inside - static_cast<S>(index), touches};
 }
 
 // The four pixels of a sample as bits.
-constexpr int kTopLeft = 1, kTopRight = 2, kBottomLeft = 4, kBottomRight = 8, kAllTaps = 15;
+constexpr int32_t kTopLeft = 1, kTopRight = 2, kBottomLeft = 4, kBottomRight = 8, kAllTaps = 15;
 
 // The bits of the pixels that are inside a level of this size.
 template <typename S>
 FASTDET_HOST_DEVICE int32_t taps_inside(const AxisSample<S>& y, const AxisSample<S>& x,
                                         int32_t height, int32_t width) {
-  const int32_t rows = (y.index >= 0 ? kTopLeft | kTopRight : 0) |
-                       (y.index + 1 < height ? kBottomLeft | kBottomRight : 0);
-  const int32_t columns = (x.index >= 0 ? kTopLeft | kBottomLeft : 0) |
-                          (x.index + 1 < width ? kTopRight | kBottomRight : 0);
-  return y.touches & x.touches ? rows & columns : 0;
+  const int32_t top = y.index >= 0 ? kTopLeft | kTopRight : 0;
+  const int32_t bottom = y.index + 1 < height ? kBottomLeft | kBottomRight : 0;
+  const int32_t left = x.index >= 0 ? kTopLeft | kBottomLeft : 0;
+  const int32_t right = x.index + 1 < width ? kTopRight | kBottomRight : 0;
+  return (top | bottom) & (left | right) & -(y.touches & x.touches);
 }
 
 }  // namespace fastdet
