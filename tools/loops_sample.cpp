@@ -298,7 +298,8 @@ void deform_attention(const std::string& type) {
   loops.attend(map, points, 1, locations.data(), weights.data(), out.data(), sums.data());
   print(type + " ms_deform_attn", out);
   loops.attend_backward(map, points, locations.data(), weights.data(), out.data(),
-                        grad_value.data(), grad_locations.data(), grad_weights.data());
+                        {grad_value.data(), kChannels, kChannels}, grad_locations.data(),
+                        grad_weights.data());
   print(type + " ms_deform_attn backward, value", grad_value);
   print(type + " ms_deform_attn backward, locations", grad_locations);
   print(type + " ms_deform_attn backward, weights", grad_weights);

@@ -3,15 +3,18 @@
 //
 // Forward: a thread takes queries. Backward: a thread takes a head of an image and goes over all
 // queries, in order. So each sum has one order, whatever the number of threads, and the gradients
-// of locations and weights come out of the same pass. The sums of the head's value are dense, (S,
-// D), and are copied to their places at the end: the pixels of a head in (B, S, H, D) lie H * D
-// values apart and would share few sets of the caches. Workspace: those sums, for each thread.
+// of locations and weights come out of the same pass.
+//
+// The pixels of a head in (B, S, H, D) lie H * D values apart and share few sets of the caches. So,
+// where a head has more points than pixels, its sums are dense, (S, D), and are copied to their
+// places at the end. Half types are always summed so. Workspace: those sums, for each thread.
 //
 // The lower bound (2 images of 20,197 pixels, 8 heads of 32 channels, 16 points): value 41 MB; for
 // 5,440 queries, locations and weights 17 MB and the output 11 MB. Each point takes four
 // multiply-adds for each channel: 178 million, and backward twice as many. Backward also writes the
 // 41 MB of the value's gradient, and 17 MB.
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "../detections/softmax.loops.h"
@@ -115,14 +118,13 @@ struct AttentionGradients {
   Sum<T>*locations, *weights;
 };
 
-// A head of an image, for all its queries. `sums` (S, D) and `probabilities` (points) are room.
+// A head of an image, for all its queries. Adds to `sums`; `probabilities` is room for a head.
 template <typename T>
 void attend_backward(const AttentionArrays<T>& a, const AttentionPoints<Sum<T>>& points,
                      const T* grad, const AttentionGradients<T>& to, int64_t image, int64_t head,
-                     Sum<T>* sums, Sum<T>* probabilities) {
+                     const AttentionMap<Sum<T>>& sums, Sum<T>* probabilities) {
   const auto& loops = current_loops<MsDeformAttnLoops<T>>();
   const AttentionMap<const T> value = a.map(a.value, image, head);
-  std::fill_n(sums, a.pixels * a.channels, Sum<T>(0));
   for (int64_t query = 0; query < a.queries; ++query) {
     const int64_t row = (image * a.queries + query) * a.heads + head, point = row * a.points;
     const Sum<T>* weights = a.weights_of(row, 1, probabilities);
@@ -130,7 +132,40 @@ void attend_backward(const AttentionArrays<T>& a, const AttentionPoints<Sum<T>>&
                           sums, to.locations + 2 * point, to.weights + point);
     if (a.softmax) loops.softmax_backward(weights, a.points, to.weights + point);
   }
-  loops.store_rows(sums, a.pixels, a.map(to.value, image, head));
+}
+
+// All heads, with sums in dense rows (S, D) of the thread's own.
+template <typename T>
+void attend_backward(const AttentionArrays<T>& a, const AttentionPoints<Sum<T>>& points,
+                     const Tensor& grad, const AttentionGradients<T>& to) {
+  using S = Sum<T>;
+  const auto& loops = current_loops<MsDeformAttnLoops<T>>();
+  parallel_for(a.images * a.heads, 1, [&](int64_t begin, int64_t end) {
+    const int64_t values = a.pixels * a.channels;
+    const Tensor room = in_huge_pages(empty(grad, {values}, scalar_type_of<S>()));
+    const AttentionMap<S> sums = {mutable_data<S>(room), a.channels, a.channels};
+    std::vector<S> probabilities(a.points);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t image = i / a.heads, head = i % a.heads;
+      std::fill_n(sums.data, values, S(0));
+      attend_backward(a, points, data<T>(grad), to, image, head, sums, probabilities.data());
+      loops.store_rows(sums.data, a.pixels, a.map(to.value, image, head));
+    }
+  });
+}
+
+// All heads, with sums in the gradient of the value itself, which is zeros.
+template <typename S>
+void attend_backward_in_place(const AttentionArrays<S>& a, const AttentionPoints<S>& points,
+                              const Tensor& grad, const AttentionGradients<S>& to) {
+  parallel_for(a.images * a.heads, 1, [&](int64_t begin, int64_t end) {
+    std::vector<S> probabilities(a.points);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t image = i / a.heads, head = i % a.heads;
+      attend_backward(a, points, data<S>(grad), to, image, head, a.map(to.value, image, head),
+                      probabilities.data());
+    }
+  });
 }
 
 }  // namespace
@@ -171,13 +206,13 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(const Tensor& grad, c
     const PointLevels<S> levels(heights, widths, t.points);
     const AttentionGradients<T> to = {mutable_data<T>(grad_value), mutable_data<S>(grad_locations),
                                       mutable_data<S>(grad_weights)};
-    parallel_for(t.images * t.heads, 1, [&](int64_t begin, int64_t end) {
-      const Tensor sums = in_huge_pages(empty(grad, {t.pixels * t.channels}, dtype));
-      std::vector<S> probabilities(t.points);
-      for (int64_t i = begin; i < end; ++i)
-        attend_backward(arrays, levels.points(), data<T>(rows), to, i / t.heads, i % t.heads,
-                        mutable_data<S>(sums), probabilities.data());
-    });
+    if constexpr (std::is_same_v<T, S>) {
+      if (t.queries * t.points < t.pixels) {
+        fill_zero(grad_value);
+        return attend_backward_in_place(arrays, levels.points(), rows, to);
+      }
+    }
+    attend_backward(arrays, levels.points(), rows, to);
   });
   return {grad_value, cast(grad_locations, locations.scalar_type()),
           cast(grad_weights, weights.scalar_type())};

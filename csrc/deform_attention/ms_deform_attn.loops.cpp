@@ -248,7 +248,8 @@ void differentiate(const AttentionPoints<S>& points, int64_t first, int64_t n,
 template <typename T>
 void attend_backward(const AttentionMap<const T>& value, const AttentionPoints<Sum<T>>& points,
                      const Sum<T>* locations, const Sum<T>* weights, const T* grad,
-                     Sum<T>* grad_value, Sum<T>* grad_locations, Sum<T>* grad_weights) {
+                     const AttentionMap<Sum<T>>& grad_value, Sum<T>* grad_locations,
+                     Sum<T>* grad_weights) {
   using S = Sum<T>;
   const int64_t channels = value.channels;
   Chunk<S> chunk;
@@ -260,7 +261,7 @@ void attend_backward(const AttentionMap<const T>& value, const AttentionPoints<S
     S dots[kChunk][kTaps] = {};
     for_channel_blocks<S>(channels, [&]<int N>(int64_t c, int64_t width) {
       take_pixels<N>(value.data + c, value.pixel_stride, chunk, n, of_tap, width, grad + c,
-                     grad_value + c, channels, dots);
+                     grad_value.data + c, grad_value.pixel_stride, dots);
     });
     differentiate(points, first, n, chunk, dots, weights + first, grad_locations + 2 * first,
                   grad_weights + first);

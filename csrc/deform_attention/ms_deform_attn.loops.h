@@ -33,11 +33,12 @@ struct FASTDET_EXPORT MsDeformAttnLoops {
   void (*attend)(const AttentionMap<const T>& value, const AttentionPoints<Sum<T>>& points,
                  int64_t heads, const Sum<T>* locations, const Sum<T>* weights, T* out,
                  Sum<T>* sums);
-  // Of one head, from the gradient (D) of `out`: adds to the gradient of the value, which is dense
-  // (S, D), and writes those of the locations and weights.
+  // Of one head, from the gradient (D) of `out`: adds to the gradient of the value, and writes
+  // those of the locations and weights.
   void (*attend_backward)(const AttentionMap<const T>& value, const AttentionPoints<Sum<T>>& points,
                           const Sum<T>* locations, const Sum<T>* weights, const T* grad,
-                          Sum<T>* grad_value, Sum<T>* grad_locations, Sum<T>* grad_weights);
+                          const AttentionMap<Sum<T>>& grad_value, Sum<T>* grad_locations,
+                          Sum<T>* grad_weights);
   // Writes n dense rows of sums to the pixels of a head.
   void (*store_rows)(const Sum<T>* rows, int64_t n, const AttentionMap<T>& to);
   // The gradient of n logits, in place of that of their softmax.
