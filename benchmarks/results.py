@@ -68,7 +68,7 @@ class Row:
         sides: results by name; "fastdet" is the first.
         floor_ms: the least time that the work can take, measured in the same rounds.
         floor_kind: what limits the floor, "memory" or "arithmetic".
-        target: the ratio to torchvision that is promised for all threads.
+        target: the ratio to `peer` that is promised for all threads.
         target_ms: our time that is promised on an H100.
         growth: the row only shows how time grows with size.
     """
@@ -93,6 +93,12 @@ class Row:
     def times_floor(self) -> float | None:
         """Our time over the floor."""
         return self.sides["fastdet"].ms / self.floor_ms if self.floor_ms else None
+
+    @property
+    def peer(self) -> SideResult | None:
+        """torchvision's side, or the first other one where torchvision has nothing like it."""
+        others = (side for name, side in self.sides.items() if name != "fastdet")
+        return self.torchvision or next(others, None)
 
     @property
     def torchvision(self) -> SideResult | None:

@@ -60,9 +60,9 @@ def show(result: Result) -> None:
 
 def missed(row: Row, result: Result) -> bool:
     """Whether the row's target is not reached."""
-    if row.target is None or row.torchvision is None or row.threads != result.threads:
+    if row.target is None or row.peer is None or row.threads != result.threads:
         return False
-    return row.torchvision.ratio[1] < row.target
+    return row.peer.ratio[1] < row.target
 
 
 def cells(row: Row, all_threads: int) -> list[str]:

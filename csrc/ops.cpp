@@ -34,6 +34,9 @@ STABLE_TORCH_LIBRARY(fastdet, m) {
   m.def("multiscale_roi_align(Tensor[] features, Tensor boxes, Tensor? counts, int pooled_height, int pooled_width, float[] scales, int sampling_ratio, int canonical_scale, int canonical_level, bool aligned) -> Tensor");
   m.def("multiscale_roi_align_backward(Tensor grad, Tensor boxes, Tensor? counts, SymInt[] heights, SymInt[] widths, float[] scales, int sampling_ratio, int canonical_scale, int canonical_level, bool aligned, bool channels_last, bool deterministic) -> Tensor[]");
 
+  m.def("ms_deform_attn(Tensor value, SymInt[] heights, SymInt[] widths, Tensor locations, Tensor weights, bool softmax) -> Tensor");
+  m.def("ms_deform_attn_backward(Tensor grad, Tensor value, SymInt[] heights, SymInt[] widths, Tensor locations, Tensor weights, bool softmax, bool deterministic) -> (Tensor, Tensor, Tensor)");
+
   m.def("rpn_proposals(Tensor[] objectness, Tensor[] deltas, Tensor anchors, Tensor sizes, int pre_nms_top_n, int post_nms_top_n, float iou_threshold, float score_threshold, float min_size) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("retinanet_detections(Tensor[] logits, Tensor[] deltas, Tensor anchors, Tensor sizes, float score_threshold, int topk_candidates, float iou_threshold, int detections_per_img) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("roi_detections(Tensor logits, Tensor deltas, Tensor proposals, Tensor? counts, Tensor sizes, float wx, float wy, float ww, float wh, float score_threshold, float iou_threshold, int detections_per_img, float min_size) -> (Tensor, Tensor, Tensor, Tensor)");

@@ -33,6 +33,7 @@ _OPERATORS = frozenset(
         "mask_rcnn_loss",
         "match_anchors",
         "match_queries",
+        "ms_deform_attn",
         "multiscale_roi_align",
         "nms",
         "nms_padded",

@@ -287,6 +287,28 @@ def multiscale_roi_align(
     return torch.cat(rows).reshape(*boxes.shape[:2], -1, *output_size)
 
 
+def ms_deform_attn(
+    value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor
+) -> Tensor:
+    """By grid_sample, level by level; differentiable in all tensors."""
+    images, _, heads, channels = value.shape
+    queries, points = locations.shape[1], locations.shape[4]
+    levels = value.double().split([height * width for height, width in shapes], 1)
+    grid = (2 * locations.double() - 1).transpose(1, 2)  # (B, H, Q, L, P, 2)
+    samples = [
+        torch.nn.functional.grid_sample(
+            level.permute(0, 2, 3, 1).reshape(images * heads, channels, *shape),
+            grid[:, :, :, i].reshape(images * heads, queries, points, 2),
+            align_corners=False,
+        )
+        for i, (level, shape) in enumerate(zip(levels, shapes, strict=True))
+    ]  # each (B * H, D, Q, P)
+    of_heads = weights.double().transpose(1, 2)
+    of_heads = of_heads.reshape(images * heads, 1, queries, len(shapes) * points)
+    total = (torch.cat(samples, 3) * of_heads).sum(3)  # (B * H, D, Q)
+    return total.reshape(images, heads * channels, queries).transpose(1, 2)
+
+
 def _sigmoid(x: float, dtype: torch.dtype) -> float:
     return torch.tensor(x, dtype=torch.float64).sigmoid().to(dtype).item()
 

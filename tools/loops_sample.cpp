@@ -14,6 +14,7 @@
 #include "../csrc/box_coding/box_coding.loops.h"
 #include "../csrc/box_iou/box_iou_loss.loops.h"
 #include "../csrc/box_iou/iou_planes.h"
+#include "../csrc/deform_attention/ms_deform_attn.loops.h"
 #include "../csrc/detections/multiclass_nms.h"
 #include "../csrc/detections/pyramid_detections.h"
 #include "../csrc/detections/softmax.loops.h"
@@ -313,6 +314,34 @@ void roi_align(const std::string& type) {
   }
 }
 
+template <typename T>
+void deform_attention(const std::string& type) {
+  using S = Sum<T>;
+  constexpr int64_t kHeight = 6, kWidth = 10, kChannels = 7, kPoints = 21;
+  const auto& loops = current_loops<MsDeformAttnLoops<T>>();
+  const auto value = values<T>(kHeight * kWidth * kChannels, -1, 1, 22);
+  const auto locations = values<S>(2 * kPoints, -0.2, 1.2, 23);
+  const auto weights = values<S>(kPoints, 0, 1, 24);
+  const std::vector<S> height(kPoints, kHeight), width(kPoints, kWidth);
+  const std::vector<int32_t> rows(kPoints, kHeight), columns(kPoints, kWidth), start(kPoints);
+  const AttentionPoints<S> points = {kPoints,     height.data(),  width.data(),
+                                     rows.data(), columns.data(), start.data()};
+  const AttentionMap<const T> map = {value.data(), kChannels, kChannels};
+  std::vector<T> out(kChannels);
+  std::vector<S> sums(kChannels), grad_value(value.size()), grad_locations(2 * kPoints),
+      grad_weights(kPoints);
+  loops.attend(map, points, 1, locations.data(), weights.data(), out.data(), sums.data());
+  print(type + " ms_deform_attn", out);
+  loops.attend_backward(map, points, locations.data(), weights.data(), out.data(),
+                        {grad_value.data(), kChannels, kChannels}, grad_locations.data(),
+                        grad_weights.data());
+  print(type + " ms_deform_attn backward, value", grad_value);
+  print(type + " ms_deform_attn backward, locations", grad_locations);
+  print(type + " ms_deform_attn backward, weights", grad_weights);
+  loops.softmax_backward(weights.data(), kPoints, grad_weights.data());
+  print(type + " ms_deform_attn backward, logits", grad_weights);
+}
+
 template <typename S>
 void masks(const std::string& type) {
   const auto logits = values<S>(kBoxes, -20, 20, 18), targets = values<S>(kBoxes, 0, 1, 19);
@@ -357,7 +386,9 @@ void all() {
   focal_loss<double>("double");
   focal_loss<Half>("half");
   roi_align<float>("float");
+  deform_attention<float>("float");
   roi_align<Half>("half");
+  deform_attention<Half>("half");
   winograd();
 }
 

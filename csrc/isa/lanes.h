@@ -72,6 +72,39 @@ __attribute__((always_inline)) inline bool any_lane(const Mask& mask) {
 #endif
 }
 
+// The sums over the lanes of four vectors, to sums[0, 4).
+__attribute__((always_inline)) inline void sum_lanes(const Lanes<float> (&of)[4], float* sums) {
+#if defined(__AVX512F__)
+  const __m512 a =
+      _mm512_add_ps(_mm512_unpacklo_ps(of[0], of[1]), _mm512_unpackhi_ps(of[0], of[1]));
+  const __m512 b =
+      _mm512_add_ps(_mm512_unpacklo_ps(of[2], of[3]), _mm512_unpackhi_ps(of[2], of[3]));
+  const __m512 c = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+  const __m256 d = _mm256_add_ps(_mm512_castps512_ps256(c), _mm512_extractf32x8_ps(c, 1));
+  _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(d), _mm256_extractf128_ps(d, 1)));
+#elif defined(__AVX2__)
+  const __m256 a =
+      _mm256_add_ps(_mm256_unpacklo_ps(of[0], of[1]), _mm256_unpackhi_ps(of[0], of[1]));
+  const __m256 b =
+      _mm256_add_ps(_mm256_unpacklo_ps(of[2], of[3]), _mm256_unpackhi_ps(of[2], of[3]));
+  const __m256 c = _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xee));
+  _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(c), _mm256_extractf128_ps(c, 1)));
+#elif defined(__SSE2__)
+  const __m128 a = _mm_add_ps(_mm_unpacklo_ps(of[0], of[1]), _mm_unpackhi_ps(of[0], of[1]));
+  const __m128 b = _mm_add_ps(_mm_unpacklo_ps(of[2], of[3]), _mm_unpackhi_ps(of[2], of[3]));
+  _mm_storeu_ps(sums, _mm_add_ps(_mm_shuffle_ps(a, b, 0x44), _mm_shuffle_ps(a, b, 0xee)));
+#else
+  for (int k = 0; k < 4; ++k) sums[k] = (of[k][0] + of[k][2]) + (of[k][1] + of[k][3]);
+#endif
+}
+
+__attribute__((always_inline)) inline void sum_lanes(const Lanes<double> (&of)[4], double* sums) {
+  for (int k = 0; k < 4; ++k) {
+    sums[k] = of[k][0];
+    for (int lane = 1; lane < kLanesOf<double>; ++lane) sums[k] += of[k][lane];
+  }
+}
+
 // For the next two operations GCC 12 uses more AVX-512 instructions than necessary.
 
 template <typename T>

@@ -39,6 +39,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     ops = torch.ops.fastdet
     return {
         ops.decode_boxes.default: decode_boxes,
+        ops.ms_deform_attn.default: ms_deform_attn,
         ops.multiscale_roi_align.default: multiscale_roi_align,
         ops.nms_padded.default: nms_padded,
         ops.retinanet_detections.default: retinanet_detections,
@@ -192,6 +193,43 @@ def nms_padded(
     found = op.Greater(best, _float(LEAST))
     keep = _padded(op.Where(found, index, _int(-1)), max_keep - rows, _int(-1))
     return keep, op.ReduceSum(op.Cast(found, to=TensorProto.INT64), _ints(1), keepdims=0)
+
+
+def ms_deform_attn(
+    value: Value,
+    heights: Sequence[int],
+    widths: Sequence[int],
+    locations: Value,
+    weights: Value,
+    softmax: bool,
+) -> Value:
+    """See `fastdet.ops.ms_deform_attn`."""
+    heads, channels = value.shape[2:]
+    _, queries, _, levels, points, _ = locations.shape
+    grid = op.Sub(op.Mul(locations, _float(2.0)), _float(1.0))
+    grid = op.Transpose(grid, perm=[0, 2, 1, 3, 4, 5])  # (B, H, Q, L, P, 2)
+    samples, first = [], 0
+    for level, (height, width) in enumerate(zip(heights, widths, strict=True)):
+        pixels = _columns(value, first, first + height * width, axis=1)
+        pixels = op.Transpose(pixels, perm=[0, 2, 3, 1])  # (B, H, D, height * width)
+        own = op.Reshape(op.Gather(grid, _int(level), axis=3), _ints(-1, queries, points, 2))
+        samples.append(
+            op.GridSample(
+                op.Reshape(pixels, _ints(-1, channels, height, width)),
+                own,
+                align_corners=0,
+                mode="bilinear",
+                padding_mode="zeros",
+            )
+        )  # (B * H, D, Q, P)
+        first += height * width
+    weights = op.Transpose(weights, perm=[0, 2, 1, 3, 4])
+    weights = op.Reshape(weights, _ints(-1, 1, queries, levels * points))
+    if softmax:
+        weights = op.Softmax(weights, axis=3)
+    total = op.ReduceSum(op.Mul(op.Concat(*samples, axis=3), weights), _ints(3), keepdims=0)
+    total = op.Reshape(total, _ints(-1, heads * channels, queries))
+    return op.Transpose(total, perm=[0, 2, 1])
 
 
 def multiscale_roi_align(

@@ -19,6 +19,7 @@ from fastdet.ops.mask_rcnn_loss import mask_rcnn_loss
 from fastdet.ops.mask_rle import encode_masks, paste_masks_rle
 from fastdet.ops.match_anchors import match_anchors
 from fastdet.ops.match_queries import match_queries
+from fastdet.ops.ms_deform_attn import ms_deform_attn
 from fastdet.ops.nms import batched_nms, nms, nms_padded
 from fastdet.ops.paste_masks import paste_masks
 from fastdet.ops.retinanet_detections import retinanet_detections
@@ -47,6 +48,7 @@ __all__ = [
     "mask_rcnn_loss",
     "match_anchors",
     "match_queries",
+    "ms_deform_attn",
     "multiscale_roi_align",
     "nms",
     "nms_padded",

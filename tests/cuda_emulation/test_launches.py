@@ -67,6 +67,19 @@ QUERIES = (
     noise(2, 3, 4).sigmoid(),
     torch.tensor([3, 1]),
 )
+
+
+def attention_and_gradient(deterministic: bool) -> object:
+    value, weights = noise(1, 20, 2, 4).requires_grad_(), noise(1, 3, 2, 1, 2)
+    locations = noise(1, 3, 2, 1, 2, 2)
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        attended = fastdet.ms_deform_attn(value, [(4, 5)], locations, weights, softmax=True)
+        return torch.autograd.grad(attended.sum(), value)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 PASTED = noise(4, 7, 7).sigmoid(), boxes(4), (60, 80)
 
 LAUNCHES = {
@@ -77,6 +90,8 @@ LAUNCHES = {
     "rpn_proposals, float64": (propose(100, torch.float64), 12),
     "retinanet_detections": (detect(100), 9),
     "roi_detections": (detect_in_rois, 6),
+    "ms_deform_attn, forward and backward": (lambda: attention_and_gradient(False), 2),
+    "ms_deform_attn, deterministic": (lambda: attention_and_gradient(True), 3),
     "sample_matches": (lambda: fastdet.sample_matches(integers(-2, 3, 2, 50), 8, 0.5), 7),
     "linear_assignment": (lambda: fastdet.linear_assignment(noise(3, 4, 5)), 2),
     "match_queries": (lambda: fastdet.match_queries(*QUERIES), 2),

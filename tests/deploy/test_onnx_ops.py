@@ -153,6 +153,24 @@ def test_iou_at_the_threshold(tmp_path: Path) -> None:
         assert int(counts) == kept
 
 
+@pytest.mark.parametrize("softmax", [False, True])
+def test_ms_deform_attn(softmax: bool, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(8, 12), (4, 6), (1, 3)]
+    value = torch.randn(2, 123, 3, 5, generator=generator)
+    locations = torch.rand(2, 7, 3, 3, 4, 2, generator=generator) * 1.4 - 0.2
+    weights = torch.randn(2, 7, 3, 3, 4, generator=generator)
+    attended = assert_equal(
+        lambda value, locations, weights: ops.ms_deform_attn(
+            value, shapes, locations, weights, softmax
+        ),
+        [value, locations, weights],
+        tmp_path,
+    )[0]
+    assert attended.shape == (2, 7, 15)
+    assert attended.any()
+
+
 @pytest.mark.parametrize("sampling", [(2, False), (0, True)])
 def test_multiscale_roi_align(sampling: tuple[int, bool], tmp_path: Path) -> None:
     features = [torch.randn(2, 3, 64 // stride, 96 // stride) for stride in (4, 8, 16)]

@@ -19,7 +19,9 @@ from .test_every_op import BIG, NAMES, Call, assert_same_bits, bits, boxes, call
 ROWS = 65
 DYNAMIC = ("nms", "batched_nms", "pasted_mask_edges", "mask_edges")  # results of dynamic size
 FIXED = [name for name in NAMES if name not in DYNAMIC]
-ATOMIC = [name for name in NAMES if "roi_align" in name]  # gradients are summed in any order
+ATOMIC = [
+    name for name in NAMES if "roi_align" in name or "attn" in name
+]  # gradients are summed in any order
 
 
 def a_call(name: str, n: int, extent: float = 100) -> Call:

@@ -106,6 +106,13 @@ def calls(n: int, extent: float = 100) -> dict[str, Call]:
     channels_last = features.to(memory_format=torch.channels_last)
     image_sizes, counts = torch.tensor([[60, 80], [50, 90]]), torch.tensor([n, n - n // 3])
     two_images = torch.stack([deltas, -deltas])
+    map_shapes = [(6, 8), (3, 4)]
+    pixels, points = noise(2, 60, 2, 5), noise(2, n, 2, 2, 3, 2) * 0.5 + 0.5
+    point_weights = noise(2, n, 2, 2, 3, seed=7)
+
+    def attend(softmax: bool) -> Callable[..., Tensor]:
+        return lambda v, p, w: fastdet.ms_deform_attn(v, map_shapes, p, w, softmax)
+
     table = {
         "rpn_proposals": Call(
             propose, (torch.stack([scores, -scores]), two_images, rows, image_sizes)
@@ -169,6 +176,8 @@ def calls(n: int, extent: float = 100) -> dict[str, Call]:
         "multiscale_roi_align": Call(
             pool_levels, (*pyramid, torch.stack([rows, others]), counts), True
         ),
+        "ms_deform_attn": Call(attend(False), (pixels, points, point_weights), True),
+        "ms_deform_attn, softmax": Call(attend(True), (pixels, points, point_weights), True),
         "crop_masks": Call(crop, matched),
         "mask_rcnn_loss": Call(fastdet.mask_rcnn_loss, (class_masks, class_labels, *matched), True),
         "paste_masks": Call(paste, (probabilities, rows * 0.5)),
@@ -375,7 +384,15 @@ def test_layout_does_not_matter(name, lay_out):
 
 
 HEADS = ("rpn_proposals", "retinanet_detections", "roi_detections")
-BATCHED = ("nms_padded", "multiscale_roi_align", "sample_matches", "crop_masks", "mask_rcnn_loss")
+BATCHED = (
+    "nms_padded",
+    "multiscale_roi_align",
+    "ms_deform_attn",
+    "ms_deform_attn, softmax",
+    "sample_matches",
+    "crop_masks",
+    "mask_rcnn_loss",
+)
 
 
 # In the other operators the rows are not the first dimension.

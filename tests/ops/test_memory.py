@@ -158,6 +158,23 @@ def roi_align_channels_last() -> Case:
     return roi_align(channels_last=True)
 
 
+def ms_deform_attn() -> Case:
+    shapes = [(128, 160), (64, 80)]
+    value, points = noise(1, 25_600, 8, 32), noise(1, 4000, 8, 2, 4, 2) * 0.3 + 0.5
+    weights = noise(1, 4000, 8, 2, 4)
+    return Case(
+        both_ways(
+            lambda v, p, w: fastdet.ms_deform_attn(v, shapes, p, w, softmax=True),
+            value,
+            points,
+            weights,
+        ),
+        # The output, and the gradients of all tensors. The workspace is a head for each thread.
+        4 * 4000 * 256 + value.nbytes + points.nbytes + weights.nbytes,
+        value.nbytes // 8 * torch.get_num_threads(),
+    )
+
+
 def mask_rcnn_loss() -> Case:
     logits, masks = noise(1, 200, 40, 28, 28), torch.ones(1, 20, 800, 1200) > 0
     match = torch.arange(200)[None] % 20
@@ -192,6 +209,7 @@ CASES = [
     rpn_proposals,
     roi_align,
     roi_align_channels_last,
+    ms_deform_attn,
     mask_rcnn_loss,
     paste_masks,
     paste_masks_rle,
