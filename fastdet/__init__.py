@@ -32,6 +32,7 @@ _OPERATORS = frozenset(
         "mask_rcnn_loss",
         "match_anchors",
         "multiscale_roi_align",
+        "nmm",
         "nms",
         "nms_padded",
         "paste_masks",
@@ -42,6 +43,8 @@ _OPERATORS = frozenset(
         "rpn_proposals",
         "sample_matches",
         "sigmoid_focal_loss",
+        "soft_nms",
+        "weighted_boxes_fusion",
     )
 )
 _SUBMODULES = frozenset(
