@@ -34,7 +34,7 @@ TILED = 33_337
 
 
 def tiled(n: int) -> tuple[Tensor, Tensor]:
-    """n boxes of 400 tiles, with scores: an object is found in each tile that shows a part of it."""
+    """n boxes of 400 tiles, with scores: each tile that shows a part of an object finds it."""
     objects = random_boxes(n, TILES * STEP, TILES * STEP, 70)
     parts = []
     for x, y in ((0, 0), (1, 0), (0, 1), (1, 1)):
@@ -71,10 +71,11 @@ def bench_tiles(beside: Beside, metric: str, transitive: bool) -> None:
     n = beside.size(TILED)
     boxes, scores = tiled(n)
     arrays = boxes.numpy(), scores.numpy()
+    rule = "transitive" if transitive else "greedy"
     beside(
         Case(
             op="nmm",
-            workload=f"{n:,} boxes of 400 tiles, {metric}, {'transitive' if transitive else 'greedy'}",
+            workload=f"{n:,} boxes of 400 tiles, {metric}, {rule}",
             sides={
                 "fastdet": lambda: fastdet.nmm(boxes, scores, None, 0.5, metric, transitive),
                 **of_sahi(boxes, scores, metric, transitive),

@@ -34,8 +34,7 @@ std::tuple<Tensor, Tensor, Tensor> weighted_boxes_fusion(
     mutable_data<double>(scores_out)[i] = fused[i].score;
     mutable_data<int64_t>(labels_out)[i] = fused[i].label;
   }
-  return {cast(boxes_out, boxes.scalar_type()), cast(scores_out, scores.scalar_type()),
-          labels_out};
+  return {cast(boxes_out, boxes.scalar_type()), cast(scores_out, scores.scalar_type()), labels_out};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdet, CPU, m) {

@@ -169,7 +169,7 @@ std::vector<Ranked<double>> fusion_order(const FusionInput<T>& in, const FusionR
 // index.
 template <typename T, typename Parallel>
 std::vector<FusedBox> fuse_boxes(const FusionInput<T>& in, const FusionRule& rule,
-                                            const Parallel& parallel) {
+                                 const Parallel& parallel) {
   const std::vector<Ranked<double>> order = fusion_order(in, rule);
   const auto n = static_cast<int64_t>(order.size());
   const BoxGroups<double> groups(order.data(), n, in.labels);

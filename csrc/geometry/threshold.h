@@ -22,8 +22,7 @@ T round_down(double threshold) {
 // negative.
 template <typename T>
 T just_below(double threshold) {
-  const T below =
-      std::nextafter(static_cast<T>(threshold), -std::numeric_limits<T>::infinity());
+  const T below = std::nextafter(static_cast<T>(threshold), -std::numeric_limits<T>::infinity());
   return below > T(0) ? below : T(0);
 }
 

@@ -8,8 +8,8 @@
 // out: at t = 0.5 only bundles whose hull contains the centre of `a` remain. To keep the hulls
 // small, boxes are sorted by area (in classes of a factor of 16) and then along a Z curve. For n
 // boxes spread over an image, each side of a hull is about sqrt(32 / n) of the image's side, plus
-// one box. The IoS of boxes of very different sizes may be 1, so for the IoS a bundle is skipped only
-// if its hull does not touch the box.
+// one box. The IoS of boxes of very different sizes may be 1, so for the IoS a bundle is skipped
+// only if its hull does not touch the box.
 //
 // Skipping never changes the result. kShrink covers the rounding errors of pairs whose areas have
 // full precision. A box with a smaller area or side (kTiny) is compared with every box that it

@@ -63,7 +63,7 @@ struct Suppression {
   uint8_t* num_entries;   // (B, n) by place; kEntries + 1 stands for more
   Entry* entries;         // (B, kEntries, n) by place
   T threshold, filter;    // boxes overlap if their metric is above the threshold
-  int64_t* keep_counts;  // (B,)
+  int64_t* keep_counts;   // (B,)
   int64_t max_keep;
 };
 

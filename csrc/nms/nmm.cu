@@ -6,8 +6,8 @@
 //   keep     3 or 5 launches, for the greedy rule only: NMS finds the boxes that stay.
 //   claim    1 launch. One warp for each other box searches its target: of the boxes that stay
 //            (greedy), or of all boxes (transitive), the first one before it that overlaps it.
-//   finish   1 launch. Each row follows the targets to its group's kept row, one step for the greedy
-//            rule, and enlarges that row's box by atomic minima and maxima.
+//   finish   1 launch. Each row follows the targets to its group's kept row, one step for the
+//            greedy rule, and enlarges that row's box by atomic minima and maxima.
 //
 // The target of a box does not depend on the targets of others, so nothing waits. Minima and maxima
 // do not depend on the order. Memory as for NMS. No host sync.

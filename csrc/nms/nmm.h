@@ -5,93 +5,133 @@
 // that nobody has claimed claim others; with the transitive rule all boxes do. A group's box
 // encloses its members. Boxes of different labels are not compared.
 //
-// Cost: two sorts, by score and by place, and about constant time for each box (box_bundles.h). The
-// worst input costs n^2 overlaps in vectors, as brute force does. Memory O(n).
+// Cost: the sort by score, and about constant time for each box, by a grid (cell_grid.h). The worst
+// input costs n^2 overlaps in vectors, as brute force does. Memory O(n).
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
-#include <numeric>
-#include <utility>
+#include <limits>
+#include <memory>
 #include <vector>
 
-#include "box_bundles.h"
 #include "box_groups.h"
+#include "cell_grid.h"
 #include "greedy_nms.h"
+#include "nmm_rule.h"
 
 namespace fastdet::cpu {
 
-// The boxes of one label that can overlap others, in the order of their places.
+// The boxes of one label that can overlap others, and who has claimed them.
 template <typename T>
-struct PlacedBoxes {
-  std::vector<Box<T>> boxes;
-  std::vector<uint32_t> row, visit;  // the row at each place; the places by falling score
-
+class MergeGroup {
+ public:
   // `members`: the rows of the label by falling score.
-  PlacedBoxes(const Box<T>* all, const Ranked<T>* members, int64_t n) {
-    boxes.reserve(n);
-    row.reserve(n);
+  MergeGroup(const Box<T>* boxes, const NmmRule<T>& rule, const Ranked<T>* members, int64_t n)
+      : rule_(rule) {
+    by_score_.reserve(n);
+    std::vector<uint32_t> rows;
+    rows.reserve(n);
     for (int64_t j = 0; j < n; ++j) {
-      const Box<T>& box = all[members[j].index];
-      if (!can_overlap(box, area(box))) continue;
-      boxes.push_back(box);
-      row.push_back(members[j].index);
+      const Box<T>& box = boxes[members[j].index];
+      const T box_area = area(box);
+      if (!can_overlap(box, box_area)) continue;
+      const T least = min_of(box_area, min_of(box.x2 - box.x1, box.y2 - box.y1));
+      any_tiny_ = any_tiny_ || least < kTiny<T>;
+      by_score_.push_back(box);
+      rows.push_back(members[j].index);
     }
-    visit.resize(boxes.size());
-    std::iota(visit.begin(), visit.end(), 0);
-    if (static_cast<int64_t>(boxes.size()) > kBundle) sort();
+    place(rows);
+  }
+
+  void merge() {
+    found_ = std::make_unique_for_overwrite<uint32_t[]>(by_score_.size());
+    for (size_t j = 0; j < by_score_.size(); ++j) {
+      const uint32_t own = visit_[j];
+      const bool claimed = kept_[own] != kNobody;
+      if (claimed && !rule_.transitive) continue;
+      if (!claimed) claim(own, own);
+      const uint32_t group = kept_[own];
+      enlarged_[group] = claim_around(by_score_[j], group, enlarged_[group]);
+    }
+  }
+
+  void write(int64_t* index, Box<T>* merged) const {
+    for (size_t p = 0; p < row_.size(); ++p) {
+      index[row_[p]] = row_[kept_[p]];
+      merged[row_[p]] = enlarged_[p];
+    }
   }
 
  private:
-  void sort() {
-    const PlaceKeys<T> keys(boxes);
-    std::vector<Ranked<float>> places(boxes.size());
-    for (size_t j = 0; j < boxes.size(); ++j)
-      places[j].key = keys.of(boxes[j]), places[j].index = static_cast<uint32_t>(j);
-    radix_sort(places);
-    std::vector<Box<T>> moved_boxes(boxes.size());
-    std::vector<uint32_t> moved_row(row.size());
-    for (size_t p = 0; p < places.size(); ++p) {
-      moved_boxes[p] = boxes[places[p].index];
-      moved_row[p] = row[places[p].index];
-      visit[places[p].index] = static_cast<uint32_t>(p);
-    }
-    boxes.swap(moved_boxes);
-    row.swap(moved_row);
-  }
-};
+  static constexpr uint32_t kNobody = UINT32_MAX;
 
-// `members`: the rows of one label by falling score. In `index` each row is its own group, in
-// `merged` its own box.
-template <typename T>
-void merge_group(const Box<T>* boxes, const NmmRule<T>& rule, const Ranked<T>* members, int64_t n,
-                 int64_t* index, Box<T>* merged) {
-  PlacedBoxes<T> placed(boxes, members, n);
-  BoxBundles<T> others(placed.boxes, rule);
-  constexpr uint32_t kNobody = UINT32_MAX;
-  std::vector<uint32_t> kept(placed.boxes.size(), kNobody);  // the place of the group's kept box
-  for (const uint32_t own : placed.visit) {
-    const bool claimed = kept[own] != kNobody;
-    if (claimed && !rule.transitive) continue;
-    if (!claimed) {
-      kept[own] = own;
-      others.remove(own);
+  // Sorts the boxes by the places of a grid.
+  void place(const std::vector<uint32_t>& rows) {
+    const size_t n = rows.size();
+    // The margin covers the rounding errors of products, unless an area or a side has lost digits.
+    constexpr T kShrink = T(1) - 16 * std::numeric_limits<T>::epsilon();
+    filter_ = any_tiny_ || rule_.above <= T(1e-6) ? T(0) : rule_.above * kShrink;
+    visit_ = grid_.sort(by_score_);
+    enlarged_.resize(n);
+    row_.resize(n);
+    kept_.assign(n, kNobody);
+    waiting_.assign(n / 64 + 2, ~uint64_t(0));
+    stride_ = n + kNmmOverread;
+    planes_ = std::make_unique_for_overwrite<T[]>(5 * stride_);
+    const BoxPlanes<T> planes = this->planes();
+    for (size_t j = 0; j < n; ++j) {
+      const Box<T>& box = by_score_[j];
+      const uint32_t p = visit_[j];
+      enlarged_[p] = box;
+      row_[p] = rows[j];
+      planes.x1[p] = box.x1, planes.y1[p] = box.y1, planes.x2[p] = box.x2, planes.y2[p] = box.y2;
+      planes.area[p] = area(box);
     }
-    const uint32_t group = kept[own];
-    // The box of a place is still its own: only boxes that were visited before are enlarged.
-    const Box<T> box = placed.boxes[own];
-    Box<T> enlarged = placed.boxes[group];
-    others.take_overlapping(box, [&](int64_t other) {
-      kept[other] = group;
-      enlarged = enclosing(enlarged, others.at(other));
+  }
+
+  BoxPlanes<T> planes() const {
+    T* p = planes_.get();
+    return {p, p + stride_, p + 2 * stride_, p + 3 * stride_, p + 4 * stride_};
+  }
+
+  void claim(uint32_t place, uint32_t group) {
+    kept_[place] = group;
+    waiting_[place / 64] &= ~(uint64_t(1) << place % 64);
+  }
+
+  // Claims the boxes that overlap `box` and that nobody has claimed. Returns the box that encloses
+  // them and `all`.
+  Box<T> claim_around(const Box<T>& box, uint32_t group, Box<T> all) {
+    const BoxPlanes<T> b = planes();
+    const Seeker<T> seeker = {box, area(box), rule_.above, filter_};
+    grid_.for_each_level(box, filter_ * (1 - kMargin), rule_.metric, [&](const CellRows& rows) {
+      const int64_t num_found =
+          loops_.find(rule_.metric, b, rows, waiting_.data(), seeker, found_.get());
+      for (int64_t k = 0; k < num_found; ++k) {
+        const uint32_t p = found_[k];
+        claim(p, group);
+        all = enclosing(all, {b.x1[p], b.y1[p], b.x2[p], b.y2[p]});
+      }
     });
-    placed.boxes[group] = enlarged;
+    return all;
   }
-  for (size_t p = 0; p < kept.size(); ++p) {
-    index[placed.row[p]] = placed.row[kept[p]];
-    merged[placed.row[p]] = placed.boxes[p];
-  }
-}
+
+  NmmRule<T> rule_;
+  const NmmLoops<T>& loops_ = current_loops<NmmLoops<T>>();
+  bool any_tiny_ = false;
+  std::vector<Box<T>> by_score_;
+  CellGrid<T> grid_;
+  T filter_;
+  std::vector<uint32_t> visit_;  // the place of each box, by score
+  // By place:
+  std::vector<Box<T>> enlarged_;      // the box of a kept box's group, or the box itself
+  std::vector<uint32_t> row_, kept_;  // the row; the place of the group's kept box
+  std::vector<uint64_t> waiting_;     // a bit for each box that nobody has claimed
+  size_t stride_;
+  std::unique_ptr<T[]> planes_;
+  std::unique_ptr<uint32_t[]> found_;
+};
 
 // index[i] is the row that box i is merged into, i if it is kept, -1 if it is not usable. merged[i]
 // is the box of a kept row's group, and the box itself in every other row.
@@ -103,11 +143,15 @@ void merge_boxes(const NmsInput<T>& in, const NmmRule<T>& rule, int64_t* index, 
   const ScoreOrder<T> order(in.boxes, in.scores, in.n, in.n);
   const int64_t n = order.size();
   for (int64_t r = 0; r < n; ++r) index[order.rows()[r].index] = order.rows()[r].index;
-  if (!in.groups) return merge_group(in.boxes, rule, order.rows(), n, index, merged);
+  const auto merge = [&](const Ranked<T>* members, int64_t num_members) {
+    MergeGroup<T> group(in.boxes, rule, members, num_members);
+    group.merge();
+    group.write(index, merged);
+  };
+  if (!in.groups) return merge(order.rows(), n);
   const BoxGroups<T> groups(order.rows(), n, in.groups);
   for_each_group(groups, n, parallel, [&](int64_t g) {
-    merge_group(in.boxes, rule, groups.members.data() + groups.begin[g], groups.size(g), index,
-                merged);
+    merge(groups.members.data() + groups.begin[g], groups.size(g));
   });
 }
 

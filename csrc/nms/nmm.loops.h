@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The loops of non-maximum merging: which of 32 boxes does a box overlap, and which of 32 hulls may
-// hold such a box?
+// The loop of non-maximum merging: which boxes of some rows of cells does a box overlap?
 #pragma once
 
 #include <cstdint>
@@ -11,33 +10,31 @@
 
 namespace fastdet::cpu {
 
-constexpr int64_t kBundle = 32;  // boxes, and bundles of a bale
+constexpr int kNmmOverread = 16;  // values
 
-// The bounding boxes of several sets of boxes, and the ranges of their areas.
-template <typename T>
-struct HullPlanes {
-  T *x1, *y1, *x2, *y2, *least, *most;
-};
-
-// A box whose overlapping boxes are searched. Boxes overlap if their metric is above the threshold.
+// A box whose overlapping boxes are searched. Boxes overlap if their metric is above the threshold;
+// then their intersection exceeds filter * what the metric divides it by.
 template <typename T>
 struct Seeker {
   Box<T> box;
-  T area, threshold;
-  T filter;         // the intersection with an overlapping box exceeds filter * denominator
-  T share;          // and each area is more than this times the other
-  T width, height;  // and the intersection is wider and higher than these
+  T area, threshold, filter;
+};
+
+// Some columns of some rows of cells: row r has the places [begin[r * stride], begin[r * stride +
+// num_cells]).
+struct CellRows {
+  const uint32_t* begin;
+  int64_t stride, num_rows, num_cells;
 };
 
 // T is float or double.
 template <typename T>
 struct FASTDET_EXPORT NmmLoops {
-  // Which hulls of [first, first + kBundle) may hold an overlapping box, as bits.
-  uint32_t (*near)(const HullPlanes<T>& hulls, int64_t first, const Seeker<T>& seeker);
-
-  // Which boxes of [first, first + kBundle) overlap the seeker, as bits.
-  uint32_t (*overlapping)(OverlapMetric metric, const BoxPlanes<T>& boxes, int64_t first,
-                          const Seeker<T>& seeker);
+  // Writes the places of the rows whose box overlaps the seeker and whose bit in `waiting` is set
+  // to `found`; returns how many. It may read up to kNmmOverread boxes and 64 bits beyond a row,
+  // and ignores them.
+  int64_t (*find)(OverlapMetric metric, const BoxPlanes<T>& boxes, const CellRows& rows,
+                  const uint64_t* waiting, const Seeker<T>& seeker, uint32_t* found);
 };
 
 }  // namespace fastdet::cpu

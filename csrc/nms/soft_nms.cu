@@ -20,8 +20,8 @@ struct SoftNmsArrays {
   const T* scores;        // (N,)
   const int64_t* labels;  // (N,) or null
   int64_t n;
-  T* left;        // (N,) the scores, -1 for a removed or picked box
-  int64_t* keep;  // (N,)
+  T* left;         // (N,) the scores, -1 for a removed or picked box
+  int64_t* keep;   // (N,)
   T* kept_scores;  // (N,)
   int64_t* count;
 };
@@ -81,9 +81,9 @@ __global__ void __launch_bounds__(kPickThreads, 1)
       if (left >= T(0) && (!in.labels || in.labels[i] == label)) {
         const Box<T> other = load_box(in.boxes + i);
         const T overlap = iou(box, box_area, other, area(other));
-        left = rule.left(left, rule.method == SoftNmsMethod::kGaussian
-                                   ? rule.gaussian_weight(overlap)
-                                   : rule.linear_weight(overlap));
+        left =
+            rule.left(left, rule.method == SoftNmsMethod::kGaussian ? rule.gaussian_weight(overlap)
+                                                                    : rule.linear_weight(overlap));
       }
       in.left[i] = left;
       const Pick<T> next = {left, i};

@@ -31,12 +31,10 @@ T decay_scores(const SoftNmsRule<T>& rule, const Box<T>& picked, T picked_area,
   };
   using Rule = const SoftNmsRule<T>&;
   if (rule.method == SoftNmsMethod::kGaussian)
-    return decay([](Rule own, T overlap) __attribute__((always_inline)) {
-      return own.gaussian_weight(overlap);
-    });
-  return decay([](Rule own, T overlap) __attribute__((always_inline)) {
-    return own.linear_weight(overlap);
-  });
+    return decay([](Rule own, T overlap)
+                     __attribute__((always_inline)) { return own.gaussian_weight(overlap); });
+  return decay([](Rule own, T overlap)
+                   __attribute__((always_inline)) { return own.linear_weight(overlap); });
 }
 
 template <typename T>

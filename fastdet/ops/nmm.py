@@ -31,8 +31,9 @@ def nmm(
     a member that no longer overlaps the enlarged box by the threshold. The score and the label of a
     group are those of its kept box, as in SAHI.
 
-    A box with a NaN score or a coordinate that is not finite is dropped; a box without area, or whose
-    area overflows, merges with none. Half types are compared in float32. There is no matrix of overlaps: memory O(N). There is no gradient.
+    A box with a NaN score or a coordinate that is not finite is dropped; a box without area, or
+    whose area overflows, merges with none. Half types are compared in float32. There is no matrix
+    of overlaps: memory O(N). There is no gradient.
 
     Args:
         boxes: (N, 4) xyxy in pixels.

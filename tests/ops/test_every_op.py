@@ -134,9 +134,7 @@ def calls(n: int, extent: float = 100) -> dict[str, Call]:
                 counts,
             ),
         ),
-        "nmm": Call(
-            lambda b, s, i: fastdet.nmm(b, s, i, 0.4, "ios"), (rows, scores, ids)
-        ),
+        "nmm": Call(lambda b, s, i: fastdet.nmm(b, s, i, 0.4, "ios"), (rows, scores, ids)),
         "nmm, transitive": Call(
             lambda b, s, i: fastdet.nmm(b, s, i, 0.4, transitive=True), (rows, scores, ids)
         ),

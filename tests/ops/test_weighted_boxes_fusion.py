@@ -85,9 +85,7 @@ def test_more_models_than_bits_of_a_word():
     weights = torch.linspace(0.5, 2, 130).tolist()
     for conf_type in CONF_TYPES:
         got = weighted_boxes_fusion(*rows, weights, conf_type=conf_type)
-        expected = reference.weighted_boxes_fusion(
-            *rows, weights, 0.55, 0.0, conf_type, False
-        )
+        expected = reference.weighted_boxes_fusion(*rows, weights, 0.55, 0.0, conf_type, False)
         np.testing.assert_allclose(got[1], expected[1], rtol=1e-6)
 
 
