@@ -21,13 +21,14 @@ from benchmarks.results import Point
 from benchmarks.workloads import random_boxes, seeded
 
 try:
+    from sahi import prediction
     from sahi.postprocess import combine
-    from sahi.prediction import ObjectPrediction
 
     sahi: Any = combine
+    new_prediction: Any = prediction.ObjectPrediction
 except ModuleNotFoundError as error:
     warnings.warn(f"{error}: merging is not compared with SAHI's", stacklevel=1)
-    sahi = None
+    sahi = new_prediction = None
 
 TILES, SIDE, STEP = 20, 640, 512  # a row of tiles; pixels, which overlap by a fifth
 TILED = 33_337
@@ -56,7 +57,7 @@ def of_sahi(boxes: Tensor, scores: Tensor, metric: str, transitive: bool) -> dic
     kind = sahi.NMMPostprocess if transitive else sahi.GreedyNMMPostprocess
     merge = kind(0.5, metric.upper(), class_agnostic=True)
     predictions = [
-        ObjectPrediction(bbox=box, category_id=0, score=score, category_name="a")
+        new_prediction(bbox=box, category_id=0, score=score, category_name="a")
         for box, score in zip(boxes.tolist(), scores.tolist(), strict=True)
     ]
     return {

@@ -58,7 +58,7 @@ def of_ensemble_boxes(rows: Rows) -> dict[str, Side]:
 def bench_models(beside: Beside, n: int, classes: int) -> None:
     n = beside.size(n)
     rows, weights = ensemble(n, classes), [1.0] * MODELS
-    arrays = [part.numpy() for part in rows]
+    b, s, i, m = (part.numpy() for part in rows)
     beside(
         Case(
             op="weighted_boxes_fusion",
@@ -66,7 +66,7 @@ def bench_models(beside: Beside, n: int, classes: int) -> None:
             sides={
                 "fastdet": lambda: fastdet.weighted_boxes_fusion(*rows, weights),
                 **of_ensemble_boxes(rows),
-                "fastdet.numpy": lambda: fastdet.numpy.weighted_boxes_fusion(*arrays, weights),
+                "fastdet.numpy": lambda: fastdet.numpy.weighted_boxes_fusion(b, s, i, m, weights),
             },
             floor=sort_and_look(*rows[:2]),
             growth=n != MOST_FOR_PEER,

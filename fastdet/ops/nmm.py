@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Non-maximum merging (NMM): a box joins the best box that it overlaps, instead of being dropped."""
+"""Non-maximum merging (NMM): a box joins the best box that it overlaps, and is not dropped."""
 
 import torch
 from torch import Tensor
