@@ -15,7 +15,6 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 #include "../nms/box_groups.h"
@@ -48,15 +47,15 @@ struct FusedBox {
 class FusedBoxes {
  public:
   FusedBoxes(const FusionRule& rule, int64_t most)
-      : rule_(rule),
-        num_words_((rule.weights.size() + 63) / 64),
-        stride_(most + kFusionOverread),
-        planes_(std::make_unique_for_overwrite<double[]>(5 * stride_)) {}
+      : rule_(rule), num_words_((rule.weights.size() + 63) / 64), store_(most) {
+    static_assert(kFusionOverread <= kNmsOverread);
+  }
 
   void add(const Box<double>& box, double score, int64_t model, int64_t row) {
-    const int64_t found = loops_.find_best(planes(), size(), box, area(box), rule_.iou_threshold);
+    const int64_t found =
+        loops_.find_best(store_.planes(), size(), box, area(box), rule_.iou_threshold);
     if (found < 0) {
-      put(size(), box);
+      put(store_.planes(), size(), box, area(box));
       members_.push_back({.row = row, .highest = score});
       models_.resize(models_.size() + num_words_);
     }
@@ -64,13 +63,15 @@ class FusedBoxes {
     Members& own = members_[i];
     own.join(box, score, rule_.weights[model]);
     models_[i * num_words_ + model / 64] |= uint64_t(1) << model % 64;
-    if (found >= 0 && own.score > 0) put(i, own.mean());
+    if (found < 0 || !(own.score > 0)) return;
+    const Box<double> mean = own.mean();
+    put(store_.planes(), i, mean, area(mean));
   }
 
   int64_t size() const { return static_cast<int64_t>(members_.size()); }
 
   FusedBox fused(int64_t i, int64_t label) const {
-    const BoxPlanes<double> p = planes();
+    const BoxPlanes<double> p = store_.planes();
     return {{p.x1[i], p.y1[i], p.x2[i], p.y2[i]}, score(i), label, members_[i].row};
   }
 
@@ -101,17 +102,6 @@ class FusedBoxes {
     // What is kept of a number: float32, unless there is one member.
     double stored(double x) const { return count > 1 ? static_cast<float>(x) : x; }
   };
-
-  BoxPlanes<double> planes() const {
-    double* p = planes_.get();
-    return {p, p + stride_, p + 2 * stride_, p + 3 * stride_, p + 4 * stride_};
-  }
-
-  void put(int64_t i, const Box<double>& box) {
-    const BoxPlanes<double> p = planes();
-    p.x1[i] = box.x1, p.y1[i] = box.y1, p.x2[i] = box.x2, p.y2[i] = box.y2;
-    p.area[i] = area(box);
-  }
 
   // The sum of the weights of the models that have a member in the fused box, or that have none.
   double weight_of_models(int64_t i, bool with_member) const {
@@ -145,8 +135,8 @@ class FusedBoxes {
 
   const FusionRule& rule_;
   const FusionLoops& loops_ = current_loops<FusionLoops>();
-  int64_t num_words_, stride_;
-  std::unique_ptr<double[]> planes_;
+  int64_t num_words_;
+  BoxStore<double> store_;
   std::vector<Members> members_;
   std::vector<uint64_t> models_;  // a bit for each model, num_words_ for each fused box
 };

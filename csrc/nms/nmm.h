@@ -28,7 +28,8 @@ class MergeGroup {
  public:
   // `members`: the rows of the label by falling score.
   MergeGroup(const Box<T>* boxes, const NmmRule<T>& rule, const Ranked<T>* members, int64_t n)
-      : rule_(rule) {
+      : rule_(rule), store_(n) {
+    static_assert(kNmmOverread <= kNmsOverread);
     by_score_.reserve(n);
     std::vector<uint32_t> rows;
     rows.reserve(n);
@@ -77,22 +78,13 @@ class MergeGroup {
     row_.resize(n);
     kept_.assign(n, kNobody);
     waiting_.assign(n / 64 + 2, ~uint64_t(0));
-    stride_ = n + kNmmOverread;
-    planes_ = std::make_unique_for_overwrite<T[]>(5 * stride_);
-    const BoxPlanes<T> planes = this->planes();
     for (size_t j = 0; j < n; ++j) {
       const Box<T>& box = by_score_[j];
       const uint32_t p = visit_[j];
       enlarged_[p] = box;
       row_[p] = rows[j];
-      planes.x1[p] = box.x1, planes.y1[p] = box.y1, planes.x2[p] = box.x2, planes.y2[p] = box.y2;
-      planes.area[p] = area(box);
+      put(store_.planes(), p, box, area(box));
     }
-  }
-
-  BoxPlanes<T> planes() const {
-    T* p = planes_.get();
-    return {p, p + stride_, p + 2 * stride_, p + 3 * stride_, p + 4 * stride_};
   }
 
   void claim(uint32_t place, uint32_t group) {
@@ -103,7 +95,7 @@ class MergeGroup {
   // Claims the boxes that overlap `box` and that nobody has claimed. Returns the box that encloses
   // them and `all`.
   Box<T> claim_around(const Box<T>& box, uint32_t group, Box<T> all) {
-    const BoxPlanes<T> b = planes();
+    const BoxPlanes<T> b = store_.planes();
     const Seeker<T> seeker = {box, area(box), rule_.above, filter_};
     grid_.for_each_level(box, filter_ * (1 - kMargin), rule_.metric, [&](const CellRows& rows) {
       const int64_t num_found =
@@ -128,8 +120,7 @@ class MergeGroup {
   std::vector<Box<T>> enlarged_;      // the box of a kept box's group, or the box itself
   std::vector<uint32_t> row_, kept_;  // the row; the place of the group's kept box
   std::vector<uint64_t> waiting_;     // a bit for each box that nobody has claimed
-  size_t stride_;
-  std::unique_ptr<T[]> planes_;
+  BoxStore<T> store_;
   std::unique_ptr<uint32_t[]> found_;
 };
 
