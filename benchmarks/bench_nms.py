@@ -151,6 +151,27 @@ def bench_batched(beside: Beside, n: int) -> None:
     )
 
 
+@pytest.mark.parametrize("classes", [1, 80])
+@pytest.mark.parametrize("method", ["linear", "gaussian"])
+def bench_soft(beside: Beside, method: str, classes: int) -> None:
+    n = beside.size(2_000)
+    boxes, scores = scene(n, objects=max(1, n // 50))
+    labels = torch.randint(0, classes, (n,), generator=seeded(2)) if classes > 1 else None
+    rule = (0.3, 0.5, 0.05, method)
+    arrays = boxes.numpy(), scores.numpy(), *rule, None if labels is None else labels.numpy()
+    beside(
+        Case(
+            op="soft_nms",
+            workload=f"{n:,} boxes about {n // 50} objects, {method}, classes: {classes}",
+            sides={
+                "fastdet": lambda: fastdet.soft_nms(boxes, scores, *rule, labels),
+                "fastdet.numpy": lambda: fastdet.numpy.soft_nms(*arrays),
+            },
+            floor=sort_and_look(boxes, scores),
+        )
+    )
+
+
 def bench_padded(beside: Beside) -> None:
     n, most = beside.size(5_000), beside.size(1_000)
     images = [scene(n, objects=max(1, n // 50), seed=image) for image in range(2)]

@@ -9,6 +9,9 @@ STABLE_TORCH_LIBRARY(fastdet, m) {
   m.def("nms(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor");
   m.def("batched_nms(Tensor boxes, Tensor scores, Tensor idxs, float iou_threshold) -> Tensor");
   m.def("nms_padded(Tensor boxes, Tensor scores, float iou_threshold, int max_keep, Tensor? groups, Tensor? counts) -> (Tensor, Tensor)");
+  m.def("soft_nms(Tensor boxes, Tensor scores, Tensor? labels, float iou_threshold, float sigma, float score_threshold, str method) -> (Tensor, Tensor, Tensor)");
+  m.def("nmm(Tensor boxes, Tensor scores, Tensor? labels, float threshold, str metric, bool transitive) -> (Tensor, Tensor)");
+  m.def("weighted_boxes_fusion(Tensor boxes, Tensor scores, Tensor labels, Tensor models, float[] weights, float iou_threshold, float score_threshold, str conf_type, bool allows_overflow) -> (Tensor, Tensor, Tensor)");
 
   m.def("box_iou(Tensor boxes1, Tensor boxes2) -> Tensor");
   m.def("generalized_box_iou(Tensor boxes1, Tensor boxes2) -> Tensor");

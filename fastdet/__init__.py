@@ -35,6 +35,7 @@ _OPERATORS = frozenset(
         "match_queries",
         "ms_deform_attn",
         "multiscale_roi_align",
+        "nmm",
         "nms",
         "nms_padded",
         "paste_masks",
@@ -45,6 +46,8 @@ _OPERATORS = frozenset(
         "rpn_proposals",
         "sample_matches",
         "sigmoid_focal_loss",
+        "soft_nms",
+        "weighted_boxes_fusion",
     )
 )
 _SUBMODULES = frozenset(

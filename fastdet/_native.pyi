@@ -31,6 +31,16 @@ class ClassCost(enum.Enum):
     focal = ...
     softmax = ...
 
+class ConfType(enum.Enum):
+    avg = ...
+    max = ...
+    box_and_model_avg = ...
+    absent_model_aware_avg = ...
+
+class OverlapMetric(enum.Enum):
+    iou = ...
+    ios = ...
+
 class SoftNmsMethod(enum.Enum):
     linear = ...
     gaussian = ...
@@ -38,14 +48,34 @@ class SoftNmsMethod(enum.Enum):
 def nms(
     boxes: NDArray[_Float], scores: NDArray[_Float], idxs: _Ints | None, iou_threshold: float
 ) -> _Ints: ...
+def nmm(
+    boxes: NDArray[_Float],
+    scores: NDArray[_Float],
+    labels: _Ints | None,
+    threshold: float,
+    metric: OverlapMetric,
+    transitive: bool,
+) -> tuple[_Ints, NDArray[_Float]]: ...
 def soft_nms(
     boxes: NDArray[_Float],
     scores: NDArray[_Float],
+    labels: _Ints | None,
     iou_threshold: float,
     sigma: float,
     score_threshold: float,
     method: SoftNmsMethod,
 ) -> tuple[_Ints, NDArray[_Float]]: ...
+def weighted_boxes_fusion(
+    boxes: NDArray[_Float],
+    scores: NDArray[_Float],
+    labels: _Ints,
+    models: _Ints,
+    weights: list[float],
+    iou_threshold: float,
+    score_threshold: float,
+    conf_type: ConfType,
+    allows_overflow: bool,
+) -> tuple[NDArray[_Float], NDArray[_Float], _Ints]: ...
 def multiclass_nms(
     boxes: NDArray[_Float],
     scores: NDArray[_Float],

@@ -2,7 +2,8 @@
 """The box operators for NumPy arrays: for code that runs its model without torch.
 
 Functions that `fastdet.ops` has too take the same arguments, run the same loops and return the same
-bits. `soft_nms` and `multiclass_nms` exist only here. Importing this module does not import torch.
+bits; only the results of `soft_nms` have no padding here. `multiclass_nms` exists only here.
+Importing this module does not import torch.
 The functions run on the calling thread and release the GIL, so Python threads can run them at the
 same time.
 
@@ -33,6 +34,13 @@ _LOW_QUALITY = {
     "none": _native.LowQuality.none,
 }
 _CLASS_COSTS = {"focal": _native.ClassCost.focal, "softmax": _native.ClassCost.softmax}
+_CONF_TYPES = {
+    "avg": _native.ConfType.avg,
+    "max": _native.ConfType.max,
+    "box_and_model_avg": _native.ConfType.box_and_model_avg,
+    "absent_model_aware_avg": _native.ConfType.absent_model_aware_avg,
+}
+_OVERLAP_METRICS = {"iou": _native.OverlapMetric.iou, "ios": _native.OverlapMetric.ios}
 _SOFT_NMS_METHODS = {
     "linear": _native.SoftNmsMethod.linear,
     "gaussian": _native.SoftNmsMethod.gaussian,
@@ -97,6 +105,50 @@ def batched_nms(boxes: Floats, scores: Floats, idxs: Ints, iou_threshold: float)
     )
 
 
+def nmm(
+    boxes: Floats,
+    scores: Floats,
+    labels: Ints | None = None,
+    threshold: float = 0.5,
+    metric: str = "iou",
+    transitive: bool = False,
+) -> tuple[Ints, Floats]:
+    """Merges overlapping boxes, as after a detector has run on the tiles of a large image.
+
+    Definition: `fastdet.ops.nmm`, which explains the rules.
+
+    Args:
+        boxes: (N, 4) xyxy in pixels.
+        scores: (N,).
+        labels: (N,) integers; only boxes of the same label are merged. None: all boxes.
+        threshold: in (0, 1]; boxes match if their overlap is at least this.
+        metric: "iou": intersection over union; "ios": over the smaller box.
+        transitive: a box may also join a group through a merged box.
+
+    Returns:
+        index, (N,) int64: the row of the kept box that box i is merged into, i if it is kept, -1 if
+        it is dropped; and merged, (N, 4) in the dtype of boxes: in a kept row the smallest box that
+        encloses its group, in other rows the box itself.
+
+    Raises:
+        ValueError: wrong shape; threshold outside (0, 1]; unknown metric.
+        TypeError: not an array, or a wrong dtype.
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold: expected a number in (0, 1], got {threshold}")
+    overlap = _one_of("metric", metric, _OVERLAP_METRICS)
+    floats = _type_of(boxes=boxes)
+    index, merged = _native.nmm(
+        _dense(boxes, floats.maths),
+        _floats("scores", scores, floats.maths),
+        None if labels is None else _integers("labels", labels),
+        threshold,
+        overlap,
+        transitive,
+    )
+    return index, merged.astype(floats.result, copy=False)
+
+
 @renamed_keywords(min_score="score_threshold")
 def soft_nms(
     boxes: Floats,
@@ -105,12 +157,13 @@ def soft_nms(
     sigma: float = 0.5,
     score_threshold: float = 0.001,
     method: str = "linear",
+    labels: Ints | None = None,
 ) -> tuple[Ints, Floats]:
     """Soft-NMS: lowers the scores of overlapping boxes instead of removing the boxes.
 
     Repeat until no box is left: pick the box with the highest score, and multiply the score of
-    every other box by a weight that depends on its IoU with the picked box. Definition: "Soft-NMS"
-    by Bodla et al. (https://arxiv.org/abs/1704.04503). The weight is:
+    every other box of its label by a weight that depends on its IoU with the picked box.
+    Definition: "Soft-NMS" by Bodla et al. (https://arxiv.org/abs/1704.04503). The weight is:
 
     - "linear": 1 - IoU if the IoU is at least iou_threshold, else 1.
     - "gaussian": exp(-IoU^2 / sigma).
@@ -124,6 +177,7 @@ def soft_nms(
         sigma: > 0; only for "gaussian".
         score_threshold: >= 0; a box is removed if its score falls below this.
         method: "linear" or "gaussian".
+        labels: (N,) integers; a box lowers only the scores of boxes of its label. None: of all.
 
     Returns:
         (K,) int64 indices in the order of picking (ties: the lowest index first); and the score of
@@ -141,7 +195,62 @@ def soft_nms(
     rule = _one_of("method", method, _SOFT_NMS_METHODS)
     maths = _type_of(boxes=boxes).maths
     boxes, scores = _dense(boxes, maths), _floats("scores", scores, maths)
-    return _native.soft_nms(boxes, scores, iou_threshold, sigma, score_threshold, rule)
+    ids = None if labels is None else _integers("labels", labels)
+    return _native.soft_nms(boxes, scores, ids, iou_threshold, sigma, score_threshold, rule)
+
+
+def weighted_boxes_fusion(
+    boxes: Floats,
+    scores: Floats,
+    labels: Ints,
+    models: Ints,
+    weights: Sequence[float],
+    iou_threshold: float = 0.55,
+    score_threshold: float = 0.0,
+    conf_type: str = "avg",
+    allows_overflow: bool = False,
+) -> tuple[Floats, Floats, Ints]:
+    """Fuses the boxes of several models into means that are weighted by their scores.
+
+    Definition: `fastdet.ops.weighted_boxes_fusion`, which explains the rules.
+
+    Args:
+        boxes: (N, 4) xyxy, the boxes of all models.
+        scores: (N,).
+        labels: (N,) integers; only boxes of the same label are fused.
+        models: (N,) integers, the model that each box comes from: an index into weights.
+        weights: of the models, one each; > 0.
+        iou_threshold: in [0, 1]; a box joins the fused box that it overlaps most if their IoU is
+            above this.
+        score_threshold: a box takes part if its score is at least this.
+        conf_type: "avg", "max", "box_and_model_avg" or "absent_model_aware_avg".
+        allows_overflow: for "avg", whether a score may be above 1.
+
+    Returns:
+        boxes (K, 4) and scores (K,), float64 if either argument is float64, else float32; and
+        labels (K,) int64, highest score first; ties: the fused box whose first member comes first
+        in the input.
+
+    Raises:
+        ValueError: wrong shape; iou_threshold outside [0, 1]; wrong weights; a model without a
+            weight; unknown conf_type.
+        TypeError: not an array, or a wrong dtype.
+    """
+    _check_iou_threshold(iou_threshold)
+    _check_model_weights(weights)
+    rule = _one_of("conf_type", conf_type, _CONF_TYPES)
+    maths = _type_of(boxes=boxes, scores=scores).maths
+    return _native.weighted_boxes_fusion(
+        _dense(boxes, maths),
+        _dense(scores, maths),
+        _integers("labels", labels),
+        _integers("models", models),
+        list(weights),
+        iou_threshold,
+        score_threshold,
+        rule,
+        allows_overflow,
+    )
 
 
 def box_iou(boxes1: NDArray[Any], boxes2: NDArray[Any], fmt: str = "xyxy") -> Floats:
@@ -528,6 +637,11 @@ def _check_not_negative(**numbers: int) -> None:
 def _check_weights(weights: Weights) -> None:
     if len(weights) != 4 or not all(0 < weight < math.inf for weight in weights):
         raise ValueError(f"weights: expected four finite numbers > 0, got {weights}")
+
+
+def _check_model_weights(weights: Sequence[float]) -> None:
+    if not len(weights) or not all(0 < weight < math.inf for weight in weights):
+        raise ValueError(f"weights: expected finite numbers > 0, got {list(weights)}")
 
 
 def _check_eps(eps: float) -> None:

@@ -13,20 +13,34 @@ import torch
 from torch import Tensor
 
 
+def rounded(x: float, dtype: torch.dtype) -> float:
+    """x in `dtype`, float32 or float64."""
+    return x if dtype == torch.float64 else ctypes.c_float(x).value
+
+
+def _area(box: list[float], dtype: torch.dtype) -> float:
+    return rounded(rounded(box[2] - box[0], dtype) * rounded(box[3] - box[1], dtype), dtype)
+
+
+def _intersection(a: list[float], b: list[float], dtype: torch.dtype) -> float:
+    width = max(rounded(min(a[2], b[2]) - max(a[0], b[0]), dtype), 0.0)
+    height = max(rounded(min(a[3], b[3]) - max(a[1], b[1]), dtype), 0.0)
+    return rounded(width * height, dtype)
+
+
 def iou(a: list[float], b: list[float], dtype: torch.dtype = torch.float64) -> float:
     """IoU of two xyxy boxes; each step rounded to `dtype`, float32 or float64."""
+    inter = _intersection(a, b, dtype)
+    union = rounded(rounded(_area(a, dtype) + _area(b, dtype), dtype) - inter, dtype)
+    return rounded(inter / union, dtype) if union > 0 else 0.0
 
-    def rounded(x: float) -> float:
-        return x if dtype == torch.float64 else ctypes.c_float(x).value
 
-    def area(box: list[float]) -> float:
-        return rounded(rounded(box[2] - box[0]) * rounded(box[3] - box[1]))
-
-    width = max(rounded(min(a[2], b[2]) - max(a[0], b[0])), 0.0)
-    height = max(rounded(min(a[3], b[3]) - max(a[1], b[1])), 0.0)
-    inter = rounded(width * height)
-    union = rounded(rounded(area(a) + area(b)) - inter)
-    return rounded(inter / union) if union > 0 else 0.0
+def ios(a: list[float], b: list[float], dtype: torch.dtype = torch.float64) -> float:
+    """Intersection over the area of the smaller box, rounded as `iou`; 0 if an area overflows."""
+    smaller, larger = sorted([_area(a, dtype), _area(b, dtype)])
+    if smaller <= 0 or math.isinf(larger):
+        return 0.0
+    return rounded(_intersection(a, b, dtype) / smaller, dtype)
 
 
 def nms(
@@ -48,6 +62,102 @@ def nms(
     return torch.tensor(kept, dtype=torch.int64)
 
 
+def nmm(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor | None,
+    threshold: float,
+    metric: str,
+    transitive: bool,
+) -> tuple[list[int], list[list[float]]]:
+    """The kept row of each box, -1 if it is dropped; and the enclosing boxes of the groups."""
+    dtype = torch.float64 if boxes.dtype == torch.float64 else torch.float32
+    rows, values = boxes.double().tolist(), scores.double().tolist()
+    ids = [0] * len(rows) if labels is None else labels.tolist()
+    overlap, least = {"iou": iou, "ios": ios}[metric], rounded(threshold, dtype)
+    index, merged = [-1] * len(rows), [list(row) for row in rows]
+    targets: list[int] = []
+    usable = [
+        i
+        for i in range(len(rows))
+        if all(math.isfinite(x) for x in rows[i]) and not math.isnan(values[i])
+    ]
+    for i in sorted(usable, key=lambda i: (-values[i], i)):
+        matches = (
+            k for k in targets if ids[k] == ids[i] and overlap(rows[k], rows[i], dtype) >= least
+        )
+        target = next(matches, None)
+        kept = i if target is None else index[target]
+        index[i] = kept
+        if target is None or transitive:
+            targets.append(i)
+        lows = [min(pair) for pair in zip(merged[kept][:2], rows[i][:2], strict=True)]
+        highs = [max(pair) for pair in zip(merged[kept][2:], rows[i][2:], strict=True)]
+        merged[kept] = lows + highs
+    return index, merged
+
+
+def weighted_boxes_fusion(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    models: Tensor,
+    weights: list[float],
+    iou_threshold: float,
+    score_threshold: float,
+    conf_type: str,
+    allows_overflow: bool,
+) -> tuple[list[list[float]], list[float], list[int]]:
+    """Fused boxes by falling score, with their scores and labels; Solovyev et al., 2019."""
+    rows = boxes.double().tolist()
+    weighted = [s * weights[m] for s, m in zip(scores.double().tolist(), models, strict=True)]
+    usable = [
+        i
+        for i in range(len(rows))
+        if all(math.isfinite(x) for x in (*rows[i], weighted[i]))
+        and rows[i][0] < rows[i][2]
+        and rows[i][1] < rows[i][3]
+        and scores[i] >= score_threshold
+    ]
+    groups: list[list[int]] = []
+
+    def mean(group: list[int]) -> list[float]:
+        total = sum(weighted[i] for i in group)
+        if len(group) == 1 or total <= 0:
+            return rows[group[0]]
+        return [sum(weighted[i] * rows[i][c] for i in group) / total for c in range(4)]
+
+    def confidence(group: list[int]) -> float:
+        own, n = {int(models[i]) for i in group}, len(group)
+        average = sum(weighted[i] for i in group) / n
+        if conf_type == "max":
+            return max(weighted[i] for i in group) / max(weights)
+        of_members = sum(weights[models[i]] for i in group)
+        of_own = sum(weights[m] for m in own)
+        if conf_type == "box_and_model_avg":
+            return average * n / of_members * of_own / sum(weights)
+        if conf_type == "absent_model_aware_avg":
+            return average * n / (of_members + sum(weights) - of_own)
+        return average * (n if allows_overflow else min(n, len(weights))) / sum(weights)
+
+    for i in sorted(usable, key=lambda i: (-weighted[i], i)):
+        best, joined = iou_threshold, None
+        for group in groups:
+            overlap = iou(mean(group), rows[i]) if labels[group[0]] == labels[i] else 0.0
+            if overlap > best:
+                best, joined = overlap, group
+        if joined is None:
+            groups.append([i])
+        else:
+            joined.append(i)
+    groups.sort(key=lambda group: (-confidence(group), group[0]))
+    return (
+        [mean(group) for group in groups],
+        [confidence(group) for group in groups],
+        [int(labels[group[0]]) for group in groups],
+    )
+
+
 def soft_nms(
     boxes: Tensor,
     scores: Tensor,
@@ -55,9 +165,11 @@ def soft_nms(
     sigma: float,
     score_threshold: float,
     method: str,
+    labels: Tensor | None = None,
 ) -> tuple[list[int], list[float]]:
     """Indices in the order of picking, and their scores then; Bodla et al., 2017."""
     rows, left = boxes.double().tolist(), dict(enumerate(scores.double().tolist()))
+    ids = [0] * len(rows) if labels is None else labels.tolist()
     for i, row in enumerate(rows):
         if not all(math.isfinite(x) for x in (*row, left[i])) or left[i] < score_threshold:
             del left[i]
@@ -67,7 +179,7 @@ def soft_nms(
         pick = max(left, key=lambda i: (left[i], -i))
         picks.append(pick)
         pick_scores.append(left.pop(pick))
-        for i in list(left):
+        for i in [i for i in left if ids[i] == ids[pick]]:
             overlap = iou(rows[pick], rows[i])
             if method == "gaussian":
                 left[i] *= math.exp(-(overlap**2) / sigma)

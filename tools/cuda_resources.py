@@ -83,7 +83,7 @@ def short(symbol: str, name: str) -> str:
     """`op: function<types>` of a kernel's symbol and demangled name."""
     for noise in ("(anonymous namespace)::", "fastdet::cuda::", "fastdet::", "c10::"):
         name = name.replace(noise, "")
-    name = re.sub(r"^void |\(IouKind\)|\(bool\)", "", name)
+    name = re.sub(r"^void |\(IouKind\)|\(OverlapMetric\)|\(bool\)", "", name)
     body = re.match(r"for_each_kernel<(.*)\{lambda\(long\)#(\d+)\}", name)
     if body:
         name = without_arguments(body[1]) + (f", loop {body[2]}" if body[2] != "1" else "")

@@ -79,6 +79,12 @@ FASTDET_HOST_DEVICE T intersection(const Box<T>& a, const Box<T>& b) {
   return max_of_numbers(w, T(0)) * max_of_numbers(h, T(0));
 }
 
+// The smallest box that contains both.
+template <typename T>
+FASTDET_HOST_DEVICE Box<T> enclosing(const Box<T>& a, const Box<T>& b) {
+  return {min_of(a.x1, b.x1), min_of(a.y1, b.y1), max_of(a.x2, b.x2), max_of(a.y2, b.y2)};
+}
+
 // 0 if the union is not positive; never NaN for finite boxes.
 template <typename T>
 FASTDET_HOST_DEVICE T iou(const Box<T>& a, T area_a, const Box<T>& b, T area_b) {

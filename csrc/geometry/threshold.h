@@ -18,6 +18,14 @@ T round_down(double threshold) {
                              : rounded;
 }
 
+// For a T x, `x > just_below<T>(t)` means `x >= t` with t rounded to T. For t > 0 it is never
+// negative.
+template <typename T>
+T just_below(double threshold) {
+  const T below = std::nextafter(static_cast<T>(threshold), -std::numeric_limits<T>::infinity());
+  return below > T(0) ? below : T(0);
+}
+
 // The probability of a logit, computed in double and rounded once.
 template <typename T>
 FASTDET_HOST_DEVICE T sigmoid(T logit) {

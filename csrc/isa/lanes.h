@@ -105,6 +105,26 @@ __attribute__((always_inline)) inline void sum_lanes(const Lanes<double> (&of)[4
   }
 }
 
+// The mask as bits, the first lane lowest.
+template <typename Mask>
+__attribute__((always_inline)) inline uint32_t lane_bits(const Mask& mask) {
+  constexpr bool kWide = sizeof(mask[0]) == 8;
+#if defined(__AVX512F__)
+  const __m512i bits = __builtin_bit_cast(__m512i, mask);
+  return kWide ? _mm512_test_epi64_mask(bits, bits) : _mm512_test_epi32_mask(bits, bits);
+#elif defined(__AVX2__)
+  return kWide ? _mm256_movemask_pd(__builtin_bit_cast(__m256d, mask))
+               : _mm256_movemask_ps(__builtin_bit_cast(__m256, mask));
+#elif defined(__SSE2__)
+  return kWide ? _mm_movemask_pd(__builtin_bit_cast(__m128d, mask))
+               : _mm_movemask_ps(__builtin_bit_cast(__m128, mask));
+#else
+  uint32_t bits = 0;
+  for (unsigned i = 0; i < sizeof mask / sizeof mask[0]; ++i) bits |= (mask[i] & 1u) << i;
+  return bits;
+#endif
+}
+
 // For the next two operations GCC 12 uses more AVX-512 instructions than necessary.
 
 template <typename T>

@@ -8,7 +8,8 @@
 // out: at t = 0.5 only bundles whose hull contains the centre of `a` remain. To keep the hulls
 // small, boxes are sorted by area (in classes of a factor of 16) and then along a Z curve. For n
 // boxes spread over an image, each side of a hull is about sqrt(32 / n) of the image's side, plus
-// one box.
+// one box. The IoS of boxes of very different sizes may be 1, so for the IoS a bundle is skipped
+// only if its hull does not touch the box.
 //
 // Skipping never changes the result. kShrink covers the rounding errors of pairs whose areas have
 // full precision. A box with a smaller area or side (kTiny) is compared with every box that it
@@ -266,10 +267,10 @@ __device__ void place_by_bins(const BoxOrders<T>& in, const int64_t* groups, int
 // ---- search -------------------------------------------------------------------------------------
 
 // A box whose overlapping boxes are searched. All lanes of a warp hold the same one.
-template <typename T>
+template <OverlapMetric metric, typename T>
 struct Seeker {
   Box<T> box;
-  T area, filter;   // the intersection with an overlapping box exceeds filter * union
+  T area, filter;   // the intersection with an overlapping box exceeds filter * denominator
   T width, height;  // and is wider and higher than these
   Turn<T> turn;
   int64_t group;
@@ -278,33 +279,44 @@ struct Seeker {
       : box(b), area(fastdet::area(b)), turn(turn), group(group) {
     const T w = b.x2 - b.x1, h = b.y2 - b.y1;
     filter = min_of(area, min_of(w, h)) < kTiny<T> ? T(0) : proportional_filter;
-    width = filter * w;
-    height = filter * h;
+    const T share = metric == OverlapMetric::kIos ? T(0) : filter;
+    width = share * w;
+    height = share * h;
   }
 
   // The two tests have no branch, so that all loads are issued at once.
   __device__ bool may_overlap(const Hull<T>& hull) const {
-    return (hull.box.x2 - box.x1 > width) & (box.x2 - hull.box.x1 > width) &
-           (hull.box.y2 - box.y1 > height) & (box.y2 - hull.box.y1 > height) &
-           (hull.areas.most > filter * area) & (area > filter * hull.areas.least);
+    const bool touches = (hull.box.x2 - box.x1 > width) & (box.x2 - hull.box.x1 > width) &
+                         (hull.box.y2 - box.y1 > height) & (box.y2 - hull.box.y1 > height);
+    if constexpr (metric == OverlapMetric::kIos) return touches;
+    return touches & (hull.areas.most > filter * area) & (area > filter * hull.areas.least);
   }
 
   // False for most pairs that do not overlap, true for all pairs that do. It needs no division.
   __device__ bool may_overlap(const Box<T>& other) const {
     const T inter = intersection(box, other);
-    return inter > filter * (area + fastdet::area(other) - inter);
+    const T denominator = overlap_denominator<metric>(area, fastdet::area(other), inter);
+    // The smaller box may be tiny although this one is not.
+    const bool tiny = metric == OverlapMetric::kIos && denominator < kTiny<T>;
+    return inter > (tiny ? T(0) : filter * denominator);
   }
 
-  __device__ bool overlaps(const Box<T>& other, T iou_threshold) const {
-    return may_overlap(other) && iou(box, area, other, fastdet::area(other)) > iou_threshold;
+  __device__ bool overlaps(const Box<T>& other, T threshold) const {
+    if (!may_overlap(other)) return false;
+    const T other_area = fastdet::area(other);
+    if constexpr (metric == OverlapMetric::kIou)
+      return iou(box, area, other, other_area) > threshold;
+    const T inter = intersection(box, other);
+    return can_overlap(other, other_area) &&
+           inter / overlap_denominator<metric>(area, other_area, inter) > threshold;
   }
 };
 
 // Which of the 32 hulls from `first` on may hold an overlapping box, as bits. A whole warp calls
 // it.
-template <typename T>
-__device__ unsigned near(const Hulls<T>& hulls, int64_t first, int64_t end, const Seeker<T>& seeker,
-                         bool wanted = true) {
+template <OverlapMetric metric, typename T>
+__device__ unsigned near(const Hulls<T>& hulls, int64_t first, int64_t end,
+                         const Seeker<metric, T>& seeker, bool wanted = true) {
   const bool may = seeker.may_overlap(hulls.load(min_of(first + lane(), end - 1)));
   return __ballot_sync(kAllLanes, may & wanted & (first + lane() < end));
 }
@@ -313,9 +325,9 @@ __device__ unsigned near(const Hulls<T>& hulls, int64_t first, int64_t end, cons
 // `boxes` mark the boxes that come before the seeker and overlap it, without the boxes known to be
 // removed. `in` is the bundles of one image, whose places are the first n. The search stops when
 // on_overlap returns false. A whole warp calls it.
-template <typename T, typename OnOverlap>
+template <OverlapMetric metric, typename T, typename OnOverlap>
 __device__ void look_through(const BoxBundles<T>& in, uint32_t n, const Known& known,
-                             const Seeker<T>& seeker, T iou_threshold,
+                             const Seeker<metric, T>& seeker, T threshold,
                              const OnOverlap& on_overlap) {
   const int64_t num_bundles = (n + kWarp - 1) / kWarp, num_bales = (n + kBale - 1) / kBale;
   for (int64_t first = 0; first < num_bales; first += kWarp)
@@ -331,7 +343,7 @@ __device__ void look_through(const BoxBundles<T>& in, uint32_t n, const Known& k
         bool overlaps =
             seeker.may_overlap(box) & in.turns[place].before(seeker.turn) & !(gone >> lane() & 1);
         if (in.groups) overlaps = overlaps & (in.groups[place] == seeker.group);
-        if (overlaps) overlaps = seeker.overlaps(box, iou_threshold);
+        if (overlaps) overlaps = seeker.overlaps(box, threshold);
         const unsigned found = __ballot_sync(kAllLanes, overlaps);
         if (found && !on_overlap(bale + own, found)) return;
       }

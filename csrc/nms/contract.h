@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The arguments that the NMS operators accept.
+// The arguments that the operators of suppression and merging accept.
 #pragma once
 
 #include <optional>
 #include <string>
 
 #include "../expect.h"
+#include "../geometry/overlap.h"
+#include "soft_nms_rule.h"
 
 namespace fastdet {
 
@@ -21,6 +23,27 @@ inline void check_batched_nms(const char* op, const Argument& boxes, const Argum
   check_nms(op, boxes, scores);
   expect(is_integers(idxs, boxes.size(0)), op, "idxs", "int64 (N,) with the N of boxes", idxs);
   expect_same_device(op, "idxs", idxs, boxes);
+}
+
+inline void check_labelled(const char* op, const Argument& boxes, const Argument& scores,
+                           const std::optional<Argument>& labels) {
+  check_nms(op, boxes, scores);
+  if (!labels) return;
+  expect(is_integers(*labels, boxes.size(0)), op, "labels", "int64 (N,) with the N of boxes",
+         *labels);
+  expect_same_device(op, "labels", *labels, boxes);
+}
+
+inline OverlapMetric parse_overlap_metric(const char* op, const std::string& name) {
+  if (name == "iou") return OverlapMetric::kIou;
+  if (name == "ios") return OverlapMetric::kIos;
+  refuse(op, "metric", "iou or ios", "'" + name + "'");
+}
+
+inline SoftNmsMethod parse_soft_nms_method(const std::string& name) {
+  if (name == "linear") return SoftNmsMethod::kLinear;
+  if (name == "gaussian") return SoftNmsMethod::kGaussian;
+  refuse("soft_nms", "method", "linear or gaussian", "'" + name + "'");
 }
 
 inline void check_nms_padded(const char* op, const Argument& boxes, const Argument& scores,

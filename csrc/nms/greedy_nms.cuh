@@ -28,7 +28,8 @@
 //
 // A box may wait for more than kEntries words. If the boxes in all stored words turn out to be
 // removed, a whole warp searches the bundles for this box again. No block waits for another.
-// Reading a state while it changes can only save work: the result does not depend on timing.
+// Reading a state while it changes can only save work: the result does not depend on timing. The
+// metric of the overlap is the IoU; merging also uses the IoS (nmm.cu).
 // Memory: one allocation of 98 bytes for each row, plus 20 if ordering takes 3 launches, up to 32
 // in float64 and 8 with groups. No host sync.
 #pragma once
@@ -61,8 +62,8 @@ struct Suppression {
   uint32_t* places;       // (B, n): the place of each row
   uint8_t* num_entries;   // (B, n) by place; kEntries + 1 stands for more
   Entry* entries;         // (B, kEntries, n) by place
-  T iou_threshold, filter;
-  int64_t* keep_counts;  // (B,)
+  T threshold, filter;    // boxes overlap if their metric is above the threshold
+  int64_t* keep_counts;   // (B,)
   int64_t max_keep;
 };
 
@@ -100,14 +101,14 @@ __global__ void __launch_bounds__(kOrderThreads) bundle_kernel(Suppression<T> in
 
 // The state of the box at a place. `bundles` is the bundles of the image, whose places are the
 // first n. With `note`, a box that waits stores its entries. A whole warp calls it.
-template <typename T>
+template <OverlapMetric metric, typename T>
 __device__ State settle(const Suppression<T>& in, int64_t image, const BoxBundles<T>& bundles,
                         uint32_t n, const Known& known, uint32_t place, bool note) {
-  const Seeker<T> seeker(load_box(bundles.boxes + place), bundles.turns[place],
-                         bundles.groups ? bundles.groups[place] : 0, in.filter);
+  const Seeker<metric, T> seeker(load_box(bundles.boxes + place), bundles.turns[place],
+                                 bundles.groups ? bundles.groups[place] : 0, in.filter);
   State state = kStays;
   int num_entries = 0;
-  look_through(bundles, n, known, seeker, in.iou_threshold, [&](int64_t bundle, unsigned boxes) {
+  look_through(bundles, n, known, seeker, in.threshold, [&](int64_t bundle, unsigned boxes) {
     const uint32_t stay = __shfl_sync(kAllLanes, known.stay(bundle), 0);  // the same in all lanes
     state = boxes & stay ? kGoes : kWaits;
     if (note && lane() == 0 && num_entries < kEntries)
@@ -122,7 +123,7 @@ __device__ State settle(const Suppression<T>& in, int64_t image, const BoxBundle
 }
 
 // One warp for each box, with a stride over the image.
-template <typename T>
+template <OverlapMetric metric, typename T>
 __global__ void __launch_bounds__(kSettleThreads, sizeof(T) > 4 ? 3 : 4)
     settle_kernel(Suppression<T> in, int64_t blocks_per_image, bool note) {
   const int64_t image = blockIdx.x / blocks_per_image;
@@ -132,7 +133,7 @@ __global__ void __launch_bounds__(kSettleThreads, sizeof(T) > 4 ? 3 : 4)
   const BoxBundles<T> bundles = in.bundles.of(image);
   for (; place < n; place += step) {
     if (bundles.known.state(place) != kWaits) continue;
-    const State state = settle(in, image, bundles, n, bundles.known, place, note);
+    const State state = settle<metric>(in, image, bundles, n, bundles.known, place, note);
     if (lane() == 0) bundles.known.set(place, state);
   }
 }
@@ -184,7 +185,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // Decides the boxes of the next ranks, one for each thread; all boxes before them are decided. A
 // whole block calls it.
-template <typename T>
+template <OverlapMetric metric, typename T>
 __device__ State resolve_front(const Suppression<T>& in, int64_t image,
                                const BoxBundles<T>& bundles, uint32_t n, const Known& known,
                                bool any, uint32_t place) {
@@ -196,7 +197,7 @@ __device__ State resolve_front(const Suppression<T>& in, int64_t image,
     if (stuck) {
       const int first = __ffs(stuck) - 1;
       const uint32_t its_place = __shfl_sync(kAllLanes, place, first);
-      const State found = settle(in, image, bundles, n, known, its_place, true);
+      const State found = settle<metric>(in, image, bundles, n, known, its_place, true);
       if (lane() == first) decision.state = found;
     }
     if (state == kWaits) known.set(place, decision.state);
@@ -206,7 +207,7 @@ __device__ State resolve_front(const Suppression<T>& in, int64_t image,
 }
 
 // One block for each image. write(image, k, row) receives the k-th kept row, -1 beyond the last.
-template <typename T, typename Write>
+template <OverlapMetric metric, typename T, typename Write>
 __global__ void __launch_bounds__(kResolveThreads<T>, 1)
     resolve_kernel(Suppression<T> in, Write write) {
   __shared__ uint32_t words[2][kSharedWords], stay_of_warps[kWarp];
@@ -234,7 +235,8 @@ __global__ void __launch_bounds__(kResolveThreads<T>, 1)
     // Loaded early, while this front is resolved.
     const uint32_t next_place = in.places[begin + next_row];
     const uint32_t row_after = row_of(first + 2 * kStep + threadIdx.x);
-    const State state = resolve_front(in, image, bundles, n, known, first + threadIdx.x < n, place);
+    const State state =
+        resolve_front<metric>(in, image, bundles, n, known, first + threadIdx.x < n, place);
     const unsigned stay = __ballot_sync(kAllLanes, state == kStays);
     if (lane() == 0) stay_of_warps[warp()] = stay;
     __syncthreads();
@@ -310,41 +312,20 @@ int64_t take_arrays(void* begin, bool by_tiles, Suppression<T>& in) {
   return pieces.used();
 }
 
-template <typename T, typename Write>
-void launch_all(const Suppression<T>& in, bool by_tiles, const Write& write, cudaStream_t stream) {
-  const int64_t num_images = in.orders.num_images, n = in.orders.n;
-  const auto blocks = [&](int64_t of_image) {
-    return dim3(static_cast<unsigned>(num_images * of_image));
-  };
-  const dim3 order_threads(kOrderThreads);
-  if (by_tiles) {
-    sort_by_tiles(in.orders, stream);
-    launch(bundle_kernel<T>, blocks(in.bundles.num_bales), order_threads, 0, stream, in);
-  } else {
-    const int64_t of_ranks = (n + kRanksPerBlock - 1) / kRanksPerBlock;
-    launch(order_kernel<T>, blocks(1 + of_ranks), order_threads, 0, stream, in);
-  }
-  const int64_t share = std::max<int64_t>(kSettleBlocks / std::max<int64_t>(num_images, 1), 32);
-  const auto share_of = [&](int64_t per_block) {
-    return std::clamp<int64_t>((n + per_block - 1) / per_block, 1, share);
-  };
-  const int64_t of_settle = share_of(kSettleThreads / kWarp), of_decide = share_of(kThreads);
-  for (const bool note : {false, true})
-    launch(settle_kernel<T>, blocks(of_settle), dim3(kSettleThreads), 0, stream, in, of_settle,
-           note);
-  for (int left = by_tiles ? 2 : 0; left > 0; --left)
-    launch(decide_kernel<T>, blocks(of_decide), dim3(kThreads), 0, stream, in, of_decide);
-  launch(resolve_kernel<T, Write>, blocks(1), dim3(kResolveThreads<T>), 0, stream, in, write);
-}
+// What the launches need, and the tensors that own its memory.
+template <typename T>
+struct Plan {
+  Suppression<T> in;
+  bool by_tiles;
+  Tensor boxes, workspace;
+};
 
 // Boxes (B, N, 4) and scores (B, N) are contiguous and of type T; groups (B, N) and counts (B,) are
-// int64, and each may be absent. On the device it calls write(image, k, row) for each k below
-// max_keep, with row -1 beyond the last kept row, and sets keep_counts (B,), int64. It never reads
-// rows from an image's count on.
-template <typename T, typename Write>
-void greedy_nms(const Tensor& boxes, const Tensor& scores, double iou_threshold, int64_t max_keep,
-                const std::optional<Tensor>& groups, const std::optional<Tensor>& counts,
-                const Tensor& keep_counts, const Write& write) {
+// int64, and each may be absent. Rows from an image's count on are never read.
+template <typename T>
+Plan<T> plan_suppression(const Tensor& boxes, const Tensor& scores, T threshold, int64_t max_keep,
+                         const std::optional<Tensor>& groups, const std::optional<Tensor>& counts,
+                         const Tensor& keep_counts) {
   const Tensor boxes_in = aligned(boxes);
   const int64_t num_images = boxes.size(0), n = boxes.size(1);
   STD_TORCH_CHECK(n <= INT32_MAX, "fastdet: NMS: more than 2^31 - 1 boxes in an image");
@@ -359,15 +340,71 @@ void greedy_nms(const Tensor& boxes, const Tensor& scores, double iou_threshold,
   in.bundles.num_bundles = divided(kWarp);
   in.bundles.num_bales = divided(kBale);
   in.groups = groups ? data<int64_t>(*groups) : nullptr;
-  in.iou_threshold = round_down<T>(iou_threshold);
-  in.filter = in.iou_threshold > T(1e-6) ? in.iou_threshold * kShrink<T> : T(0);
+  in.threshold = threshold;
+  in.filter = in.threshold > T(1e-6) ? in.threshold * kShrink<T> : T(0);
   in.keep_counts = mutable_data<int64_t>(keep_counts);
   in.max_keep = max_keep;
   const bool by_tiles = n > kMostCounted || double(n) * n * num_images > kMostCountedPairs;
   const int64_t bytes = take_arrays(nullptr, by_tiles, in);
   const Tensor workspace = empty(boxes, {bytes}, ScalarType::Byte);
   take_arrays(workspace.mutable_data_ptr(), by_tiles, in);
-  launch_all(in, by_tiles, write, current_stream(boxes));
+  return {in, by_tiles, boxes_in, workspace};
+}
+
+// A grid of as many blocks for each image.
+template <typename T>
+dim3 blocks_of_images(const Suppression<T>& in, int64_t of_image) {
+  return dim3(static_cast<unsigned>(in.orders.num_images * of_image));
+}
+
+// How many blocks an image gets if a block takes `per_block` rows at a time.
+template <typename T>
+int64_t share_of_image(const Suppression<T>& in, int64_t per_block) {
+  const int64_t images = std::max<int64_t>(in.orders.num_images, 1);
+  const int64_t most = std::max<int64_t>(kSettleBlocks / images, 32);
+  return std::clamp<int64_t>((in.orders.n + per_block - 1) / per_block, 1, most);
+}
+
+template <typename T>
+void launch_order(const Plan<T>& plan, cudaStream_t stream) {
+  const Suppression<T>& in = plan.in;
+  const dim3 threads(kOrderThreads);
+  if (plan.by_tiles) {
+    sort_by_tiles(in.orders, stream);
+    launch(bundle_kernel<T>, blocks_of_images(in, in.bundles.num_bales), threads, 0, stream, in);
+  } else {
+    const int64_t of_ranks = (in.orders.n + kRanksPerBlock - 1) / kRanksPerBlock;
+    launch(order_kernel<T>, blocks_of_images(in, 1 + of_ranks), threads, 0, stream, in);
+  }
+}
+
+// After launch_order. On the device it calls write(image, k, row) for each k below max_keep, with
+// row -1 beyond the last kept row, and sets keep_counts (B,), int64.
+template <OverlapMetric metric, typename T, typename Write>
+void launch_suppression(const Plan<T>& plan, const Write& write, cudaStream_t stream) {
+  const Suppression<T>& in = plan.in;
+  const int64_t of_settle = share_of_image(in, kSettleThreads / kWarp);
+  const int64_t of_decide = share_of_image(in, kThreads);
+  for (const bool note : {false, true})
+    launch(settle_kernel<metric, T>, blocks_of_images(in, of_settle), dim3(kSettleThreads), 0,
+           stream, in, of_settle, note);
+  for (int left = plan.by_tiles ? 2 : 0; left > 0; --left)
+    launch(decide_kernel<T>, blocks_of_images(in, of_decide), dim3(kThreads), 0, stream, in,
+           of_decide);
+  launch(resolve_kernel<metric, T, Write>, blocks_of_images(in, 1), dim3(kResolveThreads<T>), 0,
+         stream, in, write);
+}
+
+// See plan_suppression and launch_suppression.
+template <typename T, typename Write>
+void greedy_nms(const Tensor& boxes, const Tensor& scores, double iou_threshold, int64_t max_keep,
+                const std::optional<Tensor>& groups, const std::optional<Tensor>& counts,
+                const Tensor& keep_counts, const Write& write) {
+  const cudaStream_t stream = current_stream(boxes);
+  const Plan<T> plan = plan_suppression<T>(boxes, scores, round_down<T>(iou_threshold), max_keep,
+                                           groups, counts, keep_counts);
+  launch_order(plan, stream);
+  launch_suppression<OverlapMetric::kIou>(plan, write, stream);
 }
 
 }  // namespace fastdet::cuda

@@ -68,6 +68,20 @@ int64_t nms_in_turns(const NmsInput<T>& in, ScoreOrder<T>& order, const NmsThres
   return num_kept;
 }
 
+// Calls body(g) for each group, in parallel. A piece of the n rows handles the groups that begin in
+// it.
+template <typename T, typename Parallel, typename Body>
+void for_each_group(const BoxGroups<T>& groups, int64_t n, const Parallel& parallel,
+                    const Body& body) {
+  parallel(n, kRowsInParallel, [&](int64_t first, int64_t last) {
+    const auto begin = groups.begin.begin(), end = groups.begin.end() - 1;
+    for (auto g = std::lower_bound(begin, end, first) - begin; g < end - begin; ++g) {
+      if (groups.begin[g] >= last) break;
+      body(g);
+    }
+  });
+}
+
 // Each group is visited to its end, in parallel. Then one pass over the rows restores the score
 // order.
 template <typename T, typename Parallel>
@@ -77,18 +91,13 @@ int64_t nms_by_group(const NmsInput<T>& in, const ScoreOrder<T>& order,
   const int64_t n = order.size();
   const BoxGroups<T> groups(order.rows(), n, in.groups);
   std::vector<uint8_t> survives(n);
-  // A piece of the rows handles the groups that begin in it.
-  parallel(n, kRowsInParallel, [&](int64_t first, int64_t last) {
-    const auto begin = groups.begin.begin(), end = groups.begin.end() - 1;
-    for (auto g = std::lower_bound(begin, end, first) - begin; g < end - begin; ++g) {
-      const int64_t at = groups.begin[g];
-      if (at >= last) break;
-      const BoxStore<T> room(groups.size(g));
-      KeptBoxes<T> kept(in.boxes, groups.members.data() + at, groups.size(g), threshold,
-                        room.planes());
-      for (int64_t j = at; j < at + groups.size(g); ++j)
-        survives[groups.row[j]] = kept.offer(in.boxes[groups.members[j].index]);
-    }
+  for_each_group(groups, n, parallel, [&](int64_t g) {
+    const int64_t at = groups.begin[g];
+    const BoxStore<T> room(groups.size(g));
+    KeptBoxes<T> kept(in.boxes, groups.members.data() + at, groups.size(g), threshold,
+                      room.planes());
+    for (int64_t j = at; j < at + groups.size(g); ++j)
+      survives[groups.row[j]] = kept.offer(in.boxes[groups.members[j].index]);
   });
   int64_t num_kept = 0;
   for (int64_t r = 0; r < n && num_kept < max_keep; ++r)

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// NMS for NumPy arrays, with the same code as the torch operators, and Soft-NMS. Both run on the
-// calling thread. O(N) memory.
+// Suppression and merging for NumPy arrays, with the code of the torch operators, on the calling
+// thread. O(N) memory.
 #include <algorithm>
-#include <limits>
 #include <utility>
 
 #include "../geometry/threshold.h"
 #include "../python/arrays.h"
 #include "contract.h"
 #include "greedy_nms.h"
+#include "nmm.h"
 #include "soft_nms.h"
 
 namespace fastdet::python {
@@ -32,19 +32,47 @@ Array<int64_t> nms(const Array<T>& boxes, const Array<T>& scores,
   return array_of(keep);
 }
 
+std::optional<Argument> optional_argument(const std::optional<Array<int64_t>>& array) {
+  return array ? std::optional<Argument>(*array) : std::nullopt;
+}
+
+template <typename T>
+std::pair<Array<int64_t>, Array<T>> nmm(const Array<T>& boxes, const Array<T>& scores,
+                                        const std::optional<Array<int64_t>>& labels,
+                                        double threshold, OverlapMetric metric, bool transitive) {
+  check_labelled("nmm", boxes, scores, optional_argument(labels));
+  const int64_t n = boxes.shape(0);
+  const cpu::NmsInput<T> in = {boxes_of(boxes), scores.data(), labels ? labels->data() : nullptr,
+                               n};
+  const NmmRule<T> rule = {metric, just_below<T>(threshold), transitive};
+  Array<int64_t> index(n);
+  Array<T> merged({n, int64_t(4)});
+  int64_t* const index_out = index.mutable_data();
+  auto* const merged_out = reinterpret_cast<Box<T>*>(merged.mutable_data());
+  {
+    const py::gil_scoped_release no_gil;
+    cpu::merge_boxes(in, rule, index_out, merged_out, kSerial);
+  }
+  return {index, merged};
+}
+
 template <typename T>
 std::pair<Array<int64_t>, Array<T>> soft_nms(const Array<T>& boxes, const Array<T>& scores,
+                                             const std::optional<Array<int64_t>>& labels,
                                              double iou_threshold, double sigma,
-                                             double score_threshold, cpu::SoftNmsMethod method) {
-  check_nms("soft_nms", boxes, scores);
-  const T width = std::max(static_cast<T>(sigma), std::numeric_limits<T>::min());
-  const cpu::SoftNmsRule<T> rule = {method, static_cast<T>(iou_threshold), width,
-                                    static_cast<T>(score_threshold)};
+                                             double score_threshold, SoftNmsMethod method) {
+  check_labelled("soft_nms", boxes, scores, optional_argument(labels));
+  const auto rule = soft_nms_rule<T>(method, iou_threshold, sigma, score_threshold);
   std::vector<int64_t> keep;
   std::vector<T> kept_scores;
   {
     const py::gil_scoped_release no_gil;
-    cpu::SoftNms<T>(boxes_of(boxes), scores.data(), boxes.shape(0), rule).run(keep, kept_scores);
+    cpu::SoftNms<T> soft_nms(boxes_of(boxes), scores.data(), labels ? labels->data() : nullptr,
+                             boxes.shape(0), rule);
+    soft_nms.run([&](int64_t row, T score) {
+      keep.push_back(row);
+      kept_scores.push_back(score);
+    });
   }
   return {array_of(keep), array_of(kept_scores)};
 }
@@ -53,14 +81,21 @@ template <typename T>
 void bind_type(py::module_& m) {
   m.def("nms", nms<T>, py::arg("boxes").noconvert(), py::arg("scores").noconvert(),
         py::arg("idxs").noconvert(), py::arg("iou_threshold"));
+  m.def("nmm", nmm<T>, py::arg("boxes").noconvert(), py::arg("scores").noconvert(),
+        py::arg("labels").noconvert(), py::arg("threshold"), py::arg("metric"),
+        py::arg("transitive"));
   m.def("soft_nms", soft_nms<T>, py::arg("boxes").noconvert(), py::arg("scores").noconvert(),
-        py::arg("iou_threshold"), py::arg("sigma"), py::arg("score_threshold"), py::arg("method"));
+        py::arg("labels").noconvert(), py::arg("iou_threshold"), py::arg("sigma"),
+        py::arg("score_threshold"), py::arg("method"));
 }
 
 void bind(py::module_& m) {
-  py::enum_<cpu::SoftNmsMethod>(m, "SoftNmsMethod")
-      .value("linear", cpu::SoftNmsMethod::kLinear)
-      .value("gaussian", cpu::SoftNmsMethod::kGaussian);
+  py::enum_<OverlapMetric>(m, "OverlapMetric")
+      .value("iou", OverlapMetric::kIou)
+      .value("ios", OverlapMetric::kIos);
+  py::enum_<SoftNmsMethod>(m, "SoftNmsMethod")
+      .value("linear", SoftNmsMethod::kLinear)
+      .value("gaussian", SoftNmsMethod::kGaussian);
   bind_type<float>(m);
   bind_type<double>(m);
 }

@@ -7,19 +7,9 @@
 #include "../geometry/box.h"
 #include "../geometry/box_planes.h"
 #include "../isa/loops.h"
+#include "soft_nms_rule.h"
 
 namespace fastdet::cpu {
-
-enum class SoftNmsMethod { kLinear, kGaussian };
-
-// How the overlap with a picked box lowers a score: the score is multiplied by 1 - IoU if the IoU
-// is >= iou_threshold (linear), or by exp(-IoU^2 / sigma) (Gaussian). A box is removed if its score
-// is below score_threshold, which is >= 0.
-template <typename T>
-struct SoftNmsRule {
-  SoftNmsMethod method;
-  T iou_threshold, sigma, score_threshold;
-};
 
 // T is float or double.
 template <typename T>

@@ -20,6 +20,7 @@ from fastdet.ops.mask_rle import encode_masks, paste_masks_rle
 from fastdet.ops.match_anchors import match_anchors
 from fastdet.ops.match_queries import match_queries
 from fastdet.ops.ms_deform_attn import ms_deform_attn
+from fastdet.ops.nmm import nmm
 from fastdet.ops.nms import batched_nms, nms, nms_padded
 from fastdet.ops.paste_masks import paste_masks
 from fastdet.ops.retinanet_detections import retinanet_detections
@@ -28,6 +29,8 @@ from fastdet.ops.roi_detections import roi_detections
 from fastdet.ops.rpn_proposals import rpn_proposals
 from fastdet.ops.sample_matches import sample_matches
 from fastdet.ops.sigmoid_focal_loss import sigmoid_focal_loss
+from fastdet.ops.soft_nms import soft_nms
+from fastdet.ops.weighted_boxes_fusion import weighted_boxes_fusion
 
 __all__ = [
     "MultiScaleRoIAlign",
@@ -50,6 +53,7 @@ __all__ = [
     "match_queries",
     "ms_deform_attn",
     "multiscale_roi_align",
+    "nmm",
     "nms",
     "nms_padded",
     "paste_masks",
@@ -60,4 +64,6 @@ __all__ = [
     "rpn_proposals",
     "sample_matches",
     "sigmoid_focal_loss",
+    "soft_nms",
+    "weighted_boxes_fusion",
 ]

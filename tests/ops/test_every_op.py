@@ -141,6 +141,18 @@ def calls(n: int, extent: float = 100) -> dict[str, Call]:
                 counts,
             ),
         ),
+        "nmm": Call(lambda b, s, i: fastdet.nmm(b, s, i, 0.4, "ios"), (rows, scores, ids)),
+        "nmm, transitive": Call(
+            lambda b, s, i: fastdet.nmm(b, s, i, 0.4, transitive=True), (rows, scores, ids)
+        ),
+        "soft_nms": Call(
+            lambda b, s, i: fastdet.soft_nms(b, s, method="gaussian", labels=i),
+            (rows, scores.abs(), ids),
+        ),
+        "weighted_boxes_fusion": Call(
+            lambda b, s, i, m: fastdet.weighted_boxes_fusion(b, s, i, m, [1.0, 2.0, 0.5]),
+            (rows, scores.sigmoid(), ids, integers(0, 3, n)),
+        ),
         "match_anchors, anchor_best": Call(match("anchor_best"), (rows, gts, gt_counts)),
         "match_anchors, gt_best": Call(match("gt_best"), (rows, gts, gt_counts)),
         "sample_matches": Call(sample, (matches,)),
@@ -360,7 +372,7 @@ def test_a_public_function_refuses_tensors_on_several_devices(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_threads_do_not_matter(name):
     # Enough rows to split the work of every operator into several pieces.
-    n = 700 if "roi" in name or "nms" in name else 40_000
+    n = 700 if "roi" in name or "nms" in name or "nmm" in name else 40_000
     call = calls(n)[name]
     with threads(1):
         expected = bits(call)

@@ -76,6 +76,12 @@ def nms() -> Case:
     return Case(lambda: fastdet.nms(rows, scores, 0.5), 2 * 8 * N, 64 * N)
 
 
+def nmm() -> Case:
+    rows, scores = boxes(N, extent=20_000), noise(N)
+    # Sorted keys and indices, and the boxes twice with their grid.
+    return Case(lambda: fastdet.nmm(rows, scores), 24 * N, 120 * N)
+
+
 def match_anchors() -> Case:
     anchors, gts = boxes(N, extent=1000), boxes(100, seed=4, extent=1000)
     counts = torch.tensor([100])
@@ -197,6 +203,7 @@ def paste_masks_rle() -> Case:
 
 CASES = [
     nms,
+    nmm,
     match_anchors,
     linear_assignment,
     match_queries,

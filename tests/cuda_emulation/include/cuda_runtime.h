@@ -147,6 +147,12 @@ T atomicMax(T* at, T value) {
   return before;
 }
 template <typename T>
+T atomicMin(T* at, T value) {
+  const T before = *at;
+  *at = value < before ? value : before;
+  return before;
+}
+template <typename T>
 T atomicOr(T* at, T value) {
   const T before = *at;
   *at = before | value;

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Non-maximum merging of the boxes of many tiles. The floor is that of NMS: sort and read.
+
+SAHI's `greedy_nmm` and `nmm` give the groups of an array of boxes; its `GreedyNMMPostprocess` also
+merges the boxes, as fastdet's operator does, but takes and gives one Python object for each box.
+"""
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastdet.numpy
+from benchmarks.alternate import Side
+from benchmarks.bench_nms import sort_and_look
+from benchmarks.case import Case
+from benchmarks.conftest import Beside
+from benchmarks.results import Point
+from benchmarks.workloads import random_boxes, seeded
+
+try:
+    from sahi import prediction
+    from sahi.postprocess import combine
+
+    sahi: Any = combine
+    new_prediction: Any = prediction.ObjectPrediction
+except ModuleNotFoundError as error:
+    warnings.warn(f"{error}: merging is not compared with SAHI's", stacklevel=1)
+    sahi = new_prediction = None
+
+TILES, SIDE, STEP = 20, 640, 512  # a row of tiles; pixels, which overlap by a fifth
+TILED = 33_337
+
+
+def tiled(n: int) -> tuple[Tensor, Tensor]:
+    """n boxes of 400 tiles, with scores: each tile that shows a part of an object finds it."""
+    objects = random_boxes(n, TILES * STEP, TILES * STEP, 70)
+    parts = []
+    for x, y in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        low = ((objects[:, :2] / STEP).floor() - torch.tensor([x, y])) * STEP
+        part = torch.cat([objects[:, :2].maximum(low), objects[:, 2:].minimum(low + SIDE)], 1)
+        parts.append(part[((part[:, 2:] - part[:, :2]) >= 4).all(1)])
+    boxes = torch.cat(parts)
+    boxes = boxes[torch.randperm(len(boxes), generator=seeded(20))[:n]]
+    boxes = boxes + torch.randn(n, 4, generator=seeded(21))
+    return boxes, torch.rand(n, generator=seeded(22))
+
+
+def of_sahi(boxes: Tensor, scores: Tensor, metric: str, transitive: bool) -> dict[str, Side]:
+    """SAHI's groups, and its merged boxes."""
+    if sahi is None:
+        return {}
+    rows = torch.cat([boxes, scores[:, None], torch.zeros(len(boxes), 1)], 1).numpy()
+    groups = sahi.nmm if transitive else sahi.greedy_nmm
+    kind = sahi.NMMPostprocess if transitive else sahi.GreedyNMMPostprocess
+    merge = kind(0.5, metric.upper(), class_agnostic=True)
+    predictions = [
+        new_prediction(bbox=box, category_id=0, score=score, category_name="a")
+        for box, score in zip(boxes.tolist(), scores.tolist(), strict=True)
+    ]
+    return {
+        "SAHI, merged boxes": lambda: len(merge(list(predictions))),  # it replaces list items
+        "SAHI, groups alone": lambda: len(groups(rows, metric.upper(), 0.5)),
+    }
+
+
+@pytest.mark.parametrize("transitive", [False, True], ids=["greedy", "transitive"])
+@pytest.mark.parametrize("metric", ["iou", "ios"])
+def bench_tiles(beside: Beside, metric: str, transitive: bool) -> None:
+    n = beside.size(TILED)
+    boxes, scores = tiled(n)
+    arrays = boxes.numpy(), scores.numpy()
+    rule = "transitive" if transitive else "greedy"
+    beside(
+        Case(
+            op="nmm",
+            workload=f"{n:,} boxes of 400 tiles, {metric}, {rule}",
+            sides={
+                "fastdet": lambda: fastdet.nmm(boxes, scores, None, 0.5, metric, transitive),
+                **of_sahi(boxes, scores, metric, transitive),
+                "fastdet.numpy": lambda: fastdet.numpy.nmm(*arrays, None, 0.5, metric, transitive),
+            },
+            floor=sort_and_look(boxes, scores),
+            growth=transitive,
+        )
+    )
+
+
+@pytest.mark.parametrize("n", [1_000, 10_000, 100_000])
+def bench_growth(beside: Beside, n: int) -> None:
+    n = beside.size(n)
+    boxes, scores = tiled(n)
+    arrays = boxes.numpy(), scores.numpy()
+    labels = torch.randint(0, 80, (n,), generator=seeded(23))
+    beside(
+        Case(
+            op="nmm",
+            workload=f"{n:,} boxes of 400 tiles, 80 classes",
+            sides={
+                "fastdet": lambda: fastdet.nmm(boxes, scores, labels, metric="ios"),
+                "fastdet.numpy": lambda: fastdet.numpy.nmm(*arrays, labels.numpy(), metric="ios"),
+            },
+            floor=sort_and_look(boxes, scores),
+            growth=True,
+            point=Point("nmm, 80 classes", "boxes", n),
+        )
+    )
