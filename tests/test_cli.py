@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The command line from end to end, and its messages where a package is missing."""
 
+import inspect
 import json
 import re
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -310,11 +312,14 @@ def test_predict_takes_the_bit_depth(checkpoint: Path, tmp_path: Path) -> None:
         assert abs(int(np.asarray(Image.open(out / "a.jpg")).max()) - brightest) <= 2
 
 
-def test_the_choices_of_exif_are_those_of_read_image() -> None:
-    from fastdet.data.images import Exif
+def test_the_options_of_pictures_are_those_of_read_image() -> None:
+    from fastdet.data.images import Exif, read_image
     from fastdet.training import options
 
     assert get_args(options.Exif) == get_args(Exif)
+    keywords = inspect.signature(read_image).parameters.values()
+    defaults = {p.name: p.default for p in keywords if p.kind is p.KEYWORD_ONLY}
+    assert asdict(options.PictureOptions()) == defaults
 
 
 def test_detections_below_the_threshold_are_left_out() -> None:
