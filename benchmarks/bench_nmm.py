@@ -5,6 +5,7 @@ SAHI's `greedy_nmm` and `nmm` give the groups of an array of boxes; its `GreedyN
 merges the boxes, as fastdet's operator does, but takes and gives one Python object for each box.
 """
 
+import importlib
 import warnings
 from typing import Any
 
@@ -21,11 +22,8 @@ from benchmarks.results import Point
 from benchmarks.workloads import random_boxes, seeded
 
 try:
-    from sahi import prediction
-    from sahi.postprocess import combine
-
-    sahi: Any = combine
-    new_prediction: Any = prediction.ObjectPrediction
+    sahi: Any = importlib.import_module("sahi.postprocess.combine")
+    new_prediction: Any = importlib.import_module("sahi.prediction").ObjectPrediction
 except ModuleNotFoundError as error:
     warnings.warn(f"{error}: merging is not compared with SAHI's", stacklevel=1)
     sahi = new_prediction = None

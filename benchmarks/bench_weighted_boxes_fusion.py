@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The fusion of the boxes of five models. The floor is that of NMS: sort and read."""
 
+import importlib
 import warnings
 from typing import Any
 
@@ -17,9 +18,7 @@ from benchmarks.results import Point
 from benchmarks.workloads import scene, seeded
 
 try:
-    import ensemble_boxes
-
-    peer: Any = ensemble_boxes
+    peer: Any = importlib.import_module("ensemble_boxes")
 except ModuleNotFoundError as error:
     warnings.warn(f"{error}: fusion is not compared with ensemble-boxes'", stacklevel=1)
     peer = None
