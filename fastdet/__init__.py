@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Object detection on its own C++/CUDA kernels: operators, detectors, training, evaluation.
 
-The package has the names of `fastdet.ops`, `override_torchvision` and its submodules as attributes.
+The package has the names of `fastdet.ops`, the overrides and its submodules as attributes.
 Each is imported at its first use, so that `import fastdet` and the parts without torch, such as
 `fastdet.numpy`, do not import torch. Type checkers read the same names in `__init__.pyi`.
 """
@@ -57,13 +57,19 @@ _SUBMODULES = frozenset(
 )
 
 
+_OVERRIDES = {
+    "override_detr": "fastdet.override_transformers",
+    "override_torchvision": "fastdet.override",
+}
+
+
 def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
         found = importlib.import_module(f"fastdet.{name}")
     elif name in _OPERATORS:
         found = getattr(importlib.import_module("fastdet.ops"), name)
-    elif name == "override_torchvision":
-        found = importlib.import_module("fastdet.override").override_torchvision
+    elif name in _OVERRIDES:
+        found = getattr(importlib.import_module(_OVERRIDES[name]), name)
     else:
         raise AttributeError(f"module 'fastdet' has no attribute {name!r}")
     globals()[name] = found  # the next use does not come here
@@ -71,4 +77,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({"__version__", "override_torchvision", *_OPERATORS, *_SUBMODULES})
+    return sorted({"__version__", *_OPERATORS, *_OVERRIDES, *_SUBMODULES})

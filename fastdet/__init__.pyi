@@ -3,6 +3,7 @@
 
 from fastdet.ops import *  # noqa: F403
 from fastdet.override import override_torchvision as override_torchvision
+from fastdet.override_transformers import override_detr as override_detr
 
 from . import bench as bench
 from . import cli as cli
@@ -16,6 +17,7 @@ from . import models as models
 from . import numpy as numpy
 from . import ops as ops
 from . import override as override
+from . import override_transformers as override_transformers
 from . import prediction as prediction
 from . import renamed as renamed
 from . import report as report

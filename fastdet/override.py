@@ -30,7 +30,7 @@ _FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # The functions that torchvision.ops.boxes.batched_nms calls, for few boxes and for many boxes.
 _BATCHED_NMS = ("_batched_nms_coordinate_trick", "_batched_nms_vanilla")
 
-_lock = threading.Lock()
+_lock, _undoing = threading.Lock(), threading.Lock()
 _in_force = 0  # number of overrides that are not undone
 _registrations: torch.library.Library | None = None
 _replaced: dict[
@@ -39,17 +39,17 @@ _replaced: dict[
 
 
 class Override:
-    """The handle that `override_torchvision` returns. `undo`, or the end of `with`, undoes it."""
+    """The handle that an override returns. `undo`, or the end of `with`, undoes it."""
 
-    def __init__(self) -> None:
-        self._undone = False
+    def __init__(self, release: Callable[[], None]) -> None:
+        self._release: Callable[[], None] | None = release
 
     def undo(self) -> None:
-        """Undoes this override. After the last one, torchvision's kernels are used again."""
-        with _lock:
-            if not self._undone:
-                self._undone = True
-                _release()
+        """Undoes this override. After the last one, the other package's code is used again."""
+        with _undoing:
+            release, self._release = self._release, None
+        if release is not None:
+            release()
 
     def __enter__(self) -> "Override":
         return self
@@ -98,16 +98,17 @@ def override_torchvision() -> Override:
             _registrations = _register()
             _replace_batched_nms()
         _in_force += 1
-    return Override()
+    return Override(_release)
 
 
 def _release() -> None:
     global _in_force, _registrations
-    _in_force -= 1
-    if _in_force == 0 and _registrations is not None:
-        _registrations._destroy()
-        _registrations = None
-        _restore_batched_nms()
+    with _lock:
+        _in_force -= 1
+        if _in_force == 0 and _registrations is not None:
+            _registrations._destroy()
+            _registrations = None
+            _restore_batched_nms()
 
 
 def _register() -> torch.library.Library:
