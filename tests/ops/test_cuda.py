@@ -14,13 +14,13 @@ import fastdet
 from benchmarks.gpu.device import Device
 from tests.on_gpu import captured, cuda_kernels, gpu_only, no_sync, on_cuda_kernels
 
-from .test_every_op import BIG, NAMES, Call, assert_same_bits, bits, boxes, calls, noise, rois_of
+from .test_every_op import BIG, ON_CUDA, Call, assert_same_bits, bits, boxes, calls, noise, rois_of
 
 ROWS = 65
 DYNAMIC = ("nms", "batched_nms", "pasted_mask_edges", "mask_edges")  # results of dynamic size
-FIXED = [name for name in NAMES if name not in DYNAMIC]
+FIXED = [name for name in ON_CUDA if name not in DYNAMIC]
 ATOMIC = [
-    name for name in NAMES if "roi_align" in name or "attn" in name
+    name for name in ON_CUDA if "roi_align" in name or "attn" in name
 ]  # gradients are summed in any order
 
 
@@ -61,7 +61,7 @@ def assert_agrees(name: str, got: list[Tensor], expected: list[Tensor]) -> None:
 
 @on_cuda_kernels
 @pytest.mark.parametrize("n", [0, 1, ROWS, 333])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ON_CUDA)
 def test_equals_the_cpu(kernels, name, n):
     call = a_call(name, n)
     assert_agrees(name, cuda_bits(kernels, call), bits(call))
@@ -69,7 +69,7 @@ def test_equals_the_cpu(kernels, name, n):
 
 @on_cuda_kernels
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "sample_matches"])
+@pytest.mark.parametrize("name", [name for name in ON_CUDA if name != "sample_matches"])
 def test_equals_the_cpu_in_other_dtypes(kernels, name, dtype):
     call = in_dtype(a_call(name, ROWS), dtype)
     assert_agrees(name, cuda_bits(kernels, call), bits(call))
@@ -123,7 +123,7 @@ def test_a_graph_replays_on_new_inputs(name):
 
 
 @gpu_only
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ON_CUDA)
 def test_runs_on_the_current_stream(name):
     """The inputs are written late, on a side stream. On another stream the op would read zeros."""
     call = on("cuda", a_call(name, ROWS))
@@ -234,7 +234,7 @@ def test_focal_loss_and_box_iou_equal_torchvisions(torchvision):
 
 
 @gpu_only
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ATOMIC])
+@pytest.mark.parametrize("name", [name for name in ON_CUDA if name not in ATOMIC])
 def test_a_million_rows_equal_the_cpus(name):
     call = a_call(name, BIG, extent=20_000)
     got = [t.cpu() for t in bits(on("cuda", call))]

@@ -204,6 +204,7 @@ def calls(n: int, extent: float = 100) -> dict[str, Call]:
 
 
 NAMES = list(calls(1))
+ON_CUDA = [name for name in NAMES if name != "weighted_boxes_fusion"]  # this one is for CPUs alone
 
 
 def bits(call: Call) -> list[Tensor]:
