@@ -77,9 +77,10 @@ def _replace_all() -> None:
         _replace(f"models.{model}.modeling_{model}", "MultiScaleDeformableAttention", _attention)
     _replace_in(_module("models.rt_detr_v2.modeling_rt_detr_v2"), _FUNCTION, _attention_of_points)
     _replace_core(_module("models.d_fine.modeling_d_fine"))
-    _replace("loss.loss_for_object_detection", "HungarianMatcher", _softmax_matcher)
-    _replace("loss.loss_deformable_detr", "DeformableDetrHungarianMatcher", _focal_matcher)
-    _replace("loss.loss_rt_detr", "RTDetrHungarianMatcher", _matcher_of_either_kind)
+    softmax, focal = _matcher(lambda _: {"kind": "softmax"}), _matcher(lambda _: {"kind": "focal"})
+    _replace("loss.loss_for_object_detection", "HungarianMatcher", softmax)
+    _replace("loss.loss_deformable_detr", "DeformableDetrHungarianMatcher", focal)
+    _replace("loss.loss_rt_detr", "RTDetrHungarianMatcher", _matcher(_options_of_rt_detr))
 
 
 def _module(name: str) -> Any:
@@ -164,47 +165,36 @@ def _attention_of_points(theirs: Callable[..., Tensor]) -> Callable[..., Tensor]
                 method,
             )
         shapes = [(int(height), int(width)) for height, width in value_spatial_shapes]
-        locations = _by_level(sampling_locations, num_points_list, dim=3)
-        weights = _by_level(attention_weights, num_points_list, dim=3)
+        locations = _by_level(sampling_locations, num_points_list)
+        weights = _by_level(attention_weights, num_points_list)
         return ms_deform_attn(value, shapes, locations, weights)
 
     return attention
 
 
-def _by_level(points: Tensor, counts: list[int], dim: int) -> Tensor:
-    """(..., sum of counts, ...) to (..., levels, largest count, ...), padded with 0."""
+def _by_level(points: Tensor, counts: list[int]) -> Tensor:
+    """(B, Q, H, sum of counts, ...) to (B, Q, H, levels, largest count, ...), padded with 0."""
     most = max(counts)
     if min(counts) == most:
-        return points.unflatten(dim, (len(counts), most))
-    rows = [
-        torch.nn.functional.pad(
-            level.movedim(dim, -1), (0, most - level.shape[dim])
-        ).movedim(-1, dim)
-        for level in points.split(counts, dim)
-    ]  # fmt: skip
-    return torch.stack(rows, dim)
+        return points.unflatten(3, (len(counts), most))
+    padded = points.new_zeros(*points.shape[:3], len(counts), most, *points.shape[4:])
+    for level, part in enumerate(points.split(counts, 3)):
+        padded[:, :, :, level, : part.shape[3]] = part
+    return padded
 
 
-def _softmax_matcher(theirs: Callable[..., Pairs]) -> Callable[..., Pairs]:
+def _matcher(options_of: Callable[[Any], dict[str, Any]]) -> Callable[..., Callable[..., Pairs]]:
+    """A matcher whose class cost `options_of(self)` describes, as arguments of `match_queries`."""
+
     def forward(self: Any, outputs: dict[str, Tensor], targets: list[dict[str, Tensor]]) -> Pairs:
-        return _match(self, outputs, targets, kind="softmax")
+        return _match(self, outputs, targets, **options_of(self))
 
-    return forward
-
-
-def _focal_matcher(theirs: Callable[..., Pairs]) -> Callable[..., Pairs]:
-    def forward(self: Any, outputs: dict[str, Tensor], targets: list[dict[str, Tensor]]) -> Pairs:
-        return _match(self, outputs, targets, kind="focal")
-
-    return forward
+    return lambda theirs: forward
 
 
-def _matcher_of_either_kind(theirs: Callable[..., Pairs]) -> Callable[..., Pairs]:
-    def forward(self: Any, outputs: dict[str, Tensor], targets: list[dict[str, Tensor]]) -> Pairs:
-        kind = "focal" if self.use_focal_loss else "softmax"
-        return _match(self, outputs, targets, kind=kind, alpha=self.alpha, gamma=self.gamma)
-
-    return forward
+def _options_of_rt_detr(matcher: Any) -> dict[str, Any]:
+    kind = "focal" if matcher.use_focal_loss else "softmax"
+    return {"kind": kind, "alpha": matcher.alpha, "gamma": matcher.gamma}
 
 
 @torch.no_grad()
