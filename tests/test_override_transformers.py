@@ -143,6 +143,22 @@ def test_outputs_losses_and_gradients_are_the_same(name: str) -> None:
         assert off <= 1e-3 * float(gradient.abs().max()) + 1e-5 * largest, key
 
 
+@pytest.mark.parametrize("model", override_transformers._WITH_CLASS)
+def test_attention_of_each_model_is_the_same(model: str) -> None:
+    module = importlib.import_module(f"transformers.models.{model}.modeling_{model}")
+    attention = module.MultiScaleDeformableAttention()
+    shapes = [(4, 6), (2, 3)]
+    value, locations = torch.rand(2, 30, 2, 8), torch.rand(2, 5, 2, 2, 3, 2) * 1.4 - 0.2
+    weights = torch.rand(2, 5, 2, 2, 3)
+    starts = torch.tensor([0, 24])
+    arguments = (value, torch.tensor(shapes), shapes, starts, locations, weights, 64)
+    expected = attention(*arguments)
+    with fastdet.override_detr(), profile(activities=[ProfilerActivity.CPU]) as profiled:
+        found = attention(*arguments)
+    assert any(event.key == "fastdet::ms_deform_attn" for event in profiled.key_averages())
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def owners() -> dict[str, Any]:
     """What an override replaces."""
     found = {}
