@@ -4,6 +4,7 @@
 
 #include "../host/parallel.h"
 #include "query_matcher.h"
+#include "tensors.h"
 
 namespace fastdet::cpu {
 
@@ -16,22 +17,16 @@ Tensor match_queries(const Tensor& logits, const Tensor& boxes, const Tensor& gt
   const ClassCost class_cost = parse_class_cost(kind);
   const Tensor index = empty_rows(logits, kInt64);
   if (index.numel() == 0) return index;
-  const bool wide = box_dtype(boxes, gt_boxes) == kFloat64;
-  const auto dtype = wide ? kFloat64 : logits.scalar_type();
-  const Tensor logits_in = torch::stable::contiguous(cast(logits, dtype));
-  const Tensor boxes_in = box_input(boxes, box_dtype(dtype));
-  const Tensor gt_boxes_in = box_input(gt_boxes, box_dtype(dtype));
-  const Tensor labels_in = torch::stable::contiguous(gt_labels);
-  const Tensor counts_in = torch::stable::contiguous(gt_counts);
+  const QueryTensors tensors = query_tensors(logits, boxes, gt_labels, gt_boxes, gt_counts);
   const int64_t dim = logits.dim(), num_images = gt_labels.size(0),
                 num_queries = logits.size(dim - 2);
-  dispatch_floating(dtype, [&]<typename T>() {
+  dispatch_floating(tensors.dtype, [&]<typename T>() {
     using Boxes = CentredBox<Sum<T>>;
-    const QueryBatch<T> in = {data<T>(logits_in),
-                              data<Boxes>(boxes_in),
-                              data<int64_t>(labels_in),
-                              data<Boxes>(gt_boxes_in),
-                              data<int64_t>(counts_in),
+    const QueryBatch<T> in = {data<T>(tensors.logits),
+                              data<Boxes>(tensors.boxes),
+                              data<int64_t>(tensors.gt_labels),
+                              data<Boxes>(tensors.gt_boxes),
+                              data<int64_t>(tensors.gt_counts),
                               index.numel() / (num_images * num_queries),
                               num_images,
                               num_queries,

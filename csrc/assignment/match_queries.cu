@@ -12,6 +12,7 @@
 #include "block_assignment.cuh"
 #include "contract.h"
 #include "query_cost.h"
+#include "tensors.h"
 
 namespace fastdet::cuda {
 
@@ -119,31 +120,25 @@ Tensor match_queries(const Tensor& logits, const Tensor& boxes, const Tensor& gt
   const ClassCost class_cost = parse_class_cost(kind);
   const Tensor index = empty_rows(logits, kInt64);
   if (index.numel() == 0) return index;
-  const bool wide = box_dtype(boxes, gt_boxes) == kFloat64;
-  const auto dtype = wide ? kFloat64 : logits.scalar_type();
-  const Tensor logits_in = torch::stable::contiguous(cast(logits, dtype));
-  const Tensor boxes_in = box_input(boxes, box_dtype(dtype));
-  const Tensor gt_boxes_in = box_input(gt_boxes, box_dtype(dtype));
-  const Tensor labels_in = torch::stable::contiguous(gt_labels);
-  const Tensor counts_in = torch::stable::contiguous(gt_counts);
+  const QueryTensors tensors = query_tensors(logits, boxes, gt_labels, gt_boxes, gt_counts);
   const int64_t dim = logits.dim(), num_images = gt_labels.size(0), num_gts = gt_labels.size(1);
   const int64_t num_queries = logits.size(dim - 2) / groups;
   const int64_t num_problems = index.numel() / num_queries;
   const Tensor cost = empty(logits, {index.numel(), num_gts}, kFloat64);
   const BlockAssignment assignment = {mutable_data<double>(cost),
                                       {nullptr, 1, 1},
-                                      {data<int64_t>(counts_in), groups, num_images},
+                                      {data<int64_t>(tensors.gt_counts), groups, num_images},
                                       num_queries,
                                       num_gts,
                                       true,
                                       mutable_data<int64_t>(index)};
   const cudaStream_t stream = current_stream(logits);
-  dispatch_floating(dtype, [&]<typename T>() {
+  dispatch_floating(tensors.dtype, [&]<typename T>() {
     using Boxes = CentredBox<Sum<T>>;
-    const QueryArguments<T> arguments = {data<T>(logits_in),
-                                         data<Boxes>(boxes_in),
-                                         data<int64_t>(labels_in),
-                                         data<Boxes>(gt_boxes_in),
+    const QueryArguments<T> arguments = {data<T>(tensors.logits),
+                                         data<Boxes>(tensors.boxes),
+                                         data<int64_t>(tensors.gt_labels),
+                                         data<Boxes>(tensors.gt_boxes),
                                          num_images,
                                          logits.size(dim - 1),
                                          groups,

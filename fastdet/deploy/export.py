@@ -200,7 +200,7 @@ def _program(
         DetectFromPixels(model),
         (images, sizes),
         dynamic_shapes={"images": any_batch, "sizes": any_batch} if batch_size is None else None,
-        strict=True,
+        strict=False,  # half the time; test_compile.py tests that a detector is one strict graph
     )
 
 

@@ -49,7 +49,7 @@ def _flags() -> list[str]:
         "-DTORCH_TARGET_VERSION=0x020b000000000000",
         f"-I{HERE / 'include'}",
         f"-isystem{Path(torch.__file__).parent / 'include'}",
-        *([f"-fsanitize={sanitizers}", "-fno-omit-frame-pointer", "-g"] if sanitizers else []),
+        *([f"-fsanitize={sanitizers}", "-fno-omit-frame-pointer", "-g1"] if sanitizers else []),
     ]
 
 
