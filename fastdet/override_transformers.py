@@ -6,9 +6,7 @@ in three classes. Those are replaced while an override is active, for models tha
 for new ones. Arguments that our operators do not support go to transformers' own code.
 """
 
-import functools
 import importlib
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,18 +14,13 @@ import torch
 from torch import Tensor
 
 from fastdet.ops import match_queries, ms_deform_attn
-from fastdet.override import Override
+from fastdet.replacement import Override, Replacements
 
 # The modules of transformers.models that have the class MultiScaleDeformableAttention.
 _WITH_CLASS = ("deformable_detr", "grounding_dino", "mm_grounding_dino", "omdet_turbo", "rt_detr")
 _FUNCTION = "multi_scale_deformable_attention_v2"
 _CORE = "ms_deformable_attn_core"  # where a module of D-FINE keeps that function
 _MOST_LEVELS = 8
-_ABSENT = object()
-
-_lock = threading.Lock()
-_in_force = 0  # number of overrides that are not undone
-_replaced: list[tuple[Any, str, Any]] = []  # owner, name, transformers' own
 
 Pairs = list[tuple[Tensor, Tensor]]
 
@@ -51,36 +44,27 @@ def override_detr() -> Override:
     Raises:
         ImportError: transformers is not installed.
     """
-    global _in_force
     importlib.import_module("transformers")
-    with _lock:
-        if _in_force == 0:
-            _replace_all()
-        _in_force += 1
-    return Override(_release)
+    return _REPLACEMENTS.override()
 
 
-def _release() -> None:
-    global _in_force
-    with _lock:
-        _in_force -= 1
-        while _in_force == 0 and _replaced:
-            owner, name, theirs = _replaced.pop()
-            if theirs is _ABSENT:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, theirs)
-
-
-def _replace_all() -> None:
-    for model in _WITH_CLASS:
-        _replace(f"models.{model}.modeling_{model}", "MultiScaleDeformableAttention", _attention)
-    _replace_in(_module("models.rt_detr_v2.modeling_rt_detr_v2"), _FUNCTION, _attention_of_points)
-    _replace_core(_module("models.d_fine.modeling_d_fine"))
+def _replace_all(replacements: Replacements) -> None:
     softmax, focal = _matcher(lambda _: {"kind": "softmax"}), _matcher(lambda _: {"kind": "focal"})
-    _replace("loss.loss_for_object_detection", "HungarianMatcher", softmax)
-    _replace("loss.loss_deformable_detr", "DeformableDetrHungarianMatcher", focal)
-    _replace("loss.loss_rt_detr", "RTDetrHungarianMatcher", _matcher(_options_of_rt_detr))
+    forwards = [
+        *((f"models.{m}.modeling_{m}", "MultiScaleDeformableAttention", _attention)
+          for m in _WITH_CLASS),
+        ("loss.loss_for_object_detection", "HungarianMatcher", softmax),
+        ("loss.loss_deformable_detr", "DeformableDetrHungarianMatcher", focal),
+        ("loss.loss_rt_detr", "RTDetrHungarianMatcher", _matcher(_options_of_rt_detr)),
+    ]  # fmt: skip
+    for module, name, ours in forwards:
+        replacements.replace(getattr(_module(module), name, None), "forward", ours)
+    rt_detr_v2 = _module("models.rt_detr_v2.modeling_rt_detr_v2")
+    replacements.replace(rt_detr_v2, _FUNCTION, _attention_of_points)
+    _replace_core(replacements, _module("models.d_fine.modeling_d_fine"))
+
+
+_REPLACEMENTS = Replacements(_replace_all)
 
 
 def _module(name: str) -> Any:
@@ -90,19 +74,7 @@ def _module(name: str) -> Any:
         return None
 
 
-def _replace(module: str, name: str, ours: Callable[..., Any]) -> None:
-    """Replaces `forward` of a class."""
-    _replace_in(getattr(_module(module), name, None), "forward", ours)
-
-
-def _replace_in(owner: Any, name: str, ours: Callable[..., Any]) -> None:
-    theirs = getattr(owner, name, None)
-    if theirs is not None:
-        _replaced.append((owner, name, theirs))
-        setattr(owner, name, functools.wraps(theirs)(ours(theirs)))
-
-
-def _replace_core(d_fine: Any) -> None:
+def _replace_core(replacements: Replacements, d_fine: Any) -> None:
     """Gives D-FINE's attention a property that hides what its modules keep, old and new ones."""
     owner = getattr(d_fine, "DFineMultiscaleDeformableAttention", None)
     if owner is None or not hasattr(d_fine, _FUNCTION):
@@ -112,8 +84,7 @@ def _replace_core(d_fine: Any) -> None:
     def keep(module: Any, theirs: Callable[..., Tensor]) -> None:
         module.__dict__[_CORE] = theirs
 
-    setattr(owner, _CORE, property(lambda module: ours, keep))
-    _replaced.append((owner, _CORE, _ABSENT))
+    replacements.put(owner, _CORE, property(lambda module: ours, keep))
 
 
 def _attention(theirs: Callable[..., Tensor]) -> Callable[..., Tensor]:
