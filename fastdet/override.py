@@ -99,18 +99,28 @@ def _has_kernel(op: str, key: str) -> bool:
 def _batched_nms(theirs: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
         if (
-            torch.compiler.is_compiling()
-            or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-            or not _are_boxes_and_scores(boxes, scores, iou_threshold)
+            not can_run("batched_nms", boxes, scores, iou_threshold)
             or idxs.shape != scores.shape
             or idxs.is_floating_point()
             or idxs.device != boxes.device
-            or not _has_kernel("fastdet::batched_nms", boxes.device.type.upper())
         ):
             return theirs(boxes, scores, idxs, iou_threshold)
         return torch.ops.fastdet.batched_nms(boxes, scores, idxs.long(), iou_threshold)
 
     return batched_nms
+
+
+def can_run(operator: str, boxes: Tensor, scores: Tensor, iou_threshold: float) -> bool:
+    """Whether our operator may take the place of a Python function.
+
+    Not in code that is compiled or traced, which outlives an override.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        and _are_boxes_and_scores(boxes, scores, iou_threshold)
+        and _has_kernel(f"fastdet::{operator}", boxes.device.type.upper())
+    )
 
 
 def _are_boxes_and_scores(boxes: Tensor, scores: Tensor, iou_threshold: float) -> bool:
