@@ -62,10 +62,20 @@ def override_torchvision() -> Override:
 
 
 def _replace_all(replacements: Replacements) -> None:
+    replacements.at_end(_register()._destroy)
+    from torchvision.ops import boxes
+
+    for name in _BATCHED_NMS:
+        replacements.replace(boxes, name, _batched_nms)
+
+
+_REPLACEMENTS = Replacements(_replace_all)
+
+
+def _register() -> torch.library.Library:
     if not _has_kernel("torchvision::nms", "CPU"):
         raise RuntimeError("override_torchvision: torchvision's operators did not load")
     registrations = torch.library.Library("torchvision", "IMPL")
-    replacements.at_end(registrations._destroy)
     with warnings.catch_warnings():
         # Up to torch 2.13 the dispatcher warns when a kernel replaces another one.
         warnings.filterwarnings("ignore", message=r"(?s).*Overriding a previously registered")
@@ -80,13 +90,7 @@ def _replace_all(replacements: Replacements) -> None:
                 ):
                     theirs = torch.library.get_kernel(f"torchvision::{name}", key)
                     registrations.impl(name, kernel(theirs), key, with_keyset=True)
-    from torchvision.ops import boxes
-
-    for name in _BATCHED_NMS:
-        replacements.replace(boxes, name, _batched_nms)
-
-
-_REPLACEMENTS = Replacements(_replace_all)
+    return registrations
 
 
 def _has_kernel(op: str, key: str) -> bool:
