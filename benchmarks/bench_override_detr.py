@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """DETRs of transformers, unchanged, with and without `fastdet.override_detr()`.
 
-Each is the published model of its config: ResNet-50 and 300 queries, D-FINE's L. The weights are
-random. Images are 640 x 640, as RT-DETR and D-FINE are published.
+Each is the model of its default config, in the published size: 300 queries, and ResNet-50 in the first
+two. The weights are random. Images are 640 x 640, as RT-DETR and D-FINE are published.
+
+Deformable DETR attends to every pixel of its encoder. RT-DETR and D-FINE attend deformably only from
+300 queries of the decoder, which is a few percent of their time on a CPU; so there is no goal for them.
 """
 
 import importlib
@@ -67,7 +70,7 @@ def model(name: str, beside: Beside) -> tuple[Any, Tensor, list[dict[str, Tensor
     return MODELS[name](), images, [{"class_labels": labels, "boxes": boxes}]
 
 
-def case(workload: str, run: Callable[[], Any]) -> Case:
+def case(name: str, step: str, run: Callable[[], Any]) -> Case:
     """The run, with the override and without."""
 
     def overridden() -> Any:
@@ -76,9 +79,9 @@ def case(workload: str, run: Callable[[], Any]) -> Case:
 
     return Case(
         op="override_detr",
-        workload=workload,
+        workload=f"{name}, {step}, one image",
         sides={"fastdet": overridden, "transformers": run},
-        target=1.5,
+        target=1.5 if name == "Deformable DETR" else None,
     )
 
 
@@ -87,7 +90,7 @@ def bench_inference(beside: Beside, name: str) -> None:
     network, images, _ = model(name, beside)
     network.eval()
     with torch.no_grad():
-        beside(case(f"{name}, inference, one image", lambda: network(pixel_values=images)))
+        beside(case(name, "inference", lambda: network(pixel_values=images)))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -99,4 +102,4 @@ def bench_training_step(beside: Beside, name: str) -> None:
         network.zero_grad()
         network(pixel_values=images, labels=targets).loss.backward()
 
-    beside(case(f"{name}, training step, one image", step))
+    beside(case(name, "training step", step))

@@ -18,8 +18,10 @@ from . import models as models
 from . import numpy as numpy
 from . import ops as ops
 from . import override as override
+from . import override_rfdetr as override_rfdetr
 from . import override_transformers as override_transformers
 from . import prediction as prediction
+from . import query_pairs as query_pairs
 from . import renamed as renamed
 from . import replacement as replacement
 from . import report as report

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from fastdet.ops import match_queries, ms_deform_attn
+from fastdet.override_rfdetr import replace_rfdetr
+from fastdet.query_pairs import Pairs, padded_targets, pairs_of
 from fastdet.replacement import Override, Replacements
 
 # The modules of transformers.models that have the class MultiScaleDeformableAttention.
@@ -21,8 +23,6 @@ _WITH_CLASS = ("deformable_detr", "grounding_dino", "mm_grounding_dino", "omdet_
 _FUNCTION = "multi_scale_deformable_attention_v2"
 _CORE = "ms_deformable_attn_core"  # where a module of D-FINE keeps that function
 _MOST_LEVELS = 8
-
-Pairs = list[tuple[Tensor, Tensor]]
 
 
 def override_detr() -> Override:
@@ -33,6 +33,7 @@ def override_detr() -> Override:
     - `match_queries` is the matcher of their losses, of DETR and of Conditional DETR. All images
       of a batch are matched in one call. The costs are summed in float64, so that of two
       assignments whose totals differ by less than float32's rounding another one may be chosen.
+    - Both serve RF-DETR too, of the package rfdetr, if it has been imported before.
 
     Outputs and losses are the same to rounding. Models need no change, and none is wrapped. Call
     and undo it while no other thread runs such a model. Overrides can be nested and undone in any
@@ -62,6 +63,7 @@ def _replace_all(replacements: Replacements) -> None:
     rt_detr_v2 = _module("models.rt_detr_v2.modeling_rt_detr_v2")
     replacements.replace(rt_detr_v2, _FUNCTION, _attention_of_points)
     _replace_core(replacements, _module("models.d_fine.modeling_d_fine"))
+    replace_rfdetr(replacements)
 
 
 _REPLACEMENTS = Replacements(_replace_all)
@@ -174,25 +176,13 @@ def _match(
 ) -> Pairs:
     """For each image the matched queries, ascending, and their gts, on the CPU."""
     logits, boxes = outputs["logits"], outputs["pred_boxes"]
-    counts = [len(target["boxes"]) for target in targets]
-    gt_labels = torch.zeros(len(counts), max(counts), dtype=torch.int64, device=logits.device)
-    gt_boxes = boxes.new_zeros(len(counts), max(counts), 4)
-    for i, (target, count) in enumerate(zip(targets, counts, strict=True)):
-        gt_labels[i, :count] = target["class_labels"]
-        gt_boxes[i, :count] = target["boxes"]
     index = match_queries(
         logits,
         boxes,
-        gt_labels,
-        gt_boxes,
-        torch.tensor(counts, device=logits.device),
+        *padded_targets(targets, "class_labels", boxes),
         matcher.class_cost,
         matcher.bbox_cost,
         matcher.giou_cost,
         **options,
     )
-    pairs = []
-    for of_image in index.cpu():
-        queries = (of_image >= 0).nonzero()[:, 0]
-        pairs.append((queries, of_image[queries]))
-    return pairs
+    return pairs_of(index.cpu())

@@ -74,6 +74,7 @@ class Replacements:
         theirs = getattr(owner, name, None)
         if theirs is None:
             return
+        # wraps also copies the attributes by which torch.jit compiles theirs.
         replaced = functools.wraps(theirs)(ours(theirs))
         is_static = isinstance(vars(owner).get(name), staticmethod)
         self.put(owner, name, staticmethod(replaced) if is_static else replaced)
@@ -130,12 +131,16 @@ def module_with(
             raise  # not the module itself, but something that it imports
         found = None
     for name, parameters in functions.items():
-        function = found
-        for part in name.split("."):
-            function = getattr(function, part, None)
-        if function is None or [*inspect.signature(function).parameters] != [*parameters]:
+        if not has_parameters(found, name, parameters):
             raise RuntimeError(
                 f"{caller}: expected {module}.{name}({', '.join(parameters)}) as in {package} "
                 f"{tested}, got {package} {importlib.metadata.version(package)} without it"
             )
     return found
+
+
+def has_parameters(owner: Any, name: str, parameters: Sequence[str]) -> bool:
+    """Whether a module has a function, such as "f" or "A.f", with these parameters."""
+    for part in name.split("."):
+        owner = getattr(owner, part, None)
+    return owner is not None and [*inspect.signature(owner).parameters] == [*parameters]
