@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """SAHI, supervision and Ultralytics, unchanged, with and without `fastdet.adapters`.
 
-SAHI's post-processing takes and gives one Python object for each box. The adapter replaces how boxes
-are grouped; SAHI then merges the objects of a group, one by one, and that is most of what is left.
+SAHI's post-processing takes and gives one Python object for each box. The adapter replaces how
+boxes are grouped. SAHI then merges the objects of a group one by one; that is most of what is left.
 """
 
 import importlib

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """DETRs of transformers, unchanged, with and without `fastdet.override_detr()`.
 
-Each is the model of its default config, in the published size: 300 queries, and ResNet-50 in the first
-two. The weights are random. Images are 640 x 640, as RT-DETR and D-FINE are published.
+Each is the model of its default config, of the published size: 300 queries, and ResNet-50 in the
+first two. The weights are random. Images are 640 x 640, as RT-DETR and D-FINE are published.
 
-Deformable DETR attends to every pixel of its encoder. RT-DETR and D-FINE attend deformably only from
-300 queries of the decoder, which is a few percent of their time on a CPU; so there is no goal for them.
+Deformable DETR attends deformably from every pixel of its encoder. RT-DETR and D-FINE do so only
+from the queries of the decoder, a few percent of their time on a CPU; there is no goal for them.
 """
 
 import importlib

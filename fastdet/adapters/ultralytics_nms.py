@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 
-import torch
 from torch import Tensor
 
+from fastdet import ops
 from fastdet.override import can_run
 from fastdet.replacement import Replacements, module_with
 
@@ -35,7 +35,7 @@ REPLACEMENTS = Replacements(_replace_all)
 def _nms(theirs: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         if can_run("nms", boxes, scores, iou_threshold):
-            return torch.ops.fastdet.nms(boxes, scores, iou_threshold)
+            return ops.nms(boxes, scores, iou_threshold)
         if "torchvision" in sys.modules and boxes.device.type != "xpu":  # as Ultralytics decides
             return sys.modules["torchvision"].ops.nms(boxes, scores, iou_threshold)
         return theirs(boxes, scores, iou_threshold)
