@@ -62,7 +62,7 @@ def model(name: str, beside: Beside) -> tuple[Any, Tensor, list[dict[str, Tensor
         pytest.skip("transformers or SciPy is not installed")
     beside.skip_if_short()
     torch.manual_seed(0)
-    side = 64 if beside.run.quick else 640
+    side = 128 if beside.run.quick else 640  # 300 queries need as many locations
     labels = torch.randint(0, CLASSES, (GT_BOXES,), generator=seeded(17))
     boxes = 0.25 + 0.5 * torch.rand(GT_BOXES, 4, generator=seeded(18))
     boxes[:, 2:] *= 0.5

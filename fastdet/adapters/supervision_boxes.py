@@ -32,7 +32,7 @@ def _replace_all(replacements: Replacements) -> None:
     theirs = getattr(module, _SUPPRESS)
     ours = _suppression(module.OverlapMetric.from_value)
     for name, imported in list(sys.modules.items()):
-        if name.partition(".")[0] == "supervision" and vars(imported).get(_SUPPRESS) is theirs:
+        if name.startswith("supervision") and vars(imported).get(_SUPPRESS) is theirs:
             replacements.replace(imported, _SUPPRESS, ours)
 
 
