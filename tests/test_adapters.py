@@ -261,6 +261,27 @@ def test_sahis_nmm_does_not_merge_boxes_of_equal_scores(combine: Any) -> None:
     assert combine.nmm(rows[[0, 0]], "IOU", 0.5) == {0: [1]}
 
 
+@pytest.mark.parametrize("boxes", ["a chain", "random"])
+def test_sahis_chains_that_take_too_many_turns_are_sahis(
+    combine: Any, boxes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = BOXES[boxes]().astype(np.float32)
+    expected = combine.nmm(rows, "IOU", 0.3)
+    monkeypatch.setattr(sahi_postprocess, "_MOST_TURNS", 2)
+    seen: list[bool] = []
+    claimers = sahi_postprocess._claimers
+
+    def watched(*arguments: Any) -> Any:
+        found = claimers(*arguments)
+        seen.append(found is None)
+        return found
+
+    monkeypatch.setattr(sahi_postprocess, "_claimers", watched)
+    with adapters.sahi():
+        assert listed(combine.nmm(rows, "IOU", 0.3)) == listed(expected)
+    assert seen == [True]
+
+
 @pytest.mark.parametrize("backend", ["numba", "torchvision"])
 @every_metric
 @pytest.mark.parametrize("boxes", ["none", "random", "many"])

@@ -20,8 +20,8 @@ def sahi() -> Override:
     It decides which boxes are kept and which join them in NMS, NMM and GREEDYNMM, with IOU or IOS,
     class by class or not, and with each of SAHI's backends. This also reaches functions that are
     already imported. SAHI still merges the boxes, scores, classes and masks of a group, in its own
-    way. What is left to SAHI: LSNMS, which is compiled already; thresholds outside (0, 1]; and
-    boxes that are not finite.
+    way. What is left to SAHI: LSNMS, which is compiled already; thresholds outside (0, 1]; boxes
+    that are not finite; and in NMM long chains in which each box takes only the next one.
 
     Results are the same as those of SAHI's NumPy backend, with ties in SAHI's order. Where they
     differ:

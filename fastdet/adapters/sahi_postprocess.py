@@ -21,6 +21,7 @@ TESTED = "0.12.8"
 _CALLER = "fastdet.adapters.sahi"
 _METRICS = ("IOU", "IOS")
 _PARAMETERS = ("predictions", "match_metric", "match_threshold")  # of SAHI's functions
+_MOST_TURNS = 500
 _TO_ARRAY = "object_prediction_list_to_numpy"
 
 
@@ -48,10 +49,13 @@ def _dispatch(theirs: Callable[[str], Callable[..., Any]]) -> Callable[[str], Ca
                 and predictions.dtype in (np.float32, np.float64)
                 and np.isfinite(predictions[:, :5]).all()
             )
-            if not usable:
+            found = None
+            if usable:
+                order = _order(predictions)
+                found = ours(predictions[order], order, match_metric.lower(), match_threshold)
+            if found is None:
                 return theirs(func_type)(predictions, match_metric, match_threshold)
-            order = _order(predictions)
-            return ours(predictions[order], order, match_metric.lower(), match_threshold)
+            return found
 
         return run
 
@@ -82,10 +86,12 @@ def _greedy_groups(rows: Rows, order: Ints, metric: str, threshold: float) -> di
 
 def _transitive_groups(
     rows: Rows, order: Ints, metric: str, threshold: float
-) -> dict[int, list[int]]:
+) -> dict[int, list[int]] | None:
     """The members stand in the order in which boxes of their group claim them, then by index."""
     group = _group_of(rows, metric, threshold, transitive=True)
     claimer = _claimers(rows[:, :4], group, metric, threshold)
+    if claimer is None:
+        return None
     return _by_kept(listed(group, np.lexsort((order, claimer, group)), order))
 
 
@@ -93,10 +99,11 @@ def _by_kept(groups: list[list[int]]) -> dict[int, list[int]]:
     return {kept: merged for kept, *merged in groups}
 
 
-def _claimers(boxes: Rows, group: Ints, metric: str, threshold: float) -> Ints:
+def _claimers(boxes: Rows, group: Ints, metric: str, threshold: float) -> Ints | None:
     """The rank of the first box of its group that each box overlaps, -1 for a kept box.
 
-    In turn k the k-th box of each group claims boxes of its group, of all groups in one step.
+    In turn k the k-th box of each group claims boxes of its group, of all groups in one step. A few
+    dozen turns claim all boxes, but for a long chain in which each box claims one: then None.
     """
     n = len(group)
     claimer = np.full(n, -1)
@@ -105,6 +112,8 @@ def _claimers(boxes: Rows, group: Ints, metric: str, threshold: float) -> Ints:
     waiting = np.flatnonzero(group != np.arange(n))
     turn = 0
     while len(waiting):
+        if turn == _MOST_TURNS:
+            return None
         seeker = by_group[first[group[waiting]] + turn]
         claimed = _overlap(boxes[seeker], boxes[waiting], metric) >= threshold
         claimer[waiting[claimed]] = seeker[claimed]
