@@ -6,7 +6,6 @@ for those of all layers. Masks, keypoints, padded targets, half types and predic
 finite stay rfdetr's.
 """
 
-import importlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from fastdet.ops import match_queries, ms_deform_attn
 from fastdet.query_pairs import Pairs, padded_targets, pairs_of
-from fastdet.replacement import Replacements, has_parameters
+from fastdet.replacement import Replacements, has_parameters, optional_module
 
 TESTED = "1.11.2"
 _MOST_LEVELS = 8
@@ -36,21 +35,14 @@ def replace_rfdetr(replacements: Replacements) -> None:
     """Replaces what there is to replace, if rfdetr has been imported and is as it was tested."""
     if sys.modules.get("rfdetr") is None:
         return
-    attention = _module("rfdetr.models.ops.modules.ms_deform_attn")
+    attention = optional_module("rfdetr.models.ops.modules.ms_deform_attn")
     if has_parameters(attention, _CORE, _CORE_PARAMETERS):
         replacements.replace(attention, _CORE, _attention)
-    matcher = _module("rfdetr.models.matcher")
+    matcher = optional_module("rfdetr.models.matcher")
     rest = ("targets", "group_detr", "target_side_safety")
     for name, first, ours in (("forward", "outputs", _one), ("_match_many", "outputs_list", _many)):
         if has_parameters(matcher, f"HungarianMatcher.{name}", ("self", first, *rest)):
             replacements.replace(matcher.HungarianMatcher, name, ours)
-
-
-def _module(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError:
-        return None
 
 
 def _attention(theirs: Callable[..., Tensor]) -> Callable[..., Tensor]:

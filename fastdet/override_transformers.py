@@ -16,7 +16,7 @@ from torch import Tensor
 from fastdet.ops import match_queries, ms_deform_attn
 from fastdet.override_rfdetr import replace_rfdetr
 from fastdet.query_pairs import Pairs, padded_targets, pairs_of
-from fastdet.replacement import Override, Replacements
+from fastdet.replacement import Override, Replacements, optional_module
 
 # The modules of transformers.models that have the class MultiScaleDeformableAttention.
 _WITH_CLASS = ("deformable_detr", "grounding_dino", "mm_grounding_dino", "omdet_turbo", "rt_detr")
@@ -70,10 +70,7 @@ _REPLACEMENTS = Replacements(_replace_all)
 
 
 def _module(name: str) -> Any:
-    try:
-        return importlib.import_module(f"transformers.{name}")
-    except ModuleNotFoundError:  # this release of transformers does not have it
-        return None
+    return optional_module(f"transformers.{name}")
 
 
 def _replace_core(replacements: Replacements, d_fine: Any) -> None:

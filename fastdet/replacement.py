@@ -103,6 +103,14 @@ class Replacements:
             self._restore.pop()()
 
 
+def optional_module(name: str) -> Any:
+    """Imports a module of another package; None if its release does not have it."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        return None
+
+
 def module_with(
     caller: str, module: str, tested: str, functions: Mapping[str, Sequence[str]]
 ) -> Any:

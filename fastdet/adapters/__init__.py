@@ -48,8 +48,9 @@ def supervision() -> Override:
     This reaches `box_non_max_suppression` and `box_non_max_merge`, and so `Detections.with_nms`,
     `Detections.with_nmm`, `KeyPoints.with_nms` and `InferenceSlicer`, with IOU or IOS, class by
     class or not. What is left to supervision: masks, oriented boxes, Soft-NMS, numbers that are not
-    finite, merging with threshold 0, and the merging of the boxes of a group. A reference to
-    `box_non_max_suppression` that a module outside supervision took before stays supervision's.
+    finite, merging with threshold 0, and the merging of the boxes of a group. A module outside
+    supervision that has imported `box_non_max_suppression` by name keeps what it got then:
+    supervision's before the call, fastdet's while it is active.
 
     Results are the same, also at the threshold, where supervision rounds overlaps to float32. So of
     integer boxes with an IoU of exactly 0.6 one is dropped at threshold 0.6, but not at 0.7. The

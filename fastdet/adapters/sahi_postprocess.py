@@ -52,7 +52,8 @@ def _dispatch(theirs: Callable[[str], Callable[..., Any]]) -> Callable[[str], Ca
             found = None
             if usable:
                 order = _order(predictions)
-                found = ours(predictions[order], order, match_metric.lower(), match_threshold)
+                metric, threshold = match_metric.lower(), float(match_threshold)
+                found = ours(predictions[order], order, metric, threshold)
             if found is None:
                 return theirs(func_type)(predictions, match_metric, match_threshold)
             return found
