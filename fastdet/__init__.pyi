@@ -5,6 +5,7 @@ from fastdet.ops import *  # noqa: F403
 from fastdet.override import override_torchvision as override_torchvision
 from fastdet.override_transformers import override_detr as override_detr
 
+from . import adapters as adapters
 from . import bench as bench
 from . import cli as cli
 from . import data as data
@@ -17,9 +18,12 @@ from . import models as models
 from . import numpy as numpy
 from . import ops as ops
 from . import override as override
+from . import override_rfdetr as override_rfdetr
 from . import override_transformers as override_transformers
 from . import prediction as prediction
+from . import query_pairs as query_pairs
 from . import renamed as renamed
+from . import replacement as replacement
 from . import report as report
 from . import training as training
 

@@ -13,54 +13,20 @@ Therefore the two functions that batched_nms calls are replaced, too. This also 
 batched_nms is already imported.
 """
 
-import functools
-import threading
 import warnings
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastdet.ops import library  # noqa: F401
+from fastdet.replacement import Override, Replacements
 
 _FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 # The functions that torchvision.ops.boxes.batched_nms calls, for few boxes and for many boxes.
 _BATCHED_NMS = ("_batched_nms_coordinate_trick", "_batched_nms_vanilla")
-
-_lock, _undoing = threading.Lock(), threading.Lock()
-_in_force = 0  # number of overrides that are not undone
-_registrations: torch.library.Library | None = None
-_replaced: dict[
-    str, Any
-] = {}  # torchvision's own functions, by their names in torchvision.ops.boxes
-
-
-class Override:
-    """The handle that an override returns. `undo`, or the end of `with`, undoes it."""
-
-    def __init__(self, release: Callable[[], None]) -> None:
-        self._release: Callable[[], None] | None = release
-
-    def undo(self) -> None:
-        """Undoes this override. After the last one, the other package's code is used again."""
-        with _undoing:
-            release, self._release = self._release, None
-        if release is not None:
-            release()
-
-    def __enter__(self) -> "Override":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.undo()
 
 
 def override_torchvision() -> Override:
@@ -90,25 +56,20 @@ def override_torchvision() -> Override:
         ImportError: torchvision is not installed.
         RuntimeError: torchvision's own operators did not load.
     """
-    global _in_force, _registrations
     import torchvision  # noqa: F401  (defines the operators)
 
-    with _lock:
-        if _registrations is None:
-            _registrations = _register()
-            _replace_batched_nms()
-        _in_force += 1
-    return Override(_release)
+    return _REPLACEMENTS.override()
 
 
-def _release() -> None:
-    global _in_force, _registrations
-    with _lock:
-        _in_force -= 1
-        if _in_force == 0 and _registrations is not None:
-            _registrations._destroy()
-            _registrations = None
-            _restore_batched_nms()
+def _replace_all(replacements: Replacements) -> None:
+    replacements.at_end(_register()._destroy)
+    from torchvision.ops import boxes
+
+    for name in _BATCHED_NMS:
+        replacements.replace(boxes, name, _batched_nms)
+
+
+_REPLACEMENTS = Replacements(_replace_all)
 
 
 def _register() -> torch.library.Library:
@@ -139,38 +100,31 @@ def _has_kernel(op: str, key: str) -> bool:
         return False
 
 
-def _replace_batched_nms() -> None:
-    from torchvision.ops import boxes
-
-    for name in _BATCHED_NMS:
-        if hasattr(boxes, name):
-            _replaced[name] = getattr(boxes, name)
-            setattr(boxes, name, _batched_nms(_replaced[name]))
-
-
-def _restore_batched_nms() -> None:
-    from torchvision.ops import boxes
-
-    while _replaced:
-        setattr(boxes, *_replaced.popitem())
-
-
 def _batched_nms(theirs: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    @functools.wraps(theirs)  # copies the attributes by which torch.jit compiles torchvision's
     def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
         if (
-            torch.compiler.is_compiling()
-            or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-            or not _are_boxes_and_scores(boxes, scores, iou_threshold)
+            not can_run("batched_nms", boxes, scores, iou_threshold)
             or idxs.shape != scores.shape
             or idxs.is_floating_point()
             or idxs.device != boxes.device
-            or not _has_kernel("fastdet::batched_nms", boxes.device.type.upper())
         ):
             return theirs(boxes, scores, idxs, iou_threshold)
         return torch.ops.fastdet.batched_nms(boxes, scores, idxs.long(), iou_threshold)
 
     return batched_nms
+
+
+def can_run(operator: str, boxes: Tensor, scores: Tensor, iou_threshold: float) -> bool:
+    """Whether our operator may take the place of a Python function.
+
+    Not in code that is compiled or traced, which outlives an override.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        and _are_boxes_and_scores(boxes, scores, iou_threshold)
+        and _has_kernel(f"fastdet::{operator}", boxes.device.type.upper())
+    )
 
 
 def _are_boxes_and_scores(boxes: Tensor, scores: Tensor, iou_threshold: float) -> bool:

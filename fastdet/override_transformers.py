@@ -6,9 +6,7 @@ in three classes. Those are replaced while an override is active, for models tha
 for new ones. Arguments that our operators do not support go to transformers' own code.
 """
 
-import functools
 import importlib
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,20 +14,15 @@ import torch
 from torch import Tensor
 
 from fastdet.ops import match_queries, ms_deform_attn
-from fastdet.override import Override
+from fastdet.override_rfdetr import replace_rfdetr
+from fastdet.query_pairs import Pairs, padded_targets, pairs_of
+from fastdet.replacement import Override, Replacements, optional_module
 
 # The modules of transformers.models that have the class MultiScaleDeformableAttention.
 _WITH_CLASS = ("deformable_detr", "grounding_dino", "mm_grounding_dino", "omdet_turbo", "rt_detr")
 _FUNCTION = "multi_scale_deformable_attention_v2"
 _CORE = "ms_deformable_attn_core"  # where a module of D-FINE keeps that function
 _MOST_LEVELS = 8
-_ABSENT = object()
-
-_lock = threading.Lock()
-_in_force = 0  # number of overrides that are not undone
-_replaced: list[tuple[Any, str, Any]] = []  # owner, name, transformers' own
-
-Pairs = list[tuple[Tensor, Tensor]]
 
 
 def override_detr() -> Override:
@@ -40,6 +33,7 @@ def override_detr() -> Override:
     - `match_queries` is the matcher of their losses, of DETR and of Conditional DETR. All images
       of a batch are matched in one call. The costs are summed in float64, so that of two
       assignments whose totals differ by less than float32's rounding another one may be chosen.
+    - Both serve RF-DETR too, of the package rfdetr, if it has been imported before.
 
     Outputs and losses are the same to rounding. Models need no change, and none is wrapped. Call
     and undo it while no other thread runs such a model. Overrides can be nested and undone in any
@@ -51,58 +45,35 @@ def override_detr() -> Override:
     Raises:
         ImportError: transformers is not installed.
     """
-    global _in_force
     importlib.import_module("transformers")
-    with _lock:
-        if _in_force == 0:
-            _replace_all()
-        _in_force += 1
-    return Override(_release)
+    return _REPLACEMENTS.override()
 
 
-def _release() -> None:
-    global _in_force
-    with _lock:
-        _in_force -= 1
-        while _in_force == 0 and _replaced:
-            owner, name, theirs = _replaced.pop()
-            if theirs is _ABSENT:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, theirs)
-
-
-def _replace_all() -> None:
-    for model in _WITH_CLASS:
-        _replace(f"models.{model}.modeling_{model}", "MultiScaleDeformableAttention", _attention)
-    _replace_in(_module("models.rt_detr_v2.modeling_rt_detr_v2"), _FUNCTION, _attention_of_points)
-    _replace_core(_module("models.d_fine.modeling_d_fine"))
+def _replace_all(replacements: Replacements) -> None:
     softmax, focal = _matcher(lambda _: {"kind": "softmax"}), _matcher(lambda _: {"kind": "focal"})
-    _replace("loss.loss_for_object_detection", "HungarianMatcher", softmax)
-    _replace("loss.loss_deformable_detr", "DeformableDetrHungarianMatcher", focal)
-    _replace("loss.loss_rt_detr", "RTDetrHungarianMatcher", _matcher(_options_of_rt_detr))
+    forwards = [
+        *((f"models.{m}.modeling_{m}", "MultiScaleDeformableAttention", _attention)
+          for m in _WITH_CLASS),
+        ("loss.loss_for_object_detection", "HungarianMatcher", softmax),
+        ("loss.loss_deformable_detr", "DeformableDetrHungarianMatcher", focal),
+        ("loss.loss_rt_detr", "RTDetrHungarianMatcher", _matcher(_options_of_rt_detr)),
+    ]  # fmt: skip
+    for module, name, ours in forwards:
+        replacements.replace(getattr(_module(module), name, None), "forward", ours)
+    rt_detr_v2 = _module("models.rt_detr_v2.modeling_rt_detr_v2")
+    replacements.replace(rt_detr_v2, _FUNCTION, _attention_of_points)
+    _replace_core(replacements, _module("models.d_fine.modeling_d_fine"))
+    replace_rfdetr(replacements)
+
+
+_REPLACEMENTS = Replacements(_replace_all)
 
 
 def _module(name: str) -> Any:
-    try:
-        return importlib.import_module(f"transformers.{name}")
-    except ModuleNotFoundError:  # this release of transformers does not have it
-        return None
+    return optional_module(f"transformers.{name}")
 
 
-def _replace(module: str, name: str, ours: Callable[..., Any]) -> None:
-    """Replaces `forward` of a class."""
-    _replace_in(getattr(_module(module), name, None), "forward", ours)
-
-
-def _replace_in(owner: Any, name: str, ours: Callable[..., Any]) -> None:
-    theirs = getattr(owner, name, None)
-    if theirs is not None:
-        _replaced.append((owner, name, theirs))
-        setattr(owner, name, functools.wraps(theirs)(ours(theirs)))
-
-
-def _replace_core(d_fine: Any) -> None:
+def _replace_core(replacements: Replacements, d_fine: Any) -> None:
     """Gives D-FINE's attention a property that hides what its modules keep, old and new ones."""
     owner = getattr(d_fine, "DFineMultiscaleDeformableAttention", None)
     if owner is None or not hasattr(d_fine, _FUNCTION):
@@ -112,8 +83,7 @@ def _replace_core(d_fine: Any) -> None:
     def keep(module: Any, theirs: Callable[..., Tensor]) -> None:
         module.__dict__[_CORE] = theirs
 
-    setattr(owner, _CORE, property(lambda module: ours, keep))
-    _replaced.append((owner, _CORE, _ABSENT))
+    replacements.put(owner, _CORE, property(lambda module: ours, keep))
 
 
 def _attention(theirs: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -203,25 +173,13 @@ def _match(
 ) -> Pairs:
     """For each image the matched queries, ascending, and their gts, on the CPU."""
     logits, boxes = outputs["logits"], outputs["pred_boxes"]
-    counts = [len(target["boxes"]) for target in targets]
-    gt_labels = torch.zeros(len(counts), max(counts), dtype=torch.int64, device=logits.device)
-    gt_boxes = boxes.new_zeros(len(counts), max(counts), 4)
-    for i, (target, count) in enumerate(zip(targets, counts, strict=True)):
-        gt_labels[i, :count] = target["class_labels"]
-        gt_boxes[i, :count] = target["boxes"]
     index = match_queries(
         logits,
         boxes,
-        gt_labels,
-        gt_boxes,
-        torch.tensor(counts, device=logits.device),
+        *padded_targets(targets, "class_labels", boxes),
         matcher.class_cost,
         matcher.bbox_cost,
         matcher.giou_cost,
         **options,
     )
-    pairs = []
-    for of_image in index.cpu():
-        queries = (of_image >= 0).nonzero()[:, 0]
-        pairs.append((queries, of_image[queries]))
-    return pairs
+    return pairs_of(index.cpu())

@@ -188,7 +188,7 @@ def test_undo_leaves_no_trace() -> None:
     assert all(value is not before[path] for path, value in owners().items())
     second.undo()
     assert all(value is before[path] for path, value in owners().items())
-    assert override_transformers._replaced == []
+    assert override_transformers._REPLACEMENTS._restore == []
 
 
 def test_a_model_that_was_made_in_an_override_keeps_nothing_of_it() -> None:

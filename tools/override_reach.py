@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which packages `fastdet.override_torchvision()` reaches: runs their code and looks.
+"""What `fastdet.override_torchvision()` and `fastdet.adapters` reach: runs it and looks.
 
     python tools/override_reach.py
 
-prints the table of docs/override_torchvision.md: for each way to suppress or pool boxes, whether
-one of fastdet's operators ran. Packages that are not installed are left out. The versions of the
+prints the table of docs/override_torchvision.md: for each way to suppress or pool boxes, which of
+fastdet's operators ran. Packages that are not installed are left out. The versions of the
 committed table are in its first column; install them with
 `pip install sahi supervision transformers ultralytics`.
 """
@@ -12,12 +12,15 @@ committed table are in its first column; install them with
 import importlib.metadata
 import importlib.util
 from collections.abc import Callable
+from unittest import mock
 
 import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 import fastdet
+from fastdet import _native
+from fastdet.replacement import Override
 
 
 def boxes_and_scores() -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,13 +76,18 @@ def sahi(name: str) -> Callable[[], None]:
     return run
 
 
-def supervision_nms() -> None:
-    """`Detections.with_nms` of supervision."""
-    from supervision import Detections
+def supervision(name: str) -> Callable[[], None]:
+    """A method of supervision's `Detections`."""
 
-    boxes, scores = boxes_and_scores()
-    detections = Detections(boxes.numpy(), confidence=scores.numpy(), class_id=np.zeros(200, int))
-    detections.with_nms(0.5)
+    def run() -> None:
+        from supervision import Detections
+
+        boxes, scores = boxes_and_scores()
+        classes = np.zeros(200, int)
+        detections = Detections(boxes.numpy(), confidence=scores.numpy(), class_id=classes)
+        getattr(detections, name)(0.5)
+
+    return run
 
 
 def transformers_detr() -> None:
@@ -110,31 +118,50 @@ ROWS: list[tuple[str, str, Callable[[], None]]] = [
     ("sahi", "`GREEDYNMM`, the default", sahi("GreedyNMMPostprocess")),
     ("sahi", "`NMM`", sahi("NMMPostprocess")),
     ("sahi", "`NMS`", sahi("NMSPostprocess")),
-    ("supervision", "`Detections.with_nms`", supervision_nms),
+    ("supervision", "`Detections.with_nms`", supervision("with_nms")),
+    ("supervision", "`Detections.with_nmm`", supervision("with_nmm")),
     ("transformers", "DETR and its post-processing", transformers_detr),
 ]  # fmt: skip
 
 
+ADAPTERS: dict[str, Callable[[], Override]] = {
+    "sahi": fastdet.adapters.sahi,
+    "supervision": fastdet.adapters.supervision,
+    "ultralytics": fastdet.adapters.ultralytics,
+}
+
+
 @torch.no_grad()
-def operators_in(run: Callable[[], None]) -> list[str]:
+def operators_in(run: Callable[[], None], override: Callable[[], Override]) -> list[str]:
     """The names of fastdet's operators that `run` calls."""
-    with profile(activities=[ProfilerActivity.CPU]) as profiled, fastdet.override_torchvision():
+    with (
+        mock.patch.object(_native, "nmm", wraps=_native.nmm) as nmm,
+        profile(activities=[ProfilerActivity.CPU]) as profiled,
+        override(),
+    ):
         run()
     names = (event.key for event in profiled.key_averages())
-    return sorted(name.removeprefix("fastdet::") for name in names if name.startswith("fastdet::"))
+    found = sorted(n.removeprefix("fastdet::") for n in names if n.startswith("fastdet::"))
+    return [*found, "numpy.nmm"] if nmm.called else found
+
+
+def row(package: str, code: str, run: Callable[[], None]) -> str:
+    """A line of the table, without the version of the package."""
+    cells = [code]
+    for override in (fastdet.override_torchvision, ADAPTERS.get(package)):
+        names = override and operators_in(run, override)
+        cells.append("" if names is None else ", ".join(f"`{name}`" for name in names) or "no")
+    return f" | {' | '.join(cells)} |"
 
 
 def main() -> None:
     """Prints the table."""
-    print("| Package | Code | Reached | fastdet's operators that ran |")
+    print("| Package | Code | `override_torchvision` | its [adapter](adapters.md) |")
     print("| --- | --- | --- | --- |")
     for package, code, run in ROWS:
-        if importlib.util.find_spec(package) is None:
-            continue
-        found = operators_in(run)
-        version = importlib.metadata.version(package).split("+")[0]
-        names = ", ".join(f"`{name}`" for name in found)
-        print(f"| {package} {version} | {code} | {'yes' if found else 'no'} | {names} |")
+        if importlib.util.find_spec(package) is not None:
+            version = importlib.metadata.version(package).split("+")[0]
+            print(f"| {package} {version}{row(package, code, run)}")
 
 
 if __name__ == "__main__":
