@@ -126,6 +126,7 @@ def test_public_names_stand_in_the_api_reference(package: str) -> None:
         assert path in shown or value.__module__ in shown, path
 
 
+@pytest.mark.slow
 def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     command = [sys.executable, "-c", BUILD, str(tmp_path)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}

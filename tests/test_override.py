@@ -81,6 +81,7 @@ def test_it_holds_in_every_thread(override):
     assert seen == [True]
 
 
+@pytest.mark.slow
 def test_nothing_appears_on_the_screen():
     code = (
         "import torch, torchvision, fastdet\n"
@@ -378,6 +379,7 @@ def test_torchvisions_detectors_train_the_same(name, detectors):
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_packages_that_it_reaches() -> None:
     """The table in the documentation, for the packages that are installed."""
     tool = runpy.run_path(str(TREE / "tools" / "override_reach.py"))

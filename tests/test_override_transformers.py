@@ -191,6 +191,7 @@ def test_undo_leaves_no_trace() -> None:
     assert override_transformers._REPLACEMENTS._restore == []
 
 
+@pytest.mark.slow
 def test_a_model_that_was_made_in_an_override_keeps_nothing_of_it() -> None:
     with fastdet.override_detr():
         models = [build() for build, _ in MODELS.values()]

@@ -323,6 +323,7 @@ def test_collate_gives_lists_of_plain_tensors(write):
     assert {type(target["boxes"]) for target in targets} == {torch.Tensor}
 
 
+@pytest.mark.slow
 def test_worker_processes_see_the_same_items(write):
     dataset = opened(write(CONTENT), transforms=train_transforms((1, 1), flip=0))
     alone = [collate([dataset[i]]) for i in range(3)]

@@ -142,7 +142,8 @@ def find_few(model: Detector, images: Tensor, sizes: Tensor) -> Detections:
     return found
 
 
-@pytest.mark.parametrize("name", ["retinanet", *slow(sorted({*MODELS} - {"retinanet"}))])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(MODELS))
 def test_rows_that_are_not_filled(name: str, tmp_path: Path) -> None:
     model = detector(name)
     images, sizes = pixels((96, 128), (70, 101), (96, 50))

@@ -19,6 +19,7 @@ from tests.models.scenes import small_model
 CLASSES = ["background", "cat", "dog", "bird"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".pt2", pytest.param(".onnx", marks=pytest.mark.slow)])
 def test_metadata_of_a_file(suffix: str, tmp_path: Path) -> None:
     model = small_model("fcos", min_size=[64, 96], max_size=100)

@@ -417,6 +417,7 @@ def test_state_copies_and_files_do_not_know_the_form() -> None:
             assert all(torch.equal(own[key], value) for key, value in first.items())
 
 
+@pytest.mark.slow
 def test_forms_go_when_training_begins_and_when_the_model_goes() -> None:
     model: Detector | None = small_model("faster_rcnn").eval()
     images, targets = scene()

@@ -157,6 +157,7 @@ def test_other_classes() -> None:
         replace_classes(Toy(Border(), 4), 5)  # its class_layers are empty
 
 
+@pytest.mark.slow
 def test_exported(tmp_path: Path) -> None:
     model = toy().eval()
     images = torch.rand(2, 3, 96, 128, generator=torch.Generator().manual_seed(2))

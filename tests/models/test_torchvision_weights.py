@@ -288,6 +288,7 @@ def test_detections_equal_torchvisions(name: str, dtype: torch.dtype) -> None:
         assert assert_same_detections(theirs, ours, [picture(5, 7, seed=5)]) >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["fasterrcnn_resnet50_fpn", "retinanet_resnet50_fpn", "fcos_resnet50_fpn"]
 )
@@ -366,6 +367,7 @@ def test_box_losses_of_retinanet(box_loss: str) -> None:
     assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in ours.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "lr"),
     [
@@ -458,6 +460,7 @@ def without_counts(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if "num_batches_tracked" not in key}
 
 
+@pytest.mark.slow
 def test_a_file_equals_the_same_weights_from_the_enum(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -511,6 +514,7 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
         load_torchvision_weights("fasterrcnn_resnet50_fpn", tmp_path / "light.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["maskrcnn_resnet50_fpn", "retinanet_resnet50_fpn"])
 def test_eps_of_the_first_checkpoints(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -29,6 +29,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "backbone"
 
 
+@pytest.mark.slow
 def test_a_backbone_from_a_folder_is_in_the_checkpoint(folder: Path, tmp_path: Path) -> None:
     options = TrainOptions(
         data=write_shapes(tmp_path / "shapes", train=8, val=4, size=64),

@@ -56,6 +56,7 @@ def stopped_training(
     return process.returncode, [line for line in errors.splitlines() if "arn" not in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_a_stopped_training_says_where_and_resumes(
     shapes: Path, tmp_path: Path, name: str, status: int, capsys: pytest.CaptureFixture[str]

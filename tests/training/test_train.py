@@ -47,6 +47,7 @@ def run(options: TrainOptions) -> Path:
     return options.out
 
 
+@pytest.mark.slow
 def test_validation_logs_losses_and_ap_in_one_row(run: Path) -> None:
     rows = read_metrics(run / "metrics.csv")
     validations = [row for row in rows if "val/loss" in row]
@@ -61,6 +62,7 @@ def test_validation_logs_losses_and_ap_in_one_row(run: Path) -> None:
     assert [row["step"] for row in rows if "loss" in row] == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_the_shapes_of_batches_are_counted(
     options: TrainOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,6 +148,7 @@ def test_stop_at_a_loss_that_is_not_finite_then_resume_as_if_unbroken(
     assert read_metrics(broken.out / "metrics.csv") == read_metrics(run / "metrics.csv")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paths_in_checkpoint", ["names", "absolute"])
 def test_a_copied_run_keeps_its_best_score(
     run: Path, options: TrainOptions, tmp_path: Path, paths_in_checkpoint: str
@@ -221,6 +224,7 @@ def with_categories(data: Path, copy: Path, change: Callable[[str], int | str]) 
     return copy
 
 
+@pytest.mark.slow
 def test_categories_are_matched_by_name(run: Path, options: TrainOptions, tmp_path: Path) -> None:
     """Training, evaluation and resuming give the same numbers with val.json's ids reversed."""
     names = load_detector(run / "last.ckpt").classes
@@ -270,6 +274,7 @@ def test_other_classes_are_refused_or_dropped(
     assert [row.name for row in found.per_class] == [row.name for row in expected.per_class]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("epochs", "every"), [(1, 3), (3, 2)])
 def test_the_last_epoch_is_validated_and_saved(
     options: TrainOptions, tmp_path: Path, epochs: int, every: int
