@@ -17,6 +17,7 @@ _OPERATORS = frozenset(
     (
         "MultiScaleRoIAlign",
         "RoIAlign",
+        "assign_task_aligned",
         "batched_nms",
         "box_iou",
         "complete_box_iou",

@@ -110,6 +110,18 @@ def match_anchors(
     low: float,
     low_quality: LowQuality,
 ) -> tuple[_Ints, NDArray[_Float]]: ...
+def assign_task_aligned(
+    scores: NDArray[_Float],
+    boxes: NDArray[_Float],
+    points: NDArray[_Float],
+    gt_labels: _Ints,
+    gt_boxes: NDArray[_Float],
+    gt_counts: _Ints,
+    topk: int,
+    alpha: float,
+    beta: float,
+    min_side: float,
+) -> tuple[_Ints, NDArray[_Float]]: ...
 def linear_assignment(
     cost: NDArray[_Float], row_counts: _Ints | None, col_counts: _Ints | None
 ) -> _Ints: ...

@@ -297,6 +297,63 @@ def match_anchors(
     return torch.tensor(index, dtype=torch.int64), torch.tensor(best, dtype=dtype)
 
 
+def assign_task_aligned(
+    scores: Tensor,
+    boxes: Tensor,
+    points: Tensor,
+    gt_labels: Tensor,
+    gt_boxes: Tensor,
+    topk: int = 10,
+    alpha: float = 0.5,
+    beta: float = 6.0,
+    min_side: float = 0.0,
+) -> tuple[list[int], list[float]]:
+    """Index and metric of each anchor of one image; Feng et al., 2021."""
+    rows, centres = boxes.double().tolist(), points.double().tolist()
+    overlaps = box_iou(gt_boxes, boxes, "complete").clamp(min=0).nan_to_num(0).tolist()
+    num_classes = scores.size(1)
+
+    def widened(low: float, high: float) -> tuple[float, float]:
+        centre = (low + high) / 2
+        short = high - low < min_side
+        return (centre - min_side / 2, centre + min_side / 2) if short else (low, high)
+
+    inside: dict[int, list[int]] = {}  # the candidates of each gt that takes part
+    for g, (x1, y1, x2, y2) in enumerate(gt_boxes.double().tolist()):
+        if not all(math.isfinite(x) for x in (x1, y1, x2, y2)) or x1 >= x2 or y1 >= y2:
+            continue
+        if not 0 <= gt_labels[g] < num_classes:
+            continue
+        (x1, x2), (y1, y2) = widened(x1, x2), widened(y1, y2)
+        inside[g] = [
+            a
+            for a, (x, y) in enumerate(centres)
+            if x1 < x < x2 and y1 < y < y2 and all(math.isfinite(c) for c in rows[a])
+        ]
+
+    def alignment(a: int, g: int) -> float:
+        score = float(scores[a, gt_labels[g]])
+        return score**alpha * overlaps[g][a] ** beta if 0 <= score < math.inf else 0.0
+
+    picked_by: dict[int, list[int]] = {}
+    for g, anchors in inside.items():
+        aligned = [a for a in anchors if alignment(a, g) > 0]
+        for a in sorted(aligned, key=lambda a: (-alignment(a, g), a))[:topk]:
+            picked_by.setdefault(a, []).append(g)
+    index, metric = [-1] * len(rows), [0.0] * len(rows)
+    for a, gts in picked_by.items():
+        if len(gts) > 1:
+            gts = [g for g, anchors in inside.items() if a in anchors]
+        index[a] = max(gts, key=lambda g: (overlaps[g][a], -g))
+    for g in inside:
+        own = [a for a in range(len(rows)) if index[a] == g]
+        most_aligned = max((alignment(a, g) for a in own), default=0.0)
+        most_overlap = max((overlaps[g][a] for a in own), default=0.0)
+        for a in own:
+            metric[a] = alignment(a, g) * most_overlap / (most_aligned + 1e-9)
+    return index, metric
+
+
 def sample_matches(
     index: Tensor, keys: Tensor, num: int, positive_fraction: float
 ) -> tuple[list[int], int]:

@@ -88,6 +88,19 @@ def match_anchors() -> Case:
     return Case(lambda: fastdet.match_anchors(anchors, gts[None], counts, 0.7, 0.3), 12 * N)
 
 
+def assign_task_aligned() -> Case:
+    anchors, gts, topk = 40_000, 5000, 10  # a matrix of anchors x gts would be 800 MB
+    predictions = noise(1, anchors, 20).sigmoid(), boxes(anchors, extent=2000)[None]
+    points = (predictions[1][0, :, :2] + predictions[1][0, :, 2:]) / 2
+    targets = integers(0, 20, 1, gts), boxes(gts, seed=4, extent=2000)[None]
+    counts = torch.tensor([gts])
+    return Case(
+        lambda: fastdet.assign_task_aligned(*predictions, points, *targets, counts, topk),
+        12 * anchors,
+        12 * (anchors + gts * topk),
+    )
+
+
 def linear_assignment() -> Case:
     cost = noise(100, 400, 300)  # a copy in float64 would be 96 MB
     return Case(lambda: fastdet.linear_assignment(cost), 8 * 100 * 400)
@@ -205,6 +218,7 @@ CASES = [
     nms,
     nmm,
     match_anchors,
+    assign_task_aligned,
     linear_assignment,
     match_queries,
     box_iou,

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The dense assigners for NumPy arrays: the code of the torch operators, on the calling thread.
+#include <utility>
+
+#include "../python/arrays.h"
+#include "contract.h"
+#include "task_aligned.h"
+
+namespace fastdet::python {
+
+namespace {
+
+using Ints = Array<int64_t>;
+
+template <typename T>
+std::pair<Ints, Array<T>> assign_task_aligned(const Array<T>& scores, const Array<T>& boxes,
+                                              const Array<T>& points, const Ints& gt_labels,
+                                              const Array<T>& gt_boxes, const Ints& gt_counts,
+                                              int64_t topk, double alpha, double beta,
+                                              double min_side) {
+  check_assign_task_aligned(scores, boxes, points, gt_labels, gt_boxes, gt_counts, topk, alpha,
+                            beta, min_side);
+  const int64_t num_images = scores.shape(0), num_anchors = scores.shape(1);
+  const int64_t num_classes = scores.shape(2);
+  Ints index({num_images, num_anchors});
+  Array<T> metric({num_images, num_anchors});
+  const cpu::TaskAlignedInput<T> in = {scores.data(),
+                                       num_anchors * num_classes,
+                                       num_classes,
+                                       1,
+                                       boxes_of(boxes),
+                                       points.data(),
+                                       gt_labels.data(),
+                                       boxes_of(gt_boxes),
+                                       gt_counts.data(),
+                                       num_images,
+                                       num_anchors,
+                                       num_classes,
+                                       gt_labels.shape(1),
+                                       topk,
+                                       task_alignment<T>(alpha, beta, min_side)};
+  int64_t* const index_out = index.mutable_data();
+  T* const metric_out = metric.mutable_data();
+  {
+    const py::gil_scoped_release no_gil;
+    cpu::assign_task_aligned_batch(in, index_out, metric_out, kSerial);
+  }
+  return {std::move(index), std::move(metric)};
+}
+
+template <typename T>
+void bind_type(py::module_& m) {
+  m.def("assign_task_aligned", assign_task_aligned<T>, py::arg("scores").noconvert(),
+        py::arg("boxes").noconvert(), py::arg("points").noconvert(),
+        py::arg("gt_labels").noconvert(), py::arg("gt_boxes").noconvert(),
+        py::arg("gt_counts").noconvert(), py::arg("topk"), py::arg("alpha"), py::arg("beta"),
+        py::arg("min_side"));
+}
+
+void bind(py::module_& m) {
+  bind_type<float>(m);
+  bind_type<double>(m);
+}
+
+const Entries entries(bind);
+
+}  // namespace
+
+}  // namespace fastdet::python

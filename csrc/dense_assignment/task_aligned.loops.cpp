@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Predictions are gathered in runs, as arrays, so that the arithmetic fills vectors: about 60
+// operations a pair, six of them divisions.
+#include "task_aligned.loops.h"
+
+namespace fastdet::cpu::FASTDET_ISA {
+
+namespace {
+
+constexpr int64_t kRun = 256;
+
+template <typename S>
+struct Run {
+  S x1[kRun], y1[kRun], x2[kRun], y2[kRun], score[kRun];
+};
+
+template <typename T>
+void gather(const Predictions<T>& in, const int32_t* anchors, int64_t n, int64_t label,
+            Run<Sum<T>>& run) {
+  const Predictions<T> from = in;
+  for (int64_t i = 0; i < n; ++i) {
+    const Box<Sum<T>> box = from.boxes[anchors[i]];
+    run.x1[i] = box.x1, run.y1[i] = box.y1, run.x2[i] = box.x2, run.y2[i] = box.y2;
+    run.score[i] = static_cast<Sum<T>>(
+        from.scores[anchors[i] * from.anchor_stride + label * from.class_stride]);
+  }
+}
+
+template <typename S>
+void overlaps_of(const Run<S>& run, int64_t n, const IouBox<S>& gt, S* overlap) {
+  FASTDET_INDEPENDENT_ITERATIONS
+  for (int64_t i = 0; i < n; ++i)
+    overlap[i] = overlap_of(gt, {run.x1[i], run.y1[i], run.x2[i], run.y2[i]});
+}
+
+template <Power alpha, Power beta, typename S>
+void alignments_of(const S* score, const S* overlap, int64_t n, const TaskAlignment<S>& rule,
+                   S* alignment) {
+  FASTDET_INDEPENDENT_ITERATIONS
+  for (int64_t i = 0; i < n; ++i)
+    alignment[i] = alignment_of<alpha, beta>(score[i], overlap[i], rule);
+}
+
+template <typename T>
+void align(const Predictions<T>& in, const int32_t* anchors, int64_t n, const Box<Sum<T>>& gt,
+           int64_t label, const TaskAlignment<Sum<T>>& rule, Sum<T>* alignment, Sum<T>* overlap) {
+  const auto target = iou_box<IouKind::kComplete>(gt);
+  const TaskAlignment<Sum<T>> r = rule;
+  Run<Sum<T>> run;
+  for (int64_t begin = 0; begin < n; begin += kRun) {
+    const int64_t length = min_of(kRun, n - begin);
+    gather(in, anchors + begin, length, label, run);
+    overlaps_of(run, length, target, overlap + begin);
+    dispatch_powers(r, [&]<Power alpha, Power beta>() __attribute__((always_inline)) {
+      alignments_of<alpha, beta>(run.score, overlap + begin, length, r, alignment + begin);
+    });
+  }
+}
+
+template <typename T>
+constexpr TaskAlignedLoops<T> kLoops = {.align = align<T>};
+
+}  // namespace
+
+FASTDET_LOOPS(TaskAlignedLoops<float>) { return kLoops<float>; }
+FASTDET_LOOPS(TaskAlignedLoops<double>) { return kLoops<double>; }
+FASTDET_LOOPS(TaskAlignedLoops<Half>) { return kLoops<Half>; }
+FASTDET_LOOPS(TaskAlignedLoops<BFloat16>) { return kLoops<BFloat16>; }
+
+}  // namespace fastdet::cpu::FASTDET_ISA
