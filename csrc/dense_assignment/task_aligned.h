@@ -161,9 +161,7 @@ class TaskAlignedAssigner {
     overlap_[i] = most;
     const S score = predictions(image).score(i % in_.num_anchors,
                                              in_.gt_labels[image * in_.num_gts + index_[i]]);
-    metric_[i] = dispatch_powers(in_.rule, [&]<Power alpha, Power beta>() {
-      return alignment_of<alpha, beta>(score, most, in_.rule);
-    });
+    metric_[i] = alignment_of(score, most, in_.rule);
   }
 
   void normalise(int64_t image) {

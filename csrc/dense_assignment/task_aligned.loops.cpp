@@ -33,27 +33,28 @@ void overlaps_of(const Run<S>& run, int64_t n, const IouBox<S>& gt, S* overlap) 
     overlap[i] = overlap_of(gt, {run.x1[i], run.y1[i], run.x2[i], run.y2[i]});
 }
 
-template <Power alpha, Power beta, typename S>
+template <Powers powers, typename S>
 void alignments_of(const S* score, const S* overlap, int64_t n, const TaskAlignment<S>& rule,
                    S* alignment) {
+  const TaskAlignment<S> r = rule;
   FASTDET_INDEPENDENT_ITERATIONS
-  for (int64_t i = 0; i < n; ++i)
-    alignment[i] = alignment_of<alpha, beta>(score[i], overlap[i], rule);
+  for (int64_t i = 0; i < n; ++i) alignment[i] = alignment_of<powers>(score[i], overlap[i], r);
 }
 
 template <typename T>
 void align(const Predictions<T>& in, const int32_t* anchors, int64_t n, const Box<Sum<T>>& gt,
            int64_t label, const TaskAlignment<Sum<T>>& rule, Sum<T>* alignment, Sum<T>* overlap) {
   const auto target = iou_box<IouKind::kComplete>(gt);
-  const TaskAlignment<Sum<T>> r = rule;
+  const auto alignments =
+      rule.powers == Powers::kHalfAndSix  ? alignments_of<Powers::kHalfAndSix, Sum<T>>
+      : rule.powers == Powers::kOneAndSix ? alignments_of<Powers::kOneAndSix, Sum<T>>
+                                          : alignments_of<Powers::kGeneral, Sum<T>>;
   Run<Sum<T>> run;
   for (int64_t begin = 0; begin < n; begin += kRun) {
     const int64_t length = min_of(kRun, n - begin);
     gather(in, anchors + begin, length, label, run);
     overlaps_of(run, length, target, overlap + begin);
-    dispatch_powers(r, [&]<Power alpha, Power beta>() __attribute__((always_inline)) {
-      alignments_of<alpha, beta>(run.score, overlap + begin, length, r, alignment + begin);
-    });
+    alignments(run.score, overlap + begin, length, rule, alignment + begin);
   }
 }
 

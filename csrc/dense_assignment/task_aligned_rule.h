@@ -11,44 +11,34 @@
 
 namespace fastdet {
 
-// Exponents whose power has a shorter and more exact form than exp(exponent * log(x)).
-enum class Power { kGeneral, kHalf, kOne, kSix };
-
-inline Power power_of(double exponent) {
-  return exponent == 0.5 ? Power::kHalf
-         : exponent == 1 ? Power::kOne
-         : exponent == 6 ? Power::kSix
-                         : Power::kGeneral;
-}
-
-FASTDET_HOST_DEVICE float root_of(float x) { return ::sqrtf(x); }
-FASTDET_HOST_DEVICE double root_of(double x) { return ::sqrt(x); }
-
-// x^exponent for x >= 0; 0^0 is 1. At most e^88 in float.
-template <Power power, typename S>
-FASTDET_HOST_DEVICE S raised(S x, S exponent) {
-  if constexpr (power == Power::kHalf) return root_of(x);
-  if constexpr (power == Power::kOne) return x;
-  if constexpr (power == Power::kSix) {
-    const S cube = x * x * x;
-    return cube * cube;
-  }
-  const S log = exponent * log_of(x);
-  const S power_of_x = exp_of(log < S(88) ? log : S(88));
-  return exponent == S(0) ? S(1) : x > S(0) ? power_of_x : S(0);
-}
+// The exponents of score and overlap: those of Ultralytics and of the paper have powers that are
+// shorter and more exact than exp(exponent * log(x)).
+enum class Powers { kHalfAndSix, kOneAndSix, kGeneral };
 
 template <typename S>
 struct TaskAlignment {
   S alpha, beta;
-  Power alpha_power, beta_power;
+  Powers powers;
   S min_side;  // of the box in which a gt has candidates
 };
 
 template <typename S>
 TaskAlignment<S> task_alignment(double alpha, double beta, double min_side) {
-  return {static_cast<S>(alpha), static_cast<S>(beta), power_of(alpha), power_of(beta),
-          static_cast<S>(min_side)};
+  const Powers powers = beta == 6 && alpha == 0.5 ? Powers::kHalfAndSix
+                        : beta == 6 && alpha == 1 ? Powers::kOneAndSix
+                                                  : Powers::kGeneral;
+  return {static_cast<S>(alpha), static_cast<S>(beta), powers, static_cast<S>(min_side)};
+}
+
+FASTDET_HOST_DEVICE float root_of(float x) { return ::sqrtf(x); }
+FASTDET_HOST_DEVICE double root_of(double x) { return ::sqrt(x); }
+
+// x^exponent for x >= 0; 0^0 is 1. At most e^88.
+template <typename S>
+FASTDET_HOST_DEVICE S raised(S x, S exponent) {
+  const S log = exponent * log_of(x);
+  const S power = exp_of(log < S(88) ? log : S(88));
+  return exponent == S(0) ? S(1) : x > S(0) ? power : S(0);
 }
 
 // Added to the largest alignment of a gt before an alignment is divided by it.
@@ -96,23 +86,27 @@ FASTDET_HOST_DEVICE S overlap_of(const IouBox<S>& gt, const Box<S>& box) {
   return overlap > S(0) ? overlap : S(0);
 }
 
-// 0 if it is no finite number above 0.
-template <Power alpha, Power beta, typename S>
+// The alignment; 0 if it is no finite number above 0.
+template <Powers powers, typename S>
 FASTDET_HOST_DEVICE S alignment_of(S score, S overlap, const TaskAlignment<S>& rule) {
-  const S power = raised<alpha>(score > S(0) ? score : S(0), rule.alpha);
-  const S product = power * raised<beta>(overlap, rule.beta);
+  const S usable = score > S(0) ? score : S(0);
+  S product;
+  if constexpr (powers == Powers::kGeneral) {
+    product = raised(usable, rule.alpha) * raised(overlap, rule.beta);
+  } else {
+    const S cube = overlap * overlap * overlap;
+    product = (powers == Powers::kHalfAndSix ? root_of(usable) : usable) * (cube * cube);
+  }
   return product > S(0) && is_finite(product) && score >= S(0) ? product : S(0);
 }
 
-// Calls body<alpha, beta>() with the forms of the powers.
-template <typename S, typename Body>
-FASTDET_HOST_DEVICE auto dispatch_powers(const TaskAlignment<S>& rule, Body body) {
-  const bool six = rule.beta_power == Power::kSix;
-  if (rule.alpha_power == Power::kHalf && six)
-    return body.template operator()<Power::kHalf, Power::kSix>();
-  if (rule.alpha_power == Power::kOne && six)
-    return body.template operator()<Power::kOne, Power::kSix>();
-  return body.template operator()<Power::kGeneral, Power::kGeneral>();
+template <typename S>
+FASTDET_HOST_DEVICE S alignment_of(S score, S overlap, const TaskAlignment<S>& rule) {
+  if (rule.powers == Powers::kHalfAndSix)
+    return alignment_of<Powers::kHalfAndSix>(score, overlap, rule);
+  if (rule.powers == Powers::kOneAndSix)
+    return alignment_of<Powers::kOneAndSix>(score, overlap, rule);
+  return alignment_of<Powers::kGeneral>(score, overlap, rule);
 }
 
 }  // namespace fastdet

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the benchmarks of dense assigners share: a detector's outputs, and the peers' assigners."""
+
+import importlib
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+import torchvision
+from torch import Tensor
+
+from benchmarks.workloads import seeded
+
+TOPK, ALPHA, BETA = 10, 0.5, 6.0
+IMAGE = 640
+
+
+class Dense(NamedTuple):
+    """A dense detector's outputs and its targets: the arguments of `assign_task_aligned`.
+
+    Attributes:
+        scores: (B, A, C).
+        boxes: (B, A, 4).
+        points: (A, 2).
+        gt_labels: (B, G).
+        gt_boxes: (B, G, 4).
+        gt_counts: (B,), all G.
+    """
+
+    scores: Tensor
+    boxes: Tensor
+    points: Tensor
+    gt_labels: Tensor
+    gt_boxes: Tensor
+    gt_counts: Tensor
+
+    def double(self) -> "Dense":
+        """In float64."""
+        return Dense(*(t.double() if t.is_floating_point() else t for t in self))
+
+
+def pyramid_points(side: int, strides: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """(A, 2) the centres of the cells of all levels, and (A,) their strides."""
+    points, strides_of = [], []
+    for stride in strides:
+        at = torch.arange(stride / 2, side, stride)
+        y, x = torch.meshgrid(at, at, indexing="ij")
+        points.append(torch.stack([x, y], -1).reshape(-1, 2))
+        strides_of.append(torch.full((x.numel(),), float(stride)))
+    return torch.cat(points), torch.cat(strides_of)
+
+
+def random_gts(images: int, gts: int, side: int, largest: int, classes: int) -> tuple[Tensor, ...]:
+    """Labels, boxes with sides from 16 px, and counts."""
+    generator = seeded(31)
+    sides = 16 + (largest - 16) * torch.rand(images, gts, 2, generator=generator) ** 2
+    corner = torch.rand(images, gts, 2, generator=generator) * (side - sides).clamp(min=0)
+    labels = torch.randint(classes, (images, gts), generator=generator)
+    return labels, torch.cat([corner, corner + sides], -1), torch.full((images,), gts)
+
+
+def dense_outputs(
+    images: int, gts: int, side: int = IMAGE, largest: int = 320, classes: int = 80
+) -> Dense:
+    """Outputs of a YOLO on square images, as after some epochs: boxes lie about their points."""
+    generator = seeded(32)
+    points, strides = pyramid_points(side, (8, 16, 32))
+    shape = images, len(points)
+    centre = points + strides[:, None] * torch.randn(*shape, 2, generator=generator)
+    sides = 4 * strides[:, None] * torch.randn(*shape, 2, generator=generator).exp()
+    scores = torch.rand(*shape, classes, generator=generator) ** 4
+    boxes = torch.cat([centre - sides / 2, centre + sides / 2], -1)
+    return Dense(scores, boxes, points, *random_gts(images, gts, side, largest, classes))
+
+
+def inside(points: Tensor, boxes: Tensor) -> Tensor:
+    """(A, 2), (..., 4) -> (..., A): whether the point lies strictly in the box."""
+    low, high = boxes[..., None, :2] < points, boxes[..., None, 2:] > points
+    return (low & high).all(-1)
+
+
+def task_aligned_by_torch(dense: Dense) -> Tensor:
+    """(B, A): the gt of each anchor or -1, from matrices of gts x anchors."""
+    candidate = inside(dense.points, dense.gt_boxes)  # (B, G, A)
+    pairs = zip(dense.gt_boxes, dense.boxes, strict=True)
+    overlap = torch.stack([torchvision.ops.complete_box_iou(*pair) for pair in pairs]).clamp(min=0)
+    overlap = overlap * candidate
+    labels = dense.gt_labels[:, None].expand(-1, len(dense.points), -1)
+    score = dense.scores.gather(2, labels).transpose(1, 2)  # (B, G, A)
+    alignment = score**ALPHA * overlap**BETA
+    best = alignment.topk(TOPK, -1)
+    picked = torch.zeros_like(candidate).scatter_(-1, best.indices, best.values > 0)
+    most = torch.zeros_like(picked).scatter_(1, overlap.argmax(1, keepdim=True), True)
+    picked = torch.where(picked.sum(1, keepdim=True) > 1, most, picked)
+    return torch.where(picked.any(1), picked.int().argmax(1), -1)
+
+
+def ultralytics_assigner(classes: int) -> Any:
+    """Ultralytics' TaskAlignedAssigner; None where that is not installed."""
+    try:
+        tal: Any = importlib.import_module("ultralytics.utils.tal")
+    except ImportError as error:
+        warnings.warn(f"{error}: assignment is not compared with Ultralytics'", stacklevel=1)
+        return None
+    return tal.TaskAlignedAssigner(topk=TOPK, num_classes=classes, alpha=ALPHA, beta=BETA)
+
+
+def assigned_by_ultralytics(assigner: Any, dense: Dense) -> Tensor:
+    """(B, A): the gt of each anchor with a target above 0, or -1."""
+    gts = torch.arange(dense.gt_boxes.size(1), device=dense.gt_counts.device)
+    _, _, targets, foreground, index = assigner(
+        dense.scores,
+        dense.boxes,
+        dense.points,
+        dense.gt_labels[..., None],
+        dense.gt_boxes,
+        (gts < dense.gt_counts[:, None])[..., None],
+    )
+    return torch.where(foreground & (targets.amax(-1) > 0), index, -1)

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Dense assignment on a GPU, beside the peers' matrices."""
+
+from collections.abc import Callable, Iterator
+
+import fastdet
+from benchmarks.dense_assignment import IMAGE, Dense, dense_outputs, task_aligned_by_torch
+from benchmarks.gpu.case import GpuCase, forward
+from benchmarks.gpu.device import Device
+
+Cases = Iterator[GpuCase]
+
+TEN_TIMES = 10.0  # the goal of dense assigners: docs/kernels.md
+
+
+def assign_task_aligned(device: Device) -> Cases:
+    for images, gts, largest in ((16, 100, 320), (1, 5000, 40)):
+        gts, side = device.size(gts), 160 if device.small else IMAGE
+        dense = dense_outputs(images, gts, side, largest)
+        yield GpuCase(
+            op="assign_task_aligned",
+            workload=f"{images} x {len(dense.points):,} anchors, {gts:,} gt",
+            inputs=tuple(dense),
+            sides={
+                "fastdet": forward(lambda *t: fastdet.assign_task_aligned(*t)[0]),
+                "torch": forward(lambda *t: task_aligned_by_torch(Dense(*t))),
+            },
+            bytes=dense.boxes.nbytes,
+            exact=lambda *t: task_aligned_by_torch(Dense(*t).double()),
+            target=TEN_TIMES,
+        )
+
+
+SUITES: tuple[Callable[[Device], Cases], ...] = (assign_task_aligned,)
