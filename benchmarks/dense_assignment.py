@@ -13,6 +13,9 @@ from benchmarks.workloads import seeded
 
 TOPK, ALPHA, BETA = 10, 0.5, 6.0
 IMAGE = 640
+STRIDES = (8, 16, 32, 64, 128)
+ATSS_TOPK = 9
+ATSS_IMAGE = 1024  # 21,824 anchors
 
 
 class Dense(NamedTuple):
@@ -117,3 +120,58 @@ def assigned_by_ultralytics(assigner: Any, dense: Dense) -> Tensor:
         (gts < dense.gt_counts[:, None])[..., None],
     )
     return torch.where(foreground & (targets.amax(-1) > 0), index, -1)
+
+
+class Anchors(NamedTuple):
+    """The arguments of `assign_atss`, without its level_sizes.
+
+    Attributes:
+        boxes: (A, 4), level by level.
+        gt_boxes: (B, G, 4).
+        gt_counts: (B,), all G.
+    """
+
+    boxes: Tensor
+    gt_boxes: Tensor
+    gt_counts: Tensor
+
+    def double(self) -> "Anchors":
+        """In float64."""
+        return Anchors(self.boxes.double(), self.gt_boxes.double(), self.gt_counts)
+
+
+def atss_anchors(images: int, gts: int, side: int) -> tuple[Anchors, list[int]]:
+    """One square anchor of 8 strides on each point of a pyramid of five levels; and their sizes."""
+    points, strides = pyramid_points(side, STRIDES)
+    half = 4 * strides[:, None]
+    sizes = [int((strides == stride).sum()) for stride in STRIDES]
+    _, gt_boxes, counts = random_gts(images, gts, side, side // 2, 1)
+    return Anchors(torch.cat([points - half, points + half], 1), gt_boxes, counts), sizes
+
+
+def atss_by_torch(anchors: Anchors, level_sizes: list[int], topk: int) -> Tensor:
+    """(B, A): the gt of each anchor or -1, from matrices of anchors x gts, image by image."""
+    images = [
+        atss_of_image(anchors.boxes, level_sizes, gt_boxes, topk) for gt_boxes in anchors.gt_boxes
+    ]
+    return torch.stack(images)
+
+
+def atss_of_image(boxes: Tensor, level_sizes: list[int], gt_boxes: Tensor, topk: int) -> Tensor:
+    """(A,): the gt of each anchor or -1."""
+    overlap = torchvision.ops.box_iou(boxes, gt_boxes)  # (A, G)
+    centre, gt_centre = [(x[:, :2] + x[:, 2:]) / 2 for x in (boxes, gt_boxes)]
+    distance = torch.cdist(centre, gt_centre, compute_mode="donot_use_mm_for_euclid_dist")
+    candidates, begin = [], 0
+    for size in level_sizes:
+        level = distance[begin : begin + size]
+        candidates.append(level.topk(min(topk, size), 0, largest=False).indices + begin)
+        begin += size
+    candidate = torch.cat(candidates)  # (n, G)
+    own = overlap.gather(0, candidate)
+    positive = own >= own.mean(0) + own.std(0)
+    depth = torch.cat([centre[candidate] - gt_boxes[:, :2], gt_boxes[:, 2:] - centre[candidate]], 2)
+    positive &= depth.amin(2) > 0.01
+    best = torch.full_like(overlap, -1).scatter_(0, candidate, torch.where(positive, own, -1))
+    iou, index = best.max(1)
+    return torch.where(iou > 0, index, -1)

@@ -17,6 +17,7 @@ _OPERATORS = frozenset(
     (
         "MultiScaleRoIAlign",
         "RoIAlign",
+        "assign_atss",
         "assign_task_aligned",
         "batched_nms",
         "box_iou",

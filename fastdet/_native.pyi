@@ -110,6 +110,13 @@ def match_anchors(
     low: float,
     low_quality: LowQuality,
 ) -> tuple[_Ints, NDArray[_Float]]: ...
+def assign_atss(
+    anchors: NDArray[_Float],
+    level_sizes: list[int],
+    gt_boxes: NDArray[_Float],
+    gt_counts: _Ints,
+    topk: int,
+) -> tuple[_Ints, NDArray[_Float]]: ...
 def assign_task_aligned(
     scores: NDArray[_Float],
     boxes: NDArray[_Float],

@@ -357,6 +357,42 @@ def match_anchors(
     )
 
 
+def assign_atss(
+    anchors: Floats,
+    level_sizes: Sequence[int],
+    gt_boxes: Floats,
+    gt_counts: Ints,
+    topk: int = 9,
+) -> tuple[Ints, Floats]:
+    """Assigns to each anchor a ground-truth box (gt) or -1 by adaptive training sample selection.
+
+    Definition: `fastdet.ops.assign_atss`, which explains the steps.
+
+    Args:
+        anchors: (A, 4) xyxy in pixels, level by level.
+        level_sizes: the number of anchors of each level; their sum is A, and there are at most 16.
+        gt_boxes: (B, G, 4) xyxy in pixels.
+        gt_counts: (B,) integers; only the first gt_counts[b] gts of image b are read.
+        topk: how many candidates a gt has on a level, 1 .. 256.
+
+    Returns:
+        index, (B, A) int64: a row of gt_boxes, or -1; and the IoU of the anchor and its gt, (B, A),
+        0 where the index is -1.
+
+    Raises:
+        ValueError: wrong shape; a number outside its range; level_sizes that do not fit.
+        TypeError: not an array, or a wrong dtype.
+    """
+    maths = _type_of(anchors=anchors, gt_boxes=gt_boxes).maths
+    return _native.assign_atss(
+        _dense(anchors, maths),
+        list(level_sizes),
+        _dense(gt_boxes, maths),
+        _integers("gt_counts", gt_counts),
+        topk,
+    )
+
+
 def assign_task_aligned(
     scores: Floats,
     boxes: Floats,

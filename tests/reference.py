@@ -297,6 +297,51 @@ def match_anchors(
     return torch.tensor(index, dtype=torch.int64), torch.tensor(best, dtype=dtype)
 
 
+def assign_atss(
+    anchors: Tensor, level_sizes: list[int], gt_boxes: Tensor, topk: int
+) -> tuple[list[int], list[float]]:
+    """Index and IoU of each anchor of one image; Zhang et al., 2020."""
+    dtype = torch.float64 if torch.float64 in (anchors.dtype, gt_boxes.dtype) else torch.float32
+    rows, gts = anchors.double().tolist(), gt_boxes.double().tolist()
+    margin = rounded(0.01, dtype)
+
+    def centre(box: list[float]) -> list[float]:
+        return [rounded(rounded(box[i] + box[i + 2], dtype) / 2, dtype) for i in (0, 1)]
+
+    def distance(a: list[float], b: list[float]) -> float:
+        squares = [rounded(rounded(p - q, dtype) ** 2, dtype) for p, q in zip(a, b, strict=True)]
+        return rounded(squares[0] + squares[1], dtype)
+
+    index, best = [-1] * len(rows), [0.0] * len(rows)
+    for g, gt in enumerate(gts):
+        if not all(math.isfinite(x) for x in gt) or gt[0] >= gt[2] or gt[1] >= gt[3]:
+            continue
+        candidates: list[int] = []
+        begin = 0
+        for size in level_sizes:
+            distances = {
+                a: distance(centre(rows[a]), centre(gt))
+                for a in range(begin, begin + size)
+                if all(math.isfinite(x) for x in rows[a])
+            }
+            usable = [a for a in distances if math.isfinite(distances[a])]
+            candidates += sorted(usable, key=lambda a: (distances[a], a))[:topk]
+            begin += size
+        if not candidates:
+            continue
+        overlaps = [iou(rows[a], gt, dtype) for a in candidates]
+        n = len(overlaps)
+        mean = sum(overlaps) / n
+        deviation = math.sqrt(sum((x - mean) ** 2 for x in overlaps) / (n - 1)) if n > 1 else 0.0
+        for a, overlap in zip(candidates, overlaps, strict=True):
+            x, y = centre(rows[a])
+            depths = [rounded(d, dtype) for d in (x - gt[0], y - gt[1], gt[2] - x, gt[3] - y)]
+            positive = overlap >= mean + deviation and overlap > 0 and min(depths) > margin
+            if positive and overlap > best[a]:
+                index[a], best[a] = g, overlap
+    return index, best
+
+
 def assign_task_aligned(
     scores: Tensor,
     boxes: Tensor,

@@ -403,6 +403,20 @@ def test_assign_task_aligned_is_that_of_torch(dtypes):
     assert none[0].shape == none[1].shape == (2, 0)
 
 
+@pytest.mark.parametrize("dtypes", [("f4", "f4"), ("f4", "f8"), ("f8", "f8")])
+def test_assign_atss_is_that_of_torch(dtypes):
+    _, boxes, _, _, gt_boxes, counts = predictions_and_gts(dtypes)
+    anchors = boxes[0].astype(dtypes[0])
+    for sizes, topk in (([200, 60, 40], 9), ((300,), 4)):
+        got = fnp.assign_atss(anchors, sizes, gt_boxes, counts, topk)
+        assert (got[0] >= 0).sum() > 3
+        expected = fastdet.assign_atss(
+            torch.from_numpy(anchors), sizes, *tensors(gt_boxes, counts), topk
+        )
+        expect_same(got, expected)
+    assert fnp.assign_atss(anchors[:0], [0], gt_boxes, counts)[0].shape == (2, 0)
+
+
 # ---- linear_assignment, match_queries -----------------------------------------------------------
 
 
@@ -608,6 +622,10 @@ def test_bad_input_is_named():
         fnp.match_anchors(boxes, boxes[None], np.array([5, 5]), 0.7, 0.3)
     with pytest.raises(ValueError, match=r"match_anchors: anchors: expected \(A, 4\)"):
         fnp.match_anchors(np.stack([boxes, boxes]), boxes[None], counts, 0.7, 0.3)
+    with pytest.raises(
+        ValueError, match=r"assign_atss: level_sizes: expected numbers with the sum A"
+    ):
+        fnp.assign_atss(boxes, [4], boxes[None], counts)
     dense = predictions_and_gts(("f4", "f4"))
     with pytest.raises(
         ValueError, match=r"assign_task_aligned: points: expected \(A, 2\) with the"

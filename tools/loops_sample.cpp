@@ -15,6 +15,7 @@
 #include "../csrc/box_iou/box_iou_loss.loops.h"
 #include "../csrc/box_iou/iou_planes.h"
 #include "../csrc/deform_attention/ms_deform_attn.loops.h"
+#include "../csrc/dense_assignment/atss.h"
 #include "../csrc/dense_assignment/task_aligned.h"
 #include "../csrc/detections/multiclass_nms.h"
 #include "../csrc/detections/pyramid_detections.h"
@@ -260,6 +261,19 @@ void dense_assignment(const std::string& type) {
     print(type + " assign_task_aligned", index);
     print(type + " assign_task_aligned metric", metric);
   }
+  std::vector<int64_t> index(4 * kBoxes);
+  std::vector<T> overlap(4 * kBoxes);
+  assign_atss_batch<T>({predicted.data(),
+                        {kBoxes + 9, kBoxes - 9},
+                        gts.data(),
+                        counts.data(),
+                        2,
+                        2 * kBoxes,
+                        kGts,
+                        9},
+                       index.data(), overlap.data(), kSerial);
+  print(type + " assign_atss", index);
+  print(type + " assign_atss iou", overlap);
 }
 
 template <typename T>

@@ -4,7 +4,17 @@
 from collections.abc import Callable, Iterator
 
 import fastdet
-from benchmarks.dense_assignment import IMAGE, Dense, dense_outputs, task_aligned_by_torch
+from benchmarks.dense_assignment import (
+    ATSS_IMAGE,
+    ATSS_TOPK,
+    IMAGE,
+    Anchors,
+    Dense,
+    atss_anchors,
+    atss_by_torch,
+    dense_outputs,
+    task_aligned_by_torch,
+)
 from benchmarks.gpu.case import GpuCase, forward
 from benchmarks.gpu.device import Device
 
@@ -25,10 +35,26 @@ def assign_task_aligned(device: Device) -> Cases:
                 "fastdet": forward(lambda *t: fastdet.assign_task_aligned(*t)[0]),
                 "torch": forward(lambda *t: task_aligned_by_torch(Dense(*t))),
             },
-            bytes=dense.boxes.nbytes,
+            bytes=dense.boxes.nbytes + 12 * images * len(dense.points),
             exact=lambda *t: task_aligned_by_torch(Dense(*t).double()),
             target=TEN_TIMES,
         )
 
 
-SUITES: tuple[Callable[[Device], Cases], ...] = (assign_task_aligned,)
+def assign_atss(device: Device) -> Cases:
+    anchors, sizes = atss_anchors(8, device.size(100), 128 if device.small else ATSS_IMAGE)
+    yield GpuCase(
+        op="assign_atss",
+        workload=f"8 x {len(anchors.boxes):,} anchors, {anchors.gt_boxes.size(1)} gt",
+        inputs=tuple(anchors),
+        sides={
+            "fastdet": forward(lambda a, g, c: fastdet.assign_atss(a, sizes, g, c)[0]),
+            "torch": forward(lambda *t: atss_by_torch(Anchors(*t), sizes, ATSS_TOPK)),
+        },
+        bytes=anchors.boxes.nbytes + 12 * 8 * len(anchors.boxes),
+        exact=lambda *t: atss_by_torch(Anchors(*t).double(), sizes, ATSS_TOPK),
+        target=TEN_TIMES,
+    )
+
+
+SUITES: tuple[Callable[[Device], Cases], ...] = (assign_task_aligned, assign_atss)

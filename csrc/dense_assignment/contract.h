@@ -5,6 +5,7 @@
 #include <limits>
 #include <sstream>
 #include <string>
+#include <vector>
 
 #include "../expect.h"
 #include "task_aligned_rule.h"
@@ -22,6 +23,39 @@ inline bool is_countable(const Argument& argument, int64_t dim) {
 inline void expect_topk(const char* op, const char* name, int64_t topk) {
   if (topk < 1 || topk > kMaxTopk)
     refuse(op, name, "a number in 1 .. " + std::to_string(kMaxTopk), std::to_string(topk));
+}
+
+// The levels of a pyramid of anchors.
+constexpr size_t kMaxAnchorLevels = 16;
+
+inline void expect_level_sizes(const char* op, const std::vector<int64_t>& sizes,
+                               int64_t num_anchors) {
+  if (sizes.size() > kMaxAnchorLevels)
+    refuse(op, "level_sizes", "at most " + std::to_string(kMaxAnchorLevels) + " levels",
+           std::to_string(sizes.size()));
+  int64_t sum = 0;
+  for (const int64_t size : sizes) {
+    expect_not_negative(op, "level_sizes", size);
+    sum += size;
+  }
+  if (sum != num_anchors)
+    refuse(op, "level_sizes", "numbers with the sum A = " + std::to_string(num_anchors),
+           "the sum " + std::to_string(sum));
+}
+
+inline void check_assign_atss(const Argument& anchors, const std::vector<int64_t>& level_sizes,
+                              const Argument& gt_boxes, const Argument& gt_counts, int64_t topk) {
+  const char* op = "assign_atss";
+  expect(is_boxes(anchors, 2) && is_countable(anchors, 0), op, "anchors", "floating (A, 4)",
+         anchors);
+  expect_level_sizes(op, level_sizes, anchors.size(0));
+  expect(is_boxes(gt_boxes, 3) && is_countable(gt_boxes, 1), op, "gt_boxes", "floating (B, G, 4)",
+         gt_boxes);
+  expect_same_device(op, "gt_boxes", gt_boxes, anchors);
+  expect(is_integers(gt_counts, gt_boxes.size(0)), op, "gt_counts",
+         "int64 (B,) with the B of gt_boxes", gt_counts);
+  expect_same_device(op, "gt_counts", gt_counts, anchors);
+  expect_topk(op, "topk", topk);
 }
 
 inline void expect_not_negative(const char* op, const char* name, double number) {

@@ -41,6 +41,12 @@ struct FASTDET_EXPORT PointLoops {
   // Writes the points strictly inside the box, in order. Returns how many.
   int64_t (*points_in_box)(const PointPlanes<S>& points, const Box<S>& box, int32_t* rows);
 
+  // Writes the k points nearest to (x, y), nearest first (of equal ones the lowest), and the
+  // squares of their distances. Points whose square overflows are left out. Returns how many it
+  // found. `bounds` has room for the blocks, padded.
+  int64_t (*nearest_points)(const PointPlanes<S>& points, S x, S y, int64_t k, S* bounds,
+                            S* distances, int32_t* rows);
+
   // Writes those of n boxes that have (x, y) strictly inside, in order. Returns how many.
   int64_t (*boxes_around)(const BoxArrays<S>& boxes, int64_t n, S x, S y, int32_t* rows);
 };

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The dense assigners for NumPy arrays: the code of the torch operators, on the calling thread.
 #include <utility>
+#include <vector>
 
 #include "../python/arrays.h"
+#include "atss.h"
 #include "contract.h"
 #include "task_aligned.h"
 
@@ -49,12 +51,35 @@ std::pair<Ints, Array<T>> assign_task_aligned(const Array<T>& scores, const Arra
 }
 
 template <typename T>
+std::pair<Ints, Array<T>> assign_atss(const Array<T>& anchors,
+                                      const std::vector<int64_t>& level_sizes,
+                                      const Array<T>& gt_boxes, const Ints& gt_counts,
+                                      int64_t topk) {
+  check_assign_atss(anchors, level_sizes, gt_boxes, gt_counts, topk);
+  const int64_t num_images = gt_boxes.shape(0), num_anchors = anchors.shape(0);
+  Ints index({num_images, num_anchors});
+  Array<T> iou({num_images, num_anchors});
+  const cpu::AtssInput<T> in = {boxes_of(anchors), level_sizes, boxes_of(gt_boxes),
+                                gt_counts.data(),  num_images,  num_anchors,
+                                gt_boxes.shape(1), topk};
+  int64_t* const index_out = index.mutable_data();
+  T* const iou_out = iou.mutable_data();
+  {
+    const py::gil_scoped_release no_gil;
+    cpu::assign_atss_batch(in, index_out, iou_out, kSerial);
+  }
+  return {std::move(index), std::move(iou)};
+}
+
+template <typename T>
 void bind_type(py::module_& m) {
   m.def("assign_task_aligned", assign_task_aligned<T>, py::arg("scores").noconvert(),
         py::arg("boxes").noconvert(), py::arg("points").noconvert(),
         py::arg("gt_labels").noconvert(), py::arg("gt_boxes").noconvert(),
         py::arg("gt_counts").noconvert(), py::arg("topk"), py::arg("alpha"), py::arg("beta"),
         py::arg("min_side"));
+  m.def("assign_atss", assign_atss<T>, py::arg("anchors").noconvert(), py::arg("level_sizes"),
+        py::arg("gt_boxes").noconvert(), py::arg("gt_counts").noconvert(), py::arg("topk"));
 }
 
 void bind(py::module_& m) {

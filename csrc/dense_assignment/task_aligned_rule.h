@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "../geometry/box_iou.h"
+#include "assignable.h"
 
 namespace fastdet {
 
@@ -49,12 +50,6 @@ constexpr S kAlignmentEps = S(1e-9);
 template <typename S>
 FASTDET_HOST_DEVICE S normalised(S alignment, S most_aligned, S most_overlap) {
   return alignment * most_overlap / (most_aligned + kAlignmentEps<S>);
-}
-
-// Whether a gt takes part.
-template <typename S>
-FASTDET_HOST_DEVICE bool is_assignable(const Box<S>& gt) {
-  return is_finite(gt) && gt.x1 < gt.x2 && gt.y1 < gt.y2;
 }
 
 template <typename S>

@@ -157,6 +157,10 @@ def calls(n: int, extent: float = 100) -> dict[str, Call]:
         "match_anchors, anchor_best": Call(match("anchor_best"), (rows, gts, gt_counts)),
         "match_anchors, gt_best": Call(match("gt_best"), (rows, gts, gt_counts)),
         "sample_matches": Call(sample, (matches,)),
+        "assign_atss": Call(
+            lambda a, g, c: fastdet.assign_atss(a, [n - n // 3, n // 3], g, c),
+            (rows, gts, gt_counts),
+        ),
         "assign_task_aligned": Call(
             fastdet.assign_task_aligned,
             (predicted, two_of_each, rows[:, :2] + 9, gt_labels, gts, gt_counts),
@@ -408,6 +412,7 @@ BATCHED = (
     "ms_deform_attn",
     "ms_deform_attn, softmax",
     "sample_matches",
+    "assign_atss",
     "assign_task_aligned",
     "crop_masks",
     "mask_rcnn_loss",

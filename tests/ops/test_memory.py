@@ -88,6 +88,17 @@ def match_anchors() -> Case:
     return Case(lambda: fastdet.match_anchors(anchors, gts[None], counts, 0.7, 0.3), 12 * N)
 
 
+def assign_atss() -> Case:
+    anchors, gts, topk, levels = 100_000, 5000, 9, 2  # a matrix of anchors x gts would be 2 GB
+    rows, targets = boxes(anchors, extent=2000), boxes(gts, seed=4, extent=2000)[None]
+    sizes, counts = [anchors - 20_000, 20_000], torch.tensor([gts])
+    return Case(
+        lambda: fastdet.assign_atss(rows, sizes, targets, counts, topk),
+        12 * anchors,
+        16 * anchors + 8 * gts * topk * levels,
+    )
+
+
 def assign_task_aligned() -> Case:
     anchors, gts, topk = 40_000, 5000, 10  # a matrix of anchors x gts would be 800 MB
     predictions = noise(1, anchors, 20).sigmoid(), boxes(anchors, extent=2000)[None]
@@ -218,6 +229,7 @@ CASES = [
     nms,
     nmm,
     match_anchors,
+    assign_atss,
     assign_task_aligned,
     linear_assignment,
     match_queries,
