@@ -18,6 +18,7 @@ _OPERATORS = frozenset(
         "MultiScaleRoIAlign",
         "RoIAlign",
         "assign_atss",
+        "assign_simota",
         "assign_task_aligned",
         "batched_nms",
         "box_iou",

@@ -117,6 +117,19 @@ def assign_atss(
     gt_counts: _Ints,
     topk: int,
 ) -> tuple[_Ints, NDArray[_Float]]: ...
+def assign_simota(
+    scores: NDArray[_Float],
+    boxes: NDArray[_Float],
+    points: NDArray[_Float],
+    strides: NDArray[_Float],
+    gt_labels: _Ints,
+    gt_boxes: NDArray[_Float],
+    gt_counts: _Ints,
+    center_radius: float,
+    candidate_topk: int,
+    cls_weight: float,
+    iou_weight: float,
+) -> tuple[_Ints, NDArray[_Float]]: ...
 def assign_task_aligned(
     scores: NDArray[_Float],
     boxes: NDArray[_Float],

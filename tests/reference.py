@@ -342,6 +342,75 @@ def assign_atss(
     return index, best
 
 
+def assign_simota(
+    scores: Tensor,
+    boxes: Tensor,
+    points: Tensor,
+    strides: Tensor,
+    gt_labels: Tensor,
+    gt_boxes: Tensor,
+    center_radius: float = 2.5,
+    candidate_topk: int = 10,
+    cls_weight: float = 1.0,
+    iou_weight: float = 3.0,
+) -> tuple[list[int], list[float]]:
+    """Index and IoU of each anchor of one image; Ge et al., 2021."""
+    rows, centres, gts = (x.double().tolist() for x in (boxes, points, gt_boxes))
+    steps, probabilities = strides.double().tolist(), scores.double().tolist()
+    usable = [
+        all(math.isfinite(x) for x in (*row, *centre, step)) and all(0 <= p <= 1 for p in own)
+        for row, centre, step, own in zip(rows, centres, steps, probabilities, strict=True)
+    ]
+    taking_part = [
+        g
+        for g, (x1, y1, x2, y2) in enumerate(gts)
+        if all(math.isfinite(x) for x in gts[g])
+        and x1 < x2
+        and y1 < y2
+        and 0 <= gt_labels[g] < scores.size(1)
+    ]
+
+    def limited_log(p: float) -> float:
+        return min(-math.log(p), 100.0) if p > 0 else 100.0
+
+    def contains(g: int, a: int) -> bool:
+        (x1, y1, x2, y2), (x, y) = gts[g], centres[a]
+        return x1 < x < x2 and y1 < y < y2
+
+    def is_near(g: int, a: int) -> bool:
+        (x1, y1, x2, y2), (x, y), reach = gts[g], centres[a], center_radius * steps[a]
+        cx, cy = (x1 + x2) / 2, (y1 + y2) / 2
+        return cx - reach < x < cx + reach and cy - reach < y < cy + reach
+
+    candidates = [
+        a
+        for a in range(len(rows))
+        if usable[a] and any(contains(g, a) or is_near(g, a) for g in taking_part)
+    ]
+    overlaps = {(a, g): iou(rows[a], gts[g]) for a in candidates for g in taking_part}
+    sums = {a: sum(limited_log(1 - p) for p in probabilities[a]) for a in candidates}
+
+    def key(a: int, g: int) -> tuple[bool, float]:
+        """Sorts central candidates first, then by cost."""
+        p = probabilities[a][int(gt_labels[g])]
+        by_class = sums[a] - limited_log(1 - p) + limited_log(p)
+        cost = cls_weight * by_class - iou_weight * math.log(overlaps[a, g] + 1e-7)
+        return not (contains(g, a) and is_near(g, a)), cost
+
+    picked_by: dict[int, list[int]] = {}
+    for g in taking_part:
+        largest = sorted((overlaps[a, g] for a in candidates), reverse=True)[:candidate_topk]
+        wanted = max(int(sum(largest)), 1)
+        for a in sorted(candidates, key=lambda a: (*key(a, g), a))[:wanted]:
+            picked_by.setdefault(a, []).append(g)
+    index, best = [-1] * len(rows), [0.0] * len(rows)
+    for a, picking in picked_by.items():
+        among = picking if len(picking) == 1 else taking_part
+        index[a] = min(among, key=lambda g: (*key(a, g), g))
+        best[a] = overlaps[a, index[a]]
+    return index, best
+
+
 def assign_task_aligned(
     scores: Tensor,
     boxes: Tensor,

@@ -417,6 +417,19 @@ def test_assign_atss_is_that_of_torch(dtypes):
     assert fnp.assign_atss(anchors[:0], [0], gt_boxes, counts)[0].shape == (2, 0)
 
 
+@pytest.mark.parametrize("dtypes", [("f4", "f4"), ("f4", "f8"), ("f8", "f8")])
+def test_assign_simota_is_that_of_torch(dtypes):
+    scores, boxes, points, *gts = predictions_and_gts(dtypes)
+    strides = np.linspace(2, 9, 300, dtype=dtypes[1])
+    for numbers in ((), (1.5, 5, 0.5, 2.0)):
+        got = fnp.assign_simota(scores, boxes, points, strides, *gts, *numbers)
+        assert (got[0] >= 0).sum() > 9
+        expected = fastdet.assign_simota(*tensors(scores, boxes, points, strides, *gts), *numbers)
+        expect_same(got, expected)
+    none = fnp.assign_simota(scores[:, :0], boxes[:, :0], points[:0], strides[:0], *gts)
+    assert none[0].shape == none[1].shape == (2, 0)
+
+
 # ---- linear_assignment, match_queries -----------------------------------------------------------
 
 
@@ -631,6 +644,8 @@ def test_bad_input_is_named():
         ValueError, match=r"assign_task_aligned: points: expected \(A, 2\) with the"
     ):
         fnp.assign_task_aligned(*dense[:2], dense[2][1:], *dense[3:])
+    with pytest.raises(ValueError, match=r"assign_simota: strides: expected \(A,\) with the A of"):
+        fnp.assign_simota(*dense[:3], dense[2], *dense[3:])
     with pytest.raises(ValueError, match=r"topk: expected a number in 1 .. 256, got 0"):
         fnp.assign_task_aligned(*dense, 0)
     with pytest.raises(ValueError, match=r"linear_assignment: cost: expected \(\.\.\., R, C\)"):

@@ -13,7 +13,7 @@ std::tuple<Tensor, Tensor> assign_task_aligned(const Tensor& scores, const Tenso
                                                double min_side) {
   check_assign_task_aligned(scores, boxes, points, gt_labels, gt_boxes, gt_counts, topk, alpha,
                             beta, min_side);
-  const ScalarType dtype = prediction_dtype(scores, boxes, points, gt_boxes);
+  const ScalarType dtype = prediction_dtype(scores, {boxes, points, gt_boxes});
   const ScalarType maths = box_dtype(dtype);
   const Tensor scores_in = cast(scores, dtype), boxes_in = box_input(boxes, maths);
   const Tensor points_in = box_input(points, maths), gt_boxes_in = box_input(gt_boxes, maths);

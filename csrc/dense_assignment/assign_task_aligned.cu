@@ -145,7 +145,7 @@ std::tuple<Tensor, Tensor> assign_task_aligned(const Tensor& scores, const Tenso
   check_assign_task_aligned(scores, boxes, points, gt_labels, gt_boxes, gt_counts, topk, alpha,
                             beta, min_side);
   const DeviceGuard guard(scores.get_device_index());
-  const ScalarType dtype = prediction_dtype(scores, boxes, points, gt_boxes);
+  const ScalarType dtype = prediction_dtype(scores, {boxes, points, gt_boxes});
   const ScalarType maths = box_dtype(dtype);
   const Tensor scores_in = cast(scores, dtype), boxes_in = aligned(box_input(boxes, maths));
   const Tensor points_in = aligned(box_input(points, maths));

@@ -2,6 +2,7 @@
 // The arguments that the dense assigners accept.
 #pragma once
 
+#include <cmath>
 #include <limits>
 #include <sstream>
 #include <string>
@@ -93,11 +94,33 @@ inline void check_predictions(const char* op, const Argument& scores, const Argu
 
 // The type of the scores as they are read: their own, or float64 if another input is float64. All
 // else is computed in its box_dtype.
-inline ScalarType prediction_dtype(const Argument& scores, const Argument& boxes,
-                                   const Argument& points, const Argument& gt_boxes) {
-  for (const Argument* argument : {&boxes, &points, &gt_boxes})
-    if (argument->scalar_type() == kFloat64) return kFloat64;
+inline ScalarType prediction_dtype(const Argument& scores, const std::vector<Argument>& others) {
+  for (const Argument& argument : others)
+    if (argument.scalar_type() == kFloat64) return kFloat64;
   return scores.scalar_type();
+}
+
+inline void expect_finite(const char* op, const char* name, double number) {
+  if (std::abs(number) <= std::numeric_limits<float>::max()) return;
+  std::ostringstream text;
+  text << number;
+  refuse(op, name, "a finite number", text.str());
+}
+
+inline void check_assign_simota(const Argument& scores, const Argument& boxes,
+                                const Argument& points, const Argument& strides,
+                                const Argument& gt_labels, const Argument& gt_boxes,
+                                const Argument& gt_counts, double center_radius,
+                                int64_t candidate_topk, double cls_weight, double iou_weight) {
+  const char* op = "assign_simota";
+  check_predictions(op, scores, boxes, points, gt_labels, gt_boxes, gt_counts);
+  expect(is_floating(strides) && strides.dim() == 1 && strides.size(0) == scores.size(1), op,
+         "strides", "floating (A,) with the A of scores", strides);
+  expect_same_device(op, "strides", strides, scores);
+  expect_not_negative(op, "center_radius", center_radius);
+  expect_topk(op, "candidate_topk", candidate_topk);
+  expect_finite(op, "cls_weight", cls_weight);
+  expect_finite(op, "iou_weight", iou_weight);
 }
 
 inline void check_assign_task_aligned(const Argument& scores, const Argument& boxes,

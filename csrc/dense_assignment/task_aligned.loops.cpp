@@ -3,34 +3,16 @@
 // operations a pair, six of them divisions.
 #include "task_aligned.loops.h"
 
+#include "gathered.h"
+
 namespace fastdet::cpu::FASTDET_ISA {
 
 namespace {
 
-constexpr int64_t kRun = 256;
-
 template <typename S>
-struct Run {
-  S x1[kRun], y1[kRun], x2[kRun], y2[kRun], score[kRun];
-};
-
-template <typename T>
-void gather(const Predictions<T>& in, const int32_t* anchors, int64_t n, int64_t label,
-            Run<Sum<T>>& run) {
-  const Predictions<T> from = in;
-  for (int64_t i = 0; i < n; ++i) {
-    const Box<Sum<T>> box = from.boxes[anchors[i]];
-    run.x1[i] = box.x1, run.y1[i] = box.y1, run.x2[i] = box.x2, run.y2[i] = box.y2;
-    run.score[i] = static_cast<Sum<T>>(
-        from.scores[anchors[i] * from.anchor_stride + label * from.class_stride]);
-  }
-}
-
-template <typename S>
-void overlaps_of(const Run<S>& run, int64_t n, const IouBox<S>& gt, S* overlap) {
+void overlaps_of(const Gathered<S>& run, int64_t n, const IouBox<S>& gt, S* overlap) {
   FASTDET_INDEPENDENT_ITERATIONS
-  for (int64_t i = 0; i < n; ++i)
-    overlap[i] = overlap_of(gt, {run.x1[i], run.y1[i], run.x2[i], run.y2[i]});
+  for (int64_t i = 0; i < n; ++i) overlap[i] = overlap_of(gt, run.box(i));
 }
 
 template <Powers powers, typename S>
@@ -49,9 +31,9 @@ void align(const Predictions<T>& in, const int32_t* anchors, int64_t n, const Bo
       rule.powers == Powers::kHalfAndSix  ? alignments_of<Powers::kHalfAndSix, Sum<T>>
       : rule.powers == Powers::kOneAndSix ? alignments_of<Powers::kOneAndSix, Sum<T>>
                                           : alignments_of<Powers::kGeneral, Sum<T>>;
-  Run<Sum<T>> run;
-  for (int64_t begin = 0; begin < n; begin += kRun) {
-    const int64_t length = min_of(kRun, n - begin);
+  Gathered<Sum<T>> run;
+  for (int64_t begin = 0; begin < n; begin += kGathered) {
+    const int64_t length = min_of(kGathered, n - begin);
     gather(in, anchors + begin, length, label, run);
     overlaps_of(run, length, target, overlap + begin);
     alignments(run.score, overlap + begin, length, rule, alignment + begin);

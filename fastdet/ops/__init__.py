@@ -2,6 +2,7 @@
 """The operators, one file each. Those that torchvision has too keep its names and signatures."""
 
 from fastdet.ops.assign_atss import assign_atss
+from fastdet.ops.assign_simota import assign_simota
 from fastdet.ops.assign_task_aligned import assign_task_aligned
 from fastdet.ops.box_coding import decode_boxes, encode_boxes
 from fastdet.ops.box_iou import (
@@ -38,6 +39,7 @@ __all__ = [
     "MultiScaleRoIAlign",
     "RoIAlign",
     "assign_atss",
+    "assign_simota",
     "assign_task_aligned",
     "batched_nms",
     "box_iou",

@@ -104,6 +104,10 @@ LAUNCHES = {
     "ms_deform_attn, deterministic": (lambda: attention_and_gradient(True), 3),
     "sample_matches": (lambda: fastdet.sample_matches(integers(-2, 3, 2, 50), 8, 0.5), 7),
     "assign_atss": (lambda: fastdet.assign_atss(boxes(9), [6, 3], *DENSE[-2:]), 3),
+    "assign_simota": (
+        lambda: fastdet.assign_simota(*DENSE[:3], torch.full((9,), 8.0), *DENSE[3:]),
+        3,
+    ),
     "assign_task_aligned": (lambda: fastdet.assign_task_aligned(*DENSE), 3),
     "linear_assignment": (lambda: fastdet.linear_assignment(noise(3, 4, 5)), 2),
     "match_queries": (lambda: fastdet.match_queries(*QUERIES), 2),

@@ -161,6 +161,18 @@ def calls(n: int, extent: float = 100) -> dict[str, Call]:
             lambda a, g, c: fastdet.assign_atss(a, [n - n // 3, n // 3], g, c),
             (rows, gts, gt_counts),
         ),
+        "assign_simota": Call(
+            fastdet.assign_simota,
+            (
+                predicted,
+                two_of_each,
+                rows[:, :2] + 9,
+                4 + others[:, 0].abs(),
+                gt_labels,
+                gts,
+                gt_counts,
+            ),
+        ),
         "assign_task_aligned": Call(
             fastdet.assign_task_aligned,
             (predicted, two_of_each, rows[:, :2] + 9, gt_labels, gts, gt_counts),
@@ -413,6 +425,7 @@ BATCHED = (
     "ms_deform_attn, softmax",
     "sample_matches",
     "assign_atss",
+    "assign_simota",
     "assign_task_aligned",
     "crop_masks",
     "mask_rcnn_loss",

@@ -99,6 +99,19 @@ def assign_atss() -> Case:
     )
 
 
+def assign_simota() -> Case:
+    anchors, gts, topk = 40_000, 1000, 10  # a matrix of anchors x gts would be 160 MB
+    predictions = noise(1, anchors, 20).sigmoid(), boxes(anchors, extent=2000)[None]
+    points = (predictions[1][0, :, :2] + predictions[1][0, :, 2:]) / 2
+    targets = integers(0, 20, 1, gts), boxes(gts, seed=4, extent=2000)[None]
+    strides, counts = torch.full((anchors,), 8.0), torch.tensor([gts])
+    return Case(
+        lambda: fastdet.assign_simota(*predictions, points, strides, *targets, counts),
+        12 * anchors,
+        32 * anchors + 8 * gts * topk,
+    )
+
+
 def assign_task_aligned() -> Case:
     anchors, gts, topk = 40_000, 5000, 10  # a matrix of anchors x gts would be 800 MB
     predictions = noise(1, anchors, 20).sigmoid(), boxes(anchors, extent=2000)[None]
@@ -230,6 +243,7 @@ CASES = [
     nmm,
     match_anchors,
     assign_atss,
+    assign_simota,
     assign_task_aligned,
     linear_assignment,
     match_queries,
