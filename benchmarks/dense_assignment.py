@@ -63,14 +63,19 @@ def random_gts(images: int, gts: int, side: int, largest: int, classes: int) -> 
 
 
 def dense_outputs(
-    images: int, gts: int, side: int = IMAGE, largest: int = 320, classes: int = 80
+    images: int,
+    gts: int,
+    side: int = IMAGE,
+    largest: int = 320,
+    classes: int = 80,
+    strides: tuple[int, ...] = (8, 16, 32),
 ) -> Dense:
     """Outputs of a YOLO on square images, as after some epochs: boxes lie about their points."""
     generator = seeded(32)
-    points, strides = pyramid_points(side, (8, 16, 32))
+    points, stride = pyramid_points(side, strides)
     shape = images, len(points)
-    centre = points + strides[:, None] * torch.randn(*shape, 2, generator=generator)
-    sides = 4 * strides[:, None] * torch.randn(*shape, 2, generator=generator).exp()
+    centre = points + stride[:, None] * torch.randn(*shape, 2, generator=generator)
+    sides = 4 * stride[:, None] * torch.randn(*shape, 2, generator=generator).exp()
     scores = torch.rand(*shape, classes, generator=generator) ** 4
     boxes = torch.cat([centre - sides / 2, centre + sides / 2], -1)
     return Dense(scores, boxes, points, *random_gts(images, gts, side, largest, classes))
@@ -175,3 +180,47 @@ def atss_of_image(boxes: Tensor, level_sizes: list[int], gt_boxes: Tensor, topk:
     best = torch.full_like(overlap, -1).scatter_(0, candidate, torch.where(positive, own, -1))
     iou, index = best.max(1)
     return torch.where(iou > 0, index, -1)
+
+
+RADIUS = 2.5
+EPS = 1e-7
+OTHERS_COST = 1e5  # of an anchor that is not in the gt and near its centre
+MOST_LOG = 100.0  # as in torch's binary cross entropy
+
+
+def simota_outputs(images: int, gts: int, side: int = ATSS_IMAGE) -> tuple[Dense, Tensor]:
+    """Outputs of a YOLOX on a pyramid of five levels, and the strides (A,) of its anchors."""
+    dense = dense_outputs(images, gts, side, side // 2, strides=STRIDES)
+    return dense, pyramid_points(side, STRIDES)[1]
+
+
+def simota_by_torch(dense: Dense, strides: Tensor) -> Tensor:
+    """(B, A): the gt of each anchor or -1, from matrices of anchors x gts, image by image."""
+    return torch.stack([simota_of_image(dense, strides, b) for b in range(len(dense.scores))])
+
+
+def class_costs(scores: Tensor, labels: Tensor) -> Tensor:
+    """(A, C), (G,) -> (A, G): the binary cross entropy of all scores with one class as target."""
+    absent = -(-scores).log1p().clamp(min=-MOST_LOG)
+    present = -scores.log().clamp(min=-MOST_LOG)
+    return absent.sum(1, keepdim=True) + (present - absent)[:, labels]
+
+
+def simota_of_image(dense: Dense, strides: Tensor, image: int) -> Tensor:
+    """(A,): the gt of each anchor or -1."""
+    gt_boxes, boxes = dense.gt_boxes[image], dense.boxes[image]
+    centre, reach = (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2, RADIUS * strides[:, None]  # (A, 1)
+    near = ((dense.points[:, None] - centre).abs().amax(2) < reach).T  # (G, A)
+    within = inside(dense.points, gt_boxes)
+    valid, central = (near | within).any(0), near & within
+    overlap = torchvision.ops.box_iou(gt_boxes, boxes) * valid
+    cost = class_costs(dense.scores[image], dense.gt_labels[image]).T - 3 * (overlap + EPS).log()
+    cost = (cost + OTHERS_COST * ~central).masked_fill(~valid, torch.inf)
+    picks = overlap.topk(TOPK, 1).values.sum(1).int().clamp(min=1)
+    cheapest = cost.topk(TOPK, 1, largest=False)
+    chosen = torch.arange(TOPK, device=picks.device) < picks[:, None]
+    chosen &= cheapest.values < torch.inf
+    picked = torch.zeros_like(central).scatter_(1, cheapest.indices, chosen)
+    least = torch.zeros_like(central).scatter_(0, cost.argmin(0, keepdim=True), True)
+    picked = torch.where(picked.sum(0) > 1, least, picked)
+    return torch.where(picked.any(0), picked.int().argmax(0), -1)

@@ -16,6 +16,7 @@
 #include "../csrc/box_iou/iou_planes.h"
 #include "../csrc/deform_attention/ms_deform_attn.loops.h"
 #include "../csrc/dense_assignment/atss.h"
+#include "../csrc/dense_assignment/simota.h"
 #include "../csrc/dense_assignment/task_aligned.h"
 #include "../csrc/detections/multiclass_nms.h"
 #include "../csrc/detections/pyramid_detections.h"
@@ -263,6 +264,25 @@ void dense_assignment(const std::string& type) {
   }
   std::vector<int64_t> index(4 * kBoxes);
   std::vector<T> overlap(4 * kBoxes);
+  const auto strides = values<T>(kBoxes, 4, 20, 30);
+  const SimotaInput<T> in = {scores.data(),
+                             predicted.data(),
+                             points.data(),
+                             strides.data(),
+                             labels.data(),
+                             gts.data(),
+                             counts.data(),
+                             2,
+                             kBoxes,
+                             kClasses,
+                             kGts,
+                             10,
+                             {T(2.5), T(1), T(3)}};
+  assign_simota_batch(in, index.data(), overlap.data(), kSerial);
+  index.resize(2 * kBoxes), overlap.resize(2 * kBoxes);
+  print(type + " assign_simota", index);
+  print(type + " assign_simota iou", overlap);
+  index.resize(4 * kBoxes), overlap.resize(4 * kBoxes);
   assign_atss_batch<T>({predicted.data(),
                         {kBoxes + 9, kBoxes - 9},
                         gts.data(),

@@ -13,6 +13,8 @@ from benchmarks.dense_assignment import (
     atss_anchors,
     atss_by_torch,
     dense_outputs,
+    simota_by_torch,
+    simota_outputs,
     task_aligned_by_torch,
 )
 from benchmarks.gpu.case import GpuCase, forward
@@ -57,4 +59,21 @@ def assign_atss(device: Device) -> Cases:
     )
 
 
-SUITES: tuple[Callable[[Device], Cases], ...] = (assign_task_aligned, assign_atss)
+def assign_simota(device: Device) -> Cases:
+    dense, strides = simota_outputs(8, device.size(100), 128 if device.small else ATSS_IMAGE)
+    scores, boxes, points, *gts = dense
+    yield GpuCase(
+        op="assign_simota",
+        workload=f"8 x {len(points):,} anchors, {dense.gt_boxes.size(1)} gt",
+        inputs=(scores, boxes, points, strides, *gts),
+        sides={
+            "fastdet": forward(lambda *t: fastdet.assign_simota(*t)[0]),
+            "torch": forward(lambda s, b, p, r, *g: simota_by_torch(Dense(s, b, p, *g), r)),
+        },
+        bytes=scores.nbytes + boxes.nbytes + 12 * 8 * len(points),
+        exact=lambda s, b, p, r, *g: simota_by_torch(Dense(s, b, p, *g).double(), r.double()),
+        target=TEN_TIMES,
+    )
+
+
+SUITES: tuple[Callable[[Device], Cases], ...] = (assign_task_aligned, assign_atss, assign_simota)
