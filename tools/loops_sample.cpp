@@ -247,13 +247,9 @@ void dense_assignment(const std::string& type) {
                                     1,
                                     predicted.data(),
                                     points.data(),
-                                    labels.data(),
-                                    gts.data(),
-                                    counts.data(),
+                                    {labels.data(), gts.data(), counts.data(), kGts, kClasses},
                                     2,
                                     kBoxes,
-                                    kClasses,
-                                    kGts,
                                     5,
                                     task_alignment<T>(0.5, beta, 8)};
     std::vector<int64_t> index(2 * kBoxes);
@@ -269,13 +265,9 @@ void dense_assignment(const std::string& type) {
                              predicted.data(),
                              points.data(),
                              strides.data(),
-                             labels.data(),
-                             gts.data(),
-                             counts.data(),
+                             {labels.data(), gts.data(), counts.data(), kGts, kClasses},
                              2,
                              kBoxes,
-                             kClasses,
-                             kGts,
                              10,
                              {T(2.5), T(1), T(3)}};
   assign_simota_batch(in, index.data(), overlap.data(), kSerial);

@@ -31,13 +31,10 @@ std::tuple<Tensor, Tensor> assign_simota(const Tensor& scores, const Tensor& box
         data<Box<S>>(boxes_in),
         data<S>(points_in),
         data<S>(strides_in),
-        data<int64_t>(labels_in),
-        data<Box<S>>(gt_boxes_in),
-        data<int64_t>(counts_in),
+        {data<int64_t>(labels_in), data<Box<S>>(gt_boxes_in), data<int64_t>(counts_in),
+         gt_labels.size(1), scores.size(2)},
         num_images,
         num_anchors,
-        scores.size(2),
-        gt_labels.size(1),
         candidate_topk,
         {static_cast<S>(center_radius), static_cast<S>(cls_weight), static_cast<S>(iou_weight)}};
     assign_simota_batch(in, mutable_data<int64_t>(index), mutable_data<S>(iou), kTorchPool);

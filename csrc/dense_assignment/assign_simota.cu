@@ -23,14 +23,12 @@ template <typename T>
 struct SimotaArguments {
   using S = Sum<T>;
 
-  const T* scores;           // (B, A, C)
-  const Box<S>* boxes;       // (B, A)
-  const S* points;           // (A, 2)
-  const S* strides;          // (A,)
-  const int64_t* gt_labels;  // (B, G)
-  const Box<S>* gt_boxes;    // (B, G)
-  const int64_t* gt_counts;  // (B,)
-  int64_t num_images, num_anchors, num_classes, num_gts;
+  const T* scores;      // (B, A, C)
+  const Box<S>* boxes;  // (B, A)
+  const S* points;      // (A, 2)
+  const S* strides;     // (A,)
+  LabelledGts<S> gts;
+  int64_t num_images, num_anchors;
   int64_t candidate_topk;
   SimotaRule<S> rule;
   S* sums;         // (B, A), NaN for an anchor that is no candidate
@@ -38,13 +36,9 @@ struct SimotaArguments {
   int64_t* index;  // (B, A)
   S* iou;          // (B, A)
 
-  __device__ bool takes_part(int64_t row) const {
-    if (row % num_gts >= gt_counts[row / num_gts]) return false;
-    const int64_t label = gt_labels[row];
-    return label >= 0 && label < num_classes && is_assignable(load_box(gt_boxes + row));
+  __device__ SimotaGt<S> gt(int64_t row) const {
+    return SimotaGt<S>::of(load_box(gts.boxes + row));
   }
-
-  __device__ SimotaGt<S> gt(int64_t row) const { return SimotaGt<S>::of(load_box(gt_boxes + row)); }
 
   // Whether the anchor is in the gt and near its centre.
   __device__ bool is_central(int64_t anchor, const SimotaGt<S>& gt) const {
@@ -60,7 +54,7 @@ struct SimotaArguments {
   }
 
   __device__ S cost(int64_t i, int64_t row, const Box<S>& gt) const {
-    const S score = static_cast<S>(scores[i * num_classes + gt_labels[row]]);
+    const S score = static_cast<S>(scores[i * gts.num_classes + gts.labels[row]]);
     return simota_cost(sums[i], score, overlap(i, gt), rule);
   }
 };
@@ -107,9 +101,9 @@ __device__ bool is_covered(const SimotaArguments<T>& in, int64_t image, int64_t 
     reach = in.rule.radius * in.strides[anchor];
   }
   bool covered = false;
-  for (int64_t g = 0; g < in.num_gts; ++g) {
-    const int64_t row = image * in.num_gts + g;
-    if (in.takes_part(row)) {
+  for (int64_t g = 0; g < in.gts.num_gts; ++g) {
+    const int64_t row = image * in.gts.num_gts + g;
+    if (in.gts.takes_part(row)) {
       const SimotaGt<S> gt = in.gt(row);
       covered |= gt.contains(x, y) || gt.is_centred_at(x, y, reach);
     }
@@ -139,8 +133,8 @@ __global__ void __launch_bounds__(kThreads) candidates_kernel(SimotaArguments<T>
     left &= left - 1;
     const int chosen = lane() < kClassLanes ? first : second;
     const int64_t row = i - lane() + chosen;
-    const S sum =
-        sum_classes(chosen < 0 ? nullptr : in.scores + row * in.num_classes, in.num_classes);
+    const S sum = sum_classes(chosen < 0 ? nullptr : in.scores + row * in.gts.num_classes,
+                              in.gts.num_classes);
     if (chosen >= 0 && lane() % kClassLanes == 0) in.sums[row] = sum;
   }
 }
@@ -171,9 +165,9 @@ __device__ void offer_candidates(const SimotaArguments<T>& in, int64_t image,
 template <typename T>
 __device__ void claim(const SimotaArguments<T>& in, int64_t row, const WarpPicks<Sum<T>>& picks) {
   for (int k = lane(); k < picks.size(); k += kWarp) {
-    const int64_t i = row / in.num_gts * in.num_anchors + picks.anchor(k);
+    const int64_t i = row / in.gts.num_gts * in.num_anchors + picks.anchor(k);
     atomicAdd(&in.num_picks[i], 1);
-    in.index[i] = row % in.num_gts;  // of several writers one is right for the next launch
+    in.index[i] = row % in.gts.num_gts;  // of several writers one is right for the next launch
   }
   __syncwarp();  // the next picks overwrite these
 }
@@ -183,8 +177,8 @@ __global__ void __launch_bounds__(kPickWarps* kWarp) pick_kernel(SimotaArguments
   using S = Sum<T>;
   __shared__ PickStore<S> stores[kPickWarps];
   const int64_t row = int64_t(blockIdx.x) * kPickWarps + warp();
-  if (row >= in.num_images * in.num_gts || !in.takes_part(row)) return;
-  const int64_t image = row / in.num_gts, first = image * in.num_anchors;
+  if (row >= in.num_images * in.gts.num_gts || !in.gts.takes_part(row)) return;
+  const int64_t image = row / in.gts.num_gts, first = image * in.num_anchors;
   PickStore<S>& store = stores[warp()];
   const SimotaGt<S> gt = in.gt(row);
   WarpPicks<S> largest(store, in.candidate_topk, S(0));
@@ -215,9 +209,9 @@ __device__ int64_t cheapest_gt(const SimotaArguments<T>& in, int64_t i, bool cen
   using S = Sum<T>;
   int64_t best = -1;
   S least = std::numeric_limits<S>::infinity();
-  for (int64_t g = 0; g < in.num_gts; ++g) {
-    const int64_t row = i / in.num_anchors * in.num_gts + g;
-    if (!in.takes_part(row)) continue;
+  for (int64_t g = 0; g < in.gts.num_gts; ++g) {
+    const int64_t row = i / in.num_anchors * in.gts.num_gts + g;
+    if (!in.gts.takes_part(row)) continue;
     const SimotaGt<S> gt = in.gt(row);
     if (central && !in.is_central(i % in.num_anchors, gt)) continue;
     const S cost = in.cost(i, row, gt.box);
@@ -235,8 +229,8 @@ __device__ void settle(const SimotaArguments<T>& in, int64_t i) {
     if (g < 0) g = cheapest_gt(in, i, false);
   }
   in.index[i] = g;
-  const int64_t row = i / in.num_anchors * in.num_gts + g;
-  in.iou[i] = g < 0 ? Sum<T>(0) : in.overlap(i, load_box(in.gt_boxes + row));
+  const int64_t row = i / in.num_anchors * in.gts.num_gts + g;
+  in.iou[i] = g < 0 ? Sum<T>(0) : in.overlap(i, load_box(in.gts.boxes + row));
 }
 
 template <typename T>
@@ -245,7 +239,7 @@ void assign(const SimotaArguments<T>& in, cudaStream_t stream) {
   constexpr int64_t kWarps = kThreads / kWarp;  // of a block
   launch(candidates_kernel<T>, dim3(static_cast<unsigned>((warps + kWarps - 1) / kWarps)),
          dim3(kThreads), 0, stream, in);
-  const int64_t num_blocks = (in.num_images * in.num_gts + kPickWarps - 1) / kPickWarps;
+  const int64_t num_blocks = (in.num_images * in.gts.num_gts + kPickWarps - 1) / kPickWarps;
   launch(pick_kernel<T>, dim3(static_cast<unsigned>(num_blocks)), dim3(kPickWarps * kWarp), 0,
          stream, in);
   for_each(in.num_images * in.num_anchors, stream, [=] __device__(int64_t i) { settle(in, i); });
@@ -283,13 +277,10 @@ std::tuple<Tensor, Tensor> assign_simota(const Tensor& scores, const Tensor& box
         data<Box<S>>(boxes_in),
         data<S>(points_in),
         data<S>(strides_in),
-        data<int64_t>(labels_in),
-        data<Box<S>>(gt_boxes_in),
-        data<int64_t>(counts_in),
+        {data<int64_t>(labels_in), data<Box<S>>(gt_boxes_in), data<int64_t>(counts_in),
+         gt_labels.size(1), scores.size(2)},
         num_images,
         num_anchors,
-        scores.size(2),
-        gt_labels.size(1),
         candidate_topk,
         {static_cast<S>(center_radius), static_cast<S>(cls_weight), static_cast<S>(iou_weight)},
         mutable_data<S>(sums),

@@ -25,24 +25,16 @@ struct TaskAlignedArguments {
 
   const T* scores;  // (B, A, C)
   int64_t image_stride, anchor_stride, class_stride;
-  const Box<S>* boxes;       // (B, A)
-  const S* points;           // (A, 2)
-  const int64_t* gt_labels;  // (B, G)
-  const Box<S>* gt_boxes;    // (B, G)
-  const int64_t* gt_counts;  // (B,)
-  int64_t num_images, num_anchors, num_classes, num_gts;
+  const Box<S>* boxes;  // (B, A)
+  const S* points;      // (A, 2)
+  LabelledGts<S> gts;
+  int64_t num_images, num_anchors;
   int64_t topk;
   TaskAlignment<S> rule;
   int* num_picks;             // (B, A), 0 at first
   Bits *alignment, *overlap;  // (B, G), the largest of each gt; 0 at first
   int64_t* index;             // (B, A)
   S* metric;                  // (B, A)
-
-  __device__ bool takes_part(int64_t row) const {
-    if (row % num_gts >= gt_counts[row / num_gts]) return false;
-    const int64_t label = gt_labels[row];
-    return label >= 0 && label < num_classes && is_assignable(load_box(gt_boxes + row));
-  }
 
   __device__ bool is_candidate(int64_t anchor, const Box<S>& box) const {
     const Pack<S, 2> point = load_pack<2>(points + 2 * anchor);
@@ -57,7 +49,7 @@ struct TaskAlignedArguments {
   __device__ S alignment_at(int64_t i, int64_t row, S overlap) const {
     const S score =
         static_cast<S>(scores[i / num_anchors * image_stride + i % num_anchors * anchor_stride +
-                              gt_labels[row] * class_stride]);
+                              gts.labels[row] * class_stride]);
     return alignment_of(score, overlap, rule);
   }
 };
@@ -67,9 +59,9 @@ __global__ void __launch_bounds__(kPickWarps* kWarp) pick_kernel(TaskAlignedArgu
   using S = Sum<T>;
   __shared__ PickStore<S> stores[kPickWarps];
   const int64_t row = int64_t(blockIdx.x) * kPickWarps + warp();
-  if (row >= in.num_images * in.num_gts || !in.takes_part(row)) return;
-  const int64_t first = row / in.num_gts * in.num_anchors;
-  const Box<S> gt = load_box(in.gt_boxes + row);
+  if (row >= in.num_images * in.gts.num_gts || !in.gts.takes_part(row)) return;
+  const int64_t first = row / in.gts.num_gts * in.num_anchors;
+  const Box<S> gt = load_box(in.gts.boxes + row);
   const Box<S> box = candidate_box(gt, in.rule.min_side);
   WarpPicks<S> picks(stores[warp()], in.topk, S(0));
   for (int64_t begin = 0; begin < in.num_anchors; begin += kWarp) {
@@ -87,7 +79,7 @@ __global__ void __launch_bounds__(kPickWarps* kWarp) pick_kernel(TaskAlignedArgu
   for (int k = lane(); k < picks.size(); k += kWarp) {
     const int64_t i = first + picks.anchor(k);
     atomicAdd(&in.num_picks[i], 1);
-    in.index[i] = row % in.num_gts;  // of several writers one is right for the next launch
+    in.index[i] = row % in.gts.num_gts;  // of several writers one is right for the next launch
   }
 }
 
@@ -95,7 +87,7 @@ __global__ void __launch_bounds__(kPickWarps* kWarp) pick_kernel(TaskAlignedArgu
 template <typename T>
 __device__ void settle(const TaskAlignedArguments<T>& in, int64_t i) {
   using S = Sum<T>;
-  const int64_t first = i / in.num_anchors * in.num_gts;
+  const int64_t first = i / in.num_anchors * in.gts.num_gts;
   const int num_picks = in.num_picks[i];
   if (num_picks == 0) {
     in.index[i] = -1;
@@ -104,10 +96,10 @@ __device__ void settle(const TaskAlignedArguments<T>& in, int64_t i) {
   }
   int64_t g = in.index[i];
   S overlap = S(-1);
-  if (num_picks == 1) overlap = in.overlap_with(i, load_box(in.gt_boxes + first + g));
-  for (int64_t other = 0; num_picks > 1 && other < in.num_gts; ++other) {
-    if (!in.takes_part(first + other)) continue;
-    const Box<S> gt = load_box(in.gt_boxes + first + other);
+  if (num_picks == 1) overlap = in.overlap_with(i, load_box(in.gts.boxes + first + g));
+  for (int64_t other = 0; num_picks > 1 && other < in.gts.num_gts; ++other) {
+    if (!in.gts.takes_part(first + other)) continue;
+    const Box<S> gt = load_box(in.gts.boxes + first + other);
     if (!in.is_candidate(i % in.num_anchors, candidate_box(gt, in.rule.min_side))) continue;
     const S its_overlap = in.overlap_with(i, gt);
     if (its_overlap > overlap) overlap = its_overlap, g = other;
@@ -122,13 +114,13 @@ __device__ void settle(const TaskAlignedArguments<T>& in, int64_t i) {
 template <typename T>
 void assign(const TaskAlignedArguments<T>& in, cudaStream_t stream) {
   using S = Sum<T>;
-  const int64_t num_blocks = (in.num_images * in.num_gts + kPickWarps - 1) / kPickWarps;
+  const int64_t num_blocks = (in.num_images * in.gts.num_gts + kPickWarps - 1) / kPickWarps;
   launch(pick_kernel<T>, dim3(static_cast<unsigned>(num_blocks)), dim3(kPickWarps * kWarp), 0,
          stream, in);
   const int64_t num_anchors = in.num_images * in.num_anchors;
   for_each(num_anchors, stream, [=] __device__(int64_t i) { settle(in, i); });
   for_each(num_anchors, stream, [=] __device__(int64_t i) {
-    const int64_t g = in.index[i], row = i / in.num_anchors * in.num_gts + g;
+    const int64_t g = in.index[i], row = i / in.num_anchors * in.gts.num_gts + g;
     if (g >= 0)
       in.metric[i] = normalised(in.metric[i], BitsOf<S>::back(in.alignment[row]),
                                 BitsOf<S>::back(in.overlap[row]));
@@ -167,13 +159,10 @@ std::tuple<Tensor, Tensor> assign_task_aligned(const Tensor& scores, const Tenso
                                                scores_in.stride(2),
                                                data<Box<S>>(boxes_in),
                                                data<S>(points_in),
-                                               data<int64_t>(labels_in),
-                                               data<Box<S>>(gt_boxes_in),
-                                               data<int64_t>(counts_in),
+                                               {data<int64_t>(labels_in), data<Box<S>>(gt_boxes_in),
+                                                data<int64_t>(counts_in), num_gts, scores.size(2)},
                                                num_images,
                                                num_anchors,
-                                               scores.size(2),
-                                               num_gts,
                                                topk,
                                                task_alignment<S>(alpha, beta, min_side),
                                                mutable_data<int>(num_picks),

@@ -27,21 +27,18 @@ std::pair<Ints, Array<T>> assign_task_aligned(const Array<T>& scores, const Arra
   const int64_t num_classes = scores.shape(2);
   Ints index({num_images, num_anchors});
   Array<T> metric({num_images, num_anchors});
-  const cpu::TaskAlignedInput<T> in = {scores.data(),
-                                       num_anchors * num_classes,
-                                       num_classes,
-                                       1,
-                                       boxes_of(boxes),
-                                       points.data(),
-                                       gt_labels.data(),
-                                       boxes_of(gt_boxes),
-                                       gt_counts.data(),
-                                       num_images,
-                                       num_anchors,
-                                       num_classes,
-                                       gt_labels.shape(1),
-                                       topk,
-                                       task_alignment<T>(alpha, beta, min_side)};
+  const cpu::TaskAlignedInput<T> in = {
+      scores.data(),
+      num_anchors * num_classes,
+      num_classes,
+      1,
+      boxes_of(boxes),
+      points.data(),
+      {gt_labels.data(), boxes_of(gt_boxes), gt_counts.data(), gt_labels.shape(1), scores.shape(2)},
+      num_images,
+      num_anchors,
+      topk,
+      task_alignment<T>(alpha, beta, min_side)};
   int64_t* const index_out = index.mutable_data();
   T* const metric_out = metric.mutable_data();
   {
@@ -89,13 +86,9 @@ std::pair<Ints, Array<T>> assign_simota(const Array<T>& scores, const Array<T>& 
       boxes_of(boxes),
       points.data(),
       strides.data(),
-      gt_labels.data(),
-      boxes_of(gt_boxes),
-      gt_counts.data(),
+      {gt_labels.data(), boxes_of(gt_boxes), gt_counts.data(), gt_labels.shape(1), scores.shape(2)},
       num_images,
       num_anchors,
-      scores.shape(2),
-      gt_labels.shape(1),
       candidate_topk,
       {static_cast<T>(center_radius), static_cast<T>(cls_weight), static_cast<T>(iou_weight)}};
   int64_t* const index_out = index.mutable_data();

@@ -20,14 +20,12 @@ template <typename T>
 struct SimotaInput {
   using S = Sum<T>;
 
-  const T* scores;           // (B, A, C)
-  const Box<S>* boxes;       // (B, A)
-  const S* points;           // (A, 2)
-  const S* strides;          // (A,)
-  const int64_t* gt_labels;  // (B, G)
-  const Box<S>* gt_boxes;    // (B, G)
-  const int64_t* gt_counts;  // (B,)
-  int64_t num_images, num_anchors, num_classes, num_gts;
+  const T* scores;      // (B, A, C)
+  const Box<S>* boxes;  // (B, A)
+  const S* points;      // (A, 2)
+  const S* strides;     // (A,)
+  LabelledGts<S> gts;
+  int64_t num_images, num_anchors;
   int64_t candidate_topk;
   SimotaRule<S> rule;
 };
@@ -81,12 +79,12 @@ class SimotaAssigner {
         num_blocks_((in.num_anchors + kPointBlock - 1) / kPointBlock),
         strides_(num_blocks_ * kPointBlock),
         largest_stride_(num_blocks_),
-        gts_(in.num_images, in.num_gts),
+        gts_(in.num_images, in.gts.num_gts),
         sums_(in.num_images * in.num_anchors),
         boxes_(in.num_images * num_blocks_ * kPointBlock),
         hulls_(in.num_images * padded_to_lanes(num_blocks_)),
-        picks_(in.num_images * in.num_gts * in.candidate_topk),
-        num_picks_(in.num_images * in.num_gts),
+        picks_(in.num_images * in.gts.num_gts * in.candidate_topk),
+        num_picks_(in.num_images * in.gts.num_gts),
         index_(index),
         iou_(iou),
         parallel_(parallel) {
@@ -95,24 +93,25 @@ class SimotaAssigner {
       S& largest = largest_stride_[a / kPointBlock];
       if (is_finite(in.strides[a])) largest = max_of(largest, in.strides[a]);
     }
-    for (int64_t row = 0; row < in.num_images * in.num_gts; ++row)
-      if (takes_part(row)) gts_.set(row / in.num_gts, row % in.num_gts, in.gt_boxes[row]);
+    for (int64_t row = 0; row < in.num_images * in.gts.num_gts; ++row)
+      if (in_.gts.takes_part(row))
+        gts_.set(row / in.gts.num_gts, row % in.gts.num_gts, in.gts.boxes[row]);
   }
 
   void run() {
     parallel_(in_.num_images * num_blocks_, kGrainBlocks, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) find_candidates(i / num_blocks_, i % num_blocks_);
     });
-    parallel_(in_.num_images * in_.num_gts, kGrainGts, [&](int64_t begin, int64_t end) {
+    parallel_(in_.num_images * in_.gts.num_gts, kGrainGts, [&](int64_t begin, int64_t end) {
       Work work(in_);
       for (int64_t row = begin; row < end; ++row)
-        if (takes_part(row)) pick(row, work);
+        if (in_.gts.takes_part(row)) pick(row, work);
     });
     parallel_(in_.num_images, 1, [&](int64_t begin, int64_t end) {
       for (int64_t image = begin; image < end; ++image) collect(image);
     });
     parallel_(in_.num_images * in_.num_anchors, kGrainAnchors, [&](int64_t begin, int64_t end) {
-      std::vector<int32_t> around(padded_to_lanes(in_.num_gts));
+      std::vector<int32_t> around(padded_to_lanes(in_.gts.num_gts));
       for (int64_t i = begin; i < end; ++i) settle(i, around.data());
     });
   }
@@ -133,19 +132,13 @@ class SimotaAssigner {
           largest(in.candidate_topk) {}
   };
 
-  bool takes_part(int64_t row) const {
-    const int64_t label = in_.gt_labels[row];
-    return row % in_.num_gts < in_.gt_counts[row / in_.num_gts] && label >= 0 &&
-           label < in_.num_classes && is_assignable(in_.gt_boxes[row]);
-  }
-
   StridedPoints<S> points() const {
     return {points_.planes(), strides_.data(), largest_stride_.data()};
   }
 
   Predictions<T> predictions(int64_t image) const {
     const int64_t first = image * in_.num_anchors;
-    return {in_.scores + first * in_.num_classes, in_.num_classes, 1, in_.boxes + first};
+    return {in_.scores + first * in_.gts.num_classes, in_.gts.num_classes, 1, in_.boxes + first};
   }
 
   BlockedBoxes<S> blocked_boxes(int64_t image) const {
@@ -165,8 +158,8 @@ class SimotaAssigner {
       const int64_t i = image * in_.num_anchors + a;
       sums_[i] = std::numeric_limits<S>::quiet_NaN();
       if (!(covered >> (a - first) & 1) || !is_finite(in_.boxes[i])) continue;
-      sums_[i] = current_loops<SimotaScoreLoops<T>>().sum_classes(in_.scores + i * in_.num_classes,
-                                                                  in_.num_classes);
+      sums_[i] = current_loops<SimotaScoreLoops<T>>().sum_classes(
+          in_.scores + i * in_.gts.num_classes, in_.gts.num_classes);
       if (sums_[i] != sums_[i]) continue;
       boxes_.set(image * num_blocks_ * kPointBlock + a, in_.boxes[i]);
       hull = enclosing(hull, in_.boxes[i]);
@@ -180,8 +173,8 @@ class SimotaAssigner {
   }
 
   void pick(int64_t row, Work& work) {
-    const int64_t image = row / in_.num_gts;
-    const Box<S>& gt = in_.gt_boxes[row];
+    const int64_t image = row / in_.gts.num_gts;
+    const Box<S>& gt = in_.gts.boxes[row];
     const int64_t num_largest = current_loops<SimotaLoops<S>>().largest_ious(
         blocked_boxes(image), gt, in_.candidate_topk, work.largest.data());
     const int64_t wanted = simota_picks(work.largest.data(), num_largest);
@@ -208,11 +201,11 @@ class SimotaAssigner {
   // Appends the `wanted` cheapest of n anchors to the gt's picks; of equal ones the lowest. Returns
   // how many there are.
   int64_t add_cheapest(int64_t row, const int32_t* anchors, int64_t n, int64_t wanted, Work& work) {
-    const int64_t image = row / in_.num_gts;
+    const int64_t image = row / in_.gts.num_gts;
     S* const cost = work.cost.data();
     current_loops<SimotaScoreLoops<T>>().costs(
-        predictions(image), sums_.data() + image * in_.num_anchors, anchors, n, in_.gt_boxes[row],
-        in_.gt_labels[row], in_.rule, cost);
+        predictions(image), sums_.data() + image * in_.num_anchors, anchors, n, in_.gts.boxes[row],
+        in_.gts.labels[row], in_.rule, cost);
     Pick* const picks = picks_.data() + row * in_.candidate_topk + num_picks_[row];
     int64_t size = 0;
     S most = std::numeric_limits<S>::infinity();
@@ -230,8 +223,8 @@ class SimotaAssigner {
   void collect(int64_t image) {
     int64_t* const index = index_ + image * in_.num_anchors;
     std::fill_n(index, in_.num_anchors, kNone);
-    for (int64_t g = 0; g < in_.num_gts; ++g) {
-      const int64_t row = image * in_.num_gts + g;
+    for (int64_t g = 0; g < in_.gts.num_gts; ++g) {
+      const int64_t row = image * in_.gts.num_gts + g;
       for (int64_t k = 0; k < num_picks_[row]; ++k) {
         int64_t& gt = index[picks_[row * in_.candidate_topk + k].anchor];
         gt = gt == kNone ? g : kSeveral;
@@ -242,11 +235,11 @@ class SimotaAssigner {
   void settle(int64_t i, int32_t* around) {
     const int64_t image = i / in_.num_anchors;
     if (index_[i] == kSeveral) index_[i] = cheapest_gt(image, i % in_.num_anchors, around);
-    iou_[i] = index_[i] == kNone ? S(0) : overlap(i, image * in_.num_gts + index_[i]);
+    iou_[i] = index_[i] == kNone ? S(0) : overlap(i, image * in_.gts.num_gts + index_[i]);
   }
 
   S overlap(int64_t i, int64_t row) const {
-    const Box<S>&box = in_.boxes[i], &gt = in_.gt_boxes[row];
+    const Box<S>&box = in_.boxes[i], &gt = in_.gts.boxes[row];
     return fastdet::iou(box, area(box), gt, area(gt));
   }
 
@@ -255,25 +248,25 @@ class SimotaAssigner {
   int64_t cheapest_gt(int64_t image, int64_t anchor, int32_t* around) const {
     const S x = in_.points[2 * anchor], y = in_.points[2 * anchor + 1];
     const S reach = in_.rule.radius * in_.strides[anchor];
-    const int64_t first = image * in_.num_gts;
+    const int64_t first = image * in_.gts.num_gts;
     const int64_t n = current_loops<PointLoops<S>>().boxes_around(
-        gts_.of(image).boxes, padded_to_lanes(in_.num_gts), x, y, around);
+        gts_.of(image).boxes, padded_to_lanes(in_.gts.num_gts), x, y, around);
     int64_t best = kNone;
     S least = std::numeric_limits<S>::infinity();
     const auto offer = [&](int64_t g) {
       const int64_t i = image * in_.num_anchors + anchor, row = first + g;
-      const S score = predictions(image).score(anchor, in_.gt_labels[row]);
+      const S score = predictions(image).score(anchor, in_.gts.labels[row]);
       const S cost = simota_cost(sums_[i], score, overlap(i, row), in_.rule);
       if (!(cost < least)) return;
       least = cost;
       best = g;
     };
     for (int64_t k = 0; k < n; ++k)
-      if (SimotaGt<S>::of(in_.gt_boxes[first + around[k]]).is_centred_at(x, y, reach))
+      if (SimotaGt<S>::of(in_.gts.boxes[first + around[k]]).is_centred_at(x, y, reach))
         offer(around[k]);
     if (best != kNone) return best;
-    for (int64_t g = 0; g < in_.num_gts; ++g)
-      if (takes_part(first + g)) offer(g);
+    for (int64_t g = 0; g < in_.gts.num_gts; ++g)
+      if (in_.gts.takes_part(first + g)) offer(g);
     return best;
   }
 

@@ -21,12 +21,10 @@ struct TaskAlignedInput {
 
   const T* scores;  // (B, A, C)
   int64_t image_stride, anchor_stride, class_stride;
-  const Box<S>* boxes;       // (B, A)
-  const S* points;           // (A, 2)
-  const int64_t* gt_labels;  // (B, G)
-  const Box<S>* gt_boxes;    // (B, G)
-  const int64_t* gt_counts;  // (B,)
-  int64_t num_images, num_anchors, num_classes, num_gts;
+  const Box<S>* boxes;  // (B, A)
+  const S* points;      // (A, 2)
+  LabelledGts<S> gts;
+  int64_t num_images, num_anchors;
   int64_t topk;
   TaskAlignment<S> rule;
 };
@@ -40,25 +38,25 @@ class TaskAlignedAssigner {
                       const Parallel& parallel)
       : in_(in),
         points_(in.points, in.num_anchors),
-        row_stride_(padded_to_lanes(in.num_gts)),
+        row_stride_(padded_to_lanes(in.gts.num_gts)),
         candidate_boxes_(in.num_images * row_stride_),
-        picks_(in.num_images * in.num_gts * in.topk),
-        num_picks_(in.num_images * in.num_gts),
+        picks_(in.num_images * in.gts.num_gts * in.topk),
+        num_picks_(in.num_images * in.gts.num_gts),
         overlap_(in.num_images * in.num_anchors),
         index_(index),
         metric_(metric),
         parallel_(parallel) {}
 
   void run() {
-    const int64_t num_rows = in_.num_images * in_.num_gts;
+    const int64_t num_rows = in_.num_images * in_.gts.num_gts;
     for (int64_t row = 0; row < num_rows; ++row)
-      if (takes_part(row))
-        candidate_boxes_.set(row / in_.num_gts * row_stride_ + row % in_.num_gts,
-                             candidate_box(in_.gt_boxes[row], in_.rule.min_side));
+      if (in_.gts.takes_part(row))
+        candidate_boxes_.set(row / in_.gts.num_gts * row_stride_ + row % in_.gts.num_gts,
+                             candidate_box(in_.gts.boxes[row], in_.rule.min_side));
     parallel_(num_rows, kGrainGts, [&](int64_t begin, int64_t end) {
       Work work(in_.num_anchors);
       for (int64_t row = begin; row < end; ++row)
-        if (takes_part(row)) pick(row, work);
+        if (in_.gts.takes_part(row)) pick(row, work);
     });
     parallel_(in_.num_images, 1, [&](int64_t begin, int64_t end) {
       for (int64_t image = begin; image < end; ++image) collect(image);
@@ -90,24 +88,18 @@ class TaskAlignedAssigner {
   static constexpr int64_t kNone = -1, kSeveral = -2;  // gts that picked an anchor
   static constexpr int64_t kGrainGts = 4, kGrainAnchors = 1024;
 
-  bool takes_part(int64_t row) const {
-    const int64_t label = in_.gt_labels[row];
-    return row % in_.num_gts < in_.gt_counts[row / in_.num_gts] && label >= 0 &&
-           label < in_.num_classes && is_assignable(in_.gt_boxes[row]);
-  }
-
   Predictions<T> predictions(int64_t image) const {
     return {in_.scores + image * in_.image_stride, in_.anchor_stride, in_.class_stride,
             in_.boxes + image * in_.num_anchors};
   }
 
   void pick(int64_t row, Work& work) {
-    const Box<S>& gt = in_.gt_boxes[row];
+    const Box<S>& gt = in_.gts.boxes[row];
     const int64_t n = current_loops<PointLoops<S>>().points_in_box(
         points_.planes(), candidate_box(gt, in_.rule.min_side), work.anchors.data());
-    current_loops<TaskAlignedLoops<T>>().align(predictions(row / in_.num_gts), work.anchors.data(),
-                                               n, gt, in_.gt_labels[row], in_.rule,
-                                               work.alignment.data(), work.overlap.data());
+    current_loops<TaskAlignedLoops<T>>().align(
+        predictions(row / in_.gts.num_gts), work.anchors.data(), n, gt, in_.gts.labels[row],
+        in_.rule, work.alignment.data(), work.overlap.data());
     num_picks_[row] = keep_best(work, n, picks_.data() + row * in_.topk);
   }
 
@@ -132,8 +124,8 @@ class TaskAlignedAssigner {
     const int64_t first = image * in_.num_anchors;
     std::fill_n(index_ + first, in_.num_anchors, kNone);
     std::fill_n(metric_ + first, in_.num_anchors, S(0));
-    for (int64_t g = 0; g < in_.num_gts; ++g) {
-      const int64_t row = image * in_.num_gts + g;
+    for (int64_t g = 0; g < in_.gts.num_gts; ++g) {
+      const int64_t row = image * in_.gts.num_gts + g;
       for (int64_t k = 0; k < num_picks_[row]; ++k) {
         const Pick& pick = picks_[row * in_.topk + k];
         const int64_t i = first + pick.anchor;
@@ -152,7 +144,8 @@ class TaskAlignedAssigner {
         candidate_boxes_.from(image * row_stride_), row_stride_, point[0], point[1], around);
     S most = S(-1);
     for (int64_t k = 0; k < n; ++k) {
-      const auto gt = iou_box<IouKind::kComplete>(in_.gt_boxes[image * in_.num_gts + around[k]]);
+      const auto gt =
+          iou_box<IouKind::kComplete>(in_.gts.boxes[image * in_.gts.num_gts + around[k]]);
       const S overlap = overlap_of(gt, in_.boxes[i]);
       if (!(overlap > most)) continue;
       most = overlap;
@@ -160,12 +153,12 @@ class TaskAlignedAssigner {
     }
     overlap_[i] = most;
     const S score = predictions(image).score(i % in_.num_anchors,
-                                             in_.gt_labels[image * in_.num_gts + index_[i]]);
+                                             in_.gts.labels[image * in_.gts.num_gts + index_[i]]);
     metric_[i] = alignment_of(score, most, in_.rule);
   }
 
   void normalise(int64_t image) {
-    std::vector<S> alignment(in_.num_gts), overlap(in_.num_gts);  // the largest of each gt
+    std::vector<S> alignment(in_.gts.num_gts), overlap(in_.gts.num_gts);  // the largest of each gt
     const int64_t first = image * in_.num_anchors;
     for (int64_t i = first; i < first + in_.num_anchors; ++i) {
       const int64_t g = index_[i];
