@@ -12,6 +12,7 @@
 #include "../device/ordered_bits.cuh"
 #include "../device/packs.cuh"
 #include "contract.h"
+#include "task_aligned_rule.h"
 #include "warp_picks.cuh"
 
 namespace fastdet::cuda {

@@ -2,19 +2,19 @@
 // The arguments that the dense assigners accept.
 #pragma once
 
-#include <cmath>
 #include <limits>
-#include <sstream>
 #include <string>
 #include <vector>
 
 #include "../expect.h"
-#include "task_aligned_rule.h"
+#include "../geometry/box.h"
 
 namespace fastdet {
 
 // The anchors that a gt can choose: a warp of the device keeps so many in its memory.
 constexpr int64_t kMaxTopk = 256;
+// The levels of a pyramid of anchors.
+constexpr size_t kMaxAnchorLevels = 16;
 
 // Anchors and gts of an image are numbered by 32-bit integers.
 inline bool is_countable(const Argument& argument, int64_t dim) {
@@ -26,8 +26,7 @@ inline void expect_topk(const char* op, const char* name, int64_t topk) {
     refuse(op, name, "a number in 1 .. " + std::to_string(kMaxTopk), std::to_string(topk));
 }
 
-// The levels of a pyramid of anchors.
-constexpr size_t kMaxAnchorLevels = 16;
+// ---- assign_atss --------------------------------------------------------------------------------
 
 inline void expect_level_sizes(const char* op, const std::vector<int64_t>& sizes,
                                int64_t num_anchors) {
@@ -59,12 +58,7 @@ inline void check_assign_atss(const Argument& anchors, const std::vector<int64_t
   expect_topk(op, "topk", topk);
 }
 
-inline void expect_not_negative(const char* op, const char* name, double number) {
-  if (number >= 0 && number <= std::numeric_limits<float>::max()) return;
-  std::ostringstream text;
-  text << number;
-  refuse(op, name, "a finite number >= 0", text.str());
-}
+// ---- assign_task_aligned, assign_simota ---------------------------------------------------------
 
 // The predictions (scores and boxes) and points of the anchors, and the gts.
 inline void check_predictions(const char* op, const Argument& scores, const Argument& boxes,
@@ -100,11 +94,26 @@ inline ScalarType prediction_dtype(const Argument& scores, const std::vector<Arg
   return scores.scalar_type();
 }
 
-inline void expect_finite(const char* op, const char* name, double number) {
-  if (std::abs(number) <= std::numeric_limits<float>::max()) return;
-  std::ostringstream text;
-  text << number;
-  refuse(op, name, "a finite number", text.str());
+inline bool is_float(double number) { return is_finite(static_cast<float>(number)); }
+
+inline void expect_float(const char* op, const char* name, double number) {
+  expect_number(is_float(number), op, name, "a finite number", number);
+}
+
+inline void expect_float_not_negative(const char* op, const char* name, double number) {
+  expect_number(number >= 0 && is_float(number), op, name, "a finite number >= 0", number);
+}
+
+inline void check_assign_task_aligned(const Argument& scores, const Argument& boxes,
+                                      const Argument& points, const Argument& gt_labels,
+                                      const Argument& gt_boxes, const Argument& gt_counts,
+                                      int64_t topk, double alpha, double beta, double min_side) {
+  const char* op = "assign_task_aligned";
+  check_predictions(op, scores, boxes, points, gt_labels, gt_boxes, gt_counts);
+  expect_topk(op, "topk", topk);
+  expect_float_not_negative(op, "alpha", alpha);
+  expect_float_not_negative(op, "beta", beta);
+  expect_float_not_negative(op, "min_side", min_side);
 }
 
 inline void check_assign_simota(const Argument& scores, const Argument& boxes,
@@ -117,22 +126,10 @@ inline void check_assign_simota(const Argument& scores, const Argument& boxes,
   expect(is_floating(strides) && strides.dim() == 1 && strides.size(0) == scores.size(1), op,
          "strides", "floating (A,) with the A of scores", strides);
   expect_same_device(op, "strides", strides, scores);
-  expect_not_negative(op, "center_radius", center_radius);
+  expect_float_not_negative(op, "center_radius", center_radius);
   expect_topk(op, "candidate_topk", candidate_topk);
-  expect_finite(op, "cls_weight", cls_weight);
-  expect_finite(op, "iou_weight", iou_weight);
-}
-
-inline void check_assign_task_aligned(const Argument& scores, const Argument& boxes,
-                                      const Argument& points, const Argument& gt_labels,
-                                      const Argument& gt_boxes, const Argument& gt_counts,
-                                      int64_t topk, double alpha, double beta, double min_side) {
-  const char* op = "assign_task_aligned";
-  check_predictions(op, scores, boxes, points, gt_labels, gt_boxes, gt_counts);
-  expect_topk(op, "topk", topk);
-  expect_not_negative(op, "alpha", alpha);
-  expect_not_negative(op, "beta", beta);
-  expect_not_negative(op, "min_side", min_side);
+  expect_float(op, "cls_weight", cls_weight);
+  expect_float(op, "iou_weight", iou_weight);
 }
 
 }  // namespace fastdet
