@@ -133,6 +133,14 @@ inline void expect_not_negative(const char* op, const char* argument, int64_t nu
   if (number < 0) refuse(op, argument, "a number >= 0", std::to_string(number));
 }
 
+inline void expect_number(bool holds, const char* op, const char* argument, const char* expected,
+                          double actual) {
+  if (holds) return;
+  std::ostringstream text;
+  text << actual;
+  refuse(op, argument, expected, text.str());
+}
+
 // ---- conditions on arguments --------------------------------------------------------------------
 
 inline bool is_floating(const Argument& argument) {

@@ -25,6 +25,10 @@ STABLE_TORCH_LIBRARY(fastdet, m) {
   m.def("match_anchors(Tensor anchors, Tensor gt_boxes, Tensor gt_counts, float high, float low, str low_quality) -> (Tensor, Tensor)");
   m.def("sample_matches(Tensor index, Tensor keys, int num, float positive_fraction) -> (Tensor, Tensor)");
 
+  m.def("assign_atss(Tensor anchors, SymInt[] level_sizes, Tensor gt_boxes, Tensor gt_counts, int topk) -> (Tensor, Tensor)");
+  m.def("assign_simota(Tensor scores, Tensor boxes, Tensor points, Tensor strides, Tensor gt_labels, Tensor gt_boxes, Tensor gt_counts, float center_radius, int candidate_topk, float cls_weight, float iou_weight) -> (Tensor, Tensor)");
+  m.def("assign_task_aligned(Tensor scores, Tensor boxes, Tensor points, Tensor gt_labels, Tensor gt_boxes, Tensor gt_counts, int topk, float alpha, float beta, float min_side) -> (Tensor, Tensor)");
+
   m.def("linear_assignment(Tensor cost, Tensor? row_counts, Tensor? col_counts) -> Tensor");
   m.def("match_queries(Tensor logits, Tensor boxes, Tensor gt_labels, Tensor gt_boxes, Tensor gt_counts, float cost_class, float cost_bbox, float cost_giou, float alpha, float gamma, str kind, int groups) -> Tensor");
 

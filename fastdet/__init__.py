@@ -17,6 +17,9 @@ _OPERATORS = frozenset(
     (
         "MultiScaleRoIAlign",
         "RoIAlign",
+        "assign_atss",
+        "assign_simota",
+        "assign_task_aligned",
         "batched_nms",
         "box_iou",
         "complete_box_iou",

@@ -110,6 +110,38 @@ def match_anchors(
     low: float,
     low_quality: LowQuality,
 ) -> tuple[_Ints, NDArray[_Float]]: ...
+def assign_atss(
+    anchors: NDArray[_Float],
+    level_sizes: list[int],
+    gt_boxes: NDArray[_Float],
+    gt_counts: _Ints,
+    topk: int,
+) -> tuple[_Ints, NDArray[_Float]]: ...
+def assign_simota(
+    scores: NDArray[_Float],
+    boxes: NDArray[_Float],
+    points: NDArray[_Float],
+    strides: NDArray[_Float],
+    gt_labels: _Ints,
+    gt_boxes: NDArray[_Float],
+    gt_counts: _Ints,
+    center_radius: float,
+    candidate_topk: int,
+    cls_weight: float,
+    iou_weight: float,
+) -> tuple[_Ints, NDArray[_Float]]: ...
+def assign_task_aligned(
+    scores: NDArray[_Float],
+    boxes: NDArray[_Float],
+    points: NDArray[_Float],
+    gt_labels: _Ints,
+    gt_boxes: NDArray[_Float],
+    gt_counts: _Ints,
+    topk: int,
+    alpha: float,
+    beta: float,
+    min_side: float,
+) -> tuple[_Ints, NDArray[_Float]]: ...
 def linear_assignment(
     cost: NDArray[_Float], row_counts: _Ints | None, col_counts: _Ints | None
 ) -> _Ints: ...

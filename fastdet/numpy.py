@@ -357,6 +357,147 @@ def match_anchors(
     )
 
 
+def assign_atss(
+    anchors: Floats,
+    level_sizes: Sequence[int],
+    gt_boxes: Floats,
+    gt_counts: Ints,
+    topk: int = 9,
+) -> tuple[Ints, Floats]:
+    """Assigns to each anchor a ground-truth box (gt) or -1 by adaptive training sample selection.
+
+    Definition: `fastdet.ops.assign_atss`, which explains the steps.
+
+    Args:
+        anchors: (A, 4) xyxy in pixels, level by level.
+        level_sizes: the number of anchors of each level; their sum is A, and there are at most 16.
+        gt_boxes: (B, G, 4) xyxy in pixels.
+        gt_counts: (B,) integers; only the first gt_counts[b] gts of image b are read.
+        topk: how many candidates a gt has on a level, 1 .. 256.
+
+    Returns:
+        index, (B, A) int64: a row of gt_boxes, or -1; and the IoU of the anchor and its gt, (B, A),
+        0 where the index is -1.
+
+    Raises:
+        ValueError: wrong shape; a number outside its range; level_sizes that do not fit.
+        TypeError: not an array, or a wrong dtype.
+    """
+    maths = _type_of(anchors=anchors, gt_boxes=gt_boxes).maths
+    return _native.assign_atss(
+        _dense(anchors, maths),
+        list(level_sizes),
+        _dense(gt_boxes, maths),
+        _integers("gt_counts", gt_counts),
+        topk,
+    )
+
+
+def assign_simota(
+    scores: Floats,
+    boxes: Floats,
+    points: Floats,
+    strides: Floats,
+    gt_labels: Ints,
+    gt_boxes: Floats,
+    gt_counts: Ints,
+    center_radius: float = 2.5,
+    candidate_topk: int = 10,
+    cls_weight: float = 1.0,
+    iou_weight: float = 3.0,
+) -> tuple[Ints, Floats]:
+    """Assigns to each anchor a ground-truth box (gt) or -1 by the cost of its prediction.
+
+    Definition: `fastdet.ops.assign_simota`, which explains the steps.
+
+    Args:
+        scores: (B, A, C) probabilities: the class's times that an object is there.
+        boxes: (B, A, 4) predicted boxes, xyxy in pixels.
+        points: (A, 2) x, y of each anchor, in pixels.
+        strides: (A,) in pixels.
+        gt_labels: (B, G) integers in 0 .. C - 1.
+        gt_boxes: (B, G, 4) xyxy in pixels.
+        gt_counts: (B,) integers; only the first gt_counts[b] gts of image b are read.
+        center_radius: in strides, >= 0.
+        candidate_topk: the number of IoUs that a gt sums, 1 .. 256.
+        cls_weight: weight of the class cost.
+        iou_weight: weight of the IoU cost.
+
+    Returns:
+        index, (B, A) int64: a row of gt_boxes, or -1; and the IoU of the anchor's box and its gt,
+        (B, A), 0 where the index is -1.
+
+    Raises:
+        ValueError: wrong shape; a number outside its range.
+        TypeError: not an array, or a wrong dtype.
+    """
+    arrays = {"scores": scores, "boxes": boxes, "points": points, "strides": strides}
+    maths = _type_of(**arrays, gt_boxes=gt_boxes).maths
+    return _native.assign_simota(
+        _dense(scores, maths),
+        _dense(boxes, maths),
+        _dense(points, maths),
+        _dense(strides, maths),
+        _integers("gt_labels", gt_labels),
+        _dense(gt_boxes, maths),
+        _integers("gt_counts", gt_counts),
+        center_radius,
+        candidate_topk,
+        cls_weight,
+        iou_weight,
+    )
+
+
+def assign_task_aligned(
+    scores: Floats,
+    boxes: Floats,
+    points: Floats,
+    gt_labels: Ints,
+    gt_boxes: Floats,
+    gt_counts: Ints,
+    topk: int = 10,
+    alpha: float = 0.5,
+    beta: float = 6.0,
+    min_side: float = 0.0,
+) -> tuple[Ints, Floats]:
+    """Assigns to each anchor a ground-truth box (gt) or -1 by score and overlap together.
+
+    Definition: `fastdet.ops.assign_task_aligned`, which explains the steps.
+
+    Args:
+        scores: (B, A, C) probabilities.
+        boxes: (B, A, 4) predicted boxes, xyxy in the unit of the gts.
+        points: (A, 2) x, y of each anchor, in the unit of the gts.
+        gt_labels: (B, G) integers in 0 .. C - 1.
+        gt_boxes: (B, G, 4) xyxy.
+        gt_counts: (B,) integers; only the first gt_counts[b] gts of image b are read.
+        topk: how many anchors a gt picks, 1 .. 256.
+        alpha: exponent of the score, >= 0.
+        beta: exponent of the overlap, >= 0.
+        min_side: the least side of the box in which a gt has candidates, >= 0.
+
+    Returns:
+        index, (B, A) int64: a row of gt_boxes, or -1; and metric, (B, A): 0 where the index is -1.
+
+    Raises:
+        ValueError: wrong shape; a number outside its range.
+        TypeError: not an array, or a wrong dtype.
+    """
+    maths = _type_of(scores=scores, boxes=boxes, points=points, gt_boxes=gt_boxes).maths
+    return _native.assign_task_aligned(
+        _dense(scores, maths),
+        _dense(boxes, maths),
+        _dense(points, maths),
+        _integers("gt_labels", gt_labels),
+        _dense(gt_boxes, maths),
+        _integers("gt_counts", gt_counts),
+        topk,
+        alpha,
+        beta,
+        min_side,
+    )
+
+
 def linear_assignment(
     cost: Floats, row_counts: Ints | None = None, col_counts: Ints | None = None
 ) -> Ints:

@@ -297,6 +297,177 @@ def match_anchors(
     return torch.tensor(index, dtype=torch.int64), torch.tensor(best, dtype=dtype)
 
 
+def assign_atss(
+    anchors: Tensor, level_sizes: list[int], gt_boxes: Tensor, topk: int
+) -> tuple[list[int], list[float]]:
+    """Index and IoU of each anchor of one image; Zhang et al., 2020."""
+    dtype = torch.float64 if torch.float64 in (anchors.dtype, gt_boxes.dtype) else torch.float32
+    rows, gts = anchors.double().tolist(), gt_boxes.double().tolist()
+    margin = rounded(0.01, dtype)
+
+    def centre(box: list[float]) -> list[float]:
+        return [rounded(rounded(box[i] + box[i + 2], dtype) / 2, dtype) for i in (0, 1)]
+
+    def distance(a: list[float], b: list[float]) -> float:
+        squares = [rounded(rounded(p - q, dtype) ** 2, dtype) for p, q in zip(a, b, strict=True)]
+        return rounded(squares[0] + squares[1], dtype)
+
+    index, best = [-1] * len(rows), [0.0] * len(rows)
+    for g, gt in enumerate(gts):
+        if not all(math.isfinite(x) for x in gt) or gt[0] >= gt[2] or gt[1] >= gt[3]:
+            continue
+        candidates: list[int] = []
+        begin = 0
+        for size in level_sizes:
+            distances = {
+                a: distance(centre(rows[a]), centre(gt))
+                for a in range(begin, begin + size)
+                if all(math.isfinite(x) for x in rows[a])
+            }
+            usable = [a for a in distances if math.isfinite(distances[a])]
+            candidates += sorted(usable, key=lambda a: (distances[a], a))[:topk]
+            begin += size
+        if not candidates:
+            continue
+        overlaps = [iou(rows[a], gt, dtype) for a in candidates]
+        n = len(overlaps)
+        mean = sum(overlaps) / n
+        deviation = math.sqrt(sum((x - mean) ** 2 for x in overlaps) / (n - 1)) if n > 1 else 0.0
+        for a, overlap in zip(candidates, overlaps, strict=True):
+            x, y = centre(rows[a])
+            depths = [rounded(d, dtype) for d in (x - gt[0], y - gt[1], gt[2] - x, gt[3] - y)]
+            positive = overlap >= mean + deviation and overlap > 0 and min(depths) > margin
+            if positive and overlap > best[a]:
+                index[a], best[a] = g, overlap
+    return index, best
+
+
+def assign_simota(
+    scores: Tensor,
+    boxes: Tensor,
+    points: Tensor,
+    strides: Tensor,
+    gt_labels: Tensor,
+    gt_boxes: Tensor,
+    center_radius: float = 2.5,
+    candidate_topk: int = 10,
+    cls_weight: float = 1.0,
+    iou_weight: float = 3.0,
+) -> tuple[list[int], list[float]]:
+    """Index and IoU of each anchor of one image; Ge et al., 2021."""
+    rows, centres, gts = (x.double().tolist() for x in (boxes, points, gt_boxes))
+    steps, probabilities = strides.double().tolist(), scores.double().tolist()
+    usable = [
+        all(math.isfinite(x) for x in (*row, *centre, step)) and all(0 <= p <= 1 for p in own)
+        for row, centre, step, own in zip(rows, centres, steps, probabilities, strict=True)
+    ]
+    taking_part = [
+        g
+        for g, (x1, y1, x2, y2) in enumerate(gts)
+        if all(math.isfinite(x) for x in gts[g])
+        and x1 < x2
+        and y1 < y2
+        and 0 <= gt_labels[g] < scores.size(1)
+    ]
+
+    def limited_log(p: float) -> float:
+        return min(-math.log(p), 100.0) if p > 0 else 100.0
+
+    def contains(g: int, a: int) -> bool:
+        (x1, y1, x2, y2), (x, y) = gts[g], centres[a]
+        return x1 < x < x2 and y1 < y < y2
+
+    def is_near(g: int, a: int) -> bool:
+        (x1, y1, x2, y2), (x, y), reach = gts[g], centres[a], center_radius * steps[a]
+        cx, cy = (x1 + x2) / 2, (y1 + y2) / 2
+        return cx - reach < x < cx + reach and cy - reach < y < cy + reach
+
+    candidates = [
+        a
+        for a in range(len(rows))
+        if usable[a] and any(contains(g, a) or is_near(g, a) for g in taking_part)
+    ]
+    overlaps = {(a, g): iou(rows[a], gts[g]) for a in candidates for g in taking_part}
+    sums = {a: sum(limited_log(1 - p) for p in probabilities[a]) for a in candidates}
+
+    def key(a: int, g: int) -> tuple[bool, float]:
+        """Sorts central candidates first, then by cost."""
+        p = probabilities[a][int(gt_labels[g])]
+        by_class = sums[a] - limited_log(1 - p) + limited_log(p)
+        cost = cls_weight * by_class - iou_weight * math.log(overlaps[a, g] + 1e-7)
+        return not (contains(g, a) and is_near(g, a)), cost
+
+    picked_by: dict[int, list[int]] = {}
+    for g in taking_part:
+        largest = sorted((overlaps[a, g] for a in candidates), reverse=True)[:candidate_topk]
+        wanted = max(int(sum(largest)), 1)
+        for a in sorted(candidates, key=lambda a: (*key(a, g), a))[:wanted]:
+            picked_by.setdefault(a, []).append(g)
+    index, best = [-1] * len(rows), [0.0] * len(rows)
+    for a, picking in picked_by.items():
+        among = picking if len(picking) == 1 else taking_part
+        index[a] = min(among, key=lambda g: (*key(a, g), g))
+        best[a] = overlaps[a, index[a]]
+    return index, best
+
+
+def assign_task_aligned(
+    scores: Tensor,
+    boxes: Tensor,
+    points: Tensor,
+    gt_labels: Tensor,
+    gt_boxes: Tensor,
+    topk: int = 10,
+    alpha: float = 0.5,
+    beta: float = 6.0,
+    min_side: float = 0.0,
+) -> tuple[list[int], list[float]]:
+    """Index and metric of each anchor of one image; Feng et al., 2021."""
+    rows, centres = boxes.double().tolist(), points.double().tolist()
+    overlaps = box_iou(gt_boxes, boxes, "complete").clamp(min=0).nan_to_num(0).tolist()
+    num_classes = scores.size(1)
+
+    def widened(low: float, high: float) -> tuple[float, float]:
+        centre = (low + high) / 2
+        short = high - low < min_side
+        return (centre - min_side / 2, centre + min_side / 2) if short else (low, high)
+
+    inside: dict[int, list[int]] = {}  # the candidates of each gt that takes part
+    for g, (x1, y1, x2, y2) in enumerate(gt_boxes.double().tolist()):
+        if not all(math.isfinite(x) for x in (x1, y1, x2, y2)) or x1 >= x2 or y1 >= y2:
+            continue
+        if not 0 <= gt_labels[g] < num_classes:
+            continue
+        (x1, x2), (y1, y2) = widened(x1, x2), widened(y1, y2)
+        inside[g] = [
+            a
+            for a, (x, y) in enumerate(centres)
+            if x1 < x < x2 and y1 < y < y2 and all(math.isfinite(c) for c in rows[a])
+        ]
+
+    def alignment(a: int, g: int) -> float:
+        score = float(scores[a, gt_labels[g]])
+        return score**alpha * overlaps[g][a] ** beta if 0 <= score < math.inf else 0.0
+
+    picked_by: dict[int, list[int]] = {}
+    for g, anchors in inside.items():
+        aligned = [a for a in anchors if alignment(a, g) > 0]
+        for a in sorted(aligned, key=lambda a: (-alignment(a, g), a))[:topk]:
+            picked_by.setdefault(a, []).append(g)
+    index, metric = [-1] * len(rows), [0.0] * len(rows)
+    for a, gts in picked_by.items():
+        if len(gts) > 1:
+            gts = [g for g, anchors in inside.items() if a in anchors]
+        index[a] = max(gts, key=lambda g: (overlaps[g][a], -g))
+    for g in inside:
+        own = [a for a in range(len(rows)) if index[a] == g]
+        most_aligned = max((alignment(a, g) for a in own), default=0.0)
+        most_overlap = max((overlaps[g][a] for a in own), default=0.0)
+        for a in own:
+            metric[a] = alignment(a, g) * most_overlap / (most_aligned + 1e-9)
+    return index, metric
+
+
 def sample_matches(
     index: Tensor, keys: Tensor, num: int, positive_fraction: float
 ) -> tuple[list[int], int]:

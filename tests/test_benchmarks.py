@@ -37,6 +37,9 @@ from fastdet.report.figures import three_digits
 
 # Operators that torchvision does not have: the first peer on a GPU, or no row there.
 OTHER_PEERS = {
+    "assign_atss": "torch",
+    "assign_simota": "torch",
+    "assign_task_aligned": "torch",
     "linear_assignment": "SciPy",
     "match_queries": "torch and SciPy",
     "ms_deform_attn": "grid_sample",

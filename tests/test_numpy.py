@@ -370,6 +370,66 @@ def test_match_anchors_is_that_of_torch(rule, dtypes, per_image):
     assert (iou == 0).all()
 
 
+# ---- dense assigners ----------------------------------------------------------------------------
+
+
+def predictions_and_gts(dtypes: tuple[str, str]) -> tuple[np.ndarray, ...]:
+    """Scores, boxes, points, gt_labels, gt_boxes and gt_counts of two images."""
+    generator = np.random.default_rng(0)
+    points = generator.random((300, 2)).astype(dtypes[1]) * 90
+    boxes = np.concatenate([points - 8, points + 8], 1) + generator.random((2, 300, 4)) * 5
+    corner = generator.random((2, 9, 2)) * 60
+    gt_boxes = np.concatenate([corner, corner + 5 + generator.random((2, 9, 2)) * 40], 2)
+    return (
+        generator.random((2, 300, 7)).astype(dtypes[0]),
+        boxes.astype(dtypes[1]),
+        points,
+        generator.integers(0, 7, (2, 9)),
+        gt_boxes.astype(dtypes[1]),
+        np.array([9, 4]),
+    )
+
+
+@pytest.mark.parametrize("dtypes", [("f4", "f4"), ("f4", "f8"), ("f8", "f8")])
+def test_assign_task_aligned_is_that_of_torch(dtypes):
+    arguments = predictions_and_gts(dtypes)
+    for numbers in ((), (5, 1.0, 2.0, 20.0)):
+        got = fnp.assign_task_aligned(*arguments, *numbers)
+        assert (got[0] >= 0).sum() > 9
+        expect_same(got, fastdet.assign_task_aligned(*tensors(*arguments), *numbers))
+    none = fnp.assign_task_aligned(
+        *(x[:, :0] for x in arguments[:2]), arguments[2][:0], *arguments[3:]
+    )
+    assert none[0].shape == none[1].shape == (2, 0)
+
+
+@pytest.mark.parametrize("dtypes", [("f4", "f4"), ("f4", "f8"), ("f8", "f8")])
+def test_assign_atss_is_that_of_torch(dtypes):
+    _, boxes, _, _, gt_boxes, counts = predictions_and_gts(dtypes)
+    anchors = boxes[0].astype(dtypes[0])
+    for sizes, topk in (([200, 60, 40], 9), ((300,), 4)):
+        got = fnp.assign_atss(anchors, sizes, gt_boxes, counts, topk)
+        assert (got[0] >= 0).sum() > 3
+        expected = fastdet.assign_atss(
+            torch.from_numpy(anchors), sizes, *tensors(gt_boxes, counts), topk
+        )
+        expect_same(got, expected)
+    assert fnp.assign_atss(anchors[:0], [0], gt_boxes, counts)[0].shape == (2, 0)
+
+
+@pytest.mark.parametrize("dtypes", [("f4", "f4"), ("f4", "f8"), ("f8", "f8")])
+def test_assign_simota_is_that_of_torch(dtypes):
+    scores, boxes, points, *gts = predictions_and_gts(dtypes)
+    strides = np.linspace(2, 9, 300, dtype=dtypes[1])
+    for numbers in ((), (1.5, 5, 0.5, 2.0)):
+        got = fnp.assign_simota(scores, boxes, points, strides, *gts, *numbers)
+        assert (got[0] >= 0).sum() > 9
+        expected = fastdet.assign_simota(*tensors(scores, boxes, points, strides, *gts), *numbers)
+        expect_same(got, expected)
+    none = fnp.assign_simota(scores[:, :0], boxes[:, :0], points[:0], strides[:0], *gts)
+    assert none[0].shape == none[1].shape == (2, 0)
+
+
 # ---- linear_assignment, match_queries -----------------------------------------------------------
 
 
@@ -575,6 +635,19 @@ def test_bad_input_is_named():
         fnp.match_anchors(boxes, boxes[None], np.array([5, 5]), 0.7, 0.3)
     with pytest.raises(ValueError, match=r"match_anchors: anchors: expected \(A, 4\)"):
         fnp.match_anchors(np.stack([boxes, boxes]), boxes[None], counts, 0.7, 0.3)
+    with pytest.raises(
+        ValueError, match=r"assign_atss: level_sizes: expected numbers with the sum A"
+    ):
+        fnp.assign_atss(boxes, [4], boxes[None], counts)
+    dense = predictions_and_gts(("f4", "f4"))
+    with pytest.raises(
+        ValueError, match=r"assign_task_aligned: points: expected \(A, 2\) with the"
+    ):
+        fnp.assign_task_aligned(*dense[:2], dense[2][1:], *dense[3:])
+    with pytest.raises(ValueError, match=r"assign_simota: strides: expected \(A,\) with the A of"):
+        fnp.assign_simota(*dense[:3], dense[2], *dense[3:])
+    with pytest.raises(ValueError, match=r"topk: expected a number in 1 .. 256, got 0"):
+        fnp.assign_task_aligned(*dense, 0)
     with pytest.raises(ValueError, match=r"linear_assignment: cost: expected \(\.\.\., R, C\)"):
         fnp.linear_assignment(scores)
     with pytest.raises(ValueError, match=r"linear_assignment: row_counts: expected \(...\) with"):

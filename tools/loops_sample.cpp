@@ -15,6 +15,9 @@
 #include "../csrc/box_iou/box_iou_loss.loops.h"
 #include "../csrc/box_iou/iou_planes.h"
 #include "../csrc/deform_attention/ms_deform_attn.loops.h"
+#include "../csrc/dense_assignment/atss.h"
+#include "../csrc/dense_assignment/simota.h"
+#include "../csrc/dense_assignment/task_aligned.h"
 #include "../csrc/detections/multiclass_nms.h"
 #include "../csrc/detections/pyramid_detections.h"
 #include "../csrc/detections/softmax.loops.h"
@@ -205,7 +208,10 @@ void nms(const std::string& type) {
     const SoftNmsRule<T> rule = {method, T(0.3), T(0.5), T(0.001)};
     std::vector<int64_t> keep;
     std::vector<T> kept_scores;
-    SoftNms<T>(rows.data(), scores.data(), kBoxes, rule).run(keep, kept_scores);
+    SoftNms<T>(rows.data(), scores.data(), nullptr, kBoxes, rule).run([&](int64_t i, T score) {
+      keep.push_back(i);
+      kept_scores.push_back(score);
+    });
     print(type + " soft_nms", keep);
     print(type + " soft_nms scores", kept_scores);
   }
@@ -224,6 +230,62 @@ void matching(const std::string& type) {
     print(type + " match_anchors", index);
     print(type + " match_anchors iou", iou);
   }
+}
+
+template <typename T>
+void dense_assignment(const std::string& type) {
+  constexpr int64_t kClasses = 5, kGts = 10;
+  const auto predicted = boxes<T>(2 * kBoxes, 26), gts = boxes<T>(2 * kGts, 27);
+  const auto scores = values<T>(2 * kBoxes * kClasses, 0, 1, 28);
+  const auto points = values<T>(2 * kBoxes, 0, 100, 29);
+  const std::vector<int64_t> labels = {0, 1, 2, 3, 4, 0, 1, 2, 5, 4, 3, 2, 1, 0, 4, 3, 2, 1, 0, 4};
+  const std::vector<int64_t> counts = {kGts, 7};
+  for (const double beta : {6., 2.5}) {
+    const TaskAlignedInput<T> in = {scores.data(),
+                                    kBoxes * kClasses,
+                                    kClasses,
+                                    1,
+                                    predicted.data(),
+                                    points.data(),
+                                    {labels.data(), gts.data(), counts.data(), kGts, kClasses},
+                                    2,
+                                    kBoxes,
+                                    5,
+                                    task_alignment<T>(0.5, beta, 8)};
+    std::vector<int64_t> index(2 * kBoxes);
+    std::vector<T> metric(2 * kBoxes);
+    assign_task_aligned_batch(in, index.data(), metric.data(), kSerial);
+    print(type + " assign_task_aligned", index);
+    print(type + " assign_task_aligned metric", metric);
+  }
+  std::vector<int64_t> index(4 * kBoxes);
+  std::vector<T> overlap(4 * kBoxes);
+  const auto strides = values<T>(kBoxes, 4, 20, 30);
+  const SimotaInput<T> in = {scores.data(),
+                             predicted.data(),
+                             points.data(),
+                             strides.data(),
+                             {labels.data(), gts.data(), counts.data(), kGts, kClasses},
+                             2,
+                             kBoxes,
+                             10,
+                             {T(2.5), T(1), T(3)}};
+  assign_simota_batch(in, index.data(), overlap.data(), kSerial);
+  index.resize(2 * kBoxes), overlap.resize(2 * kBoxes);
+  print(type + " assign_simota", index);
+  print(type + " assign_simota iou", overlap);
+  index.resize(4 * kBoxes), overlap.resize(4 * kBoxes);
+  assign_atss_batch<T>({predicted.data(),
+                        {kBoxes + 9, kBoxes - 9},
+                        gts.data(),
+                        counts.data(),
+                        2,
+                        2 * kBoxes,
+                        kGts,
+                        9},
+                       index.data(), overlap.data(), kSerial);
+  print(type + " assign_atss", index);
+  print(type + " assign_atss iou", overlap);
 }
 
 template <typename T>
@@ -374,6 +436,7 @@ void all_of_a_box_type(const std::string& type) {
   box_iou<T>(type);
   nms<T>(type);
   matching<T>(type);
+  dense_assignment<T>(type);
   assignment<T>(type);
   detections<T>(type);
   masks<T>(type);

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import machine, results
-from benchmarks.gpu import assignment, attention, detectors, masks, ops
+from benchmarks.gpu import assignment, attention, dense_assignment, detectors, masks, ops
 from benchmarks.gpu.case import GpuCase, measure
 from benchmarks.gpu.device import Device
 from benchmarks.tables import times
@@ -27,6 +27,7 @@ SUITES: tuple[Callable[[Device], Iterator[GpuCase]], ...] = (
     *attention.SUITES,
     *masks.SUITES,
     *assignment.SUITES,
+    *dense_assignment.SUITES,
     detectors.detectors,
 )
 

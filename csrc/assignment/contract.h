@@ -4,7 +4,6 @@
 
 #include <limits>
 #include <optional>
-#include <sstream>
 #include <string>
 
 #include "../expect.h"
@@ -34,21 +33,14 @@ inline void check_linear_assignment(const Argument& cost, const std::optional<Ar
   expect_counts("col_counts", col_counts, cost);
 }
 
-inline void expect_number(bool holds, const char* argument, const char* expected, double number) {
-  if (holds) return;
-  std::ostringstream text;
-  text << number;
-  refuse("match_queries", argument, expected, text.str());
-}
-
 inline void check_query_weights(const QueryWeights& weights) {
-  const char* finite = "a finite number";
-  expect_number(is_finite(weights.by_class), "cost_class", finite, weights.by_class);
-  expect_number(is_finite(weights.by_distance), "cost_bbox", finite, weights.by_distance);
-  expect_number(is_finite(weights.by_giou), "cost_giou", finite, weights.by_giou);
-  expect_number(weights.alpha >= 0 && weights.alpha <= 1, "alpha", "a number in [0, 1]",
+  const char *op = "match_queries", *finite = "a finite number";
+  expect_number(is_finite(weights.by_class), op, "cost_class", finite, weights.by_class);
+  expect_number(is_finite(weights.by_distance), op, "cost_bbox", finite, weights.by_distance);
+  expect_number(is_finite(weights.by_giou), op, "cost_giou", finite, weights.by_giou);
+  expect_number(weights.alpha >= 0 && weights.alpha <= 1, op, "alpha", "a number in [0, 1]",
                 weights.alpha);
-  expect_number(weights.gamma >= 0 && is_finite(weights.gamma), "gamma", "a finite number >= 0",
+  expect_number(weights.gamma >= 0 && is_finite(weights.gamma), op, "gamma", "a finite number >= 0",
                 weights.gamma);
 }
 

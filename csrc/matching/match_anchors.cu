@@ -17,6 +17,7 @@
 #include <limits>
 #include <string>
 
+#include "../device/ordered_bits.cuh"
 #include "../device/packs.cuh"
 #include "contract.h"
 
@@ -27,22 +28,6 @@ namespace {
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = ~0u;
 constexpr int64_t kMaxGridImages = 65535;
-
-// An IoU is never negative, so its bits have the order of integers.
-template <typename T>
-struct BitsOf;
-template <>
-struct BitsOf<float> {
-  using type = int;
-  static __device__ int from(float x) { return __float_as_int(x); }
-  static __device__ float back(int x) { return __int_as_float(x); }
-};
-template <>
-struct BitsOf<double> {
-  using type = long long;
-  static __device__ long long from(double x) { return __double_as_longlong(x); }
-  static __device__ double back(long long x) { return __longlong_as_double(x); }
-};
 
 __device__ int max_of_warp(int x) { return __reduce_max_sync(kAllLanes, x); }
 __device__ long long max_of_warp(long long x) {
@@ -235,8 +220,7 @@ void match(const Tensor& anchors, const Tensor& gt_boxes, const Tensor& gt_count
   const int64_t num_images = index.size(0), num_anchors = index.size(1);
   const int64_t num_gts = gt_boxes.size(1);
   const int64_t num_blocks = (num_anchors + kThreads - 1) / kThreads;
-  const Tensor gt_best =
-      zeros(gt_boxes, {num_images, num_gts}, sizeof(Bits) == 8 ? kInt64 : ScalarType::Int);
+  const Tensor gt_best = zeros(gt_boxes, {num_images, num_gts}, BitsOf<T>::kDtype);
   const Tensor hulls =
       empty(anchors, {num_images, num_blocks * kThreads / kWarp, 4}, scalar_type_of<T>());
   const MatchArguments<T> arguments = {data<Box<T>>(anchors),

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The operators, one file each. Those that torchvision has too keep its names and signatures."""
 
+from fastdet.ops.assign_atss import assign_atss
+from fastdet.ops.assign_simota import assign_simota
+from fastdet.ops.assign_task_aligned import assign_task_aligned
 from fastdet.ops.box_coding import decode_boxes, encode_boxes
 from fastdet.ops.box_iou import (
     box_iou,
@@ -35,6 +38,9 @@ from fastdet.ops.weighted_boxes_fusion import weighted_boxes_fusion
 __all__ = [
     "MultiScaleRoIAlign",
     "RoIAlign",
+    "assign_atss",
+    "assign_simota",
+    "assign_task_aligned",
     "batched_nms",
     "box_iou",
     "complete_box_iou",

@@ -69,6 +69,16 @@ QUERIES = (
 )
 
 
+DENSE = (
+    noise(2, 9, 5).sigmoid(),
+    boxes(18).view(2, 9, 4),
+    noise(9, 2) * 20,
+    integers(0, 5, 2, 3),
+    boxes(6, seed=3).view(2, 3, 4),
+    torch.tensor([3, 1]),
+)
+
+
 def attention_and_gradient(deterministic: bool) -> object:
     value, weights = noise(1, 20, 2, 4).requires_grad_(), noise(1, 3, 2, 1, 2)
     locations = noise(1, 3, 2, 1, 2, 2)
@@ -93,6 +103,12 @@ LAUNCHES = {
     "ms_deform_attn, forward and backward": (lambda: attention_and_gradient(False), 2),
     "ms_deform_attn, deterministic": (lambda: attention_and_gradient(True), 3),
     "sample_matches": (lambda: fastdet.sample_matches(integers(-2, 3, 2, 50), 8, 0.5), 7),
+    "assign_atss": (lambda: fastdet.assign_atss(boxes(9), [6, 3], *DENSE[-2:]), 3),
+    "assign_simota": (
+        lambda: fastdet.assign_simota(*DENSE[:3], torch.full((9,), 8.0), *DENSE[3:]),
+        3,
+    ),
+    "assign_task_aligned": (lambda: fastdet.assign_task_aligned(*DENSE), 3),
     "linear_assignment": (lambda: fastdet.linear_assignment(noise(3, 4, 5)), 2),
     "match_queries": (lambda: fastdet.match_queries(*QUERIES), 2),
     "crop_masks": (lambda: fastdet.crop_masks(*mask_head(5)[2:], 7), 1),

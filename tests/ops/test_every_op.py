@@ -58,7 +58,8 @@ def calls(n: int, extent: float = 100) -> dict[str, Call]:
     rows, others = boxes(n, extent=extent), boxes(n, seed=3, extent=extent)
     scores, ids = noise(n), integers(-(2**62), 2**62, 3)[integers(0, 3, n)]
     gts = boxes(560, seed=4, extent=extent).reshape(2, 280, 4)
-    gt_counts = torch.tensor([280, 4])
+    gt_counts, gt_labels = torch.tensor([280, 4]), integers(0, 6, 2, 280)
+    predicted, two_of_each = noise(2, n, 6).sigmoid(), torch.stack([rows, others])
     few = boxes(7, seed=5, extent=extent)
     deltas = noise(n, 4) * 0.3
     sizes = torch.tensor([[60, 80]]).repeat(n, 1)
@@ -156,6 +157,26 @@ def calls(n: int, extent: float = 100) -> dict[str, Call]:
         "match_anchors, anchor_best": Call(match("anchor_best"), (rows, gts, gt_counts)),
         "match_anchors, gt_best": Call(match("gt_best"), (rows, gts, gt_counts)),
         "sample_matches": Call(sample, (matches,)),
+        "assign_atss": Call(
+            lambda a, g, c: fastdet.assign_atss(a, [n - n // 3, n // 3], g, c),
+            (rows, gts, gt_counts),
+        ),
+        "assign_simota": Call(
+            fastdet.assign_simota,
+            (
+                predicted,
+                two_of_each,
+                rows[:, :2] + 9,
+                4 + others[:, 0].abs(),
+                gt_labels,
+                gts,
+                gt_counts,
+            ),
+        ),
+        "assign_task_aligned": Call(
+            fastdet.assign_task_aligned,
+            (predicted, two_of_each, rows[:, :2] + 9, gt_labels, gts, gt_counts),
+        ),
         "linear_assignment": Call(
             fastdet.linear_assignment, (noise(n, 4, 6), integers(0, 6, n), integers(0, 8, n))
         ),
@@ -403,6 +424,9 @@ BATCHED = (
     "ms_deform_attn",
     "ms_deform_attn, softmax",
     "sample_matches",
+    "assign_atss",
+    "assign_simota",
+    "assign_task_aligned",
     "crop_masks",
     "mask_rcnn_loss",
 )

@@ -88,6 +88,43 @@ def match_anchors() -> Case:
     return Case(lambda: fastdet.match_anchors(anchors, gts[None], counts, 0.7, 0.3), 12 * N)
 
 
+def assign_atss() -> Case:
+    anchors, gts, topk, levels = 100_000, 5000, 9, 2  # a matrix of anchors x gts would be 2 GB
+    rows, targets = boxes(anchors, extent=2000), boxes(gts, seed=4, extent=2000)[None]
+    sizes, counts = [anchors - 20_000, 20_000], torch.tensor([gts])
+    return Case(
+        lambda: fastdet.assign_atss(rows, sizes, targets, counts, topk),
+        12 * anchors,
+        16 * anchors + 8 * gts * topk * levels,
+    )
+
+
+def assign_simota() -> Case:
+    anchors, gts, topk = 40_000, 1000, 10  # a matrix of anchors x gts would be 160 MB
+    predictions = noise(1, anchors, 20).sigmoid(), boxes(anchors, extent=2000)[None]
+    points = (predictions[1][0, :, :2] + predictions[1][0, :, 2:]) / 2
+    targets = integers(0, 20, 1, gts), boxes(gts, seed=4, extent=2000)[None]
+    strides, counts = torch.full((anchors,), 8.0), torch.tensor([gts])
+    return Case(
+        lambda: fastdet.assign_simota(*predictions, points, strides, *targets, counts),
+        12 * anchors,
+        32 * anchors + 8 * gts * topk,
+    )
+
+
+def assign_task_aligned() -> Case:
+    anchors, gts, topk = 40_000, 5000, 10  # a matrix of anchors x gts would be 800 MB
+    predictions = noise(1, anchors, 20).sigmoid(), boxes(anchors, extent=2000)[None]
+    points = (predictions[1][0, :, :2] + predictions[1][0, :, 2:]) / 2
+    targets = integers(0, 20, 1, gts), boxes(gts, seed=4, extent=2000)[None]
+    counts = torch.tensor([gts])
+    return Case(
+        lambda: fastdet.assign_task_aligned(*predictions, points, *targets, counts, topk),
+        12 * anchors,
+        12 * (anchors + gts * topk),
+    )
+
+
 def linear_assignment() -> Case:
     cost = noise(100, 400, 300)  # a copy in float64 would be 96 MB
     return Case(lambda: fastdet.linear_assignment(cost), 8 * 100 * 400)
@@ -205,6 +242,9 @@ CASES = [
     nms,
     nmm,
     match_anchors,
+    assign_atss,
+    assign_simota,
+    assign_task_aligned,
     linear_assignment,
     match_queries,
     box_iou,
