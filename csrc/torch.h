@@ -69,6 +69,10 @@ inline Tensor box_input(const Tensor& tensor, ScalarType dtype) {
   return torch::stable::contiguous(cast(tensor, dtype));
 }
 
+inline std::optional<Tensor> box_input(const std::optional<Tensor>& tensor, ScalarType dtype) {
+  return tensor ? std::optional(box_input(*tensor, dtype)) : std::nullopt;
+}
+
 inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
   return tensor ? std::optional(torch::stable::contiguous(*tensor)) : std::nullopt;
 }
