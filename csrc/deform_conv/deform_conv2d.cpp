@@ -311,7 +311,6 @@ class BackwardPass {
         grad_weights_(shape.taps() * shape.groups * weight_rows_ * weight_stride()) {}
 
   void run() {
-    std::fill_n(to_.bias, shape_.outputs, S(0));
     for (int64_t begin = 0; begin < shape_.all_positions(); begin += rows_) {
       const int64_t end = std::min(begin + rows_, shape_.all_positions());
       differentiate_samples(begin, end);
@@ -493,9 +492,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(
   const Tensor grad_weight = empty_like(weight, dtype);
   const Tensor grad_bias = empty(weight, {shape.outputs}, dtype);
   fill_zero(grad_pixels);
+  fill_zero(grad_offset);
+  fill_zero(grad_mask);
   fill_zero(grad_weight);
+  fill_zero(grad_bias);
   const Tensor grad_input = dispatch_floating(input.scalar_type(), [&]<typename T>() {
     using S = Sum<T>;
+    if (grad.numel() == 0) return map_of<T>(grad_pixels, shape, input);
     const Tensor pixels = pixels_of<T>(input, shape);
     const Samples<S> samples(shape, pixels, offsets, masks);
     const PackedWeights<S> packed(shape, weights, true);
