@@ -35,6 +35,10 @@ namespace {
 constexpr int64_t kColumnBytes = int64_t(1) << 27;
 constexpr int kTile = 32;  // positions and outputs that a block transposes
 
+// Blocks that a multiprocessor holds at least in backward: registers are the limit.
+template <typename S>
+constexpr int kBlocks = std::is_same_v<S, double> ? 2 : 3;
+
 // ---- samples ------------------------------------------------------------------------------------
 
 // A sample: its top left pixel, the pixels inside the map as bits, and what pixel_sample.h says.
@@ -170,7 +174,7 @@ __device__ void differentiate_channels(const DeformConvShape& shape,
 // A group of lanes takes a tap of a position and an offset group. Of its channels, those of one
 // group of the weights are adjacent in the columns.
 template <typename T, int V, bool kAtomic>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
     differentiate_kernel(const __grid_constant__ DeformConvShape shape, ConvSource<Sum<T>> source,
                          const T* pixels, int64_t begin, int64_t rows, int lanes, Sum<T>* columns,
                          ConvGradients<Sum<T>> to) {
@@ -234,7 +238,7 @@ struct ConvTile {
 
 // Adds the gradient of the columns of the positions [begin, begin + rows) to the pixels.
 template <typename S>
-__global__ void __launch_bounds__(kThreads, 3)
+__global__ void __launch_bounds__(kThreads, kBlocks<S>)
     gather_kernel(const __grid_constant__ DeformConvShape shape, ConvSource<S> source,
                   int64_t begin, int64_t rows, const S* columns, S* grad_pixels) {
   __shared__ TileSums<S> block;

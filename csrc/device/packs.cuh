@@ -65,18 +65,14 @@ __device__ void store_box(Box<T>* p, const Box<T>& b) {
 template <typename S, int V>
 __device__ void add_atomically(S* to, S weight, const S (&values)[V]) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  constexpr bool kWide = V % 4 == 0 && std::is_same_v<S, float>;
-#else
-  constexpr bool kWide = false;
-#endif
-  if constexpr (kWide) {
+  if constexpr (V % 4 == 0 && std::is_same_v<S, float>) {
     for (int v = 0; v < V; v += 4)
       atomicAdd(reinterpret_cast<float4*>(to + v),
                 make_float4(weight * values[v], weight * values[v + 1], weight * values[v + 2],
                             weight * values[v + 3]));
-  } else {
+  } else
+#endif
     for (int v = 0; v < V; ++v) atomicAdd(to + v, weight * values[v]);
-  }
 }
 
 inline bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kPackBytes == 0; }

@@ -271,6 +271,31 @@ def test_backward_is_deterministic_on_request(name, device):
     assert_close(first, usual, 1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("deterministic")
+def test_more_columns_than_are_in_memory_at_a_time(device):
+    # 215 MB of columns; those of one image are 72 MB. The second block begins within an image.
+    sample = random_sample(3, 1024, 2, (20, 35), (5, 5), padding=(2, 2), bias=False)
+    sample = sample.to(torch.float32).to(device)
+    grad = output_grad(deform_conv2d(*sample))
+    found = results(sample, grad=grad)
+    pieces = [
+        results(
+            sample._replace(
+                input=sample.input[i : i + 1],
+                offset=sample.offset[i : i + 1],
+                mask=None if sample.mask is None else sample.mask[i : i + 1],
+            ),
+            grad=grad[i : i + 1],
+        )
+        for i in range(3)
+    ]
+    for n, got in enumerate(found):
+        apart = [piece[n] for piece in pieces]
+        expected = torch.stack(apart).sum(0) if n == 3 else torch.cat(apart)  # 3: the weight's
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["all", "17 channels", "one column"])
 def test_channels_last(name, dtype, device):
