@@ -3,9 +3,9 @@
 
 torchvision's Python functions, its autograd and its autocast all call these operators:
 `torchvision::nms`, `torchvision::roi_align`, `torchvision::deform_conv2d`, and the backward ones of
-the last two. Their CPU and CUDA kernels are replaced in the dispatcher, for the whole process. torchvision's fake kernels,
-autograd and autocast stay. Arguments that our kernels do not support go to torchvision's kernels,
-which compute the result or raise torchvision's error.
+the last two. Their CPU and CUDA kernels are replaced in the dispatcher, for the whole process.
+torchvision's fake kernels, autograd and autocast stay. Arguments that our kernels do not support go
+to torchvision's kernels, which compute the result or raise torchvision's error.
 
 `batched_nms` is not an operator. It shifts the boxes of each class, in the dtype of the boxes, and
 calls nms. In float16 the shift overflows; in bfloat16 it rounds different boxes to the same place.
