@@ -16,7 +16,7 @@
 //
 // So each sum has one order, whatever the number of threads. Workspace: the copy of the input, the
 // packed weights, and in backward their gradient, the gradient of the input as sums, and a chunk's
-// columns with their gradient, at most 16 MB.
+// columns with their gradient, at most 8 MB in float32.
 //
 // The lower bound is that of the products: O * C * taps multiply-adds for each position, twice as
 // many in backward. For 256 channels, 256 outputs, 3x3 taps and 100 x 152 positions that is 9.0 and
@@ -28,7 +28,6 @@
 
 #include "../host/channels_last.h"
 #include "../host/parallel.h"
-#include "../host/workspace.h"
 #include "contract.h"
 #include "deform_conv2d.loops.h"
 
@@ -37,7 +36,7 @@ namespace fastdet::cpu {
 namespace {
 
 constexpr int64_t kBlockValues = 100'000;    // columns and sums of a block, forward
-constexpr int64_t kChunkValues = 2'000'000;  // columns of a chunk, backward
+constexpr int64_t kChunkValues = 1'000'000;  // columns of a chunk, backward
 constexpr int64_t kMostBlockRows = 192, kMostChunkRows = 1536;
 
 // The length of a row of n values and of what a panel writes beyond them. An odd number of cache
@@ -47,6 +46,12 @@ int64_t row_stride(int64_t n) {
   constexpr int64_t kLine = 64 / sizeof(S);
   const int64_t lines = round_up(n + kPanel, kLine) / kLine;
   return (lines | 1) * kLine;
+}
+
+// Room for n sums, uninitialised.
+template <typename S>
+Tensor room_for(const Tensor& like, int64_t n) {
+  return in_huge_pages(empty(like, {n}, scalar_type_of<S>()));
 }
 
 int64_t panels_of(int64_t columns) { return round_up(columns, kPanel) / kPanel; }
@@ -194,7 +199,7 @@ class PackedWeights {
         columns_(backward ? shape.group_channels() : shape.group_outputs()),
         groups_(shape.groups),
         panels_(panels_of(columns_)),
-        room_(shape.taps() * groups_ * panels_ * depth_ * kPanel) {
+        room_(room_for<S>(weight, shape.taps() * groups_ * panels_ * depth_ * kPanel)) {
     // Of one group: (O, C, taps).
     const S* from = data<S>(weight);
     const int64_t taps = shape.taps(), output_stride = shape.group_channels() * taps;
@@ -216,66 +221,94 @@ class PackedWeights {
   }
 
   S* panel(int64_t tap, int64_t group, int64_t panel) const {
-    return room_.data() + ((tap * groups_ + group) * panels_ + panel) * depth_ * kPanel;
+    return mutable_data<S>(room_) + ((tap * groups_ + group) * panels_ + panel) * depth_ * kPanel;
   }
   int64_t depth() const { return depth_; }
   int64_t panels() const { return panels_; }
 
  private:
   int64_t depth_, columns_, groups_, panels_;
-  Workspace<S> room_;
+  Tensor room_;
 };
 
 // ---- forward ------------------------------------------------------------------------------------
 
+// Forward in blocks of positions.
 template <typename T>
-void convolve(const DeformConvShape& shape, const Samples<Sum<T>>& samples,
-              const PackedWeights<Sum<T>>& weights, const Sum<T>* bias, const PositionMap<T>& out) {
+class ForwardPass {
+ public:
   using S = Sum<T>;
-  const auto& loops = current_loops<DeformConvLoops<T>>();
-  const int64_t group_width = weights.panels() * kPanel;
-  const int64_t column_stride = row_stride<S>(shape.channels);
-  const int64_t sum_stride = row_stride<S>(shape.groups * group_width);
-  const int64_t rows = std::clamp(kBlockValues / (column_stride + sum_stride) / kPanelRows,
-                                  int64_t(1), kMostBlockRows / kPanelRows) *
-                       kPanelRows;
-  const int64_t positions = shape.all_positions(), blocks = round_up(positions, rows) / rows;
-  parallel_for(blocks, 1, [&](int64_t first_block, int64_t last_block) {
-    const Workspace<S> column_room(rows * column_stride), sum_room(rows * sum_stride);
-    S *const columns = column_room.data(), *const sums = sum_room.data();
-    std::fill_n(columns, rows * column_stride, S(0));
-    for (int64_t block = first_block; block < last_block; ++block) {
-      const int64_t begin = block * rows, end = std::min(begin + rows, positions);
-      for (int64_t tap = 0; tap < shape.taps(); ++tap) {
-        for_each_image(
-            shape, begin, end, [&](int64_t image, int64_t first, int64_t n, int64_t row) {
-              for (int64_t g = 0; g < shape.offset_groups; ++g)
-                loops.sample(samples.map(image, g), samples.tap(image, g, tap), first, n,
-                             {columns + row * column_stride + g * shape.offset_group_channels(),
-                              column_stride});
-            });
-        for (int64_t g = 0; g < shape.groups; ++g)
-          for (int64_t p = 0; p < weights.panels(); ++p)
-            loops.multiply({columns + g * shape.group_channels(), column_stride, 1},
-                           round_up(end - begin, kPanelRows), weights.panel(tap, g, p), kPanel,
-                           weights.depth(), tap > 0, sums + g * group_width + p * kPanel,
-                           sum_stride);
-      }
-      for_each_image(shape, begin, end, [&](int64_t image, int64_t first, int64_t n, int64_t row) {
-        for (int64_t g = 0; g < shape.groups; ++g) {
-          S* const of_group = sums + row * sum_stride + g * group_width;
-          const int64_t output = g * shape.group_outputs();
-          for (int64_t i = 0; bias && i < n; ++i)
-            for (int64_t o = 0; o < shape.group_outputs(); ++o)
-              of_group[i * sum_stride + o] += bias[output + o];
-          loops.store_rows({of_group, sum_stride}, n, shape.group_outputs(),
-                           out.at(image, first) + output * out.channel_stride, out.position_stride,
-                           out.channel_stride);
-        }
+
+  ForwardPass(const DeformConvShape& shape, const Samples<S>& samples,
+              const PackedWeights<S>& weights, const S* bias, const PositionMap<T>& out)
+      : shape_(shape),
+        samples_(samples),
+        weights_(weights),
+        bias_(bias),
+        out_(out),
+        column_stride_(row_stride<S>(shape.channels)),
+        sum_stride_(row_stride<S>(shape.groups * group_width())) {}
+
+  // `like`: a tensor on the device.
+  void run(const Tensor& like) const {
+    const int64_t positions = shape_.all_positions(), threads = torch::stable::get_num_threads();
+    const int64_t most = std::min({kBlockValues / (column_stride_ + sum_stride_), kMostBlockRows,
+                                   round_up(positions, threads) / threads});
+    const int64_t rows = round_up(std::max(most, int64_t(1)), kPanelRows);
+    parallel_for(round_up(positions, rows) / rows, 1, [&](int64_t first, int64_t last) {
+      const Tensor columns = room_for<S>(like, rows * column_stride_);
+      const Tensor sums = room_for<S>(like, rows * sum_stride_);
+      for (int64_t block = first; block < last; ++block)
+        convolve(block * rows, std::min((block + 1) * rows, positions), mutable_data<S>(columns),
+                 mutable_data<S>(sums));
+    });
+  }
+
+ private:
+  // Of a group's sums.
+  int64_t group_width() const { return weights_.panels() * kPanel; }
+
+  void convolve(int64_t begin, int64_t end, S* columns, S* sums) const {
+    for (int64_t tap = 0; tap < shape_.taps(); ++tap) {
+      for_each_image(shape_, begin, end, [&](int64_t image, int64_t first, int64_t n, int64_t row) {
+        sample(tap, image, first, n, columns + row * column_stride_);
       });
+      for (int64_t g = 0; g < shape_.groups; ++g)
+        for (int64_t p = 0; p < weights_.panels(); ++p)
+          loops_.multiply({columns + g * shape_.group_channels(), column_stride_, 1},
+                          round_up(end - begin, kPanelRows), weights_.panel(tap, g, p), kPanel,
+                          weights_.depth(), tap > 0, sums + g * group_width() + p * kPanel,
+                          sum_stride_);
     }
-  });
-}
+    for_each_image(shape_, begin, end, [&](int64_t image, int64_t first, int64_t n, int64_t row) {
+      for (int64_t g = 0; g < shape_.groups; ++g)
+        store(g, image, first, n, sums + row * sum_stride_ + g * group_width());
+    });
+  }
+
+  void sample(int64_t tap, int64_t image, int64_t first, int64_t n, S* columns) const {
+    for (int64_t g = 0; g < shape_.offset_groups; ++g)
+      loops_.sample(samples_.map(image, g), samples_.tap(image, g, tap), first, n,
+                    {columns + g * shape_.offset_group_channels(), column_stride_});
+  }
+
+  void store(int64_t group, int64_t image, int64_t first, int64_t n, S* sums) const {
+    const int64_t outputs = shape_.group_outputs(), output = group * outputs;
+    for (int64_t i = 0; bias_ && i < n; ++i)
+      for (int64_t o = 0; o < outputs; ++o) sums[i * sum_stride_ + o] += bias_[output + o];
+    loops_.store_rows({sums, sum_stride_}, n, outputs,
+                      out_.at(image, first) + output * out_.channel_stride, out_.position_stride,
+                      out_.channel_stride);
+  }
+
+  const DeformConvLoops<T>& loops_ = current_loops<DeformConvLoops<T>>();
+  const DeformConvShape& shape_;
+  const Samples<S>& samples_;
+  const PackedWeights<S>& weights_;
+  const S* bias_;
+  PositionMap<T> out_;
+  int64_t column_stride_, sum_stride_;
+};
 
 // ---- backward -----------------------------------------------------------------------------------
 
@@ -284,7 +317,7 @@ struct ConvGradients {
   S *pixels, *offset, *mask, *weight, *bias;  // mask may be null
 };
 
-// Backward in three passes over each chunk of positions.
+// Backward in three passes over each chunk of positions. `like`: a tensor on the device.
 template <typename T>
 class BackwardPass {
  public:
@@ -292,7 +325,7 @@ class BackwardPass {
 
   BackwardPass(const DeformConvShape& shape, const Samples<S>& samples,
                const PackedWeights<S>& weights, const PositionMap<const T>& grad,
-               const ConvGradients<S>& to)
+               const ConvGradients<S>& to, const Tensor& like)
       : shape_(shape),
         samples_(samples),
         weights_(weights),
@@ -300,15 +333,13 @@ class BackwardPass {
         to_(to),
         output_stride_(row_stride<S>(shape.outputs)),
         column_stride_(row_stride<S>(shape.channels)),
-        rows_(std::clamp(kChunkValues / (shape.taps() * column_stride_) / kPanelRows, int64_t(1),
-                         std::min(kMostChunkRows, round_up(shape.all_positions(), kPanelRows)) /
-                             kPanelRows) *
-              kPanelRows),
+        rows_(chunk_rows()),
         weight_rows_(round_up(shape.group_outputs(), kPanelRows)),
-        outputs_(rows_ * output_stride_),
-        grad_columns_(shape.taps() * rows_ * column_stride_),
-        columns_(shape.taps() * rows_ * column_stride_),
-        grad_weights_(shape.taps() * shape.groups * weight_rows_ * weight_stride()) {}
+        outputs_(room_for<S>(like, rows_ * output_stride_)),
+        grad_columns_(room_for<S>(like, shape.taps() * rows_ * column_stride_)),
+        columns_(room_for<S>(like, shape.taps() * rows_ * column_stride_)),
+        grad_weights_(
+            room_for<S>(like, shape.taps() * shape.groups * weight_rows_ * weight_stride())) {}
 
   void run() {
     for (int64_t begin = 0; begin < shape_.all_positions(); begin += rows_) {
@@ -321,14 +352,23 @@ class BackwardPass {
   }
 
  private:
+  // The same for any number of threads, because a chunk's gradients of the pixels are added tap by
+  // tap.
+  int64_t chunk_rows() const {
+    const int64_t most = std::min(
+        {kChunkValues / (shape_.taps() * column_stride_), kMostChunkRows, shape_.all_positions()});
+    return round_up(std::max(most, int64_t(1)), kPanelRows);
+  }
+
   // The rows of the columns of a tap.
-  S* tap_rows(const Workspace<S>& columns, int64_t tap) const {
-    return columns.data() + tap * rows_ * column_stride_;
+  S* tap_rows(const Tensor& columns, int64_t tap) const {
+    return mutable_data<S>(columns) + tap * rows_ * column_stride_;
   }
   int64_t weight_stride() const { return weights_.panels() * kPanel; }
   // (weight_rows_, weight_stride()) of a tap and group.
   S* grad_weight(int64_t tap, int64_t group) const {
-    return grad_weights_.data() + (tap * shape_.groups + group) * weight_rows_ * weight_stride();
+    return mutable_data<S>(grad_weights_) +
+           (tap * shape_.groups + group) * weight_rows_ * weight_stride();
   }
 
   // The gradients of the columns, of offset and mask, and the columns.
@@ -346,12 +386,13 @@ class BackwardPass {
   }
 
   void load_outputs(int64_t begin, int64_t row, int64_t past) {
-    for_each_image(
-        shape_, begin + row, begin + past, [&](int64_t image, int64_t first, int64_t n, int64_t i) {
-          loops_.load_rows(grad_.at(image, first), grad_.position_stride, grad_.channel_stride, n,
-                           shape_.outputs,
-                           {outputs_.data() + (row + i) * output_stride_, output_stride_});
-        });
+    for_each_image(shape_, begin + row, begin + past,
+                   [&](int64_t image, int64_t first, int64_t n, int64_t i) {
+                     loops_.load_rows(
+                         grad_.at(image, first), grad_.position_stride, grad_.channel_stride, n,
+                         shape_.outputs,
+                         {mutable_data<S>(outputs_) + (row + i) * output_stride_, output_stride_});
+                   });
   }
 
   // A panel of a group overwrites columns of the next group, which come after it.
@@ -359,10 +400,11 @@ class BackwardPass {
     S* const to = tap_rows(grad_columns_, tap) + row * column_stride_;
     for (int64_t g = 0; g < shape_.groups; ++g)
       for (int64_t p = 0; p < weights_.panels(); ++p)
-        loops_.multiply({outputs_.data() + row * output_stride_ + g * shape_.group_outputs(),
-                         output_stride_, 1},
-                        past - row, weights_.panel(tap, g, p), kPanel, weights_.depth(), false,
-                        to + g * shape_.group_channels() + p * kPanel, column_stride_);
+        loops_.multiply(
+            {mutable_data<S>(outputs_) + row * output_stride_ + g * shape_.group_outputs(),
+             output_stride_, 1},
+            past - row, weights_.panel(tap, g, p), kPanel, weights_.depth(), false,
+            to + g * shape_.group_channels() + p * kPanel, column_stride_);
   }
 
   void differentiate_tap(int64_t tap, int64_t begin, int64_t row, int64_t past) {
@@ -414,14 +456,14 @@ class BackwardPass {
         const int64_t tap = i / (shape_.groups * panels), g = i / panels % shape_.groups;
         const int64_t column = i % panels * kPanel;
         loops_.multiply(
-            {outputs_.data() + g * shape_.group_outputs(), 1, output_stride_}, weight_rows_,
-            tap_rows(columns_, tap) + g * shape_.group_channels() + column, column_stride_, rows,
-            begin > 0, grad_weight(tap, g) + column, weight_stride());
+            {mutable_data<S>(outputs_) + g * shape_.group_outputs(), 1, output_stride_},
+            weight_rows_, tap_rows(columns_, tap) + g * shape_.group_channels() + column,
+            column_stride_, rows, begin > 0, grad_weight(tap, g) + column, weight_stride());
       }
     });
     for (int64_t row = 0; row < rows; ++row)
       for (int64_t o = 0; o < shape_.outputs; ++o)
-        to_.bias[o] += outputs_.data()[row * output_stride_ + o];
+        to_.bias[o] += mutable_data<S>(outputs_)[row * output_stride_ + o];
   }
 
   // (taps, groups, O, C) -> (groups, O, C, taps).
@@ -445,7 +487,7 @@ class BackwardPass {
   PositionMap<const T> grad_;
   ConvGradients<S> to_;
   int64_t output_stride_, column_stride_, rows_, weight_rows_;
-  Workspace<S> outputs_, grad_columns_, columns_, grad_weights_;
+  Tensor outputs_, grad_columns_, columns_, grad_weights_;
 };
 
 }  // namespace
@@ -466,9 +508,10 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& we
   dispatch_floating(input.scalar_type(), [&]<typename T>() {
     using S = Sum<T>;
     const Tensor pixels = pixels_of<T>(input, shape);
-    convolve<T>(shape, Samples<S>(shape, pixels, offsets, masks),
-                PackedWeights<S>(shape, weights, false), shift ? data<S>(*shift) : nullptr,
-                position_map<T>(out));
+    const Samples<S> samples(shape, pixels, offsets, masks);
+    const PackedWeights<S> packed(shape, weights, false);
+    ForwardPass<T>(shape, samples, packed, shift ? data<S>(*shift) : nullptr, position_map<T>(out))
+        .run(weights);
   });
   return out;
 }
@@ -505,7 +548,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(
     BackwardPass<T>(shape, samples, packed, position_map<const T>(rows),
                     {mutable_data<S>(grad_pixels), mutable_data<S>(grad_offset),
                      mask ? mutable_data<S>(grad_mask) : nullptr, mutable_data<S>(grad_weight),
-                     mutable_data<S>(grad_bias)})
+                     mutable_data<S>(grad_bias)},
+                    weights)
         .run();
     return map_of<T>(grad_pixels, shape, input);
   });

@@ -19,10 +19,10 @@
 // in the definition.
 #include <algorithm>
 #include <array>
+#include <memory>
 
 #include "../host/channels_last.h"
 #include "../host/parallel.h"
-#include "../host/workspace.h"
 #include "contract.h"
 #include "winograd.loops.h"
 
@@ -34,6 +34,19 @@ constexpr int64_t kBlockFloats = 150'000;  // of transformed inputs: 600 KB of a
 constexpr int64_t kMostBlockTiles = 72;
 constexpr int64_t kChunkTiles = 256;
 constexpr int64_t kChunkRows = 4 * kWinogradRows;
+
+// A workspace of n floats that begins on a cache line.
+class Workspace {
+ public:
+  explicit Workspace(int64_t n) : lines_(new Line[(n + 15) / 16]) {}
+  float* data() const { return lines_[0].floats; }
+
+ private:
+  struct alignas(64) Line {
+    float floats[16];
+  };
+  std::unique_ptr<Line[]> lines_;
+};
 
 // A map (B, C, H, W) in channels_last, as 2x2 tiles.
 template <typename T>
@@ -149,8 +162,8 @@ Tensor winograd_conv(const Tensor& input, const Tensor& filters, const std::opti
       std::clamp(round_up(fitting, kWinogradRows), kWinogradRows, kMostBlockTiles);
   const WinogradLoops& loops = current_loops<WinogradLoops>();
   parallel_for(round_up(from.tiles(), block) / block, 1, [&](int64_t first, int64_t last) {
-    const Workspace<float> transformed(kWinogradPositions * block * row_stride);
-    const Workspace<float> products(kWinogradPositions * block * kWinogradPanel);
+    const Workspace transformed(kWinogradPositions * block * row_stride);
+    const Workspace products(kWinogradPositions * block * kWinogradPanel);
     const int64_t position_stride = block * row_stride, product_stride = block * kWinogradPanel;
     for (int64_t b = first; b < last; ++b) {
       const int64_t begin = b * block, end = std::min(begin + block, from.tiles());
@@ -195,9 +208,9 @@ Tensor winograd_filters_grad(const Tensor& grad, const Tensor& input) {
   const int64_t columns = panels * kWinogradPanel;
   // Rows with a length of a power of two would share a few sets of the L1 cache.
   const int64_t left_stride = round_up(rows, 16) + 16, panel_size = kChunkTiles * kWinogradPanel;
-  const Workspace<float> left_chunk(kWinogradPositions * kChunkTiles * left_stride);
-  const Workspace<float> right_chunk(kWinogradPositions * panels * panel_size);
-  const Workspace<float> sums(kWinogradPositions * rows * columns);
+  const Workspace left_chunk(kWinogradPositions * kChunkTiles * left_stride);
+  const Workspace right_chunk(kWinogradPositions * panels * panel_size);
+  const Workspace sums(kWinogradPositions * rows * columns);
   const std::vector<float> outside(std::max(filters, channels));
   const WinogradLoops& loops = current_loops<WinogradLoops>();
   for (int64_t first = 0; first < left.tiles(); first += kChunkTiles) {

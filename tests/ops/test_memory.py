@@ -191,7 +191,7 @@ def deform_conv2d() -> Case:
     # The output, and the gradients of all tensors. The workspace is a copy of the input and of its
     # gradient, and a part of the columns; all columns and their gradients would be 184 MB.
     outputs = 2 * input.nbytes + offset.nbytes + mask.nbytes
-    return Case(both_ways(convolve, input, offset, mask), outputs, 2 * input.nbytes + 16 * MB)
+    return Case(both_ways(convolve, input, offset, mask), outputs, 2 * input.nbytes + 8 * MB)
 
 
 def mask_rcnn_loss() -> Case:
