@@ -206,7 +206,10 @@ void nms(const std::string& type) {
     const SoftNmsRule<T> rule = {method, T(0.3), T(0.5), T(0.001)};
     std::vector<int64_t> keep;
     std::vector<T> kept_scores;
-    SoftNms<T>(rows.data(), scores.data(), nullptr, kBoxes, rule).run(keep, kept_scores);
+    SoftNms<T>(rows.data(), scores.data(), nullptr, kBoxes, rule).run([&](int64_t index, T score) {
+      keep.push_back(index);
+      kept_scores.push_back(score);
+    });
     print(type + " soft_nms", keep);
     print(type + " soft_nms scores", kept_scores);
   }

@@ -142,7 +142,7 @@ __attribute__((always_inline)) inline void sum_lanes(const Lanes<double> (&of)[4
 // The mask as bits, the first lane lowest.
 template <typename Mask>
 __attribute__((always_inline)) inline uint32_t lane_bits(const Mask& mask) {
-  constexpr bool kWide = sizeof(mask[0]) == 8;
+  [[maybe_unused]] constexpr bool kWide = sizeof(mask[0]) == 8;
 #if defined(__AVX512F__)
   const __m512i bits = __builtin_bit_cast(__m512i, mask);
   return kWide ? _mm512_test_epi64_mask(bits, bits) : _mm512_test_epi32_mask(bits, bits);
