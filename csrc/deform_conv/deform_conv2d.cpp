@@ -50,8 +50,8 @@ int64_t row_stride(int64_t n) {
 
 // Room for n sums, uninitialised.
 template <typename S>
-Tensor room_for(const Tensor& like, int64_t n) {
-  return in_huge_pages(empty(like, {n}, scalar_type_of<S>()));
+Tensor room_for(int64_t n) {
+  return in_huge_pages(torch::stable::empty({&n, 1}, scalar_type_of<S>()));
 }
 
 int64_t panels_of(int64_t columns) { return round_up(columns, kPanel) / kPanel; }
@@ -199,7 +199,7 @@ class PackedWeights {
         columns_(backward ? shape.group_channels() : shape.group_outputs()),
         groups_(shape.groups),
         panels_(panels_of(columns_)),
-        room_(room_for<S>(weight, shape.taps() * groups_ * panels_ * depth_ * kPanel)) {
+        room_(room_for<S>(shape.taps() * groups_ * panels_ * depth_ * kPanel)) {
     // Of one group: (O, C, taps).
     const S* from = data<S>(weight);
     const int64_t taps = shape.taps(), output_stride = shape.group_channels() * taps;
@@ -249,15 +249,14 @@ class ForwardPass {
         column_stride_(row_stride<S>(shape.channels)),
         sum_stride_(row_stride<S>(shape.groups * group_width())) {}
 
-  // `like`: a tensor on the device.
-  void run(const Tensor& like) const {
+  void run() const {
     const int64_t positions = shape_.all_positions(), threads = torch::stable::get_num_threads();
     const int64_t most = std::min({kBlockValues / (column_stride_ + sum_stride_), kMostBlockRows,
                                    round_up(positions, threads) / threads});
     const int64_t rows = round_up(std::max(most, int64_t(1)), kPanelRows);
     parallel_for(round_up(positions, rows) / rows, 1, [&](int64_t first, int64_t last) {
-      const Tensor columns = room_for<S>(like, rows * column_stride_);
-      const Tensor sums = room_for<S>(like, rows * sum_stride_);
+      const Tensor columns = room_for<S>(rows * column_stride_);
+      const Tensor sums = room_for<S>(rows * sum_stride_);
       for (int64_t block = first; block < last; ++block)
         convolve(block * rows, std::min((block + 1) * rows, positions), mutable_data<S>(columns),
                  mutable_data<S>(sums));
@@ -317,7 +316,7 @@ struct ConvGradients {
   S *pixels, *offset, *mask, *weight, *bias;  // mask may be null
 };
 
-// Backward in three passes over each chunk of positions. `like`: a tensor on the device.
+// Backward in three passes over each chunk of positions.
 template <typename T>
 class BackwardPass {
  public:
@@ -325,7 +324,7 @@ class BackwardPass {
 
   BackwardPass(const DeformConvShape& shape, const Samples<S>& samples,
                const PackedWeights<S>& weights, const PositionMap<const T>& grad,
-               const ConvGradients<S>& to, const Tensor& like)
+               const ConvGradients<S>& to)
       : shape_(shape),
         samples_(samples),
         weights_(weights),
@@ -335,11 +334,10 @@ class BackwardPass {
         column_stride_(row_stride<S>(shape.channels)),
         rows_(chunk_rows()),
         weight_rows_(round_up(shape.group_outputs(), kPanelRows)),
-        outputs_(room_for<S>(like, rows_ * output_stride_)),
-        grad_columns_(room_for<S>(like, shape.taps() * rows_ * column_stride_)),
-        columns_(room_for<S>(like, shape.taps() * rows_ * column_stride_)),
-        grad_weights_(
-            room_for<S>(like, shape.taps() * shape.groups * weight_rows_ * weight_stride())) {}
+        outputs_(room_for<S>(rows_ * output_stride_)),
+        grad_columns_(room_for<S>(shape.taps() * rows_ * column_stride_)),
+        columns_(room_for<S>(shape.taps() * rows_ * column_stride_)),
+        grad_weights_(room_for<S>(shape.taps() * shape.groups * weight_rows_ * weight_stride())) {}
 
   void run() {
     for (int64_t begin = 0; begin < shape_.all_positions(); begin += rows_) {
@@ -490,6 +488,16 @@ class BackwardPass {
   Tensor outputs_, grad_columns_, columns_, grad_weights_;
 };
 
+template <typename T>
+void differentiate(const DeformConvShape& shape, const Tensor& input, const Tensor& offset,
+                   const std::optional<Tensor>& mask, const Tensor& weight, const Tensor& grad,
+                   const ConvGradients<Sum<T>>& to) {
+  const Tensor pixels = pixels_of<T>(input, shape);
+  const Samples<Sum<T>> samples(shape, pixels, offset, mask);
+  const PackedWeights<Sum<T>> packed(shape, weight, true);
+  BackwardPass<T>(shape, samples, packed, position_map<const T>(grad), to).run();
+}
+
 }  // namespace
 
 Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& weight,
@@ -511,7 +519,7 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& we
     const Samples<S> samples(shape, pixels, offsets, masks);
     const PackedWeights<S> packed(shape, weights, false);
     ForwardPass<T>(shape, samples, packed, shift ? data<S>(*shift) : nullptr, position_map<T>(out))
-        .run(weights);
+        .run();
   });
   return out;
 }
@@ -540,17 +548,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(
   fill_zero(grad_weight);
   fill_zero(grad_bias);
   const Tensor grad_input = dispatch_floating(input.scalar_type(), [&]<typename T>() {
-    using S = Sum<T>;
-    if (grad.numel() == 0) return map_of<T>(grad_pixels, shape, input);
-    const Tensor pixels = pixels_of<T>(input, shape);
-    const Samples<S> samples(shape, pixels, offsets, masks);
-    const PackedWeights<S> packed(shape, weights, true);
-    BackwardPass<T>(shape, samples, packed, position_map<const T>(rows),
-                    {mutable_data<S>(grad_pixels), mutable_data<S>(grad_offset),
-                     mask ? mutable_data<S>(grad_mask) : nullptr, mutable_data<S>(grad_weight),
-                     mutable_data<S>(grad_bias)},
-                    weights)
-        .run();
+    if (grad.numel() != 0)
+      differentiate<T>(shape, input, offsets, masks, weights, rows,
+                       {mutable_data<Sum<T>>(grad_pixels), mutable_data<Sum<T>>(grad_offset),
+                        mask ? mutable_data<Sum<T>>(grad_mask) : nullptr,
+                        mutable_data<Sum<T>>(grad_weight), mutable_data<Sum<T>>(grad_bias)});
     return map_of<T>(grad_pixels, shape, input);
   });
   return {grad_input, cast(grad_offset, offset.scalar_type()),

@@ -4,6 +4,8 @@
 // the pixels; a pixel outside the map is a row of zeros.
 #include "deform_conv2d.loops.h"
 
+#include <type_traits>
+
 #include "../geometry/pixel_sample.h"
 #include "../isa/panel_product.h"
 
