@@ -10,9 +10,9 @@
 //
 // Backward goes over chunks of positions. First the threads share the positions: the output's
 // gradient times the weights is the gradient of the columns, which gives those of offset and mask,
-// and the columns are sampled again. Then they share the channels: the gradient of the columns is
-// added to the pixels, in the order of the taps and positions. Then they share the weights, whose
-// gradient is the product of the output's gradient and the columns, added chunk by chunk.
+// and the columns are sampled again. Then they share the channels and the weights: the gradient of
+// the columns is added to the pixels, in the order of the taps and positions; and the product of
+// the output's gradient and the columns is added to the gradient of the weights.
 //
 // So each sum has one order, whatever the number of threads. Workspace: the copy of the input, the
 // packed weights, and in backward their gradient, the gradient of the input as sums, and a chunk's
@@ -37,7 +37,9 @@ namespace {
 
 constexpr int64_t kBlockValues = 100'000;    // columns and sums of a block, forward
 constexpr int64_t kChunkValues = 1'000'000;  // columns of a chunk, backward
+constexpr int64_t kWeightRows = 384;
 constexpr int64_t kMostBlockRows = 192, kMostChunkRows = 1536;
+static_assert(kMostBlockRows % kPanelRows == 0 && kMostChunkRows % kPanelRows == 0);
 
 // The length of a row of n values and of what a panel writes beyond them. An odd number of cache
 // lines, so that the rows do not share a few sets of the caches.
@@ -50,9 +52,17 @@ int64_t row_stride(int64_t n) {
 
 // Room for n sums, uninitialised.
 template <typename S>
-Tensor room_for(int64_t n) {
-  return in_huge_pages(torch::stable::empty({&n, 1}, scalar_type_of<S>()));
-}
+class Room {
+ public:
+  explicit Room(int64_t n)
+      : tensor_(in_huge_pages(torch::stable::empty({&n, 1}, scalar_type_of<S>()))),
+        data_(mutable_data<S>(tensor_)) {}
+  S* data() const { return data_; }
+
+ private:
+  Tensor tensor_;
+  S* data_;
+};
 
 int64_t panels_of(int64_t columns) { return round_up(columns, kPanel) / kPanel; }
 
@@ -199,7 +209,7 @@ class PackedWeights {
         columns_(backward ? shape.group_channels() : shape.group_outputs()),
         groups_(shape.groups),
         panels_(panels_of(columns_)),
-        room_(room_for<S>(shape.taps() * groups_ * panels_ * depth_ * kPanel)) {
+        room_(shape.taps() * groups_ * panels_ * depth_ * kPanel) {
     // Of one group: (O, C, taps).
     const S* from = data<S>(weight);
     const int64_t taps = shape.taps(), output_stride = shape.group_channels() * taps;
@@ -221,14 +231,14 @@ class PackedWeights {
   }
 
   S* panel(int64_t tap, int64_t group, int64_t panel) const {
-    return mutable_data<S>(room_) + ((tap * groups_ + group) * panels_ + panel) * depth_ * kPanel;
+    return room_.data() + ((tap * groups_ + group) * panels_ + panel) * depth_ * kPanel;
   }
   int64_t depth() const { return depth_; }
   int64_t panels() const { return panels_; }
 
  private:
   int64_t depth_, columns_, groups_, panels_;
-  Tensor room_;
+  Room<S> room_;
 };
 
 // ---- forward ------------------------------------------------------------------------------------
@@ -255,11 +265,10 @@ class ForwardPass {
                                    round_up(positions, threads) / threads});
     const int64_t rows = round_up(std::max(most, int64_t(1)), kPanelRows);
     parallel_for(round_up(positions, rows) / rows, 1, [&](int64_t first, int64_t last) {
-      const Tensor columns = room_for<S>(rows * column_stride_);
-      const Tensor sums = room_for<S>(rows * sum_stride_);
+      const Room<S> columns(rows * column_stride_), sums(rows * sum_stride_);
       for (int64_t block = first; block < last; ++block)
-        convolve(block * rows, std::min((block + 1) * rows, positions), mutable_data<S>(columns),
-                 mutable_data<S>(sums));
+        convolve(block * rows, std::min((block + 1) * rows, positions), columns.data(),
+                 sums.data());
     });
   }
 
@@ -316,7 +325,7 @@ struct ConvGradients {
   S *pixels, *offset, *mask, *weight, *bias;  // mask may be null
 };
 
-// Backward in three passes over each chunk of positions.
+// Backward in two passes over each chunk of positions.
 template <typename T>
 class BackwardPass {
  public:
@@ -334,17 +343,16 @@ class BackwardPass {
         column_stride_(row_stride<S>(shape.channels)),
         rows_(chunk_rows()),
         weight_rows_(round_up(shape.group_outputs(), kPanelRows)),
-        outputs_(room_for<S>(rows_ * output_stride_)),
-        grad_columns_(room_for<S>(shape.taps() * rows_ * column_stride_)),
-        columns_(room_for<S>(shape.taps() * rows_ * column_stride_)),
-        grad_weights_(room_for<S>(shape.taps() * shape.groups * weight_rows_ * weight_stride())) {}
+        outputs_(rows_ * output_stride_),
+        grad_columns_(shape.taps() * rows_ * column_stride_),
+        columns_(shape.taps() * rows_ * column_stride_),
+        grad_weights_(shape.taps() * shape.groups * weight_rows_ * weight_stride()) {}
 
   void run() {
     for (int64_t begin = 0; begin < shape_.all_positions(); begin += rows_) {
       const int64_t end = std::min(begin + rows_, shape_.all_positions());
       differentiate_samples(begin, end);
-      differentiate_pixels(begin, end);
-      differentiate_weights(begin, end);
+      differentiate_pixels_and_weights(begin, end);
     }
     store_weights();
   }
@@ -359,38 +367,40 @@ class BackwardPass {
   }
 
   // The rows of the columns of a tap.
-  S* tap_rows(const Tensor& columns, int64_t tap) const {
-    return mutable_data<S>(columns) + tap * rows_ * column_stride_;
+  S* tap_rows(const Room<S>& columns, int64_t tap) const {
+    return columns.data() + tap * rows_ * column_stride_;
   }
   int64_t weight_stride() const { return weights_.panels() * kPanel; }
   // (weight_rows_, weight_stride()) of a tap and group.
   S* grad_weight(int64_t tap, int64_t group) const {
-    return mutable_data<S>(grad_weights_) +
-           (tap * shape_.groups + group) * weight_rows_ * weight_stride();
+    return grad_weights_.data() + (tap * shape_.groups + group) * weight_rows_ * weight_stride();
   }
 
   // The gradients of the columns, of offset and mask, and the columns.
   void differentiate_samples(int64_t begin, int64_t end) {
+    const auto differentiate_block = [&](int64_t row, int64_t past) {
+      const int64_t real = std::min(past, end - begin);
+      load_outputs(begin, row, real);
+      for (int64_t tap = 0; tap < shape_.taps(); ++tap) {
+        multiply_outputs(tap, row, past);
+        differentiate_tap(tap, begin, row, real);
+      }
+    };
     parallel_for(round_up(end - begin, kPanelRows) / kPanelRows, 1,
                  [&](int64_t first, int64_t last) {
-                   const int64_t row = first * kPanelRows;
-                   const int64_t past = std::min(last * kPanelRows, end - begin);
-                   load_outputs(begin, row, past);
-                   for (int64_t tap = 0; tap < shape_.taps(); ++tap) {
-                     multiply_outputs(tap, row, last * kPanelRows);
-                     differentiate_tap(tap, begin, row, past);
-                   }
+                   const int64_t past = last * kPanelRows;
+                   for (int64_t row = first * kPanelRows; row < past; row += kMostBlockRows)
+                     differentiate_block(row, std::min(row + kMostBlockRows, past));
                  });
   }
 
   void load_outputs(int64_t begin, int64_t row, int64_t past) {
-    for_each_image(shape_, begin + row, begin + past,
-                   [&](int64_t image, int64_t first, int64_t n, int64_t i) {
-                     loops_.load_rows(
-                         grad_.at(image, first), grad_.position_stride, grad_.channel_stride, n,
-                         shape_.outputs,
-                         {mutable_data<S>(outputs_) + (row + i) * output_stride_, output_stride_});
-                   });
+    for_each_image(
+        shape_, begin + row, begin + past, [&](int64_t image, int64_t first, int64_t n, int64_t i) {
+          loops_.load_rows(grad_.at(image, first), grad_.position_stride, grad_.channel_stride, n,
+                           shape_.outputs,
+                           {outputs_.data() + (row + i) * output_stride_, output_stride_});
+        });
   }
 
   // A panel of a group overwrites columns of the next group, which come after it.
@@ -398,11 +408,10 @@ class BackwardPass {
     S* const to = tap_rows(grad_columns_, tap) + row * column_stride_;
     for (int64_t g = 0; g < shape_.groups; ++g)
       for (int64_t p = 0; p < weights_.panels(); ++p)
-        loops_.multiply(
-            {mutable_data<S>(outputs_) + row * output_stride_ + g * shape_.group_outputs(),
-             output_stride_, 1},
-            past - row, weights_.panel(tap, g, p), kPanel, weights_.depth(), false,
-            to + g * shape_.group_channels() + p * kPanel, column_stride_);
+        loops_.multiply({outputs_.data() + row * output_stride_ + g * shape_.group_outputs(),
+                         output_stride_, 1},
+                        past - row, weights_.panel(tap, g, p), kPanel, weights_.depth(), false,
+                        to + g * shape_.group_channels() + p * kPanel, column_stride_);
   }
 
   void differentiate_tap(int64_t tap, int64_t begin, int64_t row, int64_t past) {
@@ -420,20 +429,31 @@ class BackwardPass {
         });
   }
 
-  // Adds the gradients of the columns to the pixels; the threads share the channels.
-  void differentiate_pixels(int64_t begin, int64_t end) {
+  // The threads share slices of channels and panels of weights in the same proportion.
+  void differentiate_pixels_and_weights(int64_t begin, int64_t end) {
     constexpr int64_t kSlice = 16;
-    parallel_for(round_up(shape_.channels, kSlice) / kSlice, 1, [&](int64_t first, int64_t last) {
-      const int64_t c0 = first * kSlice, c1 = std::min(last * kSlice, shape_.channels);
-      for (int64_t tap = 0; tap < shape_.taps(); ++tap)
-        for_each_image(shape_, begin, end,
-                       [&](int64_t image, int64_t position, int64_t n, int64_t row) {
-                         scatter(tap, image, position, n, row, c0, c1);
-                       });
+    const int64_t slices = round_up(shape_.channels, kSlice) / kSlice;
+    const int64_t panels = shape_.taps() * shape_.groups * weights_.panels();
+    const int64_t parts = std::max(slices, panels);
+    parallel_for(parts, 1, [&](int64_t first, int64_t last) {
+      differentiate_pixels(begin, end, first * slices / parts * kSlice,
+                           std::min(last * slices / parts * kSlice, shape_.channels));
+      differentiate_weights(end - begin, begin > 0, first * panels / parts, last * panels / parts);
     });
+    for (int64_t row = 0; row < end - begin; ++row)
+      for (int64_t o = 0; o < shape_.outputs; ++o)
+        to_.bias[o] += outputs_.data()[row * output_stride_ + o];
   }
 
-  // Channels [c0, c1).
+  // Adds the gradients of the columns to channels [c0, c1) of the pixels.
+  void differentiate_pixels(int64_t begin, int64_t end, int64_t c0, int64_t c1) {
+    for (int64_t tap = 0; c0 < c1 && tap < shape_.taps(); ++tap)
+      for_each_image(shape_, begin, end,
+                     [&](int64_t image, int64_t position, int64_t n, int64_t row) {
+                       scatter(tap, image, position, n, row, c0, c1);
+                     });
+  }
+
   void scatter(int64_t tap, int64_t image, int64_t first, int64_t n, int64_t row, int64_t c0,
                int64_t c1) {
     const int64_t width = shape_.offset_group_channels();
@@ -446,22 +466,22 @@ class BackwardPass {
     }
   }
 
-  // Adds the products of the output's gradient and the columns; the threads share the weights.
-  void differentiate_weights(int64_t begin, int64_t end) {
-    const int64_t panels = weights_.panels(), rows = end - begin;
-    parallel_for(shape_.taps() * shape_.groups * panels, 1, [&](int64_t first, int64_t last) {
+  // The products of the output's gradient and the columns, for panels [first, last) of the weights
+  // of all taps and groups. The rows are divided so that they stay in the L2 cache.
+  void differentiate_weights(int64_t rows, bool add, int64_t first, int64_t last) {
+    const int64_t panels = weights_.panels();
+    for (int64_t row = 0; row < rows; row += kWeightRows) {
+      const S* const outputs = outputs_.data() + row * output_stride_;
       for (int64_t i = first; i < last; ++i) {
         const int64_t tap = i / (shape_.groups * panels), g = i / panels % shape_.groups;
         const int64_t column = i % panels * kPanel;
         loops_.multiply(
-            {mutable_data<S>(outputs_) + g * shape_.group_outputs(), 1, output_stride_},
-            weight_rows_, tap_rows(columns_, tap) + g * shape_.group_channels() + column,
-            column_stride_, rows, begin > 0, grad_weight(tap, g) + column, weight_stride());
+            {outputs + g * shape_.group_outputs(), 1, output_stride_}, weight_rows_,
+            tap_rows(columns_, tap) + row * column_stride_ + g * shape_.group_channels() + column,
+            column_stride_, std::min(kWeightRows, rows - row), add || row > 0,
+            grad_weight(tap, g) + column, weight_stride());
       }
-    });
-    for (int64_t row = 0; row < rows; ++row)
-      for (int64_t o = 0; o < shape_.outputs; ++o)
-        to_.bias[o] += mutable_data<S>(outputs_)[row * output_stride_ + o];
+    }
   }
 
   // (taps, groups, O, C) -> (groups, O, C, taps).
@@ -485,7 +505,7 @@ class BackwardPass {
   PositionMap<const T> grad_;
   ConvGradients<S> to_;
   int64_t output_stride_, column_stride_, rows_, weight_rows_;
-  Tensor outputs_, grad_columns_, columns_, grad_weights_;
+  Room<S> outputs_, grad_columns_, columns_, grad_weights_;
 };
 
 template <typename T>

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -472,8 +473,6 @@ BAD = {
 
 @pytest.mark.parametrize("message", BAD)
 def test_bad_input_is_named(message, device):
-    import re
-
     sample = random_sample().to(torch.float32)._replace(**BAD[message]).to(device)
     with pytest.raises(RuntimeError, match=r"fastdet::deform_conv2d: .*" + re.escape(message)):
         deform_conv2d(*sample)
