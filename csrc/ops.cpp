@@ -44,6 +44,9 @@ STABLE_TORCH_LIBRARY(fastdet, m) {
   m.def("ms_deform_attn(Tensor value, SymInt[] heights, SymInt[] widths, Tensor locations, Tensor weights, bool softmax) -> Tensor");
   m.def("ms_deform_attn_backward(Tensor grad, Tensor value, SymInt[] heights, SymInt[] widths, Tensor locations, Tensor weights, bool softmax, bool deterministic) -> (Tensor, Tensor, Tensor)");
 
+  m.def("deform_conv2d(Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask, int[] stride, int[] padding, int[] dilation) -> Tensor");
+  m.def("deform_conv2d_backward(Tensor grad, Tensor input, Tensor offset, Tensor weight, Tensor? mask, int[] stride, int[] padding, int[] dilation, bool deterministic) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+
   m.def("rpn_proposals(Tensor[] objectness, Tensor[] deltas, Tensor anchors, Tensor sizes, int pre_nms_top_n, int post_nms_top_n, float iou_threshold, float score_threshold, float min_size) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("retinanet_detections(Tensor[] logits, Tensor[] deltas, Tensor anchors, Tensor sizes, float score_threshold, int topk_candidates, float iou_threshold, int detections_per_img) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("roi_detections(Tensor logits, Tensor deltas, Tensor proposals, Tensor? counts, Tensor sizes, float wx, float wy, float ww, float wh, float score_threshold, float iou_threshold, int detections_per_img, float min_size) -> (Tensor, Tensor, Tensor, Tensor)");

@@ -9,6 +9,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <array>
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
@@ -69,8 +70,22 @@ inline Tensor box_input(const Tensor& tensor, ScalarType dtype) {
   return torch::stable::contiguous(cast(tensor, dtype));
 }
 
+inline std::optional<Tensor> box_input(const std::optional<Tensor>& tensor, ScalarType dtype) {
+  return tensor ? std::optional(box_input(*tensor, dtype)) : std::nullopt;
+}
+
 inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
   return tensor ? std::optional(torch::stable::contiguous(*tensor)) : std::nullopt;
+}
+
+// out (N, R, C) = the products of a (N, R, K) and b (N, K, C). Written to `out` because autocast
+// would change the type of a result.
+inline void multiply_matrices(const Tensor& a, const Tensor& b, const Tensor& out) {
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
+                                    torch::stable::detail::from(out)};
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::bmm", "out", stack.data(), TORCH_ABI_VERSION));
+  torch::stable::detail::to<Tensor>(stack[0]);  // takes the result's reference
 }
 
 // float32 or float64, the types of sums and of box arithmetic.

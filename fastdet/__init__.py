@@ -26,6 +26,7 @@ _OPERATORS = frozenset(
         "complete_box_iou_loss",
         "crop_masks",
         "decode_boxes",
+        "deform_conv2d",
         "distance_box_iou",
         "distance_box_iou_loss",
         "encode_boxes",

@@ -592,6 +592,51 @@ def ms_deform_attn(
     return total.reshape(images, heads * channels, queries).transpose(1, 2)
 
 
+def deform_conv2d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    mask: Tensor | None = None,
+) -> Tensor:
+    """By the samples of all taps; differentiable in all tensors. A bad offset contributes 0."""
+    outputs, group_channels, *kernel = weight.shape
+    images, channels, *size = input.shape
+    taps, places = kernel[0] * kernel[1], offset.shape[2:]
+    shifts = offset.double().unflatten(1, (-1, taps, 2))  # (B, D, taps, 2, out_h, out_w)
+    positions = []
+    for axis in range(2):
+        own = torch.arange(kernel[axis], dtype=torch.float64) * dilation[axis] - padding[axis]
+        of_taps = (own[:, None] if axis == 0 else own).expand(*kernel).reshape(taps, 1, 1)
+        steps = torch.arange(places[axis], dtype=torch.float64) * stride[axis]
+        positions.append(of_taps + (steps[:, None] if axis == 0 else steps) + shifts[:, :, :, axis])
+    y, x = positions  # (B, D, taps, out_h, out_w)
+    groups = offset.size(1) // (2 * taps)
+    of_groups = input.double().reshape(images, groups, channels // groups, size[0] * size[1])
+    samples = torch.zeros(1, dtype=torch.float64)
+    inside = y.isfinite() & x.isfinite()
+    for down in range(2):
+        for right in range(2):
+            row, column = y.detach().floor() + down, x.detach().floor() + right
+            usable = inside & (row >= 0) & (row < size[0]) & (column >= 0) & (column < size[1])
+            index = torch.where(usable, row * size[1] + column, 0).long().flatten(2)
+            pixels = of_groups.gather(3, index[:, :, None].expand(-1, -1, channels // groups, -1))
+            share_y = y - row + 1 if down else 1 - (y - row)
+            share_x = x - column + 1 if right else 1 - (x - column)
+            share = torch.where(usable, share_y * share_x, 0).flatten(2)
+            read = torch.where(usable.flatten(2)[:, :, None], pixels, 0)
+            samples = samples + share[:, :, None] * read
+    if mask is not None:
+        samples = samples * mask.double().reshape(images, groups, 1, taps * places[0] * places[1])
+    columns = samples.reshape(images, channels // group_channels, group_channels, taps, *places)
+    of_taps = weight.double().reshape(channels // group_channels, -1, group_channels, taps)
+    found = torch.einsum("bgctyx,goct->bgoyx", columns, of_taps).reshape(images, outputs, *places)
+    return found if bias is None else found + bias.double()[:, None, None]
+
+
 def _sigmoid(x: float, dtype: torch.dtype) -> float:
     return torch.tensor(x, dtype=torch.float64).sigmoid().to(dtype).item()
 

@@ -272,6 +272,98 @@ def test_what_our_roi_align_does_not_take_is_torchvisions(x, rois):
         assert outcome() == expected
 
 
+def deform_conv_tensors(
+    groups: int = 1, offset_groups: int = 1, mask: bool = True, dtype: torch.dtype = torch.float32
+) -> list[Tensor | None]:
+    """Input, offset, weight, bias and mask of a 3 x 2 kernel, padded by 1, with the stride 2."""
+    generator = torch.Generator().manual_seed(5)
+    points = offset_groups * 6
+    tensors = [
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        for shape in (
+            (2, 6, 9, 8),
+            (2, 2 * points, 5, 5),
+            (4, 6 // groups, 3, 2),
+            (4,),
+            (2, points, 5, 5),
+        )
+    ]
+    return [*tensors[:4], tensors[4] if mask else None]
+
+
+def convolved_and_gradients(tensors: list[Tensor | None]) -> list[Tensor]:
+    leaves = [None if x is None else x.detach().requires_grad_() for x in tensors]
+    input, offset, weight, bias, mask = leaves
+    found = ops.deform_conv2d(input, offset, weight, bias, stride=2, padding=1, mask=mask)
+    grad = torch.linspace(-1, 1, found.numel(), dtype=found.dtype, device=found.device)
+    wanted = [x for x in leaves if x is not None]
+    return [found.detach(), *torch.autograd.grad(found, wanted, grad.view_as(found))]
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
+@pytest.mark.parametrize("groups", [(1, 1), (2, 3)])
+@pytest.mark.parametrize("mask", [False, True])
+def test_deform_conv2d_and_its_backward_are_the_same(mask, groups, layout, device):
+    tensors = [None if x is None else x.to(device) for x in deform_conv_tensors(*groups, mask)]
+    if layout == "channels_last":
+        assert tensors[0] is not None
+        tensors[0] = tensors[0].contiguous(memory_format=torch.channels_last)
+    expected = convolved_and_gradients(tensors)
+    with fastdet.override_torchvision():
+        got = convolved_and_gradients(tensors)
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+        assert ours.stride() == theirs.stride()
+
+
+def test_a_module_runs_our_deform_conv2d(override):
+    # torchvision's kernel reads anywhere if an offset is NaN.
+    layer = ops.DeformConv2d(6, 4, 3, padding=1)
+    offset = torch.full((1, 18, 5, 5), NAN)
+    found = layer(torch.ones(1, 6, 5, 5), offset)
+    assert layer.bias is not None
+    assert found.equal(layer.bias[:, None, None].expand(1, 4, 5, 5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_deform_conv2d_of_half_types(dtype, override):
+    # torchvision's CPU kernel has no bfloat16.
+    half = deform_conv_tensors(dtype=dtype)
+    exact = convolved_and_gradients([None if x is None else x.double() for x in half])
+    for ours, expected in zip(convolved_and_gradients(half), exact, strict=True):
+        assert ours.dtype == dtype
+        rounding = 2 * torch.finfo(dtype).eps
+        torch.testing.assert_close(ours.double(), expected, rtol=rounding, atol=30 * rounding)
+
+
+@pytest.mark.parametrize(
+    ("position", "tensor"),
+    [
+        (0, torch.ones(2, 6, 9, 8).long()),
+        (0, torch.ones(6, 9, 8)),
+        (1, torch.ones(2, 12, 5, 4)),
+        (1, torch.ones(2, 11, 5, 5)),
+        (1, torch.ones(2, 12, 5, 5, dtype=torch.float64)),
+        (2, torch.ones(4, 4, 3, 2)),
+        (3, torch.ones(5)),
+        (4, torch.ones(2, 7, 5, 5)),
+    ],
+)
+def test_what_our_deform_conv2d_does_not_take_is_torchvisions(position, tensor):
+    tensors = deform_conv_tensors()
+    tensors[position] = tensor
+
+    def outcome() -> tuple[type, str] | torch.Size:
+        try:
+            return ops.deform_conv2d(*tensors[:4], stride=2, padding=1, mask=tensors[4]).shape
+        except (RuntimeError, ValueError, NotImplementedError, ZeroDivisionError) as error:
+            return type(error), str(error).splitlines()[0]
+
+    expected = outcome()
+    with fastdet.override_torchvision():
+        assert outcome() == expected
+
+
 def test_autocast_is_torchvisions():
     x, rois = features_and_rois()
 

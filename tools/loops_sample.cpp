@@ -15,6 +15,7 @@
 #include "../csrc/box_iou/box_iou_loss.loops.h"
 #include "../csrc/box_iou/iou_planes.h"
 #include "../csrc/deform_attention/ms_deform_attn.loops.h"
+#include "../csrc/deform_conv/deform_conv2d.loops.h"
 #include "../csrc/dense_assignment/atss.h"
 #include "../csrc/dense_assignment/simota.h"
 #include "../csrc/dense_assignment/task_aligned.h"
@@ -404,6 +405,31 @@ void deform_attention(const std::string& type) {
   print(type + " ms_deform_attn backward, logits", grad_weights);
 }
 
+template <typename T>
+void deform_conv(const std::string& type) {
+  using S = Sum<T>;
+  constexpr int64_t kHeight = 6, kWidth = 10, kChannels = 37, kPositions = kHeight * kWidth;
+  const auto& loops = current_loops<DeformConvLoops<T>>();
+  const auto input = values<T>(kPositions * kChannels, -1, 1, 25);
+  const auto offset = values<S>(2 * kPositions, -3, 3, 26), mask = values<S>(kPositions, 0, 1, 27);
+  const std::vector<S> zeros(kChannels);
+  std::vector<S> pixels(input.size()), columns(input.size()), grad_pixels(input.size()),
+      grad_offset(2 * kPositions), grad_mask(kPositions);
+  loops.load_rows(input.data(), 1, kPositions, kPositions, kChannels, {pixels.data(), kChannels});
+  const DeformMap<S> map = {pixels.data(), kChannels, kChannels, zeros.data()};
+  const DeformTap<S> tap = {
+      kHeight, kWidth, kWidth, 1, 1, -1, 0, offset.data(), offset.data() + kPositions, mask.data()};
+  loops.sample(map, tap, 0, kPositions, {columns.data(), kChannels});
+  print(type + " deform_conv2d columns", columns);
+  const DeformRows<const S> grad = {pixels.data(), kChannels};
+  loops.sample_backward(map, tap, 0, kPositions, grad, {columns.data(), kChannels},
+                        {grad_offset.data(), grad_offset.data() + kPositions, grad_mask.data()});
+  print(type + " deform_conv2d backward, offset", grad_offset);
+  print(type + " deform_conv2d backward, mask", grad_mask);
+  loops.scatter(tap, 0, kPositions, grad, kChannels, {grad_pixels.data(), kChannels});
+  print(type + " deform_conv2d backward, input", grad_pixels);
+}
+
 template <typename S>
 void masks(const std::string& type) {
   const auto logits = values<S>(kBoxes, -20, 20, 18), targets = values<S>(kBoxes, 0, 1, 19);
@@ -450,8 +476,10 @@ void all() {
   focal_loss<Half>("half");
   roi_align<float>("float");
   deform_attention<float>("float");
+  deform_conv<float>("float");
   roi_align<Half>("half");
   deform_attention<Half>("half");
+  deform_conv<Half>("half");
   winograd();
 }
 

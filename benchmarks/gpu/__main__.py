@@ -16,7 +16,15 @@ from pathlib import Path
 import torch
 
 from benchmarks import machine, results
-from benchmarks.gpu import assignment, attention, dense_assignment, detectors, masks, ops
+from benchmarks.gpu import (
+    assignment,
+    attention,
+    deform_conv,
+    dense_assignment,
+    detectors,
+    masks,
+    ops,
+)
 from benchmarks.gpu.case import GpuCase, measure
 from benchmarks.gpu.device import Device
 from benchmarks.tables import times
@@ -25,6 +33,7 @@ from fastdet.report.figures import three_digits
 SUITES: tuple[Callable[[Device], Iterator[GpuCase]], ...] = (
     *ops.SUITES,
     *attention.SUITES,
+    *deform_conv.SUITES,
     *masks.SUITES,
     *assignment.SUITES,
     *dense_assignment.SUITES,

@@ -24,6 +24,7 @@
 #include <type_traits>
 
 #include "../device/packs.cuh"
+#include "../device/tile_sums.cuh"
 #include "../device/warp.cuh"
 #include "../geometry/maths.h"
 #include "contract.h"
@@ -91,21 +92,6 @@ struct SoftmaxScale {
 
   __device__ S probability(S logit) const { return exp_of(logit - largest) * inverse; }
 };
-
-// The sum over the lanes of a group, a power of two. All lanes of a warp call it.
-template <typename S>
-__device__ S group_sum(S value, int lanes) {
-  for (int distance = 1; distance < lanes; distance *= 2)
-    value += __shfl_xor_sync(kAllLanes, value, distance);
-  return value;
-}
-
-template <typename S>
-__device__ S group_max(S value, int lanes) {
-  for (int distance = 1; distance < lanes; distance *= 2)
-    value = max_of(value, __shfl_xor_sync(kAllLanes, value, distance));
-  return value;
-}
 
 // What a call reads for its points.
 template <typename S>
@@ -250,20 +236,6 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 
 // ---- backward: locations and weights, and the value with atomics --------------------------------
 
-template <typename S, int V>
-__device__ void add_atomically(S* to, S weight, const S (&values)[V]) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  if constexpr (V % 4 == 0 && std::is_same_v<S, float>) {
-    for (int v = 0; v < V; v += 4)
-      atomicAdd(reinterpret_cast<float4*>(to + v),
-                make_float4(weight * values[v], weight * values[v + 1], weight * values[v + 2],
-                            weight * values[v + 3]));
-    return;
-  }
-#endif
-  for (int v = 0; v < V; ++v) atomicAdd(to + v, weight * values[v]);
-}
-
 // The outputs. value: null, or zeros, to which the gradient is added. probabilities: null, or where
 // the weights are written.
 template <typename S>
@@ -388,11 +360,6 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 
 // ---- backward: the value without atomics --------------------------------------------------------
 
-constexpr int kTile = 8;             // pixels on each side
-constexpr int kScan = 2 * kThreads;  // points that a block tests before it adds the hits
-constexpr int kWarps = kThreads / kWarp;
-static_assert(kTile == kWarps, "a warp owns a row of the tile");
-
 // The tiles of all levels, one level after another.
 struct Tiles {
   int64_t begin[kMaxLevels + 1], columns[kMaxLevels];
@@ -414,62 +381,8 @@ struct Tile {
     level = 0;
     while (tile >= tiles.begin[level + 1]) ++level;
     tile -= tiles.begin[level];
-    top = static_cast<int32_t>(tile / tiles.columns[level] * kTile);
-    left = static_cast<int32_t>(tile % tiles.columns[level] * kTile);
-  }
-};
-
-// A point that touches the tile: its pixel from the tile's corner on, -1 to kTile - 1.
-template <typename S>
-struct TileHit {
-  int64_t query;
-  int32_t y, x;
-  S down, right, weight;
-};
-
-template <typename S>
-struct TileHits {
-  TileHit<S> hits[kScan];
-  int of_warp[kScan / kWarp];
-
-  // Finds the hits among points [begin, begin + kScan) of the tile's head and level, which count
-  // query by query. Returns their number.
-  __device__ int find(const PointSource<S>& source, const Tile& tile, const AttentionLevels& levels,
-                      const AttentionShape& shape, int64_t begin) {
-    constexpr int kRounds = kScan / kThreads;
-    unsigned votes[kRounds];
-    TileHit<S> found[kRounds];
-    const int64_t end = shape.queries * shape.points_of_level;
-    const int32_t height = levels.height[tile.level], width = levels.width[tile.level];
-    for (int k = 0; k < kRounds; ++k) {
-      const int64_t n = begin + k * kThreads + threadIdx.x;
-      bool hit = false;
-      if (n < end) {
-        const int64_t query = n / shape.points_of_level;
-        const int64_t row = (tile.image * shape.queries + query) * shape.heads + tile.head;
-        const int64_t point =
-            row * shape.points + tile.level * shape.points_of_level + n % shape.points_of_level;
-        const Pack<S, 2> xy = load_pack<2>(source.locations + 2 * point);
-        const AxisSample<S> x = axis_sample(xy[0], static_cast<S>(width));
-        const AxisSample<S> y = axis_sample(xy[1], static_cast<S>(height));
-        const int32_t down = y.index - tile.top, right = x.index - tile.left;
-        hit =
-            y.touches & x.touches & (down >= -1) & (down < kTile) & (right >= -1) & (right < kTile);
-        if (hit) found[k] = {query, down, right, y.fraction, x.fraction, source.weights[point]};
-      }
-      votes[k] = __ballot_sync(kAllLanes, hit);
-      if (lane() == 0) of_warp[k * kWarps + warp()] = __popc(votes[k]);
-    }
-    __syncthreads();
-    int total = 0;
-    for (int w = 0; w < kScan / kWarp; ++w) {
-      for (int k = 0; k < kRounds; ++k)
-        if (w == k * kWarps + warp() && (votes[k] >> lane() & 1))
-          hits[total + __popc(votes[k] & lanes_below())] = found[k];
-      total += of_warp[w];
-    }
-    __syncthreads();
-    return total;
+    top = static_cast<int32_t>(tile / tiles.columns[level] * kSumTile);
+    left = static_cast<int32_t>(tile % tiles.columns[level] * kSumTile);
   }
 };
 
@@ -480,37 +393,39 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
                   const __grid_constant__ AttentionShape shape, const __grid_constant__ Tiles tiles,
                   PointSource<Sum<T>> source, const T* grad, T* grad_value) {
   using S = Sum<T>;
-  __shared__ TileHits<S> hits;
-  __shared__ S sums[kTile][kTile][kWarp];
+  __shared__ TileSums<S> block;
   const Tile tile(tiles, shape.points / shape.points_of_level, shape.heads, blockIdx.x);
-  S(*const row)[kWarp] = sums[warp()];
   const int64_t channel = tile.channel + lane();
   const bool exists = channel < shape.channels;
-  for (int x = 0; x < kTile; ++x) row[x][lane()] = S(0);
-  for (int64_t n = 0; n < shape.queries * shape.points_of_level; n += kScan) {
-    const int found = hits.find(source, tile, levels, shape, n);
-    for (int i = 0; i < found; ++i) {
-      const TileHit<S>& hit = hits.hits[i];
-      const int above = warp() - hit.y;  // 0: the hit's upper row of pixels; 1: its lower one
-      if (above != 0 && above != 1) continue;
-      const int64_t query = tile.image * shape.queries + hit.query;
-      const S own =
-          exists
-              ? static_cast<S>(grad[(query * shape.heads + tile.head) * shape.channels + channel])
-              : S(0);
-      const S weighted = (above ? hit.down : S(1) - hit.down) * hit.weight * own;
-      if (hit.x >= 0) row[hit.x][lane()] += (S(1) - hit.right) * weighted;
-      if (hit.x + 1 < kTile) row[hit.x + 1][lane()] += hit.right * weighted;
-    }
-    __syncthreads();
+  const int32_t height = levels.height[tile.level], width = levels.width[tile.level];
+  block.clear();
+  // The points of the tile's head and level count query by query.
+  const int64_t points = shape.queries * shape.points_of_level;
+  for (int64_t n = 0; n < points; n += kSumScan) {
+    const int found = block.find(n, points, [&](int64_t i, TileHit<S>& hit) {
+      const int64_t query = i / shape.points_of_level;
+      const int64_t row = (tile.image * shape.queries + query) * shape.heads + tile.head;
+      const int64_t point =
+          row * shape.points + tile.level * shape.points_of_level + i % shape.points_of_level;
+      const Pack<S, 2> xy = load_pack<2>(source.locations + 2 * point);
+      const AxisSample<S> x = axis_sample(xy[0], static_cast<S>(width));
+      const AxisSample<S> y = axis_sample(xy[1], static_cast<S>(height));
+      const int32_t down = y.index - tile.top, right = x.index - tile.left;
+      if (!(y.touches & x.touches & is_in_tile(down, right))) return false;
+      hit = {row, down, right, y.fraction, x.fraction, source.weights[point]};
+      return true;
+    });
+    block.add(found, [&](int64_t row) {
+      return exists ? static_cast<S>(grad[row * shape.channels + channel]) : S(0);
+    });
   }
-  const int32_t y = tile.top + warp(), width = levels.width[tile.level];
-  if (!exists || y >= levels.height[tile.level]) return;
-  for (int x = 0; x < kTile && tile.left + x < width; ++x) {
+  const int32_t y = tile.top + warp();
+  if (!exists || y >= height) return;
+  for (int x = 0; x < kSumTile && tile.left + x < width; ++x) {
     const int64_t pixel =
         tile.image * shape.pixels + levels.start[tile.level] + int64_t(y) * width + tile.left + x;
     grad_value[(pixel * shape.heads + tile.head) * shape.channels + channel] =
-        static_cast<T>(row[x][lane()]);
+        static_cast<T>(block.sum(x));
   }
 }
 
@@ -569,8 +484,8 @@ void gather(const AttentionLevels& levels, const AttentionShape& shape, int64_t 
   Tiles tiles = {};
   const int64_t num_levels = shape.points / shape.points_of_level;
   for (int64_t l = 0; l < num_levels; ++l) {
-    tiles.columns[l] = (levels.width[l] + kTile - 1) / kTile;
-    const int64_t rows = (levels.height[l] + kTile - 1) / kTile;
+    tiles.columns[l] = (levels.width[l] + kSumTile - 1) / kSumTile;
+    const int64_t rows = (levels.height[l] + kSumTile - 1) / kSumTile;
     tiles.begin[l + 1] = tiles.begin[l] + rows * tiles.columns[l];
   }
   tiles.channel_blocks = (shape.channels + kWarp - 1) / kWarp;

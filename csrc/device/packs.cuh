@@ -3,6 +3,8 @@
 // multiple of the pack's size, or of 16 bytes for larger packs.
 #pragma once
 
+#include <type_traits>
+
 #include "../geometry/box.h"
 #include "launch.cuh"
 
@@ -57,6 +59,20 @@ __device__ Box<T> load_box(const Box<T>* p) {
 template <typename T>
 __device__ void store_box(Box<T>* p, const Box<T>& b) {
   store_pack(&p->x1, Pack<T, 4>{b.x1, b.y1, b.x2, b.y2});
+}
+
+// Adds the weighted values, 16 bytes at a time if the GPU can.
+template <typename S, int V>
+__device__ void add_atomically(S* to, S weight, const S (&values)[V]) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  if constexpr (V % 4 == 0 && std::is_same_v<S, float>) {
+    for (int v = 0; v < V; v += 4)
+      atomicAdd(reinterpret_cast<float4*>(to + v),
+                make_float4(weight * values[v], weight * values[v + 1], weight * values[v + 2],
+                            weight * values[v + 3]));
+  } else
+#endif
+    for (int v = 0; v < V; ++v) atomicAdd(to + v, weight * values[v]);
 }
 
 inline bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kPackBytes == 0; }

@@ -47,10 +47,44 @@ __attribute__((always_inline)) inline void store_lanes(const Lanes<T>& lanes, T*
   __builtin_memcpy(p, &lanes, sizeof lanes);
 }
 
+// The first n values, or all if the vector has fewer lanes; the other lanes are 0.
+template <typename T>
+__attribute__((always_inline)) inline Lanes<T> load_first(const T* p, int64_t n) {
+  if (n >= kLanesOf<T>) return load_lanes(p);
+  T some[kLanesOf<T>] = {};
+  for (int64_t i = 0; i < n; ++i) some[i] = p[i];
+  return load_lanes(some);
+}
+
+template <typename T>
+__attribute__((always_inline)) inline void store_first(const Lanes<T>& lanes, T* p, int64_t n) {
+  if (n >= kLanesOf<T>) return store_lanes<T>(lanes, p);
+  for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
+}
+
 // A vector with the same value in every lane.
 template <typename T>
 __attribute__((always_inline)) inline Lanes<T> all_lanes(T value) {
   return value - Lanes<T>{};
+}
+
+// a * b + c, rounded once if the processor can.
+template <typename T>
+__attribute__((always_inline)) inline Lanes<T> multiply_add(const Lanes<T>& a, const Lanes<T>& b,
+                                                            const Lanes<T>& c) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>)
+    return _mm512_fmadd_ps(a, b, c);
+  else
+    return _mm512_fmadd_pd(a, b, c);
+#elif defined(__FMA__)
+  if constexpr (std::is_same_v<T, float>)
+    return _mm256_fmadd_ps(a, b, c);
+  else
+    return _mm256_fmadd_pd(a, b, c);
+#else
+  return a * b + c;
+#endif
 }
 
 // The type of a comparison of Lanes<T>: -1 or 0 in each lane.
@@ -108,7 +142,7 @@ __attribute__((always_inline)) inline void sum_lanes(const Lanes<double> (&of)[4
 // The mask as bits, the first lane lowest.
 template <typename Mask>
 __attribute__((always_inline)) inline uint32_t lane_bits(const Mask& mask) {
-  constexpr bool kWide = sizeof(mask[0]) == 8;
+  [[maybe_unused]] constexpr bool kWide = sizeof(mask[0]) == 8;
 #if defined(__AVX512F__)
   const __m512i bits = __builtin_bit_cast(__m512i, mask);
   return kWide ? _mm512_test_epi64_mask(bits, bits) : _mm512_test_epi32_mask(bits, bits);

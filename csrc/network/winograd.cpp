@@ -35,8 +35,6 @@ constexpr int64_t kMostBlockTiles = 72;
 constexpr int64_t kChunkTiles = 256;
 constexpr int64_t kChunkRows = 4 * kWinogradRows;
 
-int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-
 // A workspace of n floats that begins on a cache line.
 class Workspace {
  public:

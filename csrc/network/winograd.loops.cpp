@@ -3,7 +3,7 @@
 // g, A^T m A of the 4x4 products m; and for the gradients the transposes A y A^T and G^T u G.
 #include "winograd.loops.h"
 
-#include "../isa/lanes.h"
+#include "../isa/panel_product.h"
 #include "winograd_filters.h"
 
 namespace fastdet::cpu::FASTDET_ISA {
@@ -12,39 +12,6 @@ namespace {
 
 using Floats = Lanes<float>;
 constexpr int64_t kFloats = kLanesOf<float>;
-
-// The number of rows of products in registers at a time, each with two vectors of columns.
-#if defined(__AVX512F__)
-constexpr int kProductRows = 12;
-#else
-constexpr int kProductRows = 6;
-#endif
-static_assert(kWinogradRows % kProductRows == 0 && kWinogradPanel % (2 * kFloats) == 0);
-
-// a * b + c, rounded once if the processor can.
-__attribute__((always_inline)) inline Floats multiply_add(const Floats& a, const Floats& b,
-                                                          const Floats& c) {
-#if defined(__AVX512F__)
-  return _mm512_fmadd_ps(a, b, c);
-#elif defined(__FMA__)
-  return _mm256_fmadd_ps(a, b, c);
-#else
-  return a * b + c;
-#endif
-}
-
-// The first n values, or all if the vector has fewer lanes; the other lanes are 0.
-__attribute__((always_inline)) inline Floats load_first(const float* p, int64_t n) {
-  if (n >= kFloats) return load_lanes(p);
-  float some[kFloats] = {};
-  for (int64_t i = 0; i < n; ++i) some[i] = p[i];
-  return load_lanes(some);
-}
-
-__attribute__((always_inline)) inline void store_first(const Floats& lanes, float* p, int64_t n) {
-  if (n >= kFloats) return store_lanes<float>(lanes, p);
-  for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
-}
 
 // Calls body(x, load) for n channels, a vector of channels from x on at a time. load(p) reads these
 // channels of p, with 0 from channel n on. body may write whole vectors.
@@ -126,40 +93,9 @@ inline void winograd_output(const float* products, int64_t position_stride, cons
   }
 }
 
-// For kProductRows rows and all columns of a panel.
-inline void multiply_rows(const WinogradFactor& a, const float* panel, int64_t depth, bool add,
-                          float* out, int64_t out_stride) {
-  for (int64_t column = 0; column < kWinogradPanel; column += 2 * kFloats) {
-    Floats sum[kProductRows][2];
-    for (int i = 0; i < kProductRows; ++i) {
-      float* to = out + i * out_stride + column;
-      sum[i][0] = add ? load_lanes(to) : Floats{};
-      sum[i][1] = add ? load_lanes(to + kFloats) : Floats{};
-    }
-    const float *left = a.data, *right = panel + column;
-    const int64_t row_stride = a.row_stride;
-    for (int64_t k = 0; k < depth; ++k, left += a.depth_stride, right += kWinogradPanel) {
-      const Floats b0 = load_lanes(right), b1 = load_lanes(right + kFloats);
-#pragma GCC unroll 12
-      for (int i = 0; i < kProductRows; ++i) {
-        const Floats x = all_lanes(left[i * row_stride]);
-        sum[i][0] = multiply_add(x, b0, sum[i][0]);
-        sum[i][1] = multiply_add(x, b1, sum[i][1]);
-      }
-    }
-    for (int i = 0; i < kProductRows; ++i) {
-      float* to = out + i * out_stride + column;
-      store_lanes<float>(sum[i][0], to);
-      store_lanes<float>(sum[i][1], to + kFloats);
-    }
-  }
-}
-
-inline void winograd_multiply(const WinogradFactor& a, int64_t rows, const float* panel,
+inline void winograd_multiply(const PanelFactor<float>& a, int64_t rows, const float* panel,
                               int64_t depth, bool add, float* out, int64_t out_stride) {
-  for (int64_t row = 0; row < rows; row += kProductRows)
-    multiply_rows({a.data + row * a.row_stride, a.row_stride, a.depth_stride}, panel, depth, add,
-                  out + row * out_stride, out_stride);
+  multiply_panel(a, rows, panel, kWinogradPanel, depth, add, out, out_stride);
 }
 
 inline void winograd_filter(const float* filter, int64_t tap_stride, int64_t channels, float* out) {

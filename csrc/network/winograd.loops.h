@@ -5,18 +5,14 @@
 #include <cstdint>
 
 #include "../isa/loops.h"
+#include "../isa/panel.h"
 #include "winograd_filters.h"
 
 namespace fastdet::cpu {
 
 // The number of tiles that are multiplied by a panel of filters at a time.
-constexpr int64_t kWinogradRows = 12;
-
-// Element (row, k) lies at row * row_stride + k * depth_stride.
-struct WinogradFactor {
-  const float* data;
-  int64_t row_stride, depth_stride;
-};
+constexpr int64_t kWinogradRows = kPanelRows;
+static_assert(kWinogradPanel == kPanel);
 
 // Loops of Winograd's F(2x2, 3x3). A tile's 16 positions lie position_stride apart, row by row.
 struct FASTDET_EXPORT WinogradLoops {
@@ -28,8 +24,8 @@ struct FASTDET_EXPORT WinogradLoops {
 
   // out (rows, kWinogradPanel) = factor times panel (depth, kWinogradPanel), or += if `add`. The
   // number of rows is a multiple of kWinogradRows.
-  void (*multiply)(const WinogradFactor& factor, int64_t rows, const float* panel, int64_t depth,
-                   bool add, float* out, int64_t out_stride);
+  void (*multiply)(const PanelFactor<float>& factor, int64_t rows, const float* panel,
+                   int64_t depth, bool add, float* out, int64_t out_stride);
 
   // Writes the channels [first, first + channels) of 2x2 outputs: a tile's products plus the bias,
   // plus the summands unless they are null. Null pixels are skipped. Products and bias begin at

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from onnx import TensorProto
-from onnxscript import opset18
+from onnxscript import opset18, opset19
 
 from fastdet.ops.box_coding import Weights
 
@@ -39,6 +39,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     ops = torch.ops.fastdet
     return {
         ops.decode_boxes.default: decode_boxes,
+        ops.deform_conv2d.default: deform_conv2d,
         ops.ms_deform_attn.default: ms_deform_attn,
         ops.multiscale_roi_align.default: multiscale_roi_align,
         ops.nms_padded.default: nms_padded,
@@ -230,6 +231,33 @@ def ms_deform_attn(
     total = op.ReduceSum(op.Mul(op.Concat(*samples, axis=3), weights), _ints(3), keepdims=0)
     total = op.Reshape(total, _ints(-1, heads * channels, queries))
     return op.Transpose(total, perm=[0, 2, 1])
+
+
+def deform_conv2d(
+    input: Value,
+    offset: Value,
+    weight: Value,
+    bias: Value | None,
+    mask: Value | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Value:
+    """See `fastdet.ops.deform_conv2d`. The opset is 19 or above."""
+    channels, (_, group_channels, *kernel) = input.shape[1], weight.shape
+    return opset19.DeformConv(
+        input,
+        weight,
+        offset,
+        bias,
+        mask,
+        dilations=list(dilation),
+        group=channels // group_channels,
+        kernel_shape=list(kernel),
+        offset_group=offset.shape[1] // (2 * kernel[0] * kernel[1]),
+        pads=[*padding, *padding],
+        strides=list(stride),
+    )
 
 
 def multiscale_roi_align(

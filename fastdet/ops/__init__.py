@@ -17,6 +17,7 @@ from fastdet.ops.box_iou_loss import (
     generalized_box_iou_loss,
 )
 from fastdet.ops.crop_masks import crop_masks
+from fastdet.ops.deform_conv2d import deform_conv2d
 from fastdet.ops.linear_assignment import linear_assignment
 from fastdet.ops.mask_rcnn_loss import mask_rcnn_loss
 from fastdet.ops.mask_rle import encode_masks, paste_masks_rle
@@ -47,6 +48,7 @@ __all__ = [
     "complete_box_iou_loss",
     "crop_masks",
     "decode_boxes",
+    "deform_conv2d",
     "distance_box_iou",
     "distance_box_iou_loss",
     "encode_boxes",

@@ -90,6 +90,16 @@ def attention_and_gradient(deterministic: bool) -> object:
         torch.use_deterministic_algorithms(False)
 
 
+def convolution_and_gradient(deterministic: bool) -> object:
+    input, offset = noise(2, 4, 5, 6).requires_grad_(), noise(2, 18, 5, 6)
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        found = fastdet.deform_conv2d(input, offset, noise(3, 4, 3, 3), padding=1)
+        return torch.autograd.grad(found.sum(), input)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 PASTED = noise(4, 7, 7).sigmoid(), boxes(4), (60, 80)
 
 LAUNCHES = {
@@ -102,6 +112,8 @@ LAUNCHES = {
     "roi_detections": (detect_in_rois, 6),
     "ms_deform_attn, forward and backward": (lambda: attention_and_gradient(False), 2),
     "ms_deform_attn, deterministic": (lambda: attention_and_gradient(True), 3),
+    "deform_conv2d, forward and backward": (lambda: convolution_and_gradient(False), 7),
+    "deform_conv2d, deterministic": (lambda: convolution_and_gradient(True), 8),
     "sample_matches": (lambda: fastdet.sample_matches(integers(-2, 3, 2, 50), 8, 0.5), 7),
     "assign_atss": (lambda: fastdet.assign_atss(boxes(9), [6, 3], *DENSE[-2:]), 3),
     "assign_simota": (

@@ -171,6 +171,26 @@ def test_ms_deform_attn(softmax: bool, tmp_path: Path) -> None:
     assert attended.any()
 
 
+@pytest.mark.parametrize("groups", [(1, 1), (2, 3)])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("mask", [False, True])
+def test_deform_conv2d(mask: bool, bias: bool, groups: tuple[int, int], tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    points = 6 * groups[1]
+    input = torch.randn(2, 6, 9, 8, generator=generator)
+    offset = 2 * torch.randn(2, 2 * points, 4, 6, generator=generator)
+    weight = torch.randn(4, 6 // groups[0], 3, 2, generator=generator) / 6
+    shift = torch.randn(4, generator=generator) if bias else None
+    factors = torch.rand(2, points, 4, 6, generator=generator) if mask else None
+    steps = (2, 1), (1, 0), (2, 2)
+    convolved = assert_equal(
+        lambda *x: ops.deform_conv2d(x[0], x[1], weight, shift, *steps, x[2] if mask else None),
+        [input, offset, *([factors] if factors is not None else [])],
+        tmp_path,
+    )[0]
+    assert convolved.shape == (2, 4, 4, 6)
+
+
 @pytest.mark.parametrize("sampling", [(2, False), (0, True)])
 def test_multiscale_roi_align(sampling: tuple[int, bool], tmp_path: Path) -> None:
     features = [torch.randn(2, 3, 64 // stride, 96 // stride) for stride in (4, 8, 16)]

@@ -20,7 +20,7 @@ ROWS = 65
 DYNAMIC = ("nms", "batched_nms", "pasted_mask_edges", "mask_edges")  # results of dynamic size
 FIXED = [name for name in ON_CUDA if name not in DYNAMIC]
 ATOMIC = [
-    name for name in ON_CUDA if "roi_align" in name or "attn" in name
+    name for name in ON_CUDA if "roi_align" in name or "deform" in name
 ]  # gradients are summed in any order
 
 

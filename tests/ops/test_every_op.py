@@ -114,6 +114,9 @@ def calls(n: int, extent: float = 100) -> dict[str, Call]:
     def attend(softmax: bool) -> Callable[..., Tensor]:
         return lambda v, p, w: fastdet.ms_deform_attn(v, map_shapes, p, w, softmax)
 
+    def convolve(x: Tensor, o: Tensor, w: Tensor, b: Tensor, m: Tensor) -> Tensor:
+        return fastdet.deform_conv2d(x, o, w, b, mask=m)  # 2 groups, 2 offset groups
+
     table = {
         "rpn_proposals": Call(
             propose, (torch.stack([scores, -scores]), two_images, rows, image_sizes)
@@ -211,6 +214,17 @@ def calls(n: int, extent: float = 100) -> dict[str, Call]:
         ),
         "ms_deform_attn": Call(attend(False), (pixels, points, point_weights), True),
         "ms_deform_attn, softmax": Call(attend(True), (pixels, points, point_weights), True),
+        "deform_conv2d": Call(
+            convolve,
+            (
+                noise(n, 6, 1, 3),
+                noise(n, 8, 1, 2, seed=7),
+                noise(4, 3, 1, 2) * 0.1,
+                noise(4),
+                noise(n, 4, 1, 2, seed=8),
+            ),
+            True,
+        ),
         "crop_masks": Call(crop, matched),
         "mask_rcnn_loss": Call(fastdet.mask_rcnn_loss, (class_masks, class_labels, *matched), True),
         "paste_masks": Call(paste, (probabilities, rows * 0.5)),
@@ -438,6 +452,7 @@ def test_expanded_inputs(name):
     call = calls(1)[name]
     rows = {"roi_align": (1,), "roi_align, channels_last": (1,), "roi_align, adaptive": (1,)}
     rows["match_queries"] = (0, 1)
+    rows["deform_conv2d"] = (0, 1, 4)
     repeated = rows.get(name, range(len(call.tensors)))
     if name.startswith("match_anchors"):
         repeated = (0,)

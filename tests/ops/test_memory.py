@@ -218,6 +218,20 @@ def ms_deform_attn() -> Case:
     )
 
 
+def deform_conv2d() -> Case:
+    input, offset, mask = noise(1, 64, 200, 200), noise(1, 18, 200, 200), noise(1, 9, 200, 200)
+    weight = noise(64, 64, 3, 3)
+
+    def convolve(x: Tensor, o: Tensor, m: Tensor) -> Tensor:
+        return fastdet.deform_conv2d(x, o, weight, padding=1, mask=m)
+
+    # The output, and the gradients of all tensors. The workspace is a copy of the input and of its
+    # gradient, and a part of the columns; all columns and their gradients would be 184 MB. The heap
+    # may keep the copy that forward made.
+    outputs = 2 * input.nbytes + offset.nbytes + mask.nbytes
+    return Case(both_ways(convolve, input, offset, mask), outputs, 3 * input.nbytes + 8 * MB)
+
+
 def mask_rcnn_loss() -> Case:
     logits, masks = noise(1, 200, 40, 28, 28), torch.ones(1, 20, 800, 1200) > 0
     match = torch.arange(200)[None] % 20
@@ -257,6 +271,7 @@ CASES = [
     roi_align,
     roi_align_channels_last,
     ms_deform_attn,
+    deform_conv2d,
     mask_rcnn_loss,
     paste_masks,
     paste_masks_rle,
