@@ -2,10 +2,11 @@
 """Checks that one build of the libraries runs under every supported torch: `make abi`.
 
 First it reads the symbols of the built libraries. Then it runs the operators' tests with these same
-files under several versions of torch, each in a virtual environment of its own in .cache/abi: all
-tests under the oldest version that is supported and the newest that pip offers, and the tests that
-cover every operator under one between. The installed version is left out: `make test` covers it.
-With the headers of the oldest and the newest, the CUDA kernels are also compiled for the emulator.
+files under several versions of torch, each in a virtual environment of its own in .cache/abi: the
+tests that cover every operator, under the oldest version that is supported, one between and the
+newest that pip offers. The installed version is left out: `make test` covers it. With the headers
+of the oldest and the newest, the CUDA kernels are also compiled for the emulator. `--all` runs all
+tests of the operators; most of them test the loops, which do not know torch.
 """
 
 import json
@@ -123,9 +124,10 @@ def main() -> None:
         if version == installed:
             continue
         print(f"op tests under torch {version}", flush=True)
-        for selection in (EVERY_OPERATOR,) if version == BETWEEN else (ALL_TESTS, EMULATED):
+        selection = ALL_TESTS if "--all" in sys.argv else EVERY_OPERATOR
+        for tests in (selection,) if version == BETWEEN else (selection, EMULATED):
             result = subprocess.run(
-                [environment(version), "-m", "pytest", "-p", "no:cacheprovider", *selection],
+                [environment(version), "-m", "pytest", "-p", "no:cacheprovider", *tests],
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
             )
