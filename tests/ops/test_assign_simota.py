@@ -14,6 +14,9 @@ from torch.nn import functional
 from fastdet.ops import assign_simota
 from tests import reference
 
+from . import dense
+from .dense import grid
+
 INF, NAN = math.inf, math.nan
 
 
@@ -27,48 +30,14 @@ class Sample(NamedTuple):
     gt_counts: Tensor
 
     def to(self, device: str, dtype: torch.dtype = torch.float64) -> "Sample":
-        return Sample(*(t.to(device, dtype if t.is_floating_point() else t.dtype) for t in self))
+        return dense.moved(self, device, dtype)
 
 
-def grid(side: int, strides: tuple[int, ...] = (8, 16, 32)) -> tuple[Tensor, Tensor]:
-    """The points of a pyramid over a square image, and their strides."""
-    levels, strides_of = [], []
-    for stride in strides:
-        at = torch.arange(stride / 2, side, stride, dtype=torch.float64)
-        y, x = torch.meshgrid(at, at, indexing="ij")
-        levels.append(torch.stack([x, y], -1).reshape(-1, 2))
-        strides_of.append(torch.full((x.numel(),), float(stride), dtype=torch.float64))
-    return torch.cat(levels), torch.cat(strides_of)
-
-
-def sample(
-    gts: int,
-    anchors: tuple[Tensor, Tensor] | None = None,
-    classes: int = 5,
-    images: int = 3,
-    seed: int = 0,
-    extent: float = 128,
-) -> Sample:
-    """Boxes about their points; the first image has all gts, the second a few, the third none."""
-    generator = torch.Generator().manual_seed(seed)
+def sample(gts: int, anchors: tuple[Tensor, Tensor] | None = None, *numbers, **options) -> Sample:
+    """As `dense.sample`, of anchors with strides."""
     points, strides = grid(128) if anchors is None else anchors
-
-    def rand(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator, dtype=torch.float64)
-
-    shape = images, len(points)
-    sides = 4 + 50 * rand(*shape, 2)
-    centre = points + 10 * (rand(*shape, 2) - 0.5)
-    corner, side = rand(images, gts, 2) * extent * 0.8, 4 + 60 * rand(images, gts, 2)
-    return Sample(
-        rand(*shape, classes),
-        torch.cat([centre - sides / 2, centre + sides / 2], -1),
-        points,
-        strides,
-        torch.randint(classes, (images, gts), generator=generator),
-        torch.cat([corner, corner + side], -1),
-        torch.tensor([gts, gts // 3, 0, *[gts] * images][:images]),
-    )
+    own = dense.sample(gts, points, *numbers, **options)
+    return Sample(*own[:3], strides, *own[3:])
 
 
 def scattered(anchors: int, seed: int = 0) -> tuple[Tensor, Tensor]:

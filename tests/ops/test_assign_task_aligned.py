@@ -2,7 +2,6 @@
 """assign_task_aligned against its definition in float64 and against Ultralytics' assigner."""
 
 import math
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -13,61 +12,9 @@ from torch import Tensor
 from fastdet.ops import assign_task_aligned
 from tests import reference
 
+from .dense import Sample, grid, sample
+
 INF, NAN = math.inf, math.nan
-
-
-class Sample(NamedTuple):
-    scores: Tensor  # (B, A, C)
-    boxes: Tensor  # (B, A, 4)
-    points: Tensor  # (A, 2)
-    gt_labels: Tensor  # (B, G)
-    gt_boxes: Tensor  # (B, G, 4)
-    gt_counts: Tensor
-
-    def to(self, device: str, dtype: torch.dtype = torch.float64) -> "Sample":
-        return Sample(*(t.to(device, dtype if t.is_floating_point() else t.dtype) for t in self))
-
-
-def grid(height: int, width: int, strides: tuple[int, ...] = (8, 16, 32)) -> Tensor:
-    """The points of a pyramid over an image of that size."""
-    levels = []
-    for stride in strides:
-        y, x = torch.meshgrid(
-            torch.arange(stride / 2, height, stride, dtype=torch.float64),
-            torch.arange(stride / 2, width, stride, dtype=torch.float64),
-            indexing="ij",
-        )
-        levels.append(torch.stack([x, y], -1).reshape(-1, 2))
-    return torch.cat(levels)
-
-
-def sample(
-    gts: int,
-    points: Tensor | None = None,
-    classes: int = 5,
-    images: int = 3,
-    seed: int = 0,
-    extent: float = 128,
-) -> Sample:
-    """Boxes about their points; the first image has all gts, the second a few, the third none."""
-    generator = torch.Generator().manual_seed(seed)
-    points = grid(128, 128) if points is None else points
-
-    def rand(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator, dtype=torch.float64)
-
-    shape = images, len(points)
-    sides = 4 + 50 * rand(*shape, 2)
-    centre = points + 10 * (rand(*shape, 2) - 0.5)
-    corner, side = rand(images, gts, 2) * extent * 0.8, 4 + 60 * rand(images, gts, 2)
-    return Sample(
-        rand(*shape, classes),
-        torch.cat([centre - sides / 2, centre + sides / 2], -1),
-        points,
-        torch.randint(classes, (images, gts), generator=generator),
-        torch.cat([corner, corner + side], -1),
-        torch.tensor([gts, gts // 3, 0, *[gts] * images][:images]),
-    )
 
 
 def expected(s: Sample, *numbers) -> tuple[Tensor, Tensor]:
@@ -196,7 +143,7 @@ def test_many_candidates(rising, device):
 
 def test_a_crowd(device):
     """Most anchors are picked by several gts."""
-    points = grid(64, 64, (8, 16))
+    points = grid(64, (8, 16))[0]
     expect_definition(sample(300, points, images=1, extent=64), device)
 
 
@@ -341,7 +288,7 @@ def test_equals_ultralytics(seed, numbers, dtype, device):
 
 @pytest.mark.parametrize("num_threads", [2, 3])
 def test_result_does_not_depend_on_the_thread_count(num_threads):
-    s = sample(200, grid(640, 640), extent=640, images=2).to("cpu", torch.float32)
+    s = sample(200, grid(640)[0], extent=640, images=2).to("cpu", torch.float32)
     before = torch.get_num_threads()
     results = []
     try:
