@@ -11,8 +11,8 @@
 #include <limits>
 
 #include "../device/packs.cuh"
-#include "contract.h"
 #include "simota_rule.h"
+#include "tensors.h"
 #include "warp_picks.cuh"
 
 namespace fastdet::cuda {
@@ -256,40 +256,35 @@ std::tuple<Tensor, Tensor> assign_simota(const Tensor& scores, const Tensor& box
   check_assign_simota(scores, boxes, points, strides, gt_labels, gt_boxes, gt_counts, center_radius,
                       candidate_topk, cls_weight, iou_weight);
   const DeviceGuard guard(scores.get_device_index());
-  const ScalarType dtype = prediction_dtype(scores, {boxes, points, strides, gt_boxes});
-  const ScalarType maths = box_dtype(dtype);
-  const Tensor scores_in = torch::stable::contiguous(cast(scores, dtype));
-  const Tensor boxes_in = aligned(box_input(boxes, maths));
-  const Tensor points_in = aligned(box_input(points, maths));
-  const Tensor strides_in = box_input(strides, maths);
-  const Tensor gt_boxes_in = aligned(box_input(gt_boxes, maths));
-  const Tensor labels_in = torch::stable::contiguous(gt_labels);
-  const Tensor counts_in = torch::stable::contiguous(gt_counts);
-  const int64_t num_images = scores.size(0), num_anchors = scores.size(1);
-  const Tensor index = empty(scores, {num_images, num_anchors}, kInt64);
-  const Tensor iou = empty(scores, {num_images, num_anchors}, maths);
-  const Tensor sums = empty(scores, {num_images, num_anchors}, maths);
-  const Tensor num_picks = zeros(scores, {num_images, num_anchors}, ScalarType::Int);
-  dispatch_floating(dtype, [&]<typename T>() {
+  PredictionTensors tensors(prediction_dtype(scores, {boxes, points, strides, gt_boxes}), scores,
+                            boxes, points, gt_labels, gt_boxes, gt_counts);
+  tensors.boxes = aligned(tensors.boxes);
+  tensors.points = aligned(tensors.points);
+  tensors.gt_boxes = aligned(tensors.gt_boxes);
+  const Tensor scores_in = torch::stable::contiguous(cast(scores, tensors.dtype));
+  const Tensor strides_in = box_input(strides, tensors.maths);
+  const Tensor sums = empty_like(tensors.index, tensors.maths);
+  const Tensor num_picks =
+      zeros(scores, {tensors.num_images, tensors.num_anchors}, ScalarType::Int);
+  dispatch_floating(tensors.dtype, [&]<typename T>() {
     using S = Sum<T>;
     const SimotaArguments<T> arguments = {
         data<T>(scores_in),
-        data<Box<S>>(boxes_in),
-        data<S>(points_in),
+        data<Box<S>>(tensors.boxes),
+        data<S>(tensors.points),
         data<S>(strides_in),
-        {data<int64_t>(labels_in), data<Box<S>>(gt_boxes_in), data<int64_t>(counts_in),
-         gt_labels.size(1), scores.size(2)},
-        num_images,
-        num_anchors,
+        tensors.gts<S>(),
+        tensors.num_images,
+        tensors.num_anchors,
         candidate_topk,
         {static_cast<S>(center_radius), static_cast<S>(cls_weight), static_cast<S>(iou_weight)},
         mutable_data<S>(sums),
         mutable_data<int>(num_picks),
-        mutable_data<int64_t>(index),
-        mutable_data<S>(iou)};
+        mutable_data<int64_t>(tensors.index),
+        mutable_data<S>(tensors.metric)};
     assign(arguments, current_stream(scores));
   });
-  return {index, iou};
+  return {tensors.index, tensors.metric};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdet, CUDA, m) { m.impl("assign_simota", TORCH_BOX(&assign_simota)); }

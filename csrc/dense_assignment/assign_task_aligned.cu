@@ -11,8 +11,8 @@
 // warps, some 15 us. Memory: O(anchors + gts). 3 launches and 2 memsets, no host sync.
 #include "../device/ordered_bits.cuh"
 #include "../device/packs.cuh"
-#include "contract.h"
 #include "task_aligned_rule.h"
+#include "tensors.h"
 #include "warp_picks.cuh"
 
 namespace fastdet::cuda {
@@ -138,42 +138,38 @@ std::tuple<Tensor, Tensor> assign_task_aligned(const Tensor& scores, const Tenso
   check_assign_task_aligned(scores, boxes, points, gt_labels, gt_boxes, gt_counts, topk, alpha,
                             beta, min_side);
   const DeviceGuard guard(scores.get_device_index());
-  const ScalarType dtype = prediction_dtype(scores, {boxes, points, gt_boxes});
-  const ScalarType maths = box_dtype(dtype);
-  const Tensor scores_in = cast(scores, dtype), boxes_in = aligned(box_input(boxes, maths));
-  const Tensor points_in = aligned(box_input(points, maths));
-  const Tensor gt_boxes_in = aligned(box_input(gt_boxes, maths));
-  const Tensor labels_in = torch::stable::contiguous(gt_labels);
-  const Tensor counts_in = torch::stable::contiguous(gt_counts);
-  const int64_t num_images = scores.size(0), num_anchors = scores.size(1);
-  const int64_t num_gts = gt_labels.size(1);
-  const Tensor index = empty(scores, {num_images, num_anchors}, kInt64);
-  const Tensor metric = empty(scores, {num_images, num_anchors}, maths);
-  const Tensor num_picks = zeros(scores, {num_images, num_anchors}, ScalarType::Int);
-  dispatch_floating(dtype, [&]<typename T>() {
+  PredictionTensors tensors(prediction_dtype(scores, {boxes, points, gt_boxes}), scores, boxes,
+                            points, gt_labels, gt_boxes, gt_counts);
+  tensors.boxes = aligned(tensors.boxes);
+  tensors.points = aligned(tensors.points);
+  tensors.gt_boxes = aligned(tensors.gt_boxes);
+  const Tensor scores_in = cast(scores, tensors.dtype);
+  const Tensor num_picks =
+      zeros(scores, {tensors.num_images, tensors.num_anchors}, ScalarType::Int);
+  dispatch_floating(tensors.dtype, [&]<typename T>() {
     using S = Sum<T>;
     using Bits = typename BitsOf<S>::type;
-    const Tensor most = zeros(scores, {2, num_images, num_gts}, BitsOf<S>::kDtype);
-    const TaskAlignedArguments<T> arguments = {data<T>(scores_in),
-                                               scores_in.stride(0),
-                                               scores_in.stride(1),
-                                               scores_in.stride(2),
-                                               data<Box<S>>(boxes_in),
-                                               data<S>(points_in),
-                                               {data<int64_t>(labels_in), data<Box<S>>(gt_boxes_in),
-                                                data<int64_t>(counts_in), num_gts, scores.size(2)},
-                                               num_images,
-                                               num_anchors,
-                                               topk,
-                                               task_alignment<S>(alpha, beta, min_side),
-                                               mutable_data<int>(num_picks),
-                                               mutable_data<Bits>(most),
-                                               mutable_data<Bits>(most) + num_images * num_gts,
-                                               mutable_data<int64_t>(index),
-                                               mutable_data<S>(metric)};
+    const Tensor most = zeros(scores, {2, tensors.num_images, tensors.num_gts}, BitsOf<S>::kDtype);
+    const TaskAlignedArguments<T> arguments = {
+        data<T>(scores_in),
+        scores_in.stride(0),
+        scores_in.stride(1),
+        scores_in.stride(2),
+        data<Box<S>>(tensors.boxes),
+        data<S>(tensors.points),
+        tensors.gts<S>(),
+        tensors.num_images,
+        tensors.num_anchors,
+        topk,
+        task_alignment<S>(alpha, beta, min_side),
+        mutable_data<int>(num_picks),
+        mutable_data<Bits>(most),
+        mutable_data<Bits>(most) + tensors.num_images * tensors.num_gts,
+        mutable_data<int64_t>(tensors.index),
+        mutable_data<S>(tensors.metric)};
     assign(arguments, current_stream(scores));
   });
-  return {index, metric};
+  return {tensors.index, tensors.metric};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdet, CUDA, m) {
