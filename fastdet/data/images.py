@@ -128,7 +128,9 @@ def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
             yield image
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such image file") from None
-    except (OSError, SyntaxError) as error:
+    # ImportError: ultralytics 8.4.190 replaces Image.open; its own imports pi_heif for a file that
+    # Pillow does not know.
+    except (ImportError, OSError, SyntaxError) as error:
         raise ValueError(f"{path}: cannot be decoded: {error}") from error
 
 

@@ -214,3 +214,15 @@ def test_bad_files(tmp_path):
         ValueError, match=r"good\.png: 40x40 pixels, but the annotations state 50x40"
     ):
         read_image(good, (40, 50))
+
+
+def test_a_reader_of_another_package_that_is_not_whole(tmp_path, monkeypatch):
+    """As after `import ultralytics`: Pillow's open asks for a package that is not installed."""
+    (tmp_path / "text.png").write_bytes(b"no picture")
+
+    def asks_for_more(path):
+        raise ModuleNotFoundError("No module named 'reader'", name="reader")
+
+    monkeypatch.setattr(Image, "open", asks_for_more)
+    with pytest.raises(ValueError, match=r"text\.png: cannot be decoded: No module named"):
+        read_image(tmp_path / "text.png")
