@@ -4,6 +4,7 @@
 python -m benchmarks.plots [RESULT [SVG]]
 """
 
+import itertools
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -30,6 +31,7 @@ COLOURS = {
     "fastdet.numpy": "#0f8fb3",
     "SciPy": "#7a4fb5",
 }
+OTHERS = ("#b0417f", "#5b6470", "#a3561f")  # other packages of a panel, in turn
 COLUMNS = 3
 LABEL_GAP = 0.075  # of the panel's height
 
@@ -73,13 +75,19 @@ def draw(result: Result, path: Path) -> None:
         plt.close(figure)
 
 
+def _colours(lines: Lines) -> dict[str, str]:
+    others = itertools.cycle(OTHERS)
+    return {name: COLOURS[name] if name in COLOURS else next(others) for name in lines}
+
+
 def _panel(axis: Axes, lines: Lines) -> None:
+    colours = _colours(lines)
     axis.set_xscale("log")
     axis.set_yscale("log")
     for name, points in lines.items():
         axis.plot(
             *zip(*sorted(points), strict=True),
-            color=COLOURS[name],
+            color=colours[name],
             linewidth=2.2 if name == "fastdet" else 1.5,
             marker="o",
             markersize=4,
@@ -111,6 +119,7 @@ def _name_lines(axis: Axes, lines: Lines) -> None:
     """
     place = axis.transScale + axis.transLimits
     ends = sorted((max(points) for points in lines.values()), key=lambda end: end[1])
+    colours = _colours(lines)
     names = {max(points): name for name, points in lines.items()}
     last = max(x for x, _ in ends)
     free = {True: -1.0, False: -1.0}  # the lowest free height on either side
@@ -124,7 +133,7 @@ def _name_lines(axis: Axes, lines: Lines) -> None:
             height,
             f"{names[x, ms]} {three_digits(ms)}",
             transform=axis.transAxes,
-            color=COLOURS[names[x, ms]],
+            color=colours[names[x, ms]],
             horizontalalignment="left" if at_right else "right",
             verticalalignment="center",
             fontsize=8.5,

@@ -246,9 +246,11 @@ def test_compare_shows_the_ratios_of_both() -> None:
 
 def test_plots_show_each_side_and_figure(tmp_path: Path) -> None:
     points = [row(theirs=x, point=Point("nms, random", "boxes", x)) for x in (10, 1000)]
+    for one in points:
+        one.sides["a new package"] = SideResult(7.0, (7.0, 7.0, 7.0), None)
     plots.draw(result(*points, row(threads=1)), tmp_path / "p.svg")
     svg = (tmp_path / "p.svg").read_text()
-    for text in ("nms, random", "torchvision 2,000", "fastdet 2.00", "boxes", ">1k<"):
+    for text in ("nms, random", "torchvision 2,000", "fastdet 2.00", "a new package 7.00", ">1k<"):
         assert text in svg
 
 
