@@ -48,6 +48,13 @@ enable_language(CUDA)
 
 file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/*/*.cu)
 add_library(fastdet_cuda SHARED ${cuda_sources})
+# A family is compiled as one file: nvcc reads torch's and CUDA's headers five times for each.
+set_target_properties(fastdet_cuda PROPERTIES UNITY_BUILD ON UNITY_BUILD_MODE GROUP)
+foreach(source ${cuda_sources})
+  cmake_path(GET source PARENT_PATH folder)
+  cmake_path(GET folder FILENAME family)
+  set_source_files_properties(${source} PROPERTIES UNITY_GROUP ${family})
+endforeach()
 target_include_directories(fastdet_cuda SYSTEM PRIVATE "${torch_include}")
 target_compile_definitions(fastdet_cuda PRIVATE ${torch_definitions} USE_CUDA)
 # --fmad=false: as -ffp-contract=off on the host. --threads: the architectures side by side.

@@ -80,14 +80,14 @@ def without_arguments(name: str) -> str:
 
 
 def short(symbol: str, name: str) -> str:
-    """`op: function<types>` of a kernel's symbol and demangled name."""
+    """`family: function<types>` of a kernel's symbol and demangled name."""
     for noise in ("(anonymous namespace)::", "fastdet::cuda::", "fastdet::", "c10::"):
         name = name.replace(noise, "")
     name = re.sub(r"^void |\(IouKind\)|\(OverlapMetric\)|\(bool\)", "", name)
     body = re.match(r"for_each_kernel<(.*)\{lambda\(long\)#(\d+)\}", name)
     if body:
         name = without_arguments(body[1]) + (f", loop {body[2]}" if body[2] != "1" else "")
-    file = re.search(r"_GLOBAL__N__[0-9a-f]+_\d+_(\w+?)_cu_", symbol)
+    file = re.search(r"_GLOBAL__N__[0-9a-f]+_\d+_(?:unity_)?(\w+?)_cu_", symbol)
     return f"{file[1]}: {without_arguments(name)}" if file else without_arguments(name)
 
 

@@ -69,7 +69,7 @@ __device__ int find_candidates(const AtssArguments<S>& in, const Point<S>& centr
 }
 
 template <typename S>
-__global__ void __launch_bounds__(kPickWarps* kWarp) positives_kernel(AtssArguments<S> in) {
+__global__ void __launch_bounds__(kPickWarps* kWarp) atss_positives_kernel(AtssArguments<S> in) {
   __shared__ PickStore<S> stores[kPickWarps];
   const int64_t row = int64_t(blockIdx.x) * kPickWarps + warp();
   if (row >= in.num_images * in.num_gts) return;
@@ -100,8 +100,8 @@ __global__ void __launch_bounds__(kPickWarps* kWarp) positives_kernel(AtssArgume
 template <typename S>
 void assign(const AtssArguments<S>& in, int64_t num_rows, cudaStream_t stream) {
   const int64_t num_blocks = (num_rows + kPickWarps - 1) / kPickWarps;
-  launch(positives_kernel<S>, dim3(static_cast<unsigned>(num_blocks)), dim3(kPickWarps * kWarp), 0,
-         stream, in);
+  launch(atss_positives_kernel<S>, dim3(static_cast<unsigned>(num_blocks)),
+         dim3(kPickWarps * kWarp), 0, stream, in);
   const int64_t slots = in.topk * in.num_levels;
   for_each(num_rows * slots, stream, [=] __device__(int64_t k) {
     const int anchor = in.candidates[k];

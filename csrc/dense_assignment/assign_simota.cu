@@ -113,7 +113,7 @@ __device__ bool is_covered(const SimotaArguments<T>& in, int64_t image, int64_t 
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) candidates_kernel(SimotaArguments<T> in) {
+__global__ void __launch_bounds__(kThreads) simota_candidates_kernel(SimotaArguments<T> in) {
   using S = Sum<T>;
   const int64_t warps = (in.num_anchors + kWarp - 1) / kWarp;  // of an image
   const int64_t own = int64_t(blockIdx.x) * (kThreads / kWarp) + warp();
@@ -173,7 +173,7 @@ __device__ void claim(const SimotaArguments<T>& in, int64_t row, const WarpPicks
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kPickWarps* kWarp) pick_kernel(SimotaArguments<T> in) {
+__global__ void __launch_bounds__(kPickWarps* kWarp) simota_pick_kernel(SimotaArguments<T> in) {
   using S = Sum<T>;
   __shared__ PickStore<S> stores[kPickWarps];
   const int64_t row = int64_t(blockIdx.x) * kPickWarps + warp();
@@ -237,11 +237,11 @@ template <typename T>
 void assign(const SimotaArguments<T>& in, cudaStream_t stream) {
   const int64_t warps = (in.num_anchors + kWarp - 1) / kWarp * in.num_images;
   constexpr int64_t kWarps = kThreads / kWarp;  // of a block
-  launch(candidates_kernel<T>, dim3(static_cast<unsigned>((warps + kWarps - 1) / kWarps)),
+  launch(simota_candidates_kernel<T>, dim3(static_cast<unsigned>((warps + kWarps - 1) / kWarps)),
          dim3(kThreads), 0, stream, in);
   const int64_t num_blocks = (in.num_images * in.gts.num_gts + kPickWarps - 1) / kPickWarps;
-  launch(pick_kernel<T>, dim3(static_cast<unsigned>(num_blocks)), dim3(kPickWarps * kWarp), 0,
-         stream, in);
+  launch(simota_pick_kernel<T>, dim3(static_cast<unsigned>(num_blocks)), dim3(kPickWarps * kWarp),
+         0, stream, in);
   for_each(in.num_images * in.num_anchors, stream, [=] __device__(int64_t i) { settle(in, i); });
 }
 

@@ -56,7 +56,8 @@ struct TaskAlignedArguments {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kPickWarps* kWarp) pick_kernel(TaskAlignedArguments<T> in) {
+__global__ void __launch_bounds__(kPickWarps* kWarp)
+    task_aligned_pick_kernel(TaskAlignedArguments<T> in) {
   using S = Sum<T>;
   __shared__ PickStore<S> stores[kPickWarps];
   const int64_t row = int64_t(blockIdx.x) * kPickWarps + warp();
@@ -116,8 +117,8 @@ template <typename T>
 void assign(const TaskAlignedArguments<T>& in, cudaStream_t stream) {
   using S = Sum<T>;
   const int64_t num_blocks = (in.num_images * in.gts.num_gts + kPickWarps - 1) / kPickWarps;
-  launch(pick_kernel<T>, dim3(static_cast<unsigned>(num_blocks)), dim3(kPickWarps * kWarp), 0,
-         stream, in);
+  launch(task_aligned_pick_kernel<T>, dim3(static_cast<unsigned>(num_blocks)),
+         dim3(kPickWarps * kWarp), 0, stream, in);
   const int64_t num_anchors = in.num_images * in.num_anchors;
   for_each(num_anchors, stream, [=] __device__(int64_t i) { settle(in, i); });
   for_each(num_anchors, stream, [=] __device__(int64_t i) {

@@ -19,14 +19,13 @@
 
 #include "../device/ordered_bits.cuh"
 #include "../device/packs.cuh"
+#include "../device/warp.cuh"
 #include "contract.h"
 
 namespace fastdet::cuda {
 
 namespace {
 
-constexpr int kWarp = 32;
-constexpr unsigned kAllLanes = ~0u;
 constexpr int64_t kMaxGridImages = 65535;
 
 __device__ int max_of_warp(int x) { return __reduce_max_sync(kAllLanes, x); }
@@ -34,8 +33,6 @@ __device__ long long max_of_warp(long long x) {
   for (int d = kWarp / 2; d > 0; d /= 2) x = max_of(x, __shfl_xor_sync(kAllLanes, x, d));
   return x;
 }
-
-__device__ int lane() { return threadIdx.x % kWarp; }
 
 template <typename T>
 struct MatchArguments {

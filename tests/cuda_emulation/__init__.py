@@ -75,20 +75,26 @@ def _compile(sources: list[Path], library: Path) -> None:
     partial.mkdir(exist_ok=True)
     objects = [partial / f"{path.stem}.o" for path in sources]
 
-    # The compiler must not load the sanitizer of this process.
-    environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
+    def run(*options: str | Path) -> None:
+        # The compiler must not load the sanitizer of this process.
+        environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
+        subprocess.run([COMPILER, *_flags(), *options], check=True, env=environment)
+
+    # What each source begins with, compiled once: torch's headers take longer than a kernel.
+    header = partial / "first.h"
+    first = [HERE / "include" / "cuda_emulation.h", ROOT / "csrc" / "torch.h"]
+    header.write_text("".join(f'#include "{path}"\n' for path in first))
+    if any(path.parent != HERE for path in sources):
+        run("-x", "c++-header", header, "-o", f"{header}.gch")
 
     def compile_one(source: Path, target: Path) -> None:
-        command = [COMPILER, *_flags(), "-x", "c++", "-c", source, "-o", target]
-        if source.parent != HERE:
-            command[1:1] = ["-include", str(HERE / "include" / "cuda_emulation.h")]
-        subprocess.run(command, check=True, env=environment)
+        before = [] if source.parent == HERE else ["-include", header]
+        run(*before, "-x", "c++", "-c", source, "-o", target)
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(compile_one, sources, objects))
     torch_libraries = [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu"]
-    command = [COMPILER, *_flags(), "-shared", *objects, *torch_libraries]
-    subprocess.run([*command, "-o", partial / library.name], check=True, env=environment)
+    run("-shared", *objects, *torch_libraries, "-o", partial / library.name)
     (partial / library.name).rename(library)
     shutil.rmtree(partial)
 

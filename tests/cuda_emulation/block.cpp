@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
-#undef _FORTIFY_SOURCE  // its longjmp refuses to change stacks
 #include "include/block.h"
 
-#include <setjmp.h>
+#ifndef __x86_64__
 #include <ucontext.h>
+#endif
 
 #include <algorithm>
 #include <cstdlib>
@@ -67,25 +67,75 @@ std::vector<size_t> order_of(size_t n) {
   return ordered(std::move(numbers));
 }
 
-// A stack, and the registers at the point where it was left.
-struct Fiber {
-  ucontext_t start;
-  jmp_buf registers;
-  bool entered = true;
+}  // namespace
+
+#ifdef __x86_64__
+
+// Keeps the registers that a function must keep on the stack that it leaves, and that stack's
+// pointer in `from`; continues on the stack `to`. ucontext's swap makes a system call besides, which
+// takes longer than a lane runs between two switches.
+extern "C" __attribute__((visibility("hidden"))) void cuda_emulation_switch(void** from, void* to);
+asm(R"(
+  .pushsection .text
+  .type cuda_emulation_switch, @function
+cuda_emulation_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+  .size cuda_emulation_switch, . - cuda_emulation_switch
+  .popsection
+)");
+
+// What a stack that was left keeps.
+class Fiber {
+ public:
+  // Lets the next switch to it call `enter`, which never returns, on this stack.
+  void start(std::byte* stack, size_t bytes, void (*enter)()) {
+    auto* top = reinterpret_cast<void**>(stack + bytes / 16 * 16);
+    *--top = nullptr;  // where `enter` would return to
+    *--top = reinterpret_cast<void*>(enter);
+    for (int i = 0; i < 6; ++i) *--top = nullptr;
+    pointer_ = top;
+  }
+  // Leaves `from` for `to`; returns when something switches back to `from`.
+  static void change(Fiber& from, Fiber& to) { cuda_emulation_switch(&from.pointer_, to.pointer_); }
+
+ private:
+  void* pointer_ = nullptr;
 };
 
-// Leaves `from` and continues in `to`; returns when something switches back to `from`. swapcontext
-// makes a system call to save the signal mask, which takes longer than a lane runs between two
-// switches; it stays under AddressSanitizer, which does not support jumps between stacks.
-void switch_fiber(Fiber& from, Fiber& to) {
-  if (FASTDET_SANITIZED) {
-    swapcontext(&from.start, &to.start);
-  } else if (_setjmp(from.registers) == 0) {
-    if (to.entered) _longjmp(to.registers, 1);
-    to.entered = true;
-    setcontext(&to.start);
+#else
+
+class Fiber {
+ public:
+  void start(std::byte* stack, size_t bytes, void (*enter)()) {
+    getcontext(&context_);
+    context_.uc_stack.ss_sp = stack;
+    context_.uc_stack.ss_size = bytes;
+    context_.uc_link = nullptr;
+    makecontext(&context_, enter, 0);
   }
-}
+  static void change(Fiber& from, Fiber& to) { swapcontext(&from.context_, &to.context_); }
+
+ private:
+  ucontext_t context_;
+};
+
+#endif
+
+namespace {
 
 enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kEnded };
 
@@ -117,7 +167,7 @@ class Block {
     Lane& lane = lanes_[current_];
     lane.state = state;
     leaving(&lane.fake_stack, scheduler_stack_, scheduler_bytes_);
-    switch_fiber(lane.fiber, scheduler_);
+    Fiber::change(lane.fiber, scheduler_);
     arrived(lane.fake_stack, &scheduler_stack_, &scheduler_bytes_);
   }
 
@@ -136,7 +186,7 @@ class Block {
       current().state = State::kEnded;
       ++num_ended_;
       leaving(nullptr, scheduler_stack_, scheduler_bytes_);
-      switch_fiber(current().fiber, scheduler_);
+      Fiber::change(current().fiber, scheduler_);
     }
   }
 
@@ -144,12 +194,7 @@ class Block {
   static void renew(Lane& lane) {
     if (!lane.stack) lane.stack = std::make_unique<std::byte[]>(kStackBytes);
     lane.fake_stack = nullptr;
-    lane.fiber.entered = false;
-    getcontext(&lane.fiber.start);
-    lane.fiber.start.uc_stack.ss_sp = lane.stack.get();
-    lane.fiber.start.uc_stack.ss_size = kStackBytes;
-    lane.fiber.start.uc_link = nullptr;
-    makecontext(&lane.fiber.start, &Block::enter, 0);
+    lane.fiber.start(lane.stack.get(), kStackBytes, &Block::enter);
   }
 
   void start_lanes(dim3 size) {
@@ -172,7 +217,7 @@ class Block {
     block_ = this;
     void* fake = nullptr;
     leaving(&fake, lanes_[i].stack.get(), kStackBytes);
-    switch_fiber(scheduler_, lanes_[i].fiber);
+    Fiber::change(scheduler_, lanes_[i].fiber);
     arrived(fake);
   }
 
@@ -250,7 +295,7 @@ class Block {
   static inline Block* block_ = nullptr;
 
   const std::function<void()>* kernel_ = nullptr;
-  std::vector<Lane> lanes_ = std::vector<Lane>(1024);  // a fiber must not move
+  std::vector<Lane> lanes_ = std::vector<Lane>(1024);
   size_t num_lanes_ = 0, num_ended_ = 0, current_ = 0;
   Fiber scheduler_;
   const void* scheduler_stack_ = nullptr;

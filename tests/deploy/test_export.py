@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Exported detectors find what the model finds, without the model's code and without fastdet."""
 
-import copy
-import dataclasses
-import functools
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,103 +12,22 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from torch import Tensor
 
 from fastdet.deploy.export import export_detector
-from fastdet.engine.fused import unfused
-from fastdet.models import MODELS, Batch, Detections, Detector, from_torchvision
-from tests.deploy.runtimes import RUNTIMES, Arrays
-from tests.models.scenes import named, small_model
-from tests.models.test_torchvision_weights import MODELS as TORCHVISION_MODELS
-from tests.models.test_torchvision_weights import picture, with_detections
-
-SIZE = (96, 128)
-CLASSES = ["background", "cat", "dog", "bird"]
-CONVERTED = ("faster_rcnn_of_parts", "retinanet_of_parts", "fcos_of_parts")
-
-
-def detector(name: str) -> Detector:
-    """In eval mode, with scores that are far enough apart not to change places by rounding."""
-    return copy.deepcopy(_made(name))
-
-
-@functools.cache
-def _made(name: str) -> Detector:
-    torch.manual_seed(0)
-    if name in MODELS:
-        model = with_detections(small_model(name))
-        if name == "faster_rcnn":
-            model.roi_heads.score_thresh = 0.3
-        return model
-    model = from_torchvision(with_detections(TORCHVISION_MODELS[name]()))
-    model.border = dataclasses.replace(model.border, size_divisor=32)
-    return model
-
-
-def pixels(*sizes: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Pictures in the upper left of SIZE; what lies beyond them must not matter."""
-    images = torch.rand(len(sizes), 3, *SIZE, generator=torch.Generator().manual_seed(5))
-    for i, (height, width) in enumerate(sizes):
-        images[i, :, :height, :width] = picture(height, width, seed=10 + i)
-    return images, torch.tensor(sizes)
-
-
-def detect(model: Detector, images: Tensor, sizes: Tensor) -> Detections:
-    """By the model itself, on images that it has padded."""
-    mean, std = (
-        torch.tensor(x)[:, None, None] for x in (model.border.image_mean, model.border.image_std)
-    )
-    padded = torch.zeros(images.shape).contiguous(memory_format=torch.channels_last)
-    for own, image, (height, width) in zip(padded, images, sizes.tolist(), strict=True):
-        own[:, :height, :width] = (image[:, :height, :width] - mean) / std
-    none = torch.zeros(len(images), 8, dtype=torch.int64)
-    with torch.no_grad(), unfused():
-        return model.detect(Batch(padded, sizes, torch.zeros(len(images), 8, 4), none, none[:, 0]))
-
-
-def run_onnx(path: Path, images: Tensor, sizes: Tensor, runtime: str = "onnxruntime") -> Arrays:
-    return RUNTIMES[runtime](path, {"images": images.numpy(), "sizes": sizes.numpy()})
-
-
-def assert_same(found: Arrays, expected: Detections, least: int = 4) -> None:
-    """The same detections; those whose scores are nearer than rounding may change places."""
-    wanted = {name: rows.numpy() for name, rows in named(expected).items()}
-    counts = wanted["counts"].tolist()
-    assert found["counts"].tolist() == counts
-    assert min(counts) >= least
-    np.testing.assert_allclose(found["scores"], wanted["scores"], atol=3e-5, rtol=0)
-    for i, count in enumerate(counts):
-        assert not found["boxes"][i, count:].any()
-        if not count:
-            continue
-        ours, theirs = (
-            {name: detections[name][i, :count] for name in ("boxes", "scores", "labels")}
-            for detections in (found, wanted)
-        )
-        off = abs(ours["boxes"][:, None] - theirs["boxes"]).max(axis=2) / 1e-3  # (K, K)
-        off = np.maximum(off, abs(ours["scores"][:, None] - theirs["scores"]) / 3e-5)
-        off[ours["labels"][:, None] != theirs["labels"]] = np.inf
-        assert off.min(axis=0).max() < 1
-        assert off.min(axis=1).max() < 1
-        if "masks" in wanted:
-            masks = wanted["masks"][i, off.argmin(axis=1)]
-            np.testing.assert_allclose(found["masks"][i, :count], masks, atol=1e-3, rtol=0)
-
-
-OnnxFile = Callable[[str], tuple[Detector, Path]]
-
-
-@pytest.fixture(scope="module")
-def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> OnnxFile:
-    """A model by name, and its file for any number of images. Do not change them."""
-
-    @functools.cache
-    def onnx_file(name: str) -> tuple[Detector, Path]:
-        model, path = detector(name), tmp_path_factory.mktemp(name) / "detector.onnx"
-        export_detector(model, path, SIZE, batch_size=None)
-        return model, path
-
-    return onnx_file
+from fastdet.models import MODELS
+from tests.deploy.conftest import OnnxFile
+from tests.deploy.detectors import (
+    CLASSES,
+    CONVERTED,
+    SEVERAL,
+    SIZE,
+    assert_same,
+    detect,
+    detector,
+    pixels,
+)
+from tests.deploy.runtimes import RUNTIMES
+from tests.models.scenes import small_model
 
 
 def slow(names: Iterable[str]) -> list[Any]:
@@ -123,35 +39,11 @@ def slow(names: Iterable[str]) -> list[Any]:
 )
 def test_onnx_finds_what_the_model_finds(name: str, onnx_file: OnnxFile) -> None:
     model, path = onnx_file(name)
-    for sizes in ([(96, 128), (70, 101), (96, 50)], [(81, 128)]):
-        images, heights = pixels(*sizes)
-        found = run_onnx(path, images, heights)
-        assert_same(found, detect(model, images, heights))
-
-
-def find_few(model: Detector, images: Tensor, sizes: Tensor) -> Detections:
-    """Raises the threshold until one image has no detection and no image fills the rows."""
-    part: Any = model.roi_heads if hasattr(model, "roi_heads") else model
-    scores = detect(model, images, sizes).scores
-    weakest = float(scores[:, 0].min())
-    part.score_thresh = (weakest + float(scores[scores > weakest].min())) / 2
-    found = detect(model, images, sizes)
-    counts = found.counts.tolist()
-    assert min(counts) == 0
-    assert 0 < max(counts) < found.scores.shape[1]
-    return found
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(MODELS))
-def test_rows_that_are_not_filled(name: str, tmp_path: Path) -> None:
-    model = detector(name)
-    images, sizes = pixels((96, 128), (70, 101), (96, 50))
-    expected = find_few(model, images, sizes)
-    export_detector(model, tmp_path / "detector.onnx", SIZE, batch_size=None)
-    for runtime in RUNTIMES:
-        found = run_onnx(tmp_path / "detector.onnx", images, sizes, runtime)
-        assert_same(found, expected, least=0)
+    for images, sizes in (SEVERAL, pixels((81, 128))):
+        expected = detect(model, images, sizes)
+        for run in RUNTIMES.values():
+            found = run(path, {"images": images.numpy(), "sizes": sizes.numpy()})
+            assert_same(found, expected, least=0 if name in MODELS else 4)
 
 
 @pytest.mark.parametrize("name", ["retinanet", *slow(sorted({*MODELS} - {"retinanet"}))])

@@ -2,6 +2,7 @@
 """Files in 8-bit integers find what the float32 file finds, nearly."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,18 @@ import pytest
 from PIL import Image
 
 from fastdet.data import read_image
-from fastdet.deploy.export import export_candidates, export_detector, metadata
+from fastdet.deploy.export import metadata
 from fastdet.deploy.int8 import export_int8, quantize
 from fastdet.deploy.onnx_pictures import OnnxDetector
-from tests.deploy.test_export import CLASSES, SIZE, detector, find_few, pixels
+from tests.deploy.conftest import OnnxFile
+from tests.deploy.detectors import CLASSES, pixels
 
 SIZES = [(96, 128), (70, 101), (96, 50), (90, 120)]
 
 
-@pytest.fixture(scope="module")
-def float32(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("float32") / "detector.onnx"
-    model = detector("retinanet")
-    find_few(model, *pixels(*SIZES))
-    export_detector(model, path, SIZE, classes=CLASSES)
-    return path
+@pytest.fixture
+def float32(onnx_file: OnnxFile) -> Path:
+    return onnx_file("retinanet")[1]
 
 
 @pytest.fixture
@@ -105,13 +103,12 @@ def quantised_for_others(graph: Any) -> list[str]:
 
 
 @pytest.mark.slow
-def test_pictures_alone_calibrate_a_file_without_suppression(tmp_path: Path) -> None:
+def test_pictures_alone_calibrate_a_file_without_suppression(
+    candidates_file: OnnxFile, tmp_path: Path
+) -> None:
     pictures, path = write_pictures(tmp_path / "data"), tmp_path / "int8.onnx"
-
-    def write(source: Path) -> None:
-        export_candidates(detector("fcos"), source, SIZE, batch_size=2, classes=CLASSES)
-
-    assert export_int8(write, path, pictures) is None
+    _, source = candidates_file("fcos")
+    assert export_int8(lambda target: shutil.copy(source, target), path, pictures) is None
     assert "suppression" in metadata(path)
     found = OnnxDetector(path).detect(read_image(pictures / "images" / "1.png"))
     assert len(found["boxes"]) > 3

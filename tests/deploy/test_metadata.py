@@ -11,20 +11,20 @@ import onnx
 import pytest
 import torch
 
+import fastdet
 from fastdet.deploy.export import export_detector, metadata
 from fastdet.deploy.image_size import training_size
 from fastdet.models import Border
+from tests.deploy.conftest import OnnxFile
+from tests.deploy.detectors import CLASSES
 from tests.models.scenes import small_model
-
-CLASSES = ["background", "cat", "dog", "bird"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suffix", [".pt2", pytest.param(".onnx", marks=pytest.mark.slow)])
-def test_metadata_of_a_file(suffix: str, tmp_path: Path) -> None:
+def test_metadata_of_a_file(tmp_path: Path) -> None:
     model = small_model("fcos", min_size=[64, 96], max_size=100)
-    export_detector(model, tmp_path / f"it{suffix}", classes=CLASSES)
-    assert metadata(tmp_path / f"it{suffix}") == {
+    export_detector(model, tmp_path / "it.pt2", classes=CLASSES)
+    assert metadata(tmp_path / "it.pt2") == {
         "model": "FCOS",
         "classes": CLASSES,
         "num_classes": 4,
@@ -33,8 +33,15 @@ def test_metadata_of_a_file(suffix: str, tmp_path: Path) -> None:
         "max_size": 100,
         "image_mean": [0.485, 0.456, 0.406],
         "image_std": [0.229, 0.224, 0.225],
-        "fastdet": metadata(tmp_path / f"it{suffix}")["fastdet"],
+        "fastdet": fastdet.__version__,
     }
+
+
+def test_metadata_of_an_onnx_file(onnx_file: OnnxFile) -> None:
+    about = metadata(onnx_file("retinanet")[1])
+    assert (about["model"], about["classes"], about["num_classes"]) == ("RetinaNet", CLASSES, 4)
+    assert (about["image_size"], about["min_size"], about["max_size"]) == ([96, 128], 96, 140)
+    assert about["fastdet"] == fastdet.__version__
 
 
 @pytest.mark.parametrize("kind", ["text.pt2", "text.onnx", "zip.pt2", "foreign.onnx", "list.onnx"])

@@ -9,8 +9,9 @@ import pytest
 
 import fastdet.numpy
 from fastdet.deploy.export import export_candidates, metadata
+from tests.deploy.conftest import OnnxFile
+from tests.deploy.detectors import CLASSES, assert_same, detect, pixels
 from tests.deploy.runtimes import RUNTIMES, Arrays
-from tests.deploy.test_export import CLASSES, SIZE, assert_same, detect, detector, pixels
 from tests.models.scenes import small_model
 
 NOT_PORTABLE = {"NonMaxSuppression", "RoiAlign", "TopK", "NonZero", "ScatterND", "GatherND"}
@@ -31,9 +32,8 @@ def finished(found: Arrays, suppression: dict[str, float], rows: int) -> Arrays:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["retinanet", "fcos"])
-def test_numpy_finishes_what_a_file_begins(name: str, tmp_path: Path) -> None:
-    model, path = detector(name), tmp_path / "detector.onnx"
-    export_candidates(model, path, SIZE, batch_size=2, classes=CLASSES)
+def test_numpy_finishes_what_a_file_begins(name: str, candidates_file: OnnxFile) -> None:
+    model, path = candidates_file(name)
     images, sizes = pixels((96, 128), (70, 101))
     expected = detect(model, images, sizes)
     about = metadata(path)
