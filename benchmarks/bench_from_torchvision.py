@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN, RetinaNet
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from benchmarks.case import Case
 from benchmarks.conftest import Beside
-from benchmarks.torchvision_detectors import let_candidates_pass
+from benchmarks.torchvision_detectors import (
+    let_candidates_pass,
+    resnet_faster_rcnn,
+    resnet_retinanet,
+)
 from benchmarks.workloads import random_boxes, seeded
 from fastdet.models import from_torchvision
 from fastdet.ops import box_iou
@@ -26,33 +27,21 @@ GT_BOXES = 10
 BF16 = "bfloat16 autocast"
 
 
-def faster_rcnn(**sizes: int) -> nn.Module:
-    """As fasterrcnn_resnet50_fpn(weights="DEFAULT")."""
-    return FasterRCNN(resnet_fpn_backbone(backbone_name="resnet50", weights=None), 91, **sizes)
-
-
-def retinanet(**sizes: int) -> nn.Module:
-    """As retinanet_resnet50_fpn(weights="DEFAULT")."""
-    backbone = resnet_fpn_backbone(
-        backbone_name="resnet50",
-        weights=None,
-        returned_layers=[2, 3, 4],
-        extra_blocks=LastLevelP6P7(256, 256),
-    )
-    return RetinaNet(backbone, 91, **sizes)
-
-
 # With the target ratios: inference, inference in bfloat16 on both sides, training.
 MODELS: dict[str, tuple[Callable[..., nn.Module], tuple[float, float, float]]] = {
-    "Faster R-CNN, ResNet-50 FPN": (faster_rcnn, (1.4, 1.2, 1.3)),
-    "RetinaNet, ResNet-50 FPN": (retinanet, (1.5, 1.2, 1.3)),
+    "Faster R-CNN, ResNet-50 FPN": (resnet_faster_rcnn, (1.4, 1.2, 1.3)),
+    "RetinaNet, ResNet-50 FPN": (resnet_retinanet, (1.5, 1.2, 1.3)),
 }
 
 
 def made(name: str, height: int, width: int) -> tuple[Any, list[Tensor]]:
-    """torchvision's model, and two images of coarse noise, which it does not resize."""
+    """torchvision's model, and two images of coarse noise, which it does not resize.
+
+    Images of 64 pixels, in quick runs and tests, get a ResNet-18.
+    """
     torch.manual_seed(0)
-    network = MODELS[name][0](min_size=min(height, width), max_size=max(height, width))
+    sizes = {"min_size": min(height, width), "max_size": max(height, width)}
+    network = MODELS[name][0]("resnet50" if height > 64 else "resnet18", **sizes)
     for part in network.modules():
         if isinstance(part, nn.Conv2d) and part.out_channels == 4 * part.in_channels:
             part.weight.data /= 4  # the last of a residual branch: trained ones add little

@@ -7,7 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import (
     FeaturePyramidNetwork,
     LastLevelMaxPool,
@@ -32,6 +34,29 @@ class Pyramid(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         maps = self.body(images)[self.first_stage :]
         return self.fpn(OrderedDict((str(i), x) for i, x in enumerate(maps)))
+
+
+def resnet_faster_rcnn(backbone: str, *, norms: Any = FrozenBatchNorm2d, **numbers: Any) -> Any:
+    """fasterrcnn_resnet50_fpn of another ResNet. Its checkpoints have frozen norms.
+
+    Without weights torchvision makes it with nn.BatchNorm2d, and trains all layers.
+    """
+    return FasterRCNN(_resnet(backbone, norms), 91, **numbers)
+
+
+def resnet_retinanet(backbone: str, *, norms: Any = FrozenBatchNorm2d, **numbers: Any) -> Any:
+    """retinanet_resnet50_fpn of another ResNet; see `resnet_faster_rcnn`."""
+    extra = LastLevelP6P7(256, 256)
+    return RetinaNet(
+        _resnet(backbone, norms, returned_layers=[2, 3, 4], extra_blocks=extra), 91, **numbers
+    )
+
+
+def _resnet(backbone: str, norms: Any, **options: Any) -> nn.Module:
+    trained = 3 if norms is FrozenBatchNorm2d else 5
+    return resnet_fpn_backbone(
+        backbone_name=backbone, weights=None, norm_layer=norms, trainable_layers=trained, **options
+    )
 
 
 def faster_rcnn(

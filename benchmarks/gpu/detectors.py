@@ -13,18 +13,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import detection
 
 from benchmarks.alternate import Rounds, Side
 from benchmarks.gpu.case import GpuCase
 from benchmarks.gpu.device import Device
-from benchmarks.torchvision_detectors import let_candidates_pass
+from benchmarks.torchvision_detectors import (
+    let_candidates_pass,
+    resnet_faster_rcnn,
+    resnet_retinanet,
+)
 from benchmarks.workloads import random_boxes, seeded
 from fastdet.models import MODELS, FasterRCNN
 
 FAMILIES: dict[str, tuple[str, Callable[..., Any]]] = {
-    "Faster R-CNN": ("faster_rcnn", detection.fasterrcnn_resnet50_fpn),
-    "RetinaNet": ("retinanet", detection.retinanet_resnet50_fpn),
+    "Faster R-CNN": ("faster_rcnn", resnet_faster_rcnn),
+    "RetinaNet": ("retinanet", resnet_retinanet),
 }
 FEW_PROPOSALS = {"rpn_post_nms_top_n_train": 20, "rpn_post_nms_top_n_test": 20}
 GT_BOXES = 10
@@ -52,9 +55,10 @@ def models(family: str, device: Device, images: Images) -> dict[str, Any]:
     numbers = {"min_size": height, "max_size": width}
     if device.small and family == "Faster R-CNN":
         numbers |= FEW_PROPOSALS
+    backbone = "resnet18" if device.small else "resnet50"
     torch.manual_seed(0)
-    theirs = make(weights=None, weights_backbone=None, **numbers)
-    ours = MODELS[name]("resnet50", 91, **numbers)
+    theirs = make(backbone, norms=nn.BatchNorm2d, **numbers)
+    ours = MODELS[name](backbone, 91, **numbers)
     ours.load_state_dict(theirs.state_dict())
     ours, theirs = ours.to(device.name).eval(), theirs.to(device.name).eval()
     with torch.no_grad():

@@ -32,7 +32,7 @@ from .scenes import ellipses, named
 from .test_fixed_shapes import Detect
 
 NUMBERS: dict[str, Any] = {"min_size": 96, "max_size": 150}
-PROPOSALS = {"rpn_post_nms_top_n_train": 60, "rpn_post_nms_top_n_test": 60}
+PROPOSALS = {"rpn_post_nms_top_n_train": 25, "rpn_post_nms_top_n_test": 25}
 SPREADS = {
     "bbox_ctrness": 1.0,
     "cls_logits": 1.0,

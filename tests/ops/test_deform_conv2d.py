@@ -275,8 +275,8 @@ def test_backward_is_deterministic_on_request(name, device):
 @pytest.mark.slow
 @pytest.mark.usefixtures("deterministic")
 def test_more_columns_than_are_in_memory_at_a_time(device):
-    # 215 MB of columns; those of one image are 72 MB. The second block begins within an image.
-    sample = random_sample(3, 1024, 2, (20, 35), (5, 5), padding=(2, 2), bias=False)
+    # 143 MB of columns, where 128 MB are made at a time: the second block begins within an image.
+    sample = random_sample(2, 1024, 2, (20, 35), (5, 5), padding=(2, 2), bias=False)
     sample = sample.to(torch.float32).to(device)
     grad = output_grad(deform_conv2d(*sample))
     found = results(sample, grad=grad)
@@ -289,7 +289,7 @@ def test_more_columns_than_are_in_memory_at_a_time(device):
             ),
             grad=grad[i : i + 1],
         )
-        for i in range(3)
+        for i in range(2)
     ]
     for n, got in enumerate(found):
         apart = [piece[n] for piece in pieces]

@@ -25,37 +25,38 @@ def brute_force(
     labels: Tensor | None = None,
 ) -> list[int]:
     """`reference.nmm` with NumPy in the dtype of the boxes, for more boxes."""
-    b, least = boxes.numpy(), boxes.numpy().dtype.type(threshold)
-    ids = np.zeros(len(b), np.int64) if labels is None else labels.numpy()
+    order = np.argsort(-scores.numpy(), kind="stable")
+    b, least = boxes.numpy()[order], boxes.numpy().dtype.type(threshold)
+    ids = np.zeros(len(b), np.int64) if labels is None else labels.numpy()[order]
     with np.errstate(all="ignore"):
         areas = (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1])
         solid = (b[:, 0] < b[:, 2]) & (b[:, 1] < b[:, 3]) & (areas > 0) & np.isfinite(areas)
+        targets = np.zeros(len(b), bool)  # those that others may join
+        index = np.full(len(b), -1)
         planes = np.stack([*b.T, areas])
-        targets = np.empty(planes.shape, b.dtype)  # the planes of the boxes that others may join
-        target_ids, rows = np.empty(len(b), np.int64), np.empty(len(b), np.int64)
-        index, n = np.full(len(b), -1), 0
-        for i in np.argsort(-scores.numpy(), kind="stable"):
-            x1, y1, x2, y2, area = targets[:, :n]
-            w = np.maximum(np.minimum(x2, b[i, 2]) - np.maximum(x1, b[i, 0]), 0)
-            h = np.maximum(np.minimum(y2, b[i, 3]) - np.maximum(y1, b[i, 1]), 0)
+        for begin in range(0, len(b), 64):  # 64 rows are in the cache
+            x1, y1, x2, y2, area = planes[:, begin : begin + 64, None]
+            w = np.maximum(np.minimum(x2, planes[2]) - np.maximum(x1, planes[0]), 0)
+            h = np.maximum(np.minimum(y2, planes[3]) - np.maximum(y1, planes[1]), 0)
             inter = w * h
-            base = np.minimum(area, areas[i]) if metric == "ios" else area + areas[i] - inter
-            overlaps = np.where(base > 0, inter / base, 0) >= least
-            matches = np.flatnonzero(overlaps & (target_ids[:n] == ids[i])) if solid[i] else []
-            index[i] = index[rows[matches[0]]] if len(matches) else i
-            if solid[i] and (transitive or not len(matches)):
-                targets[:, n], target_ids[n], rows[n], n = planes[:, i], ids[i], i, n + 1
-    return index.tolist()
+            base = np.minimum(areas, area) if metric == "ios" else areas + area - inter
+            joins = (base > 0) & (inter / base >= least) & (ids == ids[begin : begin + 64, None])
+            for i, joined in enumerate(joins, begin):
+                matches = np.flatnonzero(joined & targets) if solid[i] else []
+                index[i] = index[matches[0]] if len(matches) else i
+                targets[i] = solid[i] and (transitive or not len(matches))
+    found = np.empty(len(b), np.int64)
+    found[order] = order[index]
+    return found.tolist()
 
 
 def enclosing(boxes: Tensor, index: Tensor) -> Tensor:
     """The merged boxes that belong to an index."""
-    merged = boxes.clone()
-    for i, kept in enumerate(index.tolist()):
-        if kept >= 0:
-            merged[kept, :2] = torch.minimum(merged[kept, :2], boxes[i, :2])
-            merged[kept, 2:] = torch.maximum(merged[kept, 2:], boxes[i, 2:])
-    return merged
+    merged, rows = boxes.numpy().copy(), np.flatnonzero(index.cpu().numpy() >= 0)
+    kept = index.cpu().numpy()[rows]
+    np.minimum.at(merged[:, :2], kept, boxes.numpy()[rows, :2])
+    np.maximum.at(merged[:, 2:], kept, boxes.numpy()[rows, 2:])
+    return torch.from_numpy(merged)
 
 
 def test_hand_worked(device):
