@@ -65,7 +65,8 @@ def alternate(
         for name, side in sides.items()
     }
     collecting = gc.isenabled()
-    gc.collect()
+    if rounds.most > 1:
+        gc.collect()
     gc.disable()
     try:
         used = 0.0

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The product of a matrix with a panel, a matrix of kPanel columns, in registers. Each element is a
-// sum of products in the order of the depth. Only x.loops.cpp files include it.
+// sum of products in the order of the depth, which is then added to what was there: of a long sum,
+// given in parts, this rounds less than one sum through all parts. Only x.loops.cpp files include
+// it.
 #pragma once
 
 #include "lanes.h"
@@ -24,11 +26,7 @@ __attribute__((always_inline)) inline void multiply_rows(const PanelFactor<S>& a
   constexpr int64_t kLanes = kLanesOf<S>;
   for (int64_t column = 0; column < kPanel; column += 2 * kLanes) {
     Lanes<S> sum[kProductRows][2];
-    for (int i = 0; i < kProductRows; ++i) {
-      S* to = out + i * out_stride + column;
-      sum[i][0] = add ? load_lanes(to) : Lanes<S>{};
-      sum[i][1] = add ? load_lanes(to + kLanes) : Lanes<S>{};
-    }
+    for (int i = 0; i < kProductRows; ++i) sum[i][0] = sum[i][1] = Lanes<S>{};
     const S *left = a.data, *right = panel + column;
     const int64_t row_stride = a.row_stride;
     for (int64_t k = 0; k < depth; ++k, left += a.depth_stride, right += panel_stride) {
@@ -42,8 +40,8 @@ __attribute__((always_inline)) inline void multiply_rows(const PanelFactor<S>& a
     }
     for (int i = 0; i < kProductRows; ++i) {
       S* to = out + i * out_stride + column;
-      store_lanes<S>(sum[i][0], to);
-      store_lanes<S>(sum[i][1], to + kLanes);
+      store_lanes<S>(add ? load_lanes(to) + sum[i][0] : sum[i][0], to);
+      store_lanes<S>(add ? load_lanes(to + kLanes) + sum[i][1] : sum[i][1], to + kLanes);
     }
   }
 }

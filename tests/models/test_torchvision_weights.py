@@ -31,7 +31,7 @@ from fastdet.models import from_torchvision, load_torchvision_weights
 from .scenes import ellipses, named
 from .test_fixed_shapes import Detect
 
-NUMBERS: dict[str, Any] = {"min_size": 96, "max_size": 150}
+NUMBERS: dict[str, Any] = {"min_size": 64, "max_size": 100}
 PROPOSALS = {"rpn_post_nms_top_n_train": 25, "rpn_post_nms_top_n_test": 25}
 SPREADS = {
     "bbox_ctrness": 1.0,
@@ -194,7 +194,7 @@ def fcos_of_parts() -> nn.Module:
 
 def builder(name: str) -> Callable[[], nn.Module]:
     build = getattr(detection, name)
-    numbers = NUMBERS | (PROPOSALS if "rcnn" in name else {"score_thresh": 0.7})
+    numbers = NUMBERS | (PROPOSALS if "rcnn" in name else {"score_thresh": 0.6})
     if name.startswith("mask"):
         numbers |= {"box_detections_per_img": 12}  # few, because each needs a mask
     return lambda: build(weights=None, weights_backbone=None, num_classes=5, **numbers)
