@@ -57,7 +57,7 @@ test-emulation: install
 
 test-smaller-isas: install
 	for isa in $$($(BIN)/python -m tests.smaller_isas); do \
-	  FASTDET_CPU_ISA=$$isa $(BIN)/python -m pytest tests/ops -m "not slow and not emulation" || exit 1; done
+	  FASTDET_CPU_ISA=$$isa $(BIN)/python -m pytest tests/ops -m "not slow and not emulation and not cuda" || exit 1; done
 
 bench: install
 	$(BIN)/fastdet bench --out benchmarks/results/cpu_ops.json --overwrite

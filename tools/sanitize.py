@@ -26,7 +26,7 @@ SANITIZERS = (
     "signed-integer-overflow,unreachable"
 )
 SELECTIONS = (
-    ["tests/ops", "-m", "not slow and not memory and not emulation"],
+    ["tests/ops", "-m", "not slow and not memory and not emulation and not cuda"],
     # Other orders of lanes and counts of launches run the same kernels again.
     [
         "tests/ops/test_cuda.py",

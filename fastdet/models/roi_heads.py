@@ -317,4 +317,6 @@ class RoIHeads(nn.Module):
         labels = found.labels[:, :rows, None, None, None].expand(-1, -1, 1, *logits.shape[3:])
         masks = widened(logits.gather(2, labels).squeeze(2)).sigmoid()
         masks = masks.where(row_mask(found.counts, rows)[..., None, None], 0.0)
-        return found._replace(masks=F.pad(masks, (0, 0, 0, 0, 0, total - rows)))
+        padded = F.pad(masks, (0, 0, 0, 0, 0, total - rows))
+        # Not `_replace`: Dynamo of torch 2.11 cannot return its result.
+        return Detections(found.boxes, found.scores, found.labels, found.counts, padded)
