@@ -9,6 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
+import lightning
 import pytest
 import torch
 
@@ -90,6 +91,19 @@ def test_stopped_before_the_first_checkpoint(
     expected = "fastdet: stopped at step 0, before the first checkpoint\n"
     assert capsys.readouterr().err.endswith(expected)
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_stopped_before_lightning_notes_it(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    def stopped_here(*_, **__) -> None:
+        raise Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr(lightning.Trainer, "fit", stopped_here)
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments(shapes, tmp_path), "--epochs", "1"])
+    assert stop.value.code == 143
+    assert "fastdet: stopped at step 0, before" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
