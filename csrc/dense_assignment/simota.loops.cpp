@@ -67,10 +67,10 @@ int64_t centre_points(const StridedPoints<S>& points, const SimotaGt<S>& gt, S r
   int32_t* next = rows;
   for (int64_t b = 0; b < in.points.num_blocks; ++b) {
     const S most = radius * in.largest_stride[b];
-    const bool touches = int(hulls.x1[b] < min_of(gt.box.x2, gt.x + most)) &
-                         int(hulls.x2[b] > max_of(gt.box.x1, gt.x - most)) &
-                         int(hulls.y1[b] < min_of(gt.box.y2, gt.y + most)) &
-                         int(hulls.y2[b] > max_of(gt.box.y1, gt.y - most));
+    const bool touches = hulls.x1[b] < min_of(gt.box.x2, gt.x + most) &&
+                         hulls.x2[b] > max_of(gt.box.x1, gt.x - most) &&
+                         hulls.y1[b] < min_of(gt.box.y2, gt.y + most) &&
+                         hulls.y2[b] > max_of(gt.box.y1, gt.y - most);
     if (!touches) continue;
     for (int64_t i = b * kPointBlock; i < (b + 1) * kPointBlock; i += kLanesOf<S>) {
       const Lanes<S> x = load_lanes(in.points.x + i), y = load_lanes(in.points.y + i);

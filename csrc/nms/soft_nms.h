@@ -31,8 +31,9 @@ class SoftNms {
     for (int64_t i = 0; i < n; ++i)
       if (rule.first(scores[i], boxes[i]) >= T(0)) index_.push_back(i);
     if (labels)
-      std::stable_sort(index_.begin(), index_.end(),
-                       [labels](int64_t a, int64_t b) { return labels[a] < labels[b]; });
+      std::sort(index_.begin(), index_.end(), [labels](int64_t a, int64_t b) {
+        return labels[a] != labels[b] ? labels[a] < labels[b] : a < b;
+      });
     planes_.resize(5 * index_.size());
     for (int64_t begin = 0, end = 0; begin < size(); begin = end) {
       const int64_t label = labels ? labels[index_[begin]] : 0;
