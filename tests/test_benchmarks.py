@@ -132,8 +132,9 @@ def test_no_operator_is_less_exact_than_torchvisions() -> None:
     for one in results.read(results.CPU_OPS).rows:
         ours, theirs = one.sides["fastdet"].error, one.torchvision and one.torchvision.error
         if ours is not None and theirs is not None:
-            # The largest of a million roundings depends a little on the order of the sums.
-            assert ours <= 1.1 * theirs, one.key
+            # Of sums of 2,304 products the largest rounding depends a little on their order.
+            most = 1.1 * theirs if one.op == "deform_conv2d" else theirs
+            assert ours <= most, one.key
 
 
 @pytest.mark.slow

@@ -8,24 +8,23 @@ from pathlib import Path
 import pytest
 
 from fastdet.deploy.export import export_candidates, export_detector
-from fastdet.models import MODELS, Detector
+from fastdet.models import Detector
 from tests.deploy.detectors import CLASSES, SEVERAL, SIZE, detector, find_few
 
-OnnxFile = Callable[[str], tuple[Detector, Path]]
-Folders = pytest.TempPathFactory
+OnnxFile = Callable[..., tuple[Detector, Path]]
 
 
 @pytest.fixture(scope="session")
-def onnx_file(tmp_path_factory: Folders) -> OnnxFile:
+def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> OnnxFile:
     """A model by name, and its file for any number of images. Do not change them.
 
-    Models of MODELS find nothing in one of SEVERAL and less than fills the rows in the others.
+    `few`: it finds nothing in one of SEVERAL and less than fills the rows in the others.
     """
 
     @functools.cache
-    def onnx_file(name: str) -> tuple[Detector, Path]:
+    def onnx_file(name: str, few: bool = False) -> tuple[Detector, Path]:
         model, path = detector(name), tmp_path_factory.mktemp(name) / "detector.onnx"
-        if name in MODELS:
+        if few:
             find_few(model, *SEVERAL)
         export_detector(model, path, SIZE, batch_size=None, classes=CLASSES)
         return model, path
@@ -34,7 +33,7 @@ def onnx_file(tmp_path_factory: Folders) -> OnnxFile:
 
 
 @pytest.fixture(scope="session")
-def candidates_file(tmp_path_factory: Folders) -> OnnxFile:
+def candidates_file(tmp_path_factory: pytest.TempPathFactory) -> OnnxFile:
     """A model by name, and its file without suppression for two images. Do not change them."""
 
     @functools.cache

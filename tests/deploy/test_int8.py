@@ -23,7 +23,7 @@ SIZES = [(96, 128), (70, 101), (96, 50), (90, 120)]
 
 @pytest.fixture
 def float32(onnx_file: OnnxFile) -> Path:
-    return onnx_file("retinanet")[1]
+    return onnx_file("retinanet", few=True)[1]
 
 
 @pytest.fixture
