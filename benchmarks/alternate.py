@@ -59,9 +59,12 @@ def timed(side: Side, calls: int) -> float:
 def alternate(
     sides: Mapping[str, Side], rounds: Rounds, clock: Callable[[Side, int], float] = timed
 ) -> dict[str, Turns]:
-    """Every side's turns; each side must have run before. The clock gives the seconds of calls."""
+    """Every side's turns; each side must have run before. The clock gives the seconds of calls.
+
+    A single round only shows that the sides run: a turn is then one call.
+    """
     turns = {
-        name: Turns(max(1, round(SHORTEST_TURN / clock(side, 1))), [])
+        name: Turns(1 if rounds.most == 1 else max(1, round(SHORTEST_TURN / clock(side, 1))), [])
         for name, side in sides.items()
     }
     collecting = gc.isenabled()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from benchmarks.case import Case
 from benchmarks.conftest import Beside
 from benchmarks.torchvision_detectors import (
+    FEW_PROPOSALS,
     let_candidates_pass,
     resnet_faster_rcnn,
     resnet_retinanet,
@@ -37,11 +38,13 @@ MODELS: dict[str, tuple[Callable[..., nn.Module], tuple[float, float, float]]] =
 def made(name: str, height: int, width: int) -> tuple[Any, list[Tensor]]:
     """torchvision's model, and two images of coarse noise, which it does not resize.
 
-    Images of 64 pixels, in quick runs and tests, get a ResNet-18.
+    Images of 64 pixels, in quick runs and tests, get a ResNet-18 and few proposals.
     """
     torch.manual_seed(0)
-    sizes = {"min_size": min(height, width), "max_size": max(height, width)}
-    network = MODELS[name][0]("resnet50" if height > 64 else "resnet18", **sizes)
+    numbers = {"min_size": min(height, width), "max_size": max(height, width)}
+    if height <= 64 and MODELS[name][0] is resnet_faster_rcnn:
+        numbers |= FEW_PROPOSALS
+    network = MODELS[name][0]("resnet50" if height > 64 else "resnet18", **numbers)
     for part in network.modules():
         if isinstance(part, nn.Conv2d) and part.out_channels == 4 * part.in_channels:
             part.weight.data /= 4  # the last of a residual branch: trained ones add little

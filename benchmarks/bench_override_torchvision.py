@@ -16,7 +16,7 @@ from torchvision.models import detection
 import fastdet
 from benchmarks.case import Case
 from benchmarks.conftest import Beside
-from benchmarks.torchvision_detectors import let_candidates_pass
+from benchmarks.torchvision_detectors import FEW_PROPOSALS, let_candidates_pass
 from benchmarks.workloads import random_boxes, seeded
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -31,7 +31,10 @@ def model(name: str, beside: Beside) -> tuple[Any, list[Tensor], list[dict[str, 
     """A model, and two images of coarse noise with boxes on them."""
     torch.manual_seed(0)
     height, width = (64, 96) if beside.run.quick else (800, 1216)
-    network = MODELS[name](weights=None, weights_backbone=None, min_size=height, max_size=width)
+    numbers = {"min_size": height, "max_size": width}
+    if beside.run.quick and name.startswith("Faster R-CNN"):
+        numbers |= FEW_PROPOSALS
+    network = MODELS[name](weights=None, weights_backbone=None, **numbers)
     coarse = torch.rand(2, 3, height // 32, width // 32, generator=seeded(15))
     images = list(nn.functional.interpolate(coarse, (height, width), mode="bilinear"))
     labels = torch.randint(1, 91, (GT_BOXES,), generator=seeded(16))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from benchmarks.alternate import Rounds, Side, alternate
 
+ROUNDS = Rounds(seconds=2, least=20, most=100)
 MADV_HUGEPAGE = getattr(mmap, "MADV_HUGEPAGE", None)
 MADVISE = getattr(ctypes.CDLL(None), "madvise", None) if MADV_HUGEPAGE else None
 if MADVISE:
@@ -52,7 +53,7 @@ class Ceilings(NamedTuple):
     fma: float
 
 
-def measure() -> Ceilings:
+def measure(rounds: Rounds = ROUNDS) -> Ceilings:
     """The ceilings with torch's present number of threads, from the best of some rounds.
 
     The multiply-adds are a float32 convolution's, which oneDNN runs near the peak of any processor.
@@ -72,5 +73,5 @@ def measure() -> Ceilings:
     sides = {name: side for name, (side, _) in work.items()}
     for run in sides.values():
         run()
-    turns = alternate(sides, Rounds(seconds=2, least=20, most=100))
+    turns = alternate(sides, rounds)
     return Ceilings(**{n: 1e-9 * work[n][1] / min(t.per_call()) for n, t in turns.items()})

@@ -68,7 +68,8 @@ class Run:
     def measure(self, case: Case, threads: int) -> tuple[results.Row, dict[str, Turns]]:
         """The case's row, which joins the result."""
         if str(threads) not in self.result.ceilings:
-            self.result.ceilings[str(threads)] = ceilings.measure()._asdict()
+            rounds = QUICK if self.quick else ceilings.ROUNDS
+            self.result.ceilings[str(threads)] = ceilings.measure(rounds)._asdict()
         key = case.op, case.workload
         # The first number of threads pays for the exact result.
         warm = self.errors.setdefault(key, {}) or errors(case)

@@ -19,6 +19,8 @@ from torchvision.ops.feature_pyramid_network import (
 from fastdet.models.backbones import timm_body
 
 CANDIDATES = 500  # pairs of box and class above the score threshold
+# For small runs: most of the time of a two-stage detector is spent on its proposals.
+FEW_PROPOSALS = {"rpn_post_nms_top_n_train": 20, "rpn_post_nms_top_n_test": 20}
 
 
 class Pyramid(nn.Module):

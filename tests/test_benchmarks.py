@@ -43,8 +43,10 @@ OTHER_PEERS = {
     "linear_assignment": "SciPy",
     "match_queries": "torch and SciPy",
     "ms_deform_attn": "grid_sample",
+    "nmm": "torch",
+    "soft_nms": "torch",
 }
-NOT_ON_A_GPU = {"nmm", "soft_nms", "weighted_boxes_fusion"}
+NOT_ON_A_GPU = {"weighted_boxes_fusion"}
 
 
 def row(threads: int = 2, theirs: float = 30.0, **fields) -> Row:

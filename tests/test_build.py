@@ -81,7 +81,7 @@ def test_cuda_kernels_of_a_build_without_nvcc(
 ) -> None:
     status, printed = configure({"PATH": path_without_nvcc()}, FASTDET_CUDA=cuda)
     assert message in printed
-    assert status == code
+    assert status == code, printed
 
 
 @pytest.mark.slow
@@ -90,7 +90,7 @@ def test_cuda_kernels_of_a_build_without_nvcc(
 def test_cuda_kernels_of_a_build_with_nvcc(configure: Configure, cuda: str) -> None:
     status, printed = configure({}, FASTDET_CUDA=cuda, FASTDET_CUDA_ARCHS="90;80")
     assert "CUDA kernels for 80 90 + PTX" in printed
-    assert status == 0
+    assert status == 0, printed
 
 
 @pytest.mark.slow

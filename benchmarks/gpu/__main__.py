@@ -23,6 +23,7 @@ from benchmarks.gpu import (
     dense_assignment,
     detectors,
     masks,
+    merging,
     ops,
 )
 from benchmarks.gpu.case import GpuCase, measure
@@ -35,6 +36,7 @@ SUITES: tuple[Callable[[Device], Iterator[GpuCase]], ...] = (
     *attention.SUITES,
     *deform_conv.SUITES,
     *masks.SUITES,
+    *merging.SUITES,
     *assignment.SUITES,
     *dense_assignment.SUITES,
     detectors.detectors,

@@ -18,6 +18,7 @@ from benchmarks.alternate import Rounds, Side
 from benchmarks.gpu.case import GpuCase
 from benchmarks.gpu.device import Device
 from benchmarks.torchvision_detectors import (
+    FEW_PROPOSALS,
     let_candidates_pass,
     resnet_faster_rcnn,
     resnet_retinanet,
@@ -29,7 +30,6 @@ FAMILIES: dict[str, tuple[str, Callable[..., Any]]] = {
     "Faster R-CNN": ("faster_rcnn", resnet_faster_rcnn),
     "RetinaNet": ("retinanet", resnet_retinanet),
 }
-FEW_PROPOSALS = {"rpn_post_nms_top_n_train": 20, "rpn_post_nms_top_n_test": 20}
 GT_BOXES = 10
 ROUNDS = Rounds(seconds=2.0, least=5, most=40)
 

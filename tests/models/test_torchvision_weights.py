@@ -86,8 +86,10 @@ def with_detections(model: Any) -> Any:
     for name, layer in layers:
         kind = name.split(".")[-1]
         if kind in SPREADS:
-            layer.weight.mul_(SPREADS[kind] / outputs_of(layer, model, images).std())
-            layer.bias.sub_(outputs_of(layer, model, images).mean())
+            outputs = outputs_of(layer, model, images)
+            factor, mean = SPREADS[kind] / outputs.std(), outputs.mean()
+            layer.weight.mul_(factor)  # after that, the outputs' mean is 0
+            layer.bias.sub_(layer.bias.mean() + factor * (mean - layer.bias.mean()))
             if kind == "cls_logits":
                 layer.bias.sub_(1)
             if kind == "bbox_reg" and isinstance(model, detection.FCOS):
