@@ -61,6 +61,17 @@ def tiny_model(family: str, **numbers: Any) -> Detector:
     )
 
 
+class Detect(nn.Module):
+    """`detect` as the forward of a module, for torch.export."""
+
+    def __init__(self, model: Detector) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> Detections:
+        return self.model.detect(batch)
+
+
 def scene() -> tuple[list[Tensor], Targets]:
     """Three images of different sizes, with three objects, with one and with none."""
     generator = torch.Generator().manual_seed(1)
