@@ -268,7 +268,11 @@ class ATSS(Detector):
             strict=True,
         )
         return suppressed(
-            [self._candidates(*level) for level in levels], batch.sizes, **self._suppression()
+            [self._candidates(*level) for level in levels],
+            batch.sizes,
+            0.0,  # score_thresh is one of the probability: see _scores
+            self.nms_thresh,
+            self.detections_per_img,
         )
 
     def candidates_of(self, outputs: Outputs, batch: Batch) -> Candidates:
@@ -284,16 +288,10 @@ class ATSS(Detector):
 
     def suppression(self) -> dict[str, Any]:
         """The model's numbers; every class of a box is a candidate."""
-        return suppression_numbers(**self._suppression())
-
-    def _suppression(self) -> dict[str, Any]:
-        return {
-            "score_thresh": 0.0,
-            "nms_thresh": self.nms_thresh,
-            "detections_per_img": self.detections_per_img,
-        }
+        return suppression_numbers(0.0, self.nms_thresh, self.detections_per_img)
 
     def _scores(self, probabilities: Tensor, centredness: Tensor) -> Tensor:
+        """Probability * centerness, but 0 where the probability is not above the threshold."""
         scores = probabilities * centredness.sigmoid()
         return scores.where(probabilities > self.score_thresh, 0.0)
 

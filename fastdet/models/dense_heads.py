@@ -121,7 +121,6 @@ def best_pairs(scores: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
 def suppressed(
     candidates: Sequence[tuple[Tensor, Tensor, Tensor]],
     sizes: Tensor,
-    *,
     score_thresh: float,
     nms_thresh: float,
     detections_per_img: int,

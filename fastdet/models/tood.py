@@ -372,7 +372,11 @@ class TOOD(Detector):
         """Follows mmdetection's BaseDenseHead.predict_by_feat."""
         levels = zip(outputs.log_scores, outputs.boxes, strict=True)
         return suppressed(
-            [self._candidates(*level) for level in levels], batch.sizes, **self._suppression()
+            [self._candidates(*level) for level in levels],
+            batch.sizes,
+            self.score_thresh,
+            self.nms_thresh,
+            self.detections_per_img,
         )
 
     def candidates_of(self, outputs: Outputs, batch: Batch) -> Candidates:
@@ -382,14 +386,7 @@ class TOOD(Detector):
 
     def suppression(self) -> dict[str, Any]:
         """The model's numbers; every class of a box is a candidate."""
-        return suppression_numbers(**self._suppression())
-
-    def _suppression(self) -> dict[str, Any]:
-        return {
-            "score_thresh": self.score_thresh,
-            "nms_thresh": self.nms_thresh,
-            "detections_per_img": self.detections_per_img,
-        }
+        return suppression_numbers(self.score_thresh, self.nms_thresh, self.detections_per_img)
 
     def _candidates(self, log_scores: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The best pairs of location and class of a level: scores (B, K), boxes, labels."""

@@ -378,7 +378,11 @@ class VFNet(Detector):
             strict=True,
         )
         return suppressed(
-            [self._candidates(*level) for level in levels], batch.sizes, **self._suppression()
+            [self._candidates(*level) for level in levels],
+            batch.sizes,
+            self.score_thresh,
+            self.nms_thresh,
+            self.detections_per_img,
         )
 
     def candidates_of(self, outputs: Outputs, batch: Batch) -> Candidates:
@@ -389,14 +393,7 @@ class VFNet(Detector):
 
     def suppression(self) -> dict[str, Any]:
         """The model's numbers; every class of a box is a candidate."""
-        return suppression_numbers(**self._suppression())
-
-    def _suppression(self) -> dict[str, Any]:
-        return {
-            "score_thresh": self.score_thresh,
-            "nms_thresh": self.nms_thresh,
-            "detections_per_img": self.detections_per_img,
-        }
+        return suppression_numbers(self.score_thresh, self.nms_thresh, self.detections_per_img)
 
     def _candidates(
         self, logits: Tensor, refined: Tensor, squares: Tensor
