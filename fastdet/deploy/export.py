@@ -201,7 +201,7 @@ def _program(
         DetectFromPixels(model),
         (images, sizes),
         dynamic_shapes={"images": any_batch, "sizes": any_batch} if batch_size is None else None,
-        strict=False,  # half the time; test_compile.py tests that a detector is one strict graph
+        strict=False,  # half the time; test_every_family.py tests that `detect` is one graph
     )
 
 

@@ -40,7 +40,6 @@ from tests.deploy.runtimes import RUNTIMES, Arrays, constants
 
 from .scenes import (
     NUM_CLASSES,
-    Detect,
     garbage_beyond_counts,
     named,
     scene,
@@ -326,25 +325,13 @@ def test_losses_backward_and_detect_read_no_value(family: str) -> None:
 
 @pytest.mark.slow
 @every_family
-def test_exported_detect_equals_eager(family: str) -> None:
-    model = spread_scores(tiny_model(family)).eval()
-    batch = model.pad(scene()[0])
-    exported = torch.export.export(Detect(model), (batch,), strict=True).module()
-    with torch.no_grad(), unfused():
-        expected, got = model.detect(batch), exported(batch)
-    assert isinstance(got, Detections)
-    assert bool((expected.counts > 10).all())
-    assert_equal(got, expected, tolerance=1e-4)
-
-
-@pytest.mark.slow
-@every_family
 def test_detect_compiles_as_one_graph(family: str) -> None:
     model = spread_scores(tiny_model(family)).eval()
     batch = model.pad(scene()[0])
     with torch.no_grad(), unfused():
         expected = model.detect(batch)
         got = torch.compile(model.detect, fullgraph=True, backend="aot_eager")(batch)
+    assert bool((expected.counts > 10).all())
     assert_equal(got, expected, tolerance=1e-4)
 
 
