@@ -24,6 +24,7 @@ from fastdet.ops.detections import Candidates, Detections
 __all__ = ["DetectFromPixels", "export_candidates", "export_detector", "metadata"]
 
 OPSET = 18  # of ONNX: the first with Split, ReduceMax and Pad in the form that torch.onnx writes
+DEFORM_CONV_OPSET = 19  # the first with DeformConv
 
 
 def export_detector(
@@ -94,7 +95,7 @@ def export_candidates(
     the threshold: the file has no such limit.
 
     Args:
-        model: as in `export_detector`, of one stage: RetinaNet, FCOS.
+        model: as in `export_detector`, of one stage, such as RetinaNet or ATSS.
         path: as in `export_detector`.
         image_size: as in `export_detector`.
         batch_size: as in `export_detector`.
@@ -200,7 +201,7 @@ def _program(
         DetectFromPixels(model),
         (images, sizes),
         dynamic_shapes={"images": any_batch, "sizes": any_batch} if batch_size is None else None,
-        strict=False,  # half the time; test_compile.py tests that a detector is one strict graph
+        strict=False,  # half the time; test_every_family.py tests that `detect` is one graph
     )
 
 
@@ -220,7 +221,7 @@ def _save_onnx(program: torch.export.ExportedProgram, path: Path, about: dict[st
         verbose=False,
         input_names=["images", "sizes"],
         output_names=Detections._fields[:outputs],
-        opset_version=OPSET,
+        opset_version=_opset(program),
         custom_translation_table=translations(),
     )
     assert converted is not None
@@ -228,6 +229,12 @@ def _save_onnx(program: torch.export.ExportedProgram, path: Path, about: dict[st
     _lower_version(model)
     onnx.helper.set_model_props(model, {name: json.dumps(about[name]) for name in about})
     path.write_bytes(model.SerializeToString())
+
+
+def _opset(program: torch.export.ExportedProgram) -> int:
+    deform_conv2d = torch.ops.fastdet.deform_conv2d.default
+    deforms = any(node.target is deform_conv2d for node in program.graph.nodes)
+    return DEFORM_CONV_OPSET if deforms else OPSET
 
 
 def _lower_version(model: Any) -> None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Detectors with torchvision's interface that compute on padded batches of fixed shape.
 
-`faster_rcnn`, `fcos`, `mask_rcnn` and `retinanet` build a detector on a timm backbone. Their
-options are those of `faster_rcnn_parts`, `fcos_parts` and so on, with torchvision's names and
-defaults. `from_torchvision` and `load_torchvision_weights` convert torchvision's detectors.
+`atss`, `faster_rcnn`, `fcos`, `mask_rcnn`, `retinanet`, `tood` and `vfnet` build a detector on a
+timm backbone. Their options are those of `atss_parts`, `faster_rcnn_parts` and so on.
+`from_torchvision` and `load_torchvision_weights` convert torchvision's detectors.
 `replace_classes` prepares a detector for other classes. `describe` counts parameters, FLOPs and
 anchors. In training mode `model(images, targets)` returns losses; in eval mode `model(images)`
 returns detections; see `Detector`. A new family is a subclass of `Detector` with three methods.
@@ -11,6 +11,7 @@ returns detections; see `Detector`. A new family is a subclass of `Detector` wit
 
 from collections.abc import Callable
 
+from fastdet.models.atss import ATSS, atss, atss_parts
 from fastdet.models.batch import Batch
 from fastdet.models.border import Border
 from fastdet.models.description import Description, describe
@@ -20,19 +21,26 @@ from fastdet.models.fcos import FCOS, fcos, fcos_parts
 from fastdet.models.mask_rcnn import MaskRCNN, mask_rcnn, mask_rcnn_parts
 from fastdet.models.new_classes import replace_classes
 from fastdet.models.retinanet import RetinaNet, retinanet, retinanet_parts
+from fastdet.models.tood import TOOD, tood, tood_parts
 from fastdet.models.torchvision_weights import from_torchvision, load_torchvision_weights
+from fastdet.models.vfnet import VFNet, vfnet, vfnet_parts
 from fastdet.ops.detections import Detections
 
 MODELS: dict[str, Callable[..., Detector]] = {
+    "atss": atss,
     "faster_rcnn": faster_rcnn,
     "fcos": fcos,
     "mask_rcnn": mask_rcnn,
     "retinanet": retinanet,
+    "tood": tood,
+    "vfnet": vfnet,
 }
 
 __all__ = [
+    "ATSS",
     "FCOS",
     "MODELS",
+    "TOOD",
     "Batch",
     "Border",
     "Description",
@@ -41,6 +49,9 @@ __all__ = [
     "FasterRCNN",
     "MaskRCNN",
     "RetinaNet",
+    "VFNet",
+    "atss",
+    "atss_parts",
     "describe",
     "faster_rcnn",
     "faster_rcnn_parts",
@@ -53,4 +64,8 @@ __all__ = [
     "replace_classes",
     "retinanet",
     "retinanet_parts",
+    "tood",
+    "tood_parts",
+    "vfnet",
+    "vfnet_parts",
 ]

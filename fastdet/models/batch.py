@@ -7,6 +7,7 @@ finite values: they change neither losses nor detections.
 
 from typing import NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastdet.ops.detections import Detections
@@ -41,6 +42,21 @@ def batch_shape(batch: Batch) -> tuple[int, int, int, int]:
     """(B, H, W, G): all shapes in a detector depend on these; each needs its own compiled graph."""
     images, _, height, width = batch.images.shape
     return images, height, width, batch.gt_boxes.shape[1]
+
+
+def with_rows(batch: Batch) -> Batch:
+    """The batch, with one row of padding if its ground truth has no rows (G = 0).
+
+    No loss then needs a case of its own for it: gathering rows and maxima over them need one.
+    """
+    if batch.gt_boxes.shape[1]:
+        return batch
+    masks = batch.gt_masks
+    return batch._replace(
+        gt_boxes=F.pad(batch.gt_boxes, (0, 0, 0, 1)),
+        gt_labels=F.pad(batch.gt_labels, (0, 1)),
+        gt_masks=None if masks is None else F.pad(masks, (0, 0, 0, 0, 0, 1)),
+    )
 
 
 def rows_in_use(counts: Tensor, rows: int) -> int:

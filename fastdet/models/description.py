@@ -45,7 +45,7 @@ class Level:
     Attributes:
         stride: pixels from one location to the next, vertically and horizontally.
         grid: number of locations, vertically and horizontally.
-        sizes: width and height in pixels of the anchors of a location; for FCOS, of its square.
+        sizes: width and height in pixels of the anchors of a location, or of its square.
     """
 
     stride: tuple[int, int]

@@ -16,7 +16,7 @@ from typing_extensions import Self
 
 from fastdet.engine.fused import forget_fused, run_fused
 from fastdet.models.anchors import Cells
-from fastdet.models.batch import Batch, restore
+from fastdet.models.batch import Batch, restore, with_rows
 from fastdet.models.border import Border
 from fastdet.models.checks import check_num_classes
 from fastdet.models.deprecation import moved_to_border
@@ -181,6 +181,7 @@ class Detector(nn.Module):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Named scalar losses, multiplied by loss_weights. Training minimises their sum."""
+        batch = with_rows(batch)
         with networks_run_by(run_fused):
             return self._weighted(self.losses_of(self.outputs(batch), batch))
 
@@ -191,6 +192,7 @@ class Detector(nn.Module):
 
     def losses_and_detections(self, batch: Batch) -> tuple[dict[str, Tensor], Detections]:
         """Losses and detections from one run of the networks, for a validation step."""
+        batch = with_rows(batch)
         with networks_run_by(run_fused):
             outputs = self.outputs(batch)
             losses = self._weighted(self.losses_of(outputs, batch))

@@ -7,7 +7,6 @@ https://arxiv.org/abs/1904.01355. A location is the centre of a square. The side
 the stride of the level, and the unit of the deltas.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,12 +18,24 @@ from fastdet.models.anchors import Cells, cell_anchors, in_anchor_order, pyramid
 from fastdet.models.backbones import feature_maps, timm_pyramid
 from fastdet.models.batch import Batch
 from fastdet.models.border import IMAGE_MEAN, IMAGE_STD, Border
+from fastdet.models.dense_heads import (
+    ClassificationHead,
+    best_pairs,
+    centredness_of,
+    class_conv,
+    clipped,
+    decode_distances,
+    head_conv,
+    norm_tower,
+    suppressed,
+    suppression_numbers,
+)
 from fastdet.models.deprecation import or_from_options
 from fastdet.models.detector import Detector, channels_last
 from fastdet.models.losses import PRIOR_LOGIT, masked_iou_loss, widened
 from fastdet.models.necks import LastLevelP6P7
 from fastdet.models.running import run
-from fastdet.ops import nms_padded, sigmoid_focal_loss
+from fastdet.ops import sigmoid_focal_loss
 from fastdet.ops.detections import Candidates, Detections
 from fastdet.ops.padded_rows import row_mask, take_rows
 
@@ -38,24 +49,7 @@ class Outputs(NamedTuple):
     anchors: Tensor  # (A, 4), the squares
 
 
-class FCOSClassificationHead(nn.Module):
-    """A logit for each location and class; the weights are shared between the levels.
-
-    Args:
-        conv: the layers before the last layer.
-        cls_logits: the last layer; its output channels are the classes.
-        num_classes: number of classes with background, which is class 0.
-    """
-
-    def __init__(self, conv: nn.Module, cls_logits: nn.Module, num_classes: int) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.conv = conv
-        self.cls_logits = cls_logits
-
-    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Pyramid -> (B, A_l, num_classes) for each level."""
-        return in_anchor_order([self.cls_logits(self.conv(x)) for x in features], self.num_classes)
+FCOSClassificationHead = ClassificationHead
 
 
 class FCOSRegressionHead(nn.Module):
@@ -97,31 +91,14 @@ class FCOSHead(nn.Module):
 
 
 def fcos_head(in_channels: int, num_classes: int) -> FCOSHead:
-    """torchvision's head: two towers of four convolutions, each with GroupNorm and ReLU.
-
-    A GroupNorm has at most 32 groups, of at least 8 channels each: at 256 channels 32 groups.
-    """
-    cls_logits = _conv(in_channels, num_classes)
-    nn.init.constant_(cls_logits.bias, PRIOR_LOGIT)  # type: ignore[arg-type]
+    """torchvision's head: two towers of four convolutions, each with GroupNorm and ReLU."""
+    cls_logits = class_conv(in_channels, num_classes)
     return FCOSHead(
-        FCOSClassificationHead(_tower(in_channels), cls_logits, num_classes),
-        FCOSRegressionHead(_tower(in_channels), _conv(in_channels, 4), _conv(in_channels, 1)),
+        FCOSClassificationHead(norm_tower(in_channels), cls_logits, num_classes),
+        FCOSRegressionHead(
+            norm_tower(in_channels), head_conv(in_channels, 4), head_conv(in_channels, 1)
+        ),
     )
-
-
-def _tower(channels: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for _ in range(4):
-        norm = nn.GroupNorm(math.gcd(32, max(channels // 8, 1), channels), channels)
-        layers += [_conv(channels, channels), norm, nn.ReLU()]
-    return nn.Sequential(*layers)
-
-
-def _conv(in_channels: int, out_channels: int) -> nn.Conv2d:
-    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-    nn.init.normal_(conv.weight, std=0.01)
-    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-    return conv
 
 
 def fcos_parts(
@@ -254,11 +231,11 @@ class FCOS(Detector):
         labels = take_rows(batch.gt_labels, match).where(positive, -1)
         focal = sigmoid_focal_loss(torch.cat(outputs.logits, dim=1), labels)  # (B, A, C)
         own = take_rows(batch.gt_boxes, match)  # (B, A, 4)
-        boxes = _decode(widened(torch.cat(outputs.deltas, dim=1)), anchors)
+        boxes = decode_distances(widened(torch.cat(outputs.deltas, dim=1)), anchors)
         giou = masked_iou_loss("giou", boxes, own, positive)
         centredness = F.binary_cross_entropy_with_logits(
             widened(torch.cat(outputs.centredness, dim=1)),
-            _centredness(own, anchors, positive),
+            centredness_of(own, anchors, positive),
             weight=positive.to(boxes.dtype),
             reduction="sum",
         )
@@ -295,95 +272,45 @@ class FCOS(Detector):
     @torch.no_grad()
     def detections_of(self, outputs: Outputs, batch: Batch) -> Detections:
         """Follows torchvision's FCOS.postprocess_detections."""
-        found = []
-        anchors = outputs.anchors.split([level.shape[1] for level in outputs.logits])
-        for logits, deltas, centredness, squares in zip(
-            outputs.logits, outputs.deltas, outputs.centredness, anchors, strict=True
-        ):
-            found.append(self._candidates(widened(logits), deltas, widened(centredness), squares))
-        scores, boxes, labels = (
-            torch.cat(of_levels, dim=1) for of_levels in zip(*found, strict=True)
+        levels = zip(
+            outputs.logits,
+            outputs.deltas,
+            outputs.centredness,
+            outputs.anchors.split([level.shape[1] for level in outputs.logits]),
+            strict=True,
         )
-        boxes = _clipped(boxes, batch.sizes)
-        # After the sort, scores that are not above the threshold come last. nms_padded reads only
-        # the rows before them.
-        scores, order = scores.sort(dim=1, descending=True, stable=True)
-        boxes, labels = take_rows(boxes, order), labels.gather(1, order)
-        keep, counts = nms_padded(
-            boxes,
-            scores,
+        return suppressed(
+            [self._candidates(*level) for level in levels],
+            batch.sizes,
+            self.score_thresh,
             self.nms_thresh,
             self.detections_per_img,
-            labels,
-            (scores > self.score_thresh).sum(dim=1),
-        )
-        kept = keep >= 0
-        keep = keep.clamp(min=0)
-        return Detections(
-            take_rows(boxes, keep).where(kept[..., None], 0.0),
-            scores.gather(1, keep).where(kept, 0.0),
-            labels.gather(1, keep).where(kept, 0),
-            counts,
         )
 
     def candidates_of(self, outputs: Outputs, batch: Batch) -> Candidates:
         """Each location's box, and its score of each class."""
         logits = widened(torch.cat(outputs.logits, dim=1))
         centredness = widened(torch.cat(outputs.centredness, dim=1))
-        boxes = _decode(widened(torch.cat(outputs.deltas, dim=1)), outputs.anchors)
-        return Candidates(_clipped(boxes, batch.sizes), _scores(logits, centredness))
+        boxes = decode_distances(widened(torch.cat(outputs.deltas, dim=1)), outputs.anchors)
+        return Candidates(clipped(boxes, batch.sizes), _scores(logits, centredness))
 
     def suppression(self) -> dict[str, Any]:
         """The model's numbers; every class of a box is a candidate."""
-        return {
-            "score_threshold": self.score_thresh,
-            "iou_threshold": self.nms_thresh,
-            "max_detections": self.detections_per_img,
-            "multi_label": True,
-        }
+        return suppression_numbers(self.score_thresh, self.nms_thresh, self.detections_per_img)
 
     def _candidates(
         self, logits: Tensor, deltas: Tensor, centredness: Tensor, anchors: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The best pairs of location and class of a level: scores (B, K), boxes, labels."""
-        scores = _scores(logits, centredness).flatten(1)
-        scores, pairs = scores.topk(min(self.topk_candidates, scores.shape[1]), dim=1)
-        location = pairs // logits.shape[2]
-        boxes = _decode(widened(take_rows(deltas, location)), anchors[location])
-        return scores, boxes, pairs % logits.shape[2]
-
-
-def _decode(deltas: Tensor, anchors: Tensor) -> Tensor:
-    """Decodes deltas (..., 4), distances from the centres of squares in units of side, to xyxy."""
-    anchors = anchors.to(deltas.dtype)
-    centres = 0.5 * (anchors[..., :2] + anchors[..., 2:])
-    sides = anchors[..., 2:] - anchors[..., :2]
-    distances = deltas * torch.cat((sides, sides), dim=-1)
-    return torch.cat((centres - distances[..., :2], centres + distances[..., 2:]), dim=-1)
-
-
-def _clipped(boxes: Tensor, sizes: Tensor) -> Tensor:
-    """Boxes (B, K, 4) within their images of `sizes` (B, 2)."""
-    limits = sizes.flip(1).repeat(1, 2)[:, None].to(boxes.dtype)  # (B, 1, 4)
-    return boxes.clamp(min=0).minimum(limits)
+        scores = _scores(widened(logits), widened(centredness))
+        scores, location, labels = best_pairs(scores, self.topk_candidates)
+        boxes = decode_distances(widened(take_rows(deltas, location)), anchors[location])
+        return scores, boxes, labels
 
 
 def _scores(logits: Tensor, centredness: Tensor) -> Tensor:
     """(B, A, C) and (B, A) -> (B, A, C)."""
     return (logits.sigmoid() * centredness.sigmoid()[..., None]).sqrt()
-
-
-def _centredness(boxes: Tensor, anchors: Tensor, positive: Tensor) -> Tensor:
-    """The centerness (B, A): 1 at the centre of the box, 0 at its sides; 0 outside `positive`.
-
-    Distances are first divided by the sides of the squares, as in torchvision.
-    """
-    centres = 0.5 * (anchors[:, :2] + anchors[:, 2:])
-    sides = anchors[:, 2:] - anchors[:, :2]
-    near = ((centres - boxes[..., :2]) / sides).where(positive[..., None], 1.0)
-    far = ((boxes[..., 2:] - centres) / sides).where(positive[..., None], 1.0)
-    share = near.minimum(far) / near.maximum(far)  # (B, A, 2)
-    return (share[..., 0] * share[..., 1]).sqrt().where(positive, 0.0)
 
 
 def fcos(

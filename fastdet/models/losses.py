@@ -74,3 +74,55 @@ def masked_iou_loss(kind: str, boxes: Tensor, gt_boxes: Tensor, positive: Tensor
     boxes = boxes.where(positive[..., None], unit)
     gt_boxes = gt_boxes.where(positive[..., None], unit)
     return IOU_LOSSES[kind](boxes, gt_boxes).where(positive, 0.0)
+
+
+def row_ious(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
+    """The IoU (...) of row i of boxes and row i of gt_boxes, (..., 4) xyxy; 0 without a union."""
+    corner = boxes[..., :2].maximum(gt_boxes[..., :2])
+    sides = (boxes[..., 2:].minimum(gt_boxes[..., 2:]) - corner).clamp(min=0)
+    common = sides.prod(dim=-1)
+    areas = [(rows[..., 2:] - rows[..., :2]).prod(dim=-1) for rows in (boxes, gt_boxes)]
+    union = areas[0] + areas[1] - common
+    return common / union.where(union > 0, 1.0)
+
+
+def label_targets(labels: Tensor, values: Tensor, num_classes: int) -> Tensor:
+    """(..., num_classes): the value at each row's label, 0 elsewhere; labels and values (...)."""
+    classes = torch.arange(num_classes, device=labels.device)
+    return values[..., None].where(labels[..., None] == classes, 0.0)
+
+
+def varifocal_loss(
+    logits: Tensor, targets: Tensor, alpha: float = 0.75, gamma: float = 2.0
+) -> Tensor:
+    """The varifocal loss of each logit (https://arxiv.org/abs/2008.13367, equation 2).
+
+    Binary cross entropy, weighted by the target q where it is above 0, and by alpha * p^gamma with
+    the probability p where it is 0. Unlike in the focal loss, well classified positives are not
+    weighted down. The gradient goes through p^gamma, too, as in mmdetection.
+
+    Args:
+        logits: any shape.
+        targets: the same shape, in [0, 1]; no gradient.
+        alpha: the weight of target 0.
+        gamma: exponent that reduces the loss of well classified examples of target 0.
+    """
+    entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return entropy * targets.where(targets > 0, alpha * logits.sigmoid().pow(gamma))
+
+
+def quality_focal_loss(log_scores: Tensor, targets: Tensor, beta: float = 2.0) -> Tensor:
+    """The quality focal loss of each score p (https://arxiv.org/abs/2006.04388, equation 3).
+
+    Binary cross entropy times abs(target - p)^beta. The gradient goes through both factors.
+
+    Args:
+        log_scores: any shape, the natural logarithm of p; one above -1e-7 counts as -1e-7.
+        targets: the same shape, in [0, 1]; no gradient.
+        beta: exponent that reduces the loss of scores near their targets.
+    """
+    log_scores = log_scores.clamp(max=-1e-7)
+    scores = log_scores.exp()
+    log_rest = (-torch.expm1(log_scores)).log()
+    entropy = -targets * log_scores - (1 - targets) * log_rest
+    return entropy * (targets - scores).abs().pow(beta)

@@ -21,7 +21,7 @@ class LastLevelMaxPool(nn.Module):
 
 
 class LastLevelP6P7(nn.Module):
-    """Adds two levels by convolutions of stride 2 (RetinaNet, FCOS).
+    """Adds two levels by convolutions of stride 2 (RetinaNet, FCOS, ATSS).
 
     Their input is P5, the coarsest level of the pyramid, if in_channels == out_channels; else C5,
     the coarsest map of the body.

@@ -17,6 +17,7 @@ from fastdet.models.anchors import Cells, cell_anchors, in_anchor_order, pyramid
 from fastdet.models.backbones import feature_maps, timm_pyramid
 from fastdet.models.batch import Batch
 from fastdet.models.border import IMAGE_MEAN, IMAGE_STD, Border
+from fastdet.models.dense_heads import ClassificationHead, suppression_numbers
 from fastdet.models.deprecation import or_from_options
 from fastdet.models.detector import Detector, channels_last
 from fastdet.models.losses import BOX_LOSSES, PRIOR_LOGIT, anchor_box_loss, widened
@@ -61,24 +62,7 @@ def _init_conv(conv: nn.Conv2d, bias: float = 0.0) -> nn.Conv2d:
     return conv
 
 
-class RetinaNetClassificationHead(nn.Module):
-    """A logit for each anchor and class; the weights are shared between the levels.
-
-    Args:
-        conv: the layers before the last layer.
-        cls_logits: the last layer; its output channels are (cell, class).
-        num_classes: number of classes with background, which is class 0.
-    """
-
-    def __init__(self, conv: nn.Module, cls_logits: nn.Module, num_classes: int) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.conv = conv
-        self.cls_logits = cls_logits
-
-    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Pyramid -> (B, A_l, num_classes) for each level."""
-        return in_anchor_order([self.cls_logits(self.conv(x)) for x in features], self.num_classes)
+RetinaNetClassificationHead = ClassificationHead
 
 
 class RetinaNetRegressionHead(nn.Module):
@@ -324,12 +308,7 @@ class RetinaNet(Detector):
 
     def suppression(self) -> dict[str, Any]:
         """The model's numbers; every class of a box is a candidate."""
-        return {
-            "score_threshold": self.score_thresh,
-            "iou_threshold": self.nms_thresh,
-            "max_detections": self.detections_per_img,
-            "multi_label": True,
-        }
+        return suppression_numbers(self.score_thresh, self.nms_thresh, self.detections_per_img)
 
 
 def retinanet(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 # The keys of fastdet.models.MODELS; mask_rcnn needs data with segmentations.
-ModelName = Literal["faster_rcnn", "fcos", "mask_rcnn", "retinanet"]
+ModelName = Literal["atss", "faster_rcnn", "fcos", "mask_rcnn", "retinanet", "tood", "vfnet"]
 
 Exif = Literal["apply", "ignore"]  # see fastdet.data.read_image
 

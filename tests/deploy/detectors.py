@@ -13,7 +13,7 @@ from torch import Tensor
 from fastdet.engine.fused import unfused
 from fastdet.models import MODELS, Batch, Detections, Detector, from_torchvision
 from tests.deploy.runtimes import Arrays
-from tests.models.scenes import named, small_model
+from tests.models.scenes import named, small_model, tiny_model
 from tests.models.test_torchvision_weights import MODELS as TORCHVISION_MODELS
 from tests.models.test_torchvision_weights import picture, with_detections
 
@@ -23,13 +23,20 @@ CONVERTED = ("faster_rcnn_of_parts", "retinanet_of_parts", "fcos_of_parts")
 
 
 def detector(name: str) -> Detector:
-    """In eval mode, with scores that are far enough apart not to change places by rounding."""
+    """In eval mode, with scores that are far enough apart not to change places by rounding.
+
+    Args:
+        name: a key of MODELS, that with `tiny_` before it, or a model that torchvision's is
+            converted to.
+    """
     return copy.deepcopy(_made(name))
 
 
 @functools.cache
 def _made(name: str) -> Detector:
     torch.manual_seed(0)
+    if name.startswith("tiny_"):
+        return with_detections(tiny_model(name.removeprefix("tiny_")))
     if name in MODELS:
         model = with_detections(small_model(name))
         if name == "faster_rcnn":

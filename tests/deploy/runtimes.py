@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Runs an ONNX file in each runtime that the tests know, in float32 on the CPU."""
+"""An ONNX file: its results in each runtime that the tests know, in float32 on the CPU."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -29,3 +30,17 @@ RUNTIMES: dict[str, Callable[[Path, Arrays], Arrays]] = {
     "onnxruntime": run_onnxruntime,
     "openvino": run_openvino,
 }
+
+
+def constants(path: Path) -> Iterator[tuple[str, Any]]:
+    """The numbers in a file: initialisers, and attributes of nodes."""
+    graph = onnx.load(path).graph
+    for tensor in graph.initializer:
+        yield tensor.name, onnx.numpy_helper.to_array(tensor)
+    for node in graph.node:
+        for attribute in node.attribute:
+            value = onnx.helper.get_attribute_value(attribute)
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                yield node.name, onnx.numpy_helper.to_array(value)
+            elif attribute.type in (onnx.AttributeProto.FLOAT, onnx.AttributeProto.FLOATS):
+                yield node.name, value

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Exported detectors find what the model finds, without the model's code and without fastdet."""
 
-import json
-import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ import pytest
 import torch
 
 from fastdet.deploy.export import export_detector
-from fastdet.models import MODELS
 from tests.deploy.conftest import OnnxFile
 from tests.deploy.detectors import (
     CLASSES,
@@ -23,10 +20,9 @@ from tests.deploy.detectors import (
     SIZE,
     assert_same,
     detect,
-    detector,
     pixels,
 )
-from tests.deploy.runtimes import RUNTIMES
+from tests.deploy.runtimes import RUNTIMES, constants
 from tests.models.scenes import small_model
 
 
@@ -34,9 +30,7 @@ def slow(names: Iterable[str]) -> list[Any]:
     return [pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-@pytest.mark.parametrize(
-    "name", ["retinanet", *slow(sorted({*MODELS, *CONVERTED} - {"retinanet"}))]
-)
+@pytest.mark.parametrize("name", ["retinanet", *slow(CONVERTED)])
 def test_onnx_finds_what_the_model_finds(name: str, onnx_file: OnnxFile) -> None:
     model, path = onnx_file(name)
     for images, sizes in (SEVERAL, pixels((81, 128))):
@@ -46,10 +40,8 @@ def test_onnx_finds_what_the_model_finds(name: str, onnx_file: OnnxFile) -> None
             assert_same(found, expected)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(MODELS))
-def test_rows_that_are_not_filled(name: str, onnx_file: OnnxFile) -> None:
-    model, path = onnx_file(name, few=True)
+def test_rows_that_are_not_filled(onnx_file: OnnxFile) -> None:
+    model, path = onnx_file("retinanet", few=True)
     images, sizes = SEVERAL
     expected = detect(model, images, sizes)
     for run in RUNTIMES.values():
@@ -57,9 +49,8 @@ def test_rows_that_are_not_filled(name: str, onnx_file: OnnxFile) -> None:
         assert_same(found, expected, least=0)
 
 
-@pytest.mark.parametrize("name", ["retinanet", *slow(sorted({*MODELS} - {"retinanet"}))])
-def test_no_constant_is_infinite(name: str, onnx_file: OnnxFile) -> None:
-    _, path = onnx_file(name)
+def test_no_constant_is_infinite(onnx_file: OnnxFile) -> None:
+    _, path = onnx_file("retinanet")
     for node in onnx.load(path).graph.node:
         assert not any(attribute.HasField("g") for attribute in node.attribute), node.op_type
     for constant, values in constants(path):
@@ -80,51 +71,6 @@ def test_an_onnx_file_has_the_lowest_version_of_the_format(onnx_file: OnnxFile) 
     assert not any(part.metadata_props for part in parts)
     assert str(Path(torch.__file__).parent).encode() not in model.SerializeToString()
     onnx.checker.check_model(model, full_check=True)
-
-
-def constants(path: Path) -> Iterator[tuple[str, Any]]:
-    """The numbers in a file: initialisers, and attributes of nodes."""
-    graph = onnx.load(path).graph
-    for tensor in graph.initializer:
-        yield tensor.name, onnx.numpy_helper.to_array(tensor)
-    for node in graph.node:
-        for attribute in node.attribute:
-            value = onnx.helper.get_attribute_value(attribute)
-            if attribute.type == onnx.AttributeProto.TENSOR:
-                yield node.name, onnx.numpy_helper.to_array(value)
-            elif attribute.type in (onnx.AttributeProto.FLOAT, onnx.AttributeProto.FLOATS):
-                yield node.name, value
-
-
-WITHOUT_THE_CODE = """
-import json, sys
-sys.modules["fastdet.models"] = sys.modules["fastdet.deploy.export"] = None
-import torch, fastdet.ops
-extra = {"metadata.json": ""}
-package = torch.export.load(sys.argv[1], extra_files=extra).module()
-found = package(*torch.load(sys.argv[2]))
-torch.save(found, sys.argv[3])
-assert not {"timm", "torchvision", "lightning"} & set(sys.modules)
-print(extra["metadata.json"])
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(MODELS))
-def test_a_package_runs_without_the_models_code(name: str, tmp_path: Path) -> None:
-    model = detector(name)
-    export_detector(model, tmp_path / "detector.pt2", SIZE, batch_size=2, classes=CLASSES)
-    images, sizes = pixels((96, 110), (80, 128))
-    torch.save((images, sizes), tmp_path / "inputs")
-    files = [str(tmp_path / file) for file in ("detector.pt2", "inputs", "outputs")]
-    run = [sys.executable, "-c", WITHOUT_THE_CODE, *files]
-    result = subprocess.run(run, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    found = torch.load(tmp_path / "outputs")
-    assert_same({key: rows.numpy() for key, rows in found.items()}, detect(model, images, sizes))
-    about = json.loads(result.stdout)
-    assert about["classes"] == CLASSES
-    assert about["image_size"] == list(SIZE)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Small detectors, images and targets for the tests."""
 
-from typing import Any
+import inspect
+import itertools
+from typing import Any, get_type_hints
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fastdet import models
 from fastdet.models import MODELS, Batch, Detections, Detector
 
 NUM_CLASSES = 4
@@ -18,6 +21,55 @@ def small_model(family: str, **numbers: Any) -> Detector:
     torch.manual_seed(0)
     sizes = {"min_size": 96, "max_size": 140}
     return MODELS[family]("resnet18", NUM_CLASSES, fpn_channels=16, **(sizes | numbers))
+
+
+class TinyBody(nn.Module):
+    """A backbone of four convolutions with two maps, of strides 8 and 16."""
+
+    out_channels = 16
+    strides = (8, 16)
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, 16, 16, 16, 16)
+        self.layers = nn.ModuleList(
+            nn.Conv2d(before, after, 3, stride=2, padding=1)
+            for before, after in itertools.pairwise(widths)
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        maps = [images]
+        for layer in self.layers:
+            maps.append(torch.relu(layer(maps[-1])))
+        return maps[-2:]
+
+
+def tiny_model(family: str, **numbers: Any) -> Detector:
+    """A detector with a TinyBody: of its networks all but the backbone, on two levels.
+
+    A graph of it is several times smaller than one of `small_model`. It is built from what every
+    family has: a builder that says what it returns, and the function of its parts.
+    """
+    torch.manual_seed(0)
+    parts = getattr(models, f"{family}_parts")
+    anchor_sizes = inspect.signature(parts).parameters.get("anchor_sizes")
+    sizes = (32, 64) if anchor_sizes is None else anchor_sizes.default[:2]
+    options = {"min_size": 96, "max_size": 140, "anchor_sizes": sizes} | numbers
+    detector = get_type_hints(MODELS[family])["return"]
+    return detector(**parts(TinyBody(), NUM_CLASSES, **options)).to(
+        memory_format=torch.channels_last
+    )
+
+
+class Detect(nn.Module):
+    """`detect` as the forward of a module, for torch.export."""
+
+    def __init__(self, model: Detector) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> Detections:
+        return self.model.detect(batch)
 
 
 def scene() -> tuple[list[Tensor], Targets]:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""torch.compile compiles a detector as one graph: `detect`, and losses with all gradients.
+"""inductor compiles a detector as one graph: `detect`, and losses with all gradients.
 
-aot_eager traces and runs the whole graph. inductor also generates code, which takes half a minute
-for each graph. So inductor compiles only `detect` of one family and the losses of another family.
+It takes half a minute for each graph: so it compiles `detect` of one family and the losses of
+another one. `test_every_family.py` traces the graphs of all families.
 """
 
 from functools import partial
@@ -13,39 +13,30 @@ import torch
 import torch._inductor.config
 
 from fastdet.engine.fused import unfused
-from fastdet.models import MODELS
 
 from .scenes import named, scene, small_model, spread_scores
 
 pytestmark = pytest.mark.slow
 
 
-def compiled_by(for_inductor: str) -> pytest.MarkDecorator:
-    """Every family by aot_eager, one by inductor."""
-    pairs = [(family, "aot_eager") for family in MODELS] + [(for_inductor, "inductor")]
-    return pytest.mark.parametrize(("family", "backend"), pairs)
-
-
-@compiled_by("faster_rcnn")
-def test_detect_compiles_as_one_graph(family: str, backend: str) -> None:
-    model = spread_scores(small_model(family)).eval()
+def test_detect_compiles_as_one_graph() -> None:
+    model = spread_scores(small_model("faster_rcnn")).eval()
     batch = model.pad(scene()[0])
     with torch.no_grad(), unfused():
         expected = model.detect(batch)
-        got = torch.compile(model.detect, fullgraph=True, backend=backend)(batch)
+        got = torch.compile(model.detect, fullgraph=True)(batch)
     for name, value in named(expected).items():
         torch.testing.assert_close(getattr(got, name), value, rtol=1e-4, atol=1e-4, msg=name)
 
 
-@compiled_by("retinanet")
 @torch._inductor.config.patch(fallback_random=True)  # eager's random numbers, so the same samples
-def test_losses_and_gradients_compile_as_one_graph(family: str, backend: str) -> None:
+def test_losses_and_gradients_compile_as_one_graph() -> None:
     """In float64, so that rounding changes no sample and BatchNorms do not amplify it."""
     results: list[dict[str, Any]] = []
     images, targets = scene()
-    in_one_graph = partial(torch.compile, fullgraph=True, backend=backend)
+    in_one_graph = partial(torch.compile, fullgraph=True, backend="inductor")
     for compiled in (lambda losses: losses, in_one_graph):
-        model = small_model(family).double()
+        model = small_model("retinanet").double()
         batch = model.pad([image.double() for image in images], targets)
         torch.manual_seed(3)
         losses = compiled(model.losses)(batch)

@@ -18,17 +18,13 @@ from .scenes import named, scene, small_model, spread_scores
 pytestmark = pytest.mark.parametrize("family", MODELS)
 
 # The sampling of anchors must not be random: all of them are sampled.
-TWO_STAGES = {"rpn_batch_size_per_image": 20_000, "box_batch_size_per_image": 8_000}
-NO_CHOICE: dict[str, dict[str, float]] = {
-    "faster_rcnn": TWO_STAGES,
-    "fcos": {},
-    "mask_rcnn": TWO_STAGES,
-    "retinanet": {},
-}
+ALL_SAMPLES = {"rpn_batch_size_per_image": 20_000, "box_batch_size_per_image": 8_000}
 
 
 def model_on(device: str, family: str, dtype: torch.dtype = torch.float32) -> Detector:
-    return spread_scores(small_model(family, **NO_CHOICE[family])).to(device, dtype)
+    two_stages = hasattr(small_model(family), "rpn")
+    model = small_model(family, **(ALL_SAMPLES if two_stages else {}))
+    return spread_scores(model).to(device, dtype)
 
 
 def batch_on(device: str, dtype: torch.dtype = torch.float32) -> Batch:

@@ -7,97 +7,18 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from fastdet.models import FCOS, MODELS, Batch, FasterRCNN, MaskRCNN, faster_rcnn
+from fastdet.models import FCOS, Batch, FasterRCNN, MaskRCNN, faster_rcnn
 from fastdet.models.anchors import pyramid_anchors
 from fastdet.models.losses import box_regression_loss
 from fastdet.models.roi_heads import Sample
 
 from .scenes import named, scene, small_model, spread_scores
 
-every_family = pytest.mark.parametrize("family", MODELS)
-
-LOSSES = {
-    "faster_rcnn": ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"),
-    "fcos": ("classification", "bbox_regression", "bbox_ctrness"),
-    "mask_rcnn": (
-        "loss_classifier",
-        "loss_box_reg",
-        "loss_mask",
-        "loss_objectness",
-        "loss_rpn_box_reg",
-    ),
-    "retinanet": ("classification", "bbox_regression"),
-}
-
 
 def small_faster_rcnn(**numbers: float) -> FasterRCNN:
     model = small_model("faster_rcnn", **numbers)
     assert isinstance(model, FasterRCNN)
     return model
-
-
-@every_family
-def test_forward_follows_the_mode(family: str) -> None:
-    model = spread_scores(small_model(family))
-    images, targets = scene()
-    losses = model(images, targets)
-    assert set(losses) == set(LOSSES[family])
-    with pytest.raises(ValueError, match="targets: expected one for each image"):
-        model(images)
-    detections = model.eval()(images)
-    assert len(detections) == len(images)
-    for image, of_image in zip(images, detections, strict=True):
-        boxes, labels, scores = (of_image[key] for key in ("boxes", "labels", "scores"))
-        assert boxes.shape == (len(scores), 4)
-        assert bool((boxes >= 0).all())
-        limit = torch.tensor([image.shape[2], image.shape[1]]).repeat(2)
-        assert bool((boxes <= limit + 1e-3).all())
-        assert bool((scores.diff() <= 0).all())
-        assert bool((labels < model.num_classes).all())
-
-
-@every_family
-def test_losses_and_detections_are_those_of_the_two_calls(family: str) -> None:
-    model = spread_scores(small_model(family)).eval()
-    images, targets = scene()
-    batch = model.pad(images, targets)
-    with torch.no_grad():
-        torch.manual_seed(5)
-        losses, detections = model.losses_and_detections(batch)
-        torch.manual_seed(5)
-        expected_losses, expected = model.losses(batch), model.detect(batch)
-    for name, loss in expected_losses.items():
-        assert torch.equal(losses[name], loss), name
-    for name, value in named(expected).items():
-        assert torch.equal(getattr(detections, name), value), name
-
-
-@every_family
-def test_no_ground_truth_in_the_whole_batch(family: str) -> None:
-    model = small_model(family)
-    images, targets = scene()
-    empty = [{key: value[:0] for key, value in target.items()} for target in targets]
-    losses = model(images, empty)
-    torch.stack(list(losses.values())).sum().backward()
-    for name, loss in losses.items():
-        assert bool(loss.isfinite()), name
-        assert (loss == 0) == ("box" in name or "mask" in name), name
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert bool(parameter.grad.isfinite().all()), name
-
-
-@pytest.mark.parametrize(("family", "loss"), [(f, name) for f in LOSSES for name in LOSSES[f]])
-def test_a_loss_weight_scales_its_loss_alone(family: str, loss: str) -> None:
-    results = []
-    for numbers in ({}, {f"{loss}_weight": 2.0}):
-        model = small_model(family, **numbers)
-        torch.manual_seed(2)
-        results.append(model(*scene()))
-    single, double = results
-    for name in LOSSES[family]:
-        factor = 2 if name == loss else 1
-        assert torch.equal(double[name], factor * single[name]), name
 
 
 def test_proposals_are_pooled_at_the_scale_of_their_level(
@@ -215,17 +136,6 @@ def test_proposals_beyond_the_counts_are_never_detected() -> None:
         assert torch.equal(getattr(some, name), value), name
 
 
-@every_family
-def test_half_precision_batch_under_autocast(family: str) -> None:
-    model = small_model(family)
-    images, targets = scene()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = model(images, targets)
-        detections = spread_scores(model).eval()(images)
-    assert all(bool(loss.isfinite()) for loss in losses.values())
-    assert all(of_image["boxes"].dtype == torch.float32 for of_image in detections)
-
-
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
@@ -236,12 +146,6 @@ def test_half_precision_batch_under_autocast(family: str) -> None:
 def test_bad_numbers(numbers: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         faster_rcnn("resnet18", **({"num_classes": 4} | numbers), fpn_channels=8)
-
-
-@every_family
-def test_an_unknown_option_is_named(family: str) -> None:
-    with pytest.raises(TypeError, match="unexpected keyword argument 'min_sise'"):
-        small_model(family, min_sise=96)
 
 
 def test_batch_is_a_tuple_of_tensors_for_pytrees() -> None:

@@ -28,8 +28,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from fastdet.engine.fused import has_form, unfused
 from fastdet.models import from_torchvision, load_torchvision_weights
 
-from .scenes import ellipses, named
-from .test_fixed_shapes import Detect
+from .scenes import Detect, ellipses, named
 
 NUMBERS: dict[str, Any] = {"min_size": 64, "max_size": 100}
 PROPOSALS = {"rpn_post_nms_top_n_train": 25, "rpn_post_nms_top_n_test": 25}
