@@ -7,7 +7,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
-PARTS := test-models test-emulation test-rest test-smaller-isas test-ops
+PARTS := test-models test-rest test-emulation test-smaller-isas test-ops
 
 .PHONY: install build check demo test $(PARTS) bench lint format clang aarch64 abi sanitize cuda-resources clean
 
