@@ -1,18 +1,25 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Detectors with torchvision's interface that compute on padded batches of fixed shape.
 
-`faster_rcnn`, `fcos`, `mask_rcnn` and `retinanet` build a detector on a timm backbone. Their
-options are those of `faster_rcnn_parts`, `fcos_parts` and so on, with torchvision's names and
-defaults. `from_torchvision` and `load_torchvision_weights` convert torchvision's detectors.
-`replace_classes` prepares a detector for other classes. `describe` counts parameters, FLOPs and
-anchors. In training mode `model(images, targets)` returns losses; in eval mode `model(images)`
-returns detections; see `Detector`. A new family is a subclass of `Detector` with three methods.
+`cascade_rcnn`, `cascade_mask_rcnn`, `faster_rcnn`, `fcos`, `mask_rcnn` and `retinanet` build a
+detector on a timm backbone. Their options are those of `faster_rcnn_parts`, `fcos_parts` and so on,
+with torchvision's names and defaults. `from_torchvision` and `load_torchvision_weights` convert
+torchvision's detectors. `replace_classes` prepares a detector for other classes. `describe` counts
+parameters, FLOPs and anchors. In training mode `model(images, targets)` returns losses; in eval
+mode `model(images)` returns detections; see `Detector`. A new family is a subclass of `Detector`
+with three methods.
 """
 
 from collections.abc import Callable
 
 from fastdet.models.batch import Batch
 from fastdet.models.border import Border
+from fastdet.models.cascade_rcnn import (
+    CascadeRCNN,
+    cascade_mask_rcnn,
+    cascade_rcnn,
+    cascade_rcnn_parts,
+)
 from fastdet.models.description import Description, describe
 from fastdet.models.detector import Detector
 from fastdet.models.faster_rcnn import FasterRCNN, faster_rcnn, faster_rcnn_parts
@@ -24,6 +31,8 @@ from fastdet.models.torchvision_weights import from_torchvision, load_torchvisio
 from fastdet.ops.detections import Detections
 
 MODELS: dict[str, Callable[..., Detector]] = {
+    "cascade_mask_rcnn": cascade_mask_rcnn,
+    "cascade_rcnn": cascade_rcnn,
     "faster_rcnn": faster_rcnn,
     "fcos": fcos,
     "mask_rcnn": mask_rcnn,
@@ -35,12 +44,16 @@ __all__ = [
     "MODELS",
     "Batch",
     "Border",
+    "CascadeRCNN",
     "Description",
     "Detections",
     "Detector",
     "FasterRCNN",
     "MaskRCNN",
     "RetinaNet",
+    "cascade_mask_rcnn",
+    "cascade_rcnn",
+    "cascade_rcnn_parts",
     "describe",
     "faster_rcnn",
     "faster_rcnn_parts",

@@ -5,7 +5,7 @@ Definitions, defaults, loss names and parameter names are torchvision's
 (models/detection/mask_rcnn.py). Paper: https://arxiv.org/abs/1703.06870.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -57,6 +57,7 @@ def mask_rcnn_parts(
     mask_layers: Sequence[int] | None = None,
     mask_threshold: float | None = 0.5,
     loss_mask_weight: float = 1.0,
+    box_parts: Callable[..., dict[str, Any]] = faster_rcnn_parts,
     **options: Any,
 ) -> dict[str, Any]:
     """Builds MaskRCNN's arguments from options with torchvision's names and defaults.
@@ -70,7 +71,8 @@ def mask_rcnn_parts(
             backbone's out_channels.
         mask_threshold: see Detector.
         loss_mask_weight: the factor of loss_mask.
-        options: the other keyword arguments of `faster_rcnn_parts`.
+        box_parts: builds all other arguments: `faster_rcnn_parts` or `cascade_rcnn_parts`.
+        options: the other keyword arguments of box_parts.
     """
 
     def mask_branch() -> MaskBranch:
@@ -92,7 +94,7 @@ def mask_rcnn_parts(
             ),
         )
 
-    parts = faster_rcnn_parts(backbone, num_classes, mask_branch=mask_branch, **options)
+    parts = box_parts(backbone, num_classes, mask_branch=mask_branch, **options)
     parts["loss_weights"]["loss_mask"] = loss_mask_weight
     return parts | {"mask_threshold": mask_threshold}
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-# The keys of fastdet.models.MODELS; mask_rcnn needs data with segmentations.
-ModelName = Literal["faster_rcnn", "fcos", "mask_rcnn", "retinanet"]
+# The keys of fastdet.models.MODELS; those with mask need data with segmentations.
+ModelName = Literal[
+    "cascade_mask_rcnn", "cascade_rcnn", "faster_rcnn", "fcos", "mask_rcnn", "retinanet"
+]
 
 Exif = Literal["apply", "ignore"]  # see fastdet.data.read_image
 
