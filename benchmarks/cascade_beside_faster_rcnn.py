@@ -51,7 +51,7 @@ def ap_by_iou(side: Side, loader: DataLoader) -> dict[str, float]:
 
 
 def train_both(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One seed's run of both families: what is known after each of four evaluations."""
+    """One seed's run of both families: evaluated half-way and at the end."""
     val = open_dataset(options.data, "val", eval_transforms())
     loader = DataLoader(val, batch_size=options.batch_size, collate_fn=collate)
     numbers = {
@@ -68,7 +68,7 @@ def train_both(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         if done % options.log_every == 0:
             shown = ", ".join(f"{family} {loss:.3f}" for family, loss in losses.items())
             print(f"seed {options.seed} step {done}/{options.steps}: loss {shown}", flush=True)
-        if done % -(-options.steps // 4) == 0 or done == options.steps:
+        if done in (options.steps // 2, options.steps):
             for family, side in sides.items():
                 by_iou = ap_by_iou(side, loader)
                 ap = statistics.mean(by_iou.values())
@@ -110,8 +110,8 @@ def main() -> None:
     parser.add_argument("--box-samples", type=int, default=128, help="of an image and stage")
     parser.add_argument("--representation-size", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--steps", type=int, default=292)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

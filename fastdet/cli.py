@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastdet.training.options import ModelName, PictureOptions, TrainOptions
+from fastdet.training.options import ModelName, NeckName, PictureOptions, TrainOptions
 from fastdet.training.stopping import Stopped, stopping_at_sigterm
 
 if TYPE_CHECKING:
@@ -169,6 +169,7 @@ def describe(
     model: ModelName = "faster_rcnn",
     backbone: str = "resnet50",
     num_classes: int = 91,
+    neck: NeckName | None = None,
     fpn_channels: int | None = None,
     image_size: tuple[int, int] | None = None,
     checkpoint: Path | None = None,
@@ -179,7 +180,8 @@ def describe(
         model: Family of the detector.
         backbone: Name of a timm backbone.
         num_classes: With background.
-        fpn_channels: Width of the pyramid; unset: the model's own, 256.
+        neck: Neck between backbone and heads; unset: the model's own.
+        fpn_channels: Width of the neck; unset: the model's own, 256.
         image_size: Height and width of the padded image, in pixels; unset: 800 1216, or of a
             checkpoint the min_size and max_size of its training.
         checkpoint: A best.ckpt or last.ckpt, instead of model to fpn_channels.
@@ -193,8 +195,9 @@ def describe(
         detector = load_detector(checkpoint).model
         image_size = image_size or training_size(detector.border)
     else:
-        options = {} if fpn_channels is None else {"fpn_channels": fpn_channels}
-        detector = MODELS[model](backbone, num_classes, **options)
+        options = {"neck": neck, "fpn_channels": fpn_channels}
+        given = {name: value for name, value in options.items() if value is not None}
+        detector = MODELS[model](backbone, num_classes, **given)
     print(describe(detector, image_size or (800, 1216)))
 
 

@@ -20,6 +20,11 @@ from fastdet.training.train import train
 
 SMALL: dict[str, Any] = {"min_size": 64, "max_size": 64, "fpn_channels": 8}
 WEIGHTS = {
+    "cascade_mask_rcnn": {"loss_mask": "loss_mask_weight"},
+    "cascade_rcnn": {
+        **{f"loss_classifier_{stage}": "loss_classifier_weight" for stage in range(3)},
+        **{f"loss_box_reg_{stage}": "loss_box_reg_weight" for stage in range(3)},
+    },
     "faster_rcnn": {
         "loss_objectness": "loss_objectness_weight",
         "loss_rpn_box_reg": "loss_rpn_box_reg_weight",

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from fastdet.models.batch import Batch
 from fastdet.models.border import Border
 from fastdet.models.cascade_rcnn import (
+    CascadeMaskRCNN,
     CascadeRCNN,
     cascade_mask_rcnn,
     cascade_rcnn,
@@ -44,6 +45,7 @@ __all__ = [
     "MODELS",
     "Batch",
     "Border",
+    "CascadeMaskRCNN",
     "CascadeRCNN",
     "Description",
     "Detections",

@@ -21,7 +21,7 @@ from fastdet.models.detector import channels_last
 from fastdet.models.faster_rcnn import FasterRCNN, faster_rcnn_parts
 from fastdet.models.losses import widened
 from fastdet.models.mask_rcnn import mask_rcnn_parts
-from fastdet.models.necks import LastLevelMaxPool
+from fastdet.models.necks import LastLevelMaxPool, Neck
 from fastdet.models.roi_heads import ClassAgnosticPredictor, MaskBranch, RoIHeads
 from fastdet.ops import decode_boxes
 from fastdet.ops.box_coding import Weights
@@ -190,7 +190,15 @@ def cascade_rcnn_parts(
 
 
 class CascadeRCNN(FasterRCNN):
-    """A FasterRCNN whose RoI heads are CascadeRoIHeads, with or without masks.
+    """A FasterRCNN whose RoI heads are CascadeRoIHeads.
+
+    Args:
+        arguments: the arguments of FasterRCNN.
+    """
+
+
+class CascadeMaskRCNN(CascadeRCNN):
+    """A CascadeRCNN whose last stage has a MaskBranch; its masks are those of MaskRCNN.
 
     Args:
         arguments: the arguments of FasterRCNN.
@@ -204,6 +212,7 @@ def cascade_rcnn(
     pretrained_backbone: bool = False,
     trainable_backbone_layers: int | None = None,
     frozen_batch_norm: bool | None = None,
+    neck: str | Neck = "fpn",
     fpn_channels: int = 256,
     **options: Any,
 ) -> CascadeRCNN:
@@ -215,12 +224,14 @@ def cascade_rcnn(
         pretrained_backbone: use timm's weights, which are downloaded at the first use.
         trainable_backbone_layers: see `timm_body`.
         frozen_batch_norm: see `timm_body`.
+        neck: "fpn", "pafpn" or "bifpn"; see `timm_pyramid`.
         fpn_channels: number of channels of the pyramid and the RPN.
         options: keyword arguments of `cascade_rcnn_parts` and `faster_rcnn_parts`.
     """
     pyramid = timm_pyramid(
         backbone,
         lambda _: LastLevelMaxPool(),
+        neck=neck,
         fpn_channels=fpn_channels,
         pretrained_backbone=pretrained_backbone,
         trainable_backbone_layers=trainable_backbone_layers,
@@ -236,9 +247,10 @@ def cascade_mask_rcnn(
     pretrained_backbone: bool = False,
     trainable_backbone_layers: int | None = None,
     frozen_batch_norm: bool | None = None,
+    neck: str | Neck = "fpn",
     fpn_channels: int = 256,
     **options: Any,
-) -> CascadeRCNN:
+) -> CascadeMaskRCNN:
     """A Cascade R-CNN that also predicts a mask for each box.
 
     Args:
@@ -247,6 +259,7 @@ def cascade_mask_rcnn(
         pretrained_backbone: use timm's weights, which are downloaded at the first use.
         trainable_backbone_layers: see `timm_body`.
         frozen_batch_norm: see `timm_body`.
+        neck: "fpn", "pafpn" or "bifpn"; see `timm_pyramid`.
         fpn_channels: number of channels of the pyramid, the RPN and the mask head.
         options: keyword arguments of `mask_rcnn_parts`, `cascade_rcnn_parts` and
             `faster_rcnn_parts`.
@@ -254,10 +267,11 @@ def cascade_mask_rcnn(
     pyramid = timm_pyramid(
         backbone,
         lambda _: LastLevelMaxPool(),
+        neck=neck,
         fpn_channels=fpn_channels,
         pretrained_backbone=pretrained_backbone,
         trainable_backbone_layers=trainable_backbone_layers,
         frozen_batch_norm=frozen_batch_norm,
     )
     parts = mask_rcnn_parts(pyramid, num_classes, box_parts=cascade_rcnn_parts, **options)
-    return channels_last(CascadeRCNN(**parts))
+    return channels_last(CascadeMaskRCNN(**parts))

@@ -17,7 +17,7 @@ from fastdet.models.batch import Batch
 from fastdet.models.border import IMAGE_MEAN, IMAGE_STD, Border
 from fastdet.models.deprecation import or_from_options
 from fastdet.models.detector import Detector, channels_last
-from fastdet.models.necks import LastLevelMaxPool
+from fastdet.models.necks import LastLevelMaxPool, Neck
 from fastdet.models.roi_heads import (
     FastRCNNPredictor,
     MaskBranch,
@@ -243,6 +243,7 @@ def faster_rcnn(
     pretrained_backbone: bool = False,
     trainable_backbone_layers: int | None = None,
     frozen_batch_norm: bool | None = None,
+    neck: str | Neck = "fpn",
     fpn_channels: int = 256,
     **options: Any,
 ) -> FasterRCNN:
@@ -254,12 +255,14 @@ def faster_rcnn(
         pretrained_backbone: use timm's weights, which are downloaded at the first use.
         trainable_backbone_layers: see `timm_body`.
         frozen_batch_norm: see `timm_body`.
+        neck: "fpn", "pafpn" or "bifpn"; see `timm_pyramid`.
         fpn_channels: number of channels of the pyramid and the RPN.
         options: keyword arguments of `faster_rcnn_parts`, such as min_size and max_size.
     """
     pyramid = timm_pyramid(
         backbone,
         lambda _: LastLevelMaxPool(),
+        neck=neck,
         fpn_channels=fpn_channels,
         pretrained_backbone=pretrained_backbone,
         trainable_backbone_layers=trainable_backbone_layers,

@@ -14,7 +14,7 @@ from fastdet.models.backbones import level_scales, timm_pyramid
 from fastdet.models.deprecation import or_from_options
 from fastdet.models.detector import channels_last
 from fastdet.models.faster_rcnn import FasterRCNN, faster_rcnn_parts
-from fastdet.models.necks import LastLevelMaxPool
+from fastdet.models.necks import LastLevelMaxPool, Neck
 from fastdet.models.roi_heads import MaskBranch, RoIPooling
 
 
@@ -122,6 +122,7 @@ def mask_rcnn(
     pretrained_backbone: bool = False,
     trainable_backbone_layers: int | None = None,
     frozen_batch_norm: bool | None = None,
+    neck: str | Neck = "fpn",
     fpn_channels: int = 256,
     **options: Any,
 ) -> MaskRCNN:
@@ -133,12 +134,14 @@ def mask_rcnn(
         pretrained_backbone: use timm's weights, which are downloaded at the first use.
         trainable_backbone_layers: see `timm_body`.
         frozen_batch_norm: see `timm_body`.
+        neck: "fpn", "pafpn" or "bifpn"; see `timm_pyramid`.
         fpn_channels: number of channels of the pyramid, the RPN and the mask head.
         options: keyword arguments of `mask_rcnn_parts` and `faster_rcnn_parts`.
     """
     pyramid = timm_pyramid(
         backbone,
         lambda _: LastLevelMaxPool(),
+        neck=neck,
         fpn_channels=fpn_channels,
         pretrained_backbone=pretrained_backbone,
         trainable_backbone_layers=trainable_backbone_layers,

@@ -20,6 +20,8 @@ pytestmark = pytest.mark.parametrize("family", MODELS)
 # The sampling of anchors must not be random: all of them are sampled.
 TWO_STAGES = {"rpn_batch_size_per_image": 20_000, "box_batch_size_per_image": 8_000}
 NO_CHOICE: dict[str, dict[str, float]] = {
+    "cascade_mask_rcnn": TWO_STAGES,
+    "cascade_rcnn": TWO_STAGES,
     "faster_rcnn": TWO_STAGES,
     "fcos": {},
     "mask_rcnn": TWO_STAGES,

@@ -16,7 +16,14 @@ from .scenes import named, scene, small_model, spread_scores
 
 every_family = pytest.mark.parametrize("family", MODELS)
 
+CASCADE = (
+    *(f"loss_{name}_{stage}" for stage in range(3) for name in ("classifier", "box_reg")),
+    "loss_objectness",
+    "loss_rpn_box_reg",
+)
 LOSSES = {
+    "cascade_mask_rcnn": (*CASCADE, "loss_mask"),
+    "cascade_rcnn": CASCADE,
     "faster_rcnn": ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"),
     "fcos": ("classification", "bbox_regression", "bbox_ctrness"),
     "mask_rcnn": (
@@ -87,7 +94,11 @@ def test_no_ground_truth_in_the_whole_batch(family: str) -> None:
         assert bool(parameter.grad.isfinite().all()), name
 
 
-@pytest.mark.parametrize(("family", "loss"), [(f, name) for f in LOSSES for name in LOSSES[f]])
+# The losses of a cascade's stages have their weights in a sequence: test_cascade_rcnn.py.
+WEIGHTED = [(f, name) for f in LOSSES for name in LOSSES[f] if not name.endswith(("0", "1", "2"))]
+
+
+@pytest.mark.parametrize(("family", "loss"), WEIGHTED)
 def test_a_loss_weight_scales_its_loss_alone(family: str, loss: str) -> None:
     results = []
     for numbers in ({}, {f"{loss}_weight": 2.0}):

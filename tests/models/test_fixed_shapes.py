@@ -99,9 +99,9 @@ def test_more_rows_of_padding_change_nothing(family: str) -> None:
         else nn.functional.pad(batch.gt_masks, (0, 0, 0, 0, 0, 24)),
     )
     # Sample all proposals: else the number of rows would change which ones are sampled.
-    if family in ("faster_rcnn", "mask_rcnn"):
-        model.rpn.batch_size_per_image = 20_000  # type: ignore[union-attr]
-        model.roi_heads.batch_size_per_image = 8_000  # type: ignore[union-attr]
+    for module in model.modules():
+        if hasattr(module, "batch_size_per_image"):
+            module.batch_size_per_image = 20_000  # type: ignore[assignment]
     losses, wider_losses = model.losses(batch), model.losses(wider)
     for name, loss in losses.items():
         torch.testing.assert_close(wider_losses[name], loss, rtol=1e-5, atol=0, msg=name)
