@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastdet.training.options import ModelName, NeckName, PictureOptions, TrainOptions
+from fastdet.training.options import ModelName, NeckName, PictureOptions, Show, TrainOptions
 from fastdet.training.stopping import Stopped, stopping_at_sigterm
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ def predict(
     out: Path,
     score_threshold: float = 0.5,
     annotations: Path | None = None,
+    show: Show = "detections",
+    num_proposals: int = 20,
     pictures: PictureOptions = PictureOptions(),
     overwrite: bool = False,
 ) -> None:
@@ -83,6 +85,8 @@ def predict(
         out: Folder for the results.
         score_threshold: Minimum score of a detection.
         annotations: COCO file whose image ids are used; unset: image ids count from 1.
+        show: Draw detections, or what the first stage of a two-stage detector proposed.
+        num_proposals: With --show proposals, how many of the best proposals are drawn.
         overwrite: Overwrite existing files in the folder.
     """
     from fastdet.prediction import predict as run
@@ -93,6 +97,8 @@ def predict(
         out,
         score_threshold,
         annotations,
+        show=show,
+        num_proposals=num_proposals,
         pictures=pictures,
         overwrite=overwrite,
     )

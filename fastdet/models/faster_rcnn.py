@@ -163,6 +163,8 @@ class FirstStage(NamedTuple):
     anchors: Tensor  # (A, 4)
     proposals: Tensor  # (B, P, 4)
     counts: Tensor  # (B,)
+    scores: Tensor  # (B, P), the probability of an object in each proposal
+    levels: Tensor  # (B, P) int64, the level of the pyramid that each proposal comes from
 
 
 class FasterRCNN(Detector):
@@ -208,6 +210,11 @@ class FasterRCNN(Detector):
         """Whether the RoI heads learn masks."""
         return self.roi_heads.learns_masks
 
+    @property
+    def proposes(self) -> bool:
+        """True: the RPN is a first stage."""
+        return True
+
     def class_layers(self) -> dict[str, float]:
         """The class layers of the RoI heads."""
         return {f"roi_heads.{name}": bias for name, bias in self.roi_heads.class_layers().items()}
@@ -221,7 +228,20 @@ class FasterRCNN(Detector):
         features = feature_maps(run(self.backbone, batch.images))
         objectness, deltas, anchors = self.rpn(batch.images, features)
         found = self.rpn.proposals(objectness, deltas, anchors, batch.sizes)
-        return FirstStage(features, objectness, deltas, anchors, found.boxes, found.counts)
+        return FirstStage(
+            features,
+            objectness,
+            deltas,
+            anchors,
+            found.boxes,
+            found.counts,
+            found.scores,
+            found.labels,
+        )
+
+    def proposals_of(self, outputs: FirstStage, batch: Batch) -> Detections:
+        """The proposals of the RPN; the labels are the levels."""
+        return Detections(outputs.proposals, outputs.scores, outputs.levels, outputs.counts)
 
     def losses_of(self, outputs: FirstStage, batch: Batch) -> dict[str, Tensor]:
         """The losses of the RoI heads, loss_objectness and loss_rpn_box_reg."""

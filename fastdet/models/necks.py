@@ -149,7 +149,7 @@ class BiFPN(nn.Module):
         self.num_maps = len(in_channels)
         self.laterals = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels)
+                nn.Conv2d(channels, out_channels, 1, bias=False), _BatchNorm(out_channels)
             )
             for channels in in_channels
         )
@@ -211,7 +211,7 @@ class _Fusion(nn.Module):
         self.weights = nn.Parameter(torch.ones(inputs))
         self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
         self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
-        self.norm = nn.BatchNorm2d(channels)
+        self.norm = _BatchNorm(channels)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps (B, channels, H, W) -> (B, channels, H, W)."""
@@ -221,6 +221,21 @@ class _Fusion(nn.Module):
         for i in range(1, self.inputs):
             total = total + weights[i] * maps[i]
         return self.norm(self.pointwise(self.depthwise(F.silu(total))))
+
+
+class _BatchNorm(nn.BatchNorm2d):
+    """BatchNorm2d that also trains on a map of one pixel in a batch of one image.
+
+    One value has no variance. There the running statistics are used and stay as they are.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, channels, H, W) -> the same shape."""
+        if not self.training or input.shape[0] * input.shape[2] * input.shape[3] > 1:
+            return super().forward(input)
+        return F.batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+        )
 
 
 Neck = Callable[[Sequence[int], int, nn.Module], nn.Module]

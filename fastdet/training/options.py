@@ -16,6 +16,8 @@ NeckName = Literal["fpn", "pafpn", "bifpn"]
 
 Exif = Literal["apply", "ignore"]  # see fastdet.data.read_image
 
+Show = Literal["detections", "proposals"]  # what `fastdet predict` draws
+
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]  # as Lightning names them
 
 _COUNTS = (
