@@ -83,16 +83,23 @@ def train_both(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             yield run
 
 
-def keep(out: Path, settings: dict[str, Any], seed: int, run: dict[str, Any]) -> None:
-    """Adds a run to the result file, or replaces that of its seed.
+def runs_in(out: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs that the result file has so far.
 
     Raises:
         ValueError: the file has runs with other settings.
     """
-    result = json.loads(out.read_text()) if out.exists() else {"settings": settings, "runs": []}
+    if not out.exists():
+        return []
+    result = json.loads(out.read_text())
     if result["settings"] != settings:
         raise ValueError(f"{out}: expected the settings {settings}, got {result['settings']}")
-    others = [one for one in result["runs"] if one["seed"] != seed]
+    return result["runs"]
+
+
+def keep(out: Path, settings: dict[str, Any], seed: int, run: dict[str, Any]) -> None:
+    """Adds a run to the result file, or replaces that of its seed."""
+    others = [one for one in runs_in(out, settings) if one["seed"] != seed]
     runs = sorted([*others, {"seed": seed, **run}], key=lambda one: one["seed"])
     with replacing(out) as temporary:
         written = {"machine": machine.describe(), "settings": settings, "runs": runs}
@@ -121,6 +128,7 @@ def main() -> None:
     left_out = ("data", "out", "seeds", "workers", "device", "log_every")
     settings = {k: v for k, v in vars(options).items() if k not in left_out}
     settings["data"] = options.data.resolve().name
+    runs_in(options.out, settings)  # before the work begins
     options.model = "faster_rcnn"  # both families learn from boxes alone
     for seed in options.seeds:
         options.seed = seed
