@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = (
     ROOT / "README.md",
     ROOT / "benchmarks" / "README.md",
+    ROOT / "docs" / "cascade_rcnn.md",
     *(results.FOLDER / f"{name}.md" for name in ("bccd", "cpu_numpy", "cpu_ops", "gpus", "nuclei")),
 )
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -251,6 +252,24 @@ def training_table(result: dict[str, Any]) -> str:
     return markdown(header, rows) + settings + made_by(result["machine"])
 
 
+def cascade_table(result: dict[str, Any]) -> str:
+    """AP at each IoU threshold: one row for each seed and family."""
+    names = {"cascade_rcnn": "Cascade R-CNN", "faster_rcnn": "Faster R-CNN"}
+    rows, thresholds = [], result["runs"][0]["cascade_rcnn"]["AP_by_iou"]
+    for run in result["runs"]:
+        for family, name in names.items():
+            of_family = (run[family]["AP"], *run[family]["AP_by_iou"].values())
+            rows.append([f"{name}, seed {run['seed']}", *(f"{ap:.3f}" for ap in of_family)])
+    s = result["settings"]
+    settings = (
+        f"\n{s['data']}, {s['backbone']} from scratch, {s['size']} px, FPN {s['fpn_channels']}, "
+        f"representation_size {s['representation_size']}, {s['box_samples']} samples of an image "
+        f"and stage, batch {s['batch_size']}, {s['steps']} steps.\n"
+    )
+    header = ["", "AP", *(f"at {iou}" for iou in thresholds)]
+    return markdown(header, rows) + settings + made_by(result["machine"])
+
+
 def training(name: str) -> Callable[[], str]:
     """The table of a training beside torchvision."""
     return lambda: training_table(json.loads(CPU_OPS.with_name(f"{name}.json").read_text()))
@@ -272,6 +291,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpus": gpus,
     "gpus_front": gpus_front,
     "cpu_ceilings": lambda: ceilings(cpu_ops()),
+    "bccd_cascade_rcnn_cpu": lambda: cascade_table(
+        json.loads(CPU_OPS.with_name("bccd_cascade_rcnn_cpu.json").read_text())
+    ),
     "bccd_faster_rcnn_cpu": training("bccd_faster_rcnn_cpu"),
     "bccd_retinanet_cpu": training("bccd_retinanet_cpu"),
     "nuclei_mask_rcnn_cpu": training("nuclei_mask_rcnn_cpu"),

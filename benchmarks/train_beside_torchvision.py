@@ -43,9 +43,15 @@ ANCHOR_SIZES = [32, 64, 128, 256, 512]
 class Side:
     """A model with its optimiser, schedule and clock."""
 
-    def __init__(self, name: str, options: argparse.Namespace, num_classes: int, steps: int):
+    def __init__(
+        self,
+        build: Callable[..., nn.Module],
+        options: argparse.Namespace,
+        num_classes: int,
+        steps: int,
+    ) -> None:
         torch.manual_seed(options.seed)
-        self.model = SIDES[name][options.model](
+        self.model = build(
             options.backbone,
             num_classes,
             fpn_channels=options.fpn_channels,
@@ -141,7 +147,7 @@ def measure_memory(side: str, options: argparse.Namespace) -> float:
     num_classes = len(open_dataset(options.data, "train").classes)
     chosen = list(batches(options, 4))
     before = machine.peak_memory_mib()
-    trained = Side(side, options, num_classes, 4)
+    trained = Side(SIDES[side][options.model], options, num_classes, 4)
     for images, targets in chosen:
         trained.step(images, targets)
     if options.device == "cuda":
@@ -153,7 +159,10 @@ def train_both(options: argparse.Namespace) -> dict[str, Any]:
     """One seed's run of both sides, evaluated four times on the way."""
     val = open_dataset(options.data, "val", eval_transforms(), has_masks(options))
     loader = DataLoader(val, batch_size=options.batch_size, collate_fn=collate)
-    sides = {name: Side(name, options, len(val.classes), options.steps) for name in SIDES}
+    sides = {
+        name: Side(build[options.model], options, len(val.classes), options.steps)
+        for name, build in SIDES.items()
+    }
     result: dict[str, Any] = {name: {"AP50_by_step": {}} for name in SIDES}
     for done, (images, targets) in enumerate(batches(options, options.steps), start=1):
         losses = {name: side.step(images, targets) for name, side in sides.items()}

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastdet.training.options import ModelName, PictureOptions, TrainOptions
+from fastdet.training.options import ModelName, NeckName, PictureOptions, Show, TrainOptions
 from fastdet.training.stopping import Stopped, stopping_at_sigterm
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ def predict(
     out: Path,
     score_threshold: float = 0.5,
     annotations: Path | None = None,
+    show: Show = "detections",
+    num_proposals: int = 20,
     pictures: PictureOptions = PictureOptions(),
     overwrite: bool = False,
 ) -> None:
@@ -83,6 +85,8 @@ def predict(
         out: Folder for the results.
         score_threshold: Minimum score of a detection.
         annotations: COCO file whose image ids are used; unset: image ids count from 1.
+        show: Draw detections, or what the first stage of a two-stage detector proposed.
+        num_proposals: With --show proposals, how many of the best proposals are drawn.
         overwrite: Overwrite existing files in the folder.
     """
     from fastdet.prediction import predict as run
@@ -93,6 +97,8 @@ def predict(
         out,
         score_threshold,
         annotations,
+        show=show,
+        num_proposals=num_proposals,
         pictures=pictures,
         overwrite=overwrite,
     )
@@ -169,6 +175,7 @@ def describe(
     model: ModelName = "faster_rcnn",
     backbone: str = "resnet50",
     num_classes: int = 91,
+    neck: NeckName | None = None,
     fpn_channels: int | None = None,
     image_size: tuple[int, int] | None = None,
     checkpoint: Path | None = None,
@@ -179,7 +186,8 @@ def describe(
         model: Family of the detector.
         backbone: Name of a timm backbone.
         num_classes: With background.
-        fpn_channels: Width of the pyramid; unset: the model's own, 256.
+        neck: Neck between backbone and heads; unset: the model's own.
+        fpn_channels: Width of the neck; unset: the model's own, 256.
         image_size: Height and width of the padded image, in pixels; unset: 800 1216, or of a
             checkpoint the min_size and max_size of its training.
         checkpoint: A best.ckpt or last.ckpt, instead of model to fpn_channels.
@@ -193,8 +201,9 @@ def describe(
         detector = load_detector(checkpoint).model
         image_size = image_size or training_size(detector.border)
     else:
-        options = {} if fpn_channels is None else {"fpn_channels": fpn_channels}
-        detector = MODELS[model](backbone, num_classes, **options)
+        options = {"neck": neck, "fpn_channels": fpn_channels}
+        given = {name: value for name, value in options.items() if value is not None}
+        detector = MODELS[model](backbone, num_classes, **given)
     print(describe(detector, image_size or (800, 1216)))
 
 

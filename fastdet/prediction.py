@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -22,8 +22,9 @@ from fastdet.data.coco_file import file_name, read_json, records
 from fastdet.evaluation import coco_results
 from fastdet.evaluation.pictures import draw_boxes
 from fastdet.files import refuse_existing, replacing
+from fastdet.models.batch import restore
 from fastdet.training.detector_module import DetectorModule, load_detector
-from fastdet.training.options import PictureOptions
+from fastdet.training.options import PictureOptions, Show
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 WRITE_EVERY = 30.0  # seconds
@@ -76,14 +77,17 @@ def predict(
     score_threshold: float = 0.5,
     annotations: Path | None = None,
     *,
+    show: Show = "detections",
+    num_proposals: int = 20,
     pictures: PictureOptions = PictureOptions(),
     overwrite: bool = False,
 ) -> Prediction:
     """Detect objects on picture files and write the results.
 
-    Writes OUT/<name>.jpg for each picture, OUT/detections.json (COCO results) and OUT/images.json
-    (a COCO file with the pictures and categories, which maps image ids to file names). A picture
-    that cannot be read is reported on stderr and has no detections.
+    Writes OUT/<name>.jpg for each picture, with its detections or its proposals,
+    OUT/detections.json (COCO results) and OUT/images.json (a COCO file with the pictures and
+    categories, which maps image ids to file names). A picture that cannot be read is reported on
+    stderr and has no detections.
 
     Args:
         checkpoint: a checkpoint of a training.
@@ -92,6 +96,8 @@ def predict(
         out: folder for the results.
         score_threshold: detections with a lower score are dropped everywhere.
         annotations: COCO file whose image ids are used. None: ids count from 1.
+        show: what is drawn: detections, or proposals of the first stage of a two-stage detector.
+        num_proposals: maximum number of proposals that are drawn, the best ones.
         pictures: how pictures are read.
         overwrite: whether to overwrite existing files in OUT.
 
@@ -101,9 +107,14 @@ def predict(
     Raises:
         FileNotFoundError: no picture.
         FileExistsError: an output file exists, or is an input picture.
-        ValueError: an option out of range; `annotations` has no image for a picture, or several.
+        ValueError: an option out of range; `annotations` has no image for a picture, or several;
+            show is "proposals" and the detector has one stage.
     """
     pictures.check()
+    if show not in get_args(Show):
+        raise ValueError(f"show: expected {' or '.join(get_args(Show))}, got {show}")
+    if num_proposals < 1:
+        raise ValueError(f"num_proposals: expected a number from 1 on, got {num_proposals}")
     files = picture_files(images)
     ids = None if annotations is None else read_ids(annotations)
     image_records = match_images(files, ids)
@@ -111,6 +122,11 @@ def predict(
     results, index = out / "detections.json", out / "images.json"
     _check_outputs([*drawings, results, index], files, overwrite)
     module = load_detector(checkpoint)
+    if show == "proposals" and not module.model.proposes:
+        raise ValueError(
+            "show=proposals: expected a detector of two stages, such as faster_rcnn, got "
+            f"{type(module.model).__name__}, which has one"
+        )
     if torch.cuda.is_available():
         module = module.cuda()
     category_ids = _category_ids(module, checkpoint, ids)
@@ -129,7 +145,10 @@ def predict(
                 continue
             found = detect(module, [image], score_threshold)[0]
             record["height"], record["width"] = image.shape[-2:]
-            _draw(drawing, image, found, module.classes)
+            if show == "detections":
+                _draw(drawing, image, found, module.classes)
+            else:
+                _draw(drawing, image, propose(module, image, num_proposals), None)
             prediction.detections += coco_results([record["id"]], [found], category_ids)
             if time.monotonic() - written > WRITE_EVERY:
                 _write_json(results, prediction.detections)
@@ -150,7 +169,9 @@ def _category_ids(module: DetectorModule, checkpoint: Path, ids: Ids | None) -> 
     return [id_of[label] for label in range(1, len(module.classes))]
 
 
-def _draw(path: Path, image: Tensor, found: dict[str, Tensor], classes: Sequence[str]) -> None:
+def _draw(
+    path: Path, image: Tensor, found: dict[str, Tensor], classes: Sequence[str] | None
+) -> None:
     drawing = draw_boxes(
         image,
         found["boxes"],
@@ -175,6 +196,19 @@ def detect(
         chosen = found["scores"] >= score_threshold
         detections.append({name: value[chosen].cpu() for name, value in found.items()})
     return detections
+
+
+@torch.inference_mode()
+def propose(module: DetectorModule, image: Tensor, number: int) -> dict[str, Tensor]:
+    """The best proposals of the first stage for a uint8 RGB image (3, H, W), on the CPU.
+
+    Returns:
+        At most `number` boxes in pixels of the image, best first; the scores are the probabilities
+        of an object, the labels the levels of the pyramid.
+    """
+    batch = module.model.pad([eval_transforms()(image).to(module.device)])
+    (found,) = restore(module.model.propose(batch), batch).to_list()
+    return {name: value[:number].cpu() for name, value in found.items()}
 
 
 def picture_files(paths: Sequence[Path]) -> list[Picture]:

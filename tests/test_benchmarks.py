@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks import (
+    cascade_beside_faster_rcnn,
     compare,
     detector_profile,
     plots,
@@ -128,6 +129,27 @@ def test_training_beside_torchvision(
             assert 0 <= one[side]["segm_AP"] <= 1
             assert one[side]["seconds_per_step"] > 0
             assert list(one[side]["AP50_by_step"]) == ["1", "2"]
+
+
+@pytest.mark.slow
+def test_cascade_beside_faster_rcnn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, out = write_shapes(tmp_path / "shapes", train=2, val=2, size=64), tmp_path / "result.json"
+    options = f"--data {data} --backbone resnet10t --size 64 --steps 2 --batch-size 2 --out {out}"
+    options += " --fpn-channels 8 --representation-size 8 --box-samples 16"
+    for further in ("--seeds 0", "--seeds 1"):
+        arguments = ["cascade_beside_faster_rcnn", *options.split(), *further.split()]
+        monkeypatch.setattr(sys, "argv", arguments)
+        cascade_beside_faster_rcnn.main()
+    written = json.loads(out.read_text())
+    assert [run["seed"] for run in written["runs"]] == [0, 1]
+    for run in written["runs"]:
+        for family in ("cascade_rcnn", "faster_rcnn"):
+            assert len(run[family]["AP_by_iou"]) == 10
+            assert list(run[family]["AP_by_step"]) == ["1", "2"]
+    assert "| Cascade R-CNN, seed 1 |" in readme_tables.cascade_table(written)
+    monkeypatch.setattr(sys, "argv", [*arguments, "--lr", "0.5"])
+    with pytest.raises(ValueError, match=r"result\.json: expected the settings .*'lr': 0\.5"):
+        cascade_beside_faster_rcnn.main()
 
 
 def test_no_operator_is_less_exact_than_torchvisions() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import lightning
 import numpy as np
@@ -26,7 +26,11 @@ from fastdet.cli import COMMANDS, main
 from fastdet.data import write_shapes
 from fastdet.deploy.export import metadata
 from fastdet.models import MODELS
-from fastdet.training.options import ModelName
+from fastdet.models.necks import NECKS
+from fastdet.training.options import ModelName, NeckName
+
+if TYPE_CHECKING:
+    from fastdet.training.detector_module import DetectorModule
 
 
 @pytest.fixture(scope="module")
@@ -132,16 +136,73 @@ def test_predict_writes_and_draws_masks(shapes: Path, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A RetinaNet without training, which finds something everywhere."""
+    path = tmp_path_factory.mktemp("checkpoint") / "any.ckpt"
+    checkpoint_of("retinanet", path, score_thresh=0.0)
+    return path
+
+
+def checkpoint_of(model: str, path: Path, **numbers: Any) -> "DetectorModule":
+    """A detector without training, written to a checkpoint."""
     from fastdet.training.detector_module import DetectorModule
 
     torch.manual_seed(0)
-    numbers = {"fpn_channels": 8, "min_size": 64, "max_size": 64, "score_thresh": 0.0}
-    module = DetectorModule("retinanet", "resnet10t", ["background", "any"], [7], numbers)
+    options = {"fpn_channels": 8, "min_size": 64, "max_size": 64, **numbers}
+    module = DetectorModule(model, "resnet10t", ["background", "any"], [7], options)
     trainer = lightning.Trainer(logger=False, enable_checkpointing=False)
     trainer.strategy.connect(module)
-    path = tmp_path_factory.mktemp("checkpoint") / "any.ckpt"
     trainer.save_checkpoint(path)
-    return path
+    return module.eval()
+
+
+TWO_STAGES = [name for name in MODELS if name.endswith("rcnn")]
+
+
+@pytest.mark.parametrize("model", TWO_STAGES)
+def test_predict_draws_what_the_first_stage_proposes(model: str, tmp_path: Path) -> None:
+    from fastdet.evaluation.pictures import class_colour
+    from fastdet.models.batch import xyxy_ratios
+    from fastdet.prediction import propose
+
+    module = checkpoint_of(model, tmp_path / "any.ckpt", representation_size=16)
+    file = write_pictures(tmp_path, "a.png") / "a.png"
+    Image.new("RGB", (160, 120)).save(file)
+    command = f"predict --checkpoint {tmp_path}/any.ckpt --images {file} --show proposals"
+    main(f"{command} --num-proposals 3 --out {tmp_path}/three".split())
+    main(f"{command} --out {tmp_path}/twenty".split())
+    assert (tmp_path / "three" / "detections.json").is_file()
+
+    image = torch.zeros(3, 120, 160, dtype=torch.uint8)
+    found = propose(module, image, 3)
+    batch = module.model.pad([image / 255])
+    with torch.no_grad():
+        outputs = module.model.outputs(batch)
+    boxes = outputs.proposals[0, :3] * xyxy_ratios(batch.sizes, torch.tensor([[120, 160]]))
+    torch.testing.assert_close(found["boxes"], boxes, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(found["scores"], outputs.scores[0, :3])
+    assert found["scores"].tolist() == sorted(found["scores"].tolist(), reverse=True)
+    assert found["labels"].tolist() == outputs.levels[0, :3].tolist()
+
+    few, many = (np.asarray(Image.open(tmp_path / name / "a.jpg")) for name in ("three", "twenty"))
+    factor = few.shape[0] // 120
+    level, box = int(found["labels"][0]), found["boxes"][0] * factor
+    middle = int((box[0] + box[2]) / 2), int(box[3]) - 1  # of the lower side
+    seen = few[min(middle[1], few.shape[0] - 2), middle[0]].astype(int)
+    assert abs(seen - class_colour(level)).max() < 60, "an outline in the colour of its level"
+    assert (many > 60).any(axis=2).sum() > (few > 60).any(axis=2).sum()
+
+
+def test_what_cannot_be_shown(checkpoint: Path, tmp_path: Path, refused: Refused) -> None:
+    from fastdet.prediction import predict
+
+    images = write_pictures(tmp_path / "images", "a.png")
+    command = f"predict --checkpoint {checkpoint} --images {images} --out {tmp_path / 'out'}"
+    said = refused(f"{command} --show proposals".split())
+    assert "expected a detector of two stages, such as faster_rcnn, got RetinaNet" in said
+    said = refused(f"{command} --num-proposals 0".split())
+    assert said == "fastdet: num_proposals: expected a number from 1 on, got 0"
+    with pytest.raises(ValueError, match="show: expected detections or proposals, got anchors"):
+        predict(checkpoint, [images], tmp_path / "out", show="anchors")  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
 
 
 def annotation_file(path: Path, names: list[str]) -> Path:
@@ -360,6 +421,15 @@ def test_describe(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "backbone.fpn" in printed
 
 
+def test_describe_a_neck(capsys: pytest.CaptureFixture[str]) -> None:
+    command = "describe --model fcos --backbone resnet10t --image-size 64 64 --fpn-channels 8"
+    parameters = []
+    for option in ("", " --neck fpn", " --neck pafpn"):
+        main(f"{command}{option}".split())
+        parameters += re.findall(r"backbone\.fpn +([\d,]+)", capsys.readouterr().out)
+    assert parameters[0] == parameters[1] != parameters[2]
+
+
 def test_a_checkpoint_is_described_in_its_training_size(
     checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -393,6 +463,7 @@ def test_a_checkpoint_is_exported_in_its_training_size(
 
 def test_the_choice_of_models_is_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(get_args(ModelName)) == set(MODELS)
+    assert get_args(NeckName) == tuple(NECKS)
     with pytest.raises(SystemExit):
         main(["describe", "--model", "yolo"])
     assert "faster_rcnn" in capsys.readouterr().err

@@ -4,6 +4,7 @@
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 from fastdet.cli import main
 from fastdet.data import open_dataset, write_shapes
 from fastdet.models import MODELS
+from fastdet.training.detector_module import load_detector
 from fastdet.training.options import Precision, TrainOptions
 from fastdet.training.train import train
 
@@ -64,6 +66,19 @@ def test_pretrained_reaches_the_backbone(
     train = f"train --data {shapes} --out {tmp_path} --backbone resnet18 --pretrained --debug"
     with pytest.raises(RuntimeError, match="resnet18 True"):
         main(train.split())
+
+
+def test_the_neck_of_a_training(shapes: Path, tmp_path: Path) -> None:
+    options = TrainOptions(
+        shapes, tmp_path, "retinanet", "resnet10t", epochs=1, batch_size=4, neck="pafpn", **SMALL
+    )
+    assert "backbone.fpn.down_blocks.0.weight" in train(options).model.state_dict()
+    assert (
+        "backbone.fpn.down_blocks.0.weight"
+        in load_detector(tmp_path / "last.ckpt").model.state_dict()
+    )
+    with pytest.raises(ValueError, match=r"neck: .*last\.ckpt was trained with pafpn, got bifpn"):
+        train(replace(options, neck="bifpn", resume=True, epochs=2))
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])

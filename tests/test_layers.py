@@ -51,8 +51,16 @@ def test_models_meet_the_engine_in_one_place() -> None:
 
 
 def test_training_and_deployment_name_no_family() -> None:
-    families = ("faster_rcnn", "fcos", "mask_rcnn", "retinanet", "roi_heads", "rpn")
-    names = {"FCOS", "FasterRCNN", "MaskRCNN", "RetinaNet"}
+    families = (
+        "cascade_rcnn",
+        "faster_rcnn",
+        "fcos",
+        "mask_rcnn",
+        "retinanet",
+        "roi_heads",
+        "rpn",
+    )
+    names = {"CascadeMaskRCNN", "CascadeRCNN", "FCOS", "FasterRCNN", "MaskRCNN", "RetinaNet"}
     for folder in ("deploy", "evaluation", "training"):
         assert importers(folder, *(f"models.{family}" for family in families)) == set()
         for file, modules in imports_of(folder).items():

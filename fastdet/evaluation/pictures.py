@@ -27,7 +27,7 @@ def draw_boxes(
     image: Tensor,
     boxes: Tensor,
     labels: Tensor,
-    classes: Sequence[str],
+    classes: Sequence[str] | None,
     scores: Tensor | None = None,
     masks: Tensor | None = None,
 ) -> Image.Image:
@@ -37,7 +37,7 @@ def draw_boxes(
         image: (3, H, W) RGB, uint8 or float in 0..1.
         boxes: (N, 4) xyxy in pixels of the image.
         labels: (N,) indices into `classes`.
-        classes: names by label.
+        classes: names by label; None: captions without a name.
         scores: (N,); if given, captions contain the score, and the best box is drawn on top.
         masks: (N, 1, H, W) bool; if given, objects are tinted in the colour of their class.
 
@@ -66,10 +66,10 @@ def draw_boxes(
         colour = class_colour(int(labels[index]))
         corners = [float(value) * factor for value in boxes[index]]
         canvas.rectangle(corners, outline=colour, width=max(2, text_size // 7))
-        name = classes[int(labels[index])]
-        captions.append(
-            (corners, name if scores is None else f"{name} {float(scores[index]):.2f}", colour)
-        )
+        words = [] if classes is None else [classes[int(labels[index])]]
+        words += [] if scores is None else [f"{float(scores[index]):.2f}"]
+        if words:
+            captions.append((corners, " ".join(words), colour))
     # Draw captions last, so that no outline covers them.
     for corners, caption, colour in captions:
         _write_caption(canvas, picture.size, corners, caption, colour, font)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Detectors with torchvision's interface that compute on padded batches of fixed shape.
 
-`atss`, `faster_rcnn`, `fcos`, `mask_rcnn`, `retinanet`, `tood` and `vfnet` build a detector on a
-timm backbone. Their options are those of `atss_parts`, `faster_rcnn_parts` and so on.
-`from_torchvision` and `load_torchvision_weights` convert torchvision's detectors.
-`replace_classes` prepares a detector for other classes. `describe` counts parameters, FLOPs and
-anchors. In training mode `model(images, targets)` returns losses; in eval mode `model(images)`
-returns detections; see `Detector`. A new family is a subclass of `Detector` with three methods.
+The builders of `MODELS`, such as `faster_rcnn` and `atss`, build a detector on a timm backbone.
+Their options are those of `faster_rcnn_parts`, `atss_parts` and so on. `from_torchvision` and
+`load_torchvision_weights` convert torchvision's detectors. `replace_classes` prepares a detector
+for other classes. `describe` counts parameters, FLOPs and anchors. In training mode
+`model(images, targets)` returns losses; in eval mode `model(images)` returns detections; see
+`Detector`. A new family is a subclass of `Detector` with three methods.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,14 @@ from collections.abc import Callable
 from fastdet.models.atss import ATSS, atss, atss_parts
 from fastdet.models.batch import Batch
 from fastdet.models.border import Border
+from fastdet.models.cascade_rcnn import (
+    CascadeMaskRCNN,
+    CascadeRCNN,
+    cascade_mask_rcnn,
+    cascade_mask_rcnn_parts,
+    cascade_rcnn,
+    cascade_rcnn_parts,
+)
 from fastdet.models.description import Description, describe
 from fastdet.models.detector import Detector
 from fastdet.models.faster_rcnn import FasterRCNN, faster_rcnn, faster_rcnn_parts
@@ -28,6 +36,8 @@ from fastdet.ops.detections import Detections
 
 MODELS: dict[str, Callable[..., Detector]] = {
     "atss": atss,
+    "cascade_mask_rcnn": cascade_mask_rcnn,
+    "cascade_rcnn": cascade_rcnn,
     "faster_rcnn": faster_rcnn,
     "fcos": fcos,
     "mask_rcnn": mask_rcnn,
@@ -43,6 +53,8 @@ __all__ = [
     "TOOD",
     "Batch",
     "Border",
+    "CascadeMaskRCNN",
+    "CascadeRCNN",
     "Description",
     "Detections",
     "Detector",
@@ -52,6 +64,10 @@ __all__ = [
     "VFNet",
     "atss",
     "atss_parts",
+    "cascade_mask_rcnn",
+    "cascade_mask_rcnn_parts",
+    "cascade_rcnn",
+    "cascade_rcnn_parts",
     "describe",
     "faster_rcnn",
     "faster_rcnn_parts",

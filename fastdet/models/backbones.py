@@ -14,7 +14,7 @@ import timm
 from timm.layers import freeze_batch_norm_2d  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
-from fastdet.models.necks import FeaturePyramidNetwork
+from fastdet.models.necks import Neck, neck_named
 
 STRIDES = (4, 8, 16, 32)
 
@@ -36,18 +36,18 @@ def feature_maps(output: Tensor | Mapping[str, Tensor] | Sequence[Tensor]) -> li
 
 
 class BackboneWithFPN(nn.Module):
-    """A body that returns feature maps of strides 4, 8, 16 and 32, then a feature pyramid.
+    """A body that returns feature maps of strides 4, 8, 16 and 32, then a neck.
 
     Args:
         body: (B, 3, H, W) -> four feature maps, finest first.
-        fpn: takes the last n maps of the body, where n is its number of inputs.
+        fpn: the neck, such as FeaturePyramidNetwork; it takes the last `fpn.num_maps` maps.
     """
 
-    def __init__(self, body: nn.Module, fpn: FeaturePyramidNetwork) -> None:
+    def __init__(self, body: nn.Module, fpn: Any) -> None:
         super().__init__()
         self.body = body
         self.fpn = fpn
-        self.strides = STRIDES[-len(fpn.inner_blocks) :]
+        self.strides = STRIDES[-fpn.num_maps :]
         self.out_channels = fpn.out_channels
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -60,25 +60,29 @@ def timm_pyramid(
     extra_levels: Callable[[int], nn.Module],
     *,
     maps: int = 4,
+    neck: str | Neck = "fpn",
     fpn_channels: int = 256,
     pretrained_backbone: bool = False,
     trainable_backbone_layers: int | None = None,
     frozen_batch_norm: bool | None = None,
 ) -> BackboneWithFPN:
-    """A timm model with a feature pyramid on top of its last maps.
+    """A timm model with a neck, by default a feature pyramid, on top of its last maps.
 
     Args:
         name: timm's model name, e.g. "resnet18".
-        extra_levels: builds the pyramid's extra_blocks from its number of channels.
-        maps: number of maps that the pyramid takes: the last ones of the model's four.
+        extra_levels: builds the neck's extra_blocks from its number of channels.
+        maps: number of maps that the neck takes: the last ones of the model's four.
+        neck: "fpn", "pafpn" or "bifpn", or a function (in_channels, out_channels, extra_blocks)
+            that builds a neck.
         fpn_channels: number of channels of each level of the pyramid.
         pretrained_backbone: use timm's weights, which are downloaded at the first use.
         trainable_backbone_layers: see `timm_body`.
         frozen_batch_norm: see `timm_body`.
 
     Raises:
-        ValueError: as `timm_body`.
+        ValueError: as `timm_body`; unknown neck.
     """
+    build_neck = neck_named(neck)
     body, channels = timm_body(
         name,
         pretrained=pretrained_backbone,
@@ -87,8 +91,7 @@ def timm_pyramid(
     )
     # Build the extra levels before the pyramid: this order decides the random weights of a seed.
     extra_blocks = extra_levels(fpn_channels)
-    fpn = FeaturePyramidNetwork(channels[-maps:], fpn_channels, extra_blocks)
-    return BackboneWithFPN(body, fpn)
+    return BackboneWithFPN(body, build_neck(channels[-maps:], fpn_channels, extra_blocks))
 
 
 def timm_body(

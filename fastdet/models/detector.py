@@ -2,9 +2,9 @@
 """The base class of all detectors: torchvision's interface, computations of fixed shape.
 
 A family implements three methods, `outputs`, `losses_of` and `detections_of`. It overrides
-`class_layers`, `anchor_cells`, `learns_masks`, `candidates_of`, `suppression` and
-`parameter_groups` where it differs from the default. Training, description and export use only
-these methods and work with any family.
+`class_layers`, `anchor_cells`, `learns_masks`, `proposes`, `proposals_of`, `candidates_of`,
+`suppression` and `parameter_groups` where it differs from the default. Training, prediction,
+description and export use only these methods and work with any family.
 """
 
 from collections.abc import Mapping, Sequence
@@ -109,6 +109,18 @@ class Detector(nn.Module):
         """
         return None
 
+    @property
+    def proposes(self) -> bool:
+        """Whether there is a first stage that proposes boxes; such a family has `proposals_of`."""
+        return False
+
+    def proposals_of(self, outputs: Any, batch: Batch) -> Detections:
+        """The boxes that the first stage proposes, in the pixels of `batch.images`, best first.
+
+        The scores are the probabilities of an object; the labels are the levels of the pyramid.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has one stage and proposes nothing")
+
     def candidates_of(self, outputs: Any, batch: Batch) -> Candidates:
         """What the last suppression makes detections of; a family that has it has `suppression`."""
         raise NotImplementedError
@@ -189,6 +201,11 @@ class Detector(nn.Module):
         """Detections in the pixels of `batch.images`; the ground truth is not read."""
         with networks_run_by(run_fused):
             return self.detections_of(self.outputs(batch), batch)
+
+    def propose(self, batch: Batch) -> Detections:
+        """What the first stage proposes, if there is one; see `proposals_of`."""
+        with networks_run_by(run_fused):
+            return self.proposals_of(self.outputs(batch), batch)
 
     def losses_and_detections(self, batch: Batch) -> tuple[dict[str, Tensor], Detections]:
         """Losses and detections from one run of the networks, for a validation step."""

@@ -17,7 +17,7 @@ from fastdet.models.batch import Batch
 from fastdet.models.border import IMAGE_MEAN, IMAGE_STD, Border
 from fastdet.models.deprecation import or_from_options
 from fastdet.models.detector import Detector, channels_last
-from fastdet.models.necks import LastLevelMaxPool
+from fastdet.models.necks import LastLevelMaxPool, Neck
 from fastdet.models.roi_heads import (
     FastRCNNPredictor,
     MaskBranch,
@@ -163,6 +163,8 @@ class FirstStage(NamedTuple):
     anchors: Tensor  # (A, 4)
     proposals: Tensor  # (B, P, 4)
     counts: Tensor  # (B,)
+    scores: Tensor  # (B, P), the probability of an object in each proposal
+    levels: Tensor  # (B, P) int64, the level of the pyramid that each proposal comes from
 
 
 class FasterRCNN(Detector):
@@ -208,6 +210,11 @@ class FasterRCNN(Detector):
         """Whether the RoI heads learn masks."""
         return self.roi_heads.learns_masks
 
+    @property
+    def proposes(self) -> bool:
+        """True: the RPN is a first stage."""
+        return True
+
     def class_layers(self) -> dict[str, float]:
         """The class layers of the RoI heads."""
         return {f"roi_heads.{name}": bias for name, bias in self.roi_heads.class_layers().items()}
@@ -221,7 +228,20 @@ class FasterRCNN(Detector):
         features = feature_maps(run(self.backbone, batch.images))
         objectness, deltas, anchors = self.rpn(batch.images, features)
         found = self.rpn.proposals(objectness, deltas, anchors, batch.sizes)
-        return FirstStage(features, objectness, deltas, anchors, found.boxes, found.counts)
+        return FirstStage(
+            features,
+            objectness,
+            deltas,
+            anchors,
+            found.boxes,
+            found.counts,
+            found.scores,
+            found.labels,
+        )
+
+    def proposals_of(self, outputs: FirstStage, batch: Batch) -> Detections:
+        """The proposals of the RPN; the labels are the levels."""
+        return Detections(outputs.proposals, outputs.scores, outputs.levels, outputs.counts)
 
     def losses_of(self, outputs: FirstStage, batch: Batch) -> dict[str, Tensor]:
         """The losses of the RoI heads, loss_objectness and loss_rpn_box_reg."""
@@ -243,6 +263,7 @@ def faster_rcnn(
     pretrained_backbone: bool = False,
     trainable_backbone_layers: int | None = None,
     frozen_batch_norm: bool | None = None,
+    neck: str | Neck = "fpn",
     fpn_channels: int = 256,
     **options: Any,
 ) -> FasterRCNN:
@@ -254,12 +275,14 @@ def faster_rcnn(
         pretrained_backbone: use timm's weights, which are downloaded at the first use.
         trainable_backbone_layers: see `timm_body`.
         frozen_batch_norm: see `timm_body`.
+        neck: "fpn", "pafpn" or "bifpn"; see `timm_pyramid`.
         fpn_channels: number of channels of the pyramid and the RPN.
         options: keyword arguments of `faster_rcnn_parts`, such as min_size and max_size.
     """
     pyramid = timm_pyramid(
         backbone,
         lambda _: LastLevelMaxPool(),
+        neck=neck,
         fpn_channels=fpn_channels,
         pretrained_backbone=pretrained_backbone,
         trainable_backbone_layers=trainable_backbone_layers,

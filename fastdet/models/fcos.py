@@ -33,7 +33,7 @@ from fastdet.models.dense_heads import (
 from fastdet.models.deprecation import or_from_options
 from fastdet.models.detector import Detector, channels_last
 from fastdet.models.losses import PRIOR_LOGIT, masked_iou_loss, widened
-from fastdet.models.necks import LastLevelP6P7
+from fastdet.models.necks import LastLevelP6P7, Neck
 from fastdet.models.running import run
 from fastdet.ops import sigmoid_focal_loss
 from fastdet.ops.detections import Candidates, Detections
@@ -320,6 +320,7 @@ def fcos(
     pretrained_backbone: bool = False,
     trainable_backbone_layers: int | None = None,
     frozen_batch_norm: bool | None = None,
+    neck: str | Neck = "fpn",
     fpn_channels: int = 256,
     **options: Any,
 ) -> FCOS:
@@ -331,6 +332,7 @@ def fcos(
         pretrained_backbone: use timm's weights, which are downloaded at the first use.
         trainable_backbone_layers: see `timm_body`.
         frozen_batch_norm: see `timm_body`.
+        neck: "fpn", "pafpn" or "bifpn"; see `timm_pyramid`.
         fpn_channels: number of channels of the pyramid and the head.
         options: keyword arguments of `fcos_parts`, such as min_size and max_size.
     """
@@ -338,6 +340,7 @@ def fcos(
         backbone,
         lambda channels: LastLevelP6P7(channels, channels),
         maps=3,
+        neck=neck,
         fpn_channels=fpn_channels,
         pretrained_backbone=pretrained_backbone,
         trainable_backbone_layers=trainable_backbone_layers,

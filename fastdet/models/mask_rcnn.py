@@ -5,7 +5,7 @@ Definitions, defaults, loss names and parameter names are torchvision's
 (models/detection/mask_rcnn.py). Paper: https://arxiv.org/abs/1703.06870.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -14,7 +14,7 @@ from fastdet.models.backbones import level_scales, timm_pyramid
 from fastdet.models.deprecation import or_from_options
 from fastdet.models.detector import channels_last
 from fastdet.models.faster_rcnn import FasterRCNN, faster_rcnn_parts
-from fastdet.models.necks import LastLevelMaxPool
+from fastdet.models.necks import LastLevelMaxPool, Neck
 from fastdet.models.roi_heads import MaskBranch, RoIPooling
 
 
@@ -57,6 +57,7 @@ def mask_rcnn_parts(
     mask_layers: Sequence[int] | None = None,
     mask_threshold: float | None = 0.5,
     loss_mask_weight: float = 1.0,
+    box_parts: Callable[..., dict[str, Any]] = faster_rcnn_parts,
     **options: Any,
 ) -> dict[str, Any]:
     """Builds MaskRCNN's arguments from options with torchvision's names and defaults.
@@ -70,7 +71,8 @@ def mask_rcnn_parts(
             backbone's out_channels.
         mask_threshold: see Detector.
         loss_mask_weight: the factor of loss_mask.
-        options: the other keyword arguments of `faster_rcnn_parts`.
+        box_parts: builds all other arguments: `faster_rcnn_parts` or `cascade_rcnn_parts`.
+        options: the other keyword arguments of box_parts.
     """
 
     def mask_branch() -> MaskBranch:
@@ -92,7 +94,7 @@ def mask_rcnn_parts(
             ),
         )
 
-    parts = faster_rcnn_parts(backbone, num_classes, mask_branch=mask_branch, **options)
+    parts = box_parts(backbone, num_classes, mask_branch=mask_branch, **options)
     parts["loss_weights"]["loss_mask"] = loss_mask_weight
     return parts | {"mask_threshold": mask_threshold}
 
@@ -120,6 +122,7 @@ def mask_rcnn(
     pretrained_backbone: bool = False,
     trainable_backbone_layers: int | None = None,
     frozen_batch_norm: bool | None = None,
+    neck: str | Neck = "fpn",
     fpn_channels: int = 256,
     **options: Any,
 ) -> MaskRCNN:
@@ -131,12 +134,14 @@ def mask_rcnn(
         pretrained_backbone: use timm's weights, which are downloaded at the first use.
         trainable_backbone_layers: see `timm_body`.
         frozen_batch_norm: see `timm_body`.
+        neck: "fpn", "pafpn" or "bifpn"; see `timm_pyramid`.
         fpn_channels: number of channels of the pyramid, the RPN and the mask head.
         options: keyword arguments of `mask_rcnn_parts` and `faster_rcnn_parts`.
     """
     pyramid = timm_pyramid(
         backbone,
         lambda _: LastLevelMaxPool(),
+        neck=neck,
         fpn_channels=fpn_channels,
         pretrained_backbone=pretrained_backbone,
         trainable_backbone_layers=trainable_backbone_layers,

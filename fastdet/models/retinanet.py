@@ -21,7 +21,7 @@ from fastdet.models.dense_heads import ClassificationHead, suppression_numbers
 from fastdet.models.deprecation import or_from_options
 from fastdet.models.detector import Detector, channels_last
 from fastdet.models.losses import BOX_LOSSES, PRIOR_LOGIT, anchor_box_loss, widened
-from fastdet.models.necks import LastLevelP6P7
+from fastdet.models.necks import LastLevelP6P7, Neck
 from fastdet.models.running import run
 from fastdet.ops import decode_boxes, match_anchors, retinanet_detections, sigmoid_focal_loss
 from fastdet.ops.detections import Candidates, Detections
@@ -318,6 +318,7 @@ def retinanet(
     pretrained_backbone: bool = False,
     trainable_backbone_layers: int | None = None,
     frozen_batch_norm: bool | None = None,
+    neck: str | Neck = "fpn",
     fpn_channels: int = 256,
     **options: Any,
 ) -> RetinaNet:
@@ -329,6 +330,7 @@ def retinanet(
         pretrained_backbone: use timm's weights, which are downloaded at the first use.
         trainable_backbone_layers: see `timm_body`.
         frozen_batch_norm: see `timm_body`.
+        neck: "fpn", "pafpn" or "bifpn"; see `timm_pyramid`.
         fpn_channels: number of channels of the pyramid and the head.
         options: keyword arguments of `retinanet_parts`, such as min_size and max_size.
     """
@@ -336,6 +338,7 @@ def retinanet(
         backbone,
         lambda channels: LastLevelP6P7(channels, channels),
         maps=3,
+        neck=neck,
         fpn_channels=fpn_channels,
         pretrained_backbone=pretrained_backbone,
         trainable_backbone_layers=trainable_backbone_layers,

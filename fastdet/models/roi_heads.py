@@ -56,6 +56,19 @@ class FastRCNNPredictor(nn.Module):
         return self.cls_score(hidden), self.bbox_pred(hidden)
 
 
+class ClassAgnosticPredictor(nn.Module):
+    """Class logits, and box deltas that are the same for all classes (Cascade R-CNN)."""
+
+    def __init__(self, in_features: int, num_classes: int) -> None:
+        super().__init__()
+        self.cls_score = nn.Linear(in_features, num_classes)
+        self.bbox_pred = nn.Linear(in_features, 4)
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """(K, in_features) -> logits (K, C) and deltas (K, 4)."""
+        return self.cls_score(hidden), self.bbox_pred(hidden)
+
+
 @dataclass(frozen=True)
 class RoIPooling:
     """How RoIs are pooled from the levels of a pyramid.
@@ -113,7 +126,8 @@ class RoIHeads(nn.Module):
     Args:
         box_head: pooled (K, C, h, w) -> hidden, such as TwoMLPHead. BatchNorms that are trained
             must be children of Sequentials, where padding can be excluded from their statistics.
-        box_predictor: hidden -> logits and deltas, such as FastRCNNPredictor.
+        box_predictor: hidden -> logits and deltas, such as FastRCNNPredictor or
+            ClassAgnosticPredictor.
         pooling: how boxes are pooled for the box_head.
         num_classes: number of classes with background, which is class 0.
         fg_iou_thresh: a proposal is foreground if its best IoU is >= this.
@@ -174,19 +188,25 @@ class RoIHeads(nn.Module):
 
     def class_layers(self) -> dict[str, float]:
         """The layers whose number of outputs depends on the classes: name -> initial bias."""
-        layers = {"box_predictor.cls_score": 0.0, "box_predictor.bbox_pred": 0.0}
+        layers = {"box_predictor.cls_score": 0.0}
+        if not isinstance(self.box_predictor, ClassAgnosticPredictor):
+            layers |= {"box_predictor.bbox_pred": 0.0}
         return layers | ({"mask_predictor.mask_fcn_logits": 0.0} if self.learns_masks else {})
 
     def forward(
         self, features: Sequence[Tensor], proposals: Tensor, counts: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Pyramid, proposals (B, K, 4), counts (B,) -> logits (B, K, C), deltas (B, K, C, 4)."""
+        """Pyramid, proposals (B, K, 4), counts (B,) -> logits (B, K, C), deltas (B, K, C, 4).
+
+        Deltas of a ClassAgnosticPredictor are expanded to all classes, without a copy.
+        """
         pooled = self.pooling(features, proposals, counts).flatten(0, 1)
         real = row_mask(counts, proposals.shape[1]).flatten()
         hidden = run_on_rows(self.box_head, pooled, real)
         logits, deltas = run_on_rows(self.box_predictor, hidden, real)
-        shape = (*proposals.shape[:2], logits.shape[1])
-        return logits.reshape(shape), deltas.reshape(*shape, 4)
+        shape = proposals.shape[:2]
+        logits = logits.unflatten(0, shape)
+        return logits, deltas.reshape(*shape, -1, 4).expand(*logits.shape, 4)
 
     def mask_logits(self, features: Sequence[Tensor], boxes: Tensor, counts: Tensor) -> Tensor:
         """Pyramid, boxes (B, K, 4) xyxy, counts (B,) -> (B, K, num_classes, M, M)."""
@@ -203,14 +223,17 @@ class RoIHeads(nn.Module):
 
         Proposals are (B, P, 4) xyxy, counts (B,). Follows torchvision's select_training_samples.
         """
+        return self.sample_among(proposals, row_mask(counts, proposals.shape[1]), batch)[0]
+
+    def sample_among(self, proposals: Tensor, real: Tensor, batch: Batch) -> tuple[Sample, Tensor]:
+        """`sample` of the proposals that the mask `real` (B, P) selects.
+
+        Returns:
+            The sample, and (B, S) bool: whether a row is one of the proposals. The other rows are
+            ground truth or padding.
+        """
         boxes = torch.cat((proposals, batch.gt_boxes), dim=1)
-        real = torch.cat(
-            (
-                row_mask(counts, proposals.shape[1]),
-                row_mask(batch.gt_counts, batch.gt_boxes.shape[1]),
-            ),
-            dim=1,
-        )
+        of_gt = row_mask(batch.gt_counts, batch.gt_boxes.shape[1])
         match, _ = match_anchors(
             boxes,
             batch.gt_boxes,
@@ -219,11 +242,12 @@ class RoIHeads(nn.Module):
             self.bg_iou_thresh,
             low_quality="none",
         )
-        match = match.where(real, -2)
+        match = match.where(torch.cat((real, of_gt), dim=1), -2)
         sampled, valid = sample_matches(match, self.batch_size_per_image, self.positive_fraction)
         rows = rows_in_use(valid.sum(dim=1), sampled.shape[1])
         sampled, valid = sampled[:, :rows], valid[:, :rows]
-        return Sample(take_rows(boxes, sampled), match.gather(1, sampled), valid)
+        sample = Sample(take_rows(boxes, sampled), match.gather(1, sampled), valid)
+        return sample, valid & (sampled < proposals.shape[1])
 
     def losses(
         self, features: Sequence[Tensor], proposals: Tensor, counts: Tensor, batch: Batch
@@ -249,10 +273,16 @@ class RoIHeads(nn.Module):
 
         Follows torchvision's fastrcnn_loss.
         """
+        logits, deltas = self(features, sample.boxes, sample.valid.sum(dim=1))
+        return self.box_losses_of(logits, deltas, sample, batch)
+
+    def box_losses_of(
+        self, logits: Tensor, deltas: Tensor, sample: Sample, batch: Batch
+    ) -> dict[str, Tensor]:
+        """`box_losses` of logits (B, S, C) and deltas (B, S, C, 4) of the sampled boxes."""
         boxes, match, valid = sample
         positive = valid & (match >= 0)
         labels = take_rows(batch.gt_labels, match).where(positive, 0)  # (B, S)
-        logits, deltas = self(features, boxes, valid.sum(dim=1))
         count = valid.sum().clamp(min=1)
         loss_classifier = F.cross_entropy(
             widened(logits.flatten(0, 1)),
@@ -291,6 +321,18 @@ class RoIHeads(nn.Module):
         """
         proposals = proposals[:, : rows_in_use(counts, proposals.shape[1])]
         logits, deltas = self(features, proposals, counts)
+        return self.detections_of(features, logits, deltas, proposals, counts, sizes)
+
+    def detections_of(
+        self,
+        features: Sequence[Tensor],
+        logits: Tensor,
+        deltas: Tensor,
+        proposals: Tensor,
+        counts: Tensor,
+        sizes: Tensor,
+    ) -> Detections:
+        """`detect` of logits (B, K, C) and deltas (B, K, C, 4) of the proposals (B, K, 4)."""
         kept = roi_detections(
             logits,
             deltas,

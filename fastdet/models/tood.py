@@ -39,7 +39,7 @@ from fastdet.models.losses import (
     quality_focal_loss,
     widened,
 )
-from fastdet.models.necks import LastLevelP6P7
+from fastdet.models.necks import LastLevelP6P7, Neck
 from fastdet.models.running import run
 from fastdet.ops import assign_task_aligned, deform_conv2d
 from fastdet.ops.detections import Candidates, Detections
@@ -428,6 +428,7 @@ def tood(
     pretrained_backbone: bool = False,
     trainable_backbone_layers: int | None = None,
     frozen_batch_norm: bool | None = None,
+    neck: str | Neck = "fpn",
     fpn_channels: int = 256,
     **options: Any,
 ) -> TOOD:
@@ -439,6 +440,7 @@ def tood(
         pretrained_backbone: use timm's weights, which are downloaded at the first use.
         trainable_backbone_layers: see `timm_body`.
         frozen_batch_norm: see `timm_body`.
+        neck: "fpn", "pafpn" or "bifpn"; see `timm_pyramid`.
         fpn_channels: number of channels of the pyramid and the head.
         options: keyword arguments of `tood_parts`, such as min_size and max_size.
     """
@@ -446,6 +448,7 @@ def tood(
         backbone,
         lambda channels: LastLevelP6P7(channels, channels),
         maps=3,
+        neck=neck,
         fpn_channels=fpn_channels,
         pretrained_backbone=pretrained_backbone,
         trainable_backbone_layers=trainable_backbone_layers,

@@ -37,7 +37,7 @@ from fastdet.models.losses import (
     varifocal_loss,
     widened,
 )
-from fastdet.models.necks import LastLevelP6P7
+from fastdet.models.necks import LastLevelP6P7, Neck
 from fastdet.models.running import run
 from fastdet.ops import assign_atss, deform_conv2d
 from fastdet.ops.detections import Candidates, Detections
@@ -427,6 +427,7 @@ def vfnet(
     pretrained_backbone: bool = False,
     trainable_backbone_layers: int | None = None,
     frozen_batch_norm: bool | None = None,
+    neck: str | Neck = "fpn",
     fpn_channels: int = 256,
     **options: Any,
 ) -> VFNet:
@@ -438,6 +439,7 @@ def vfnet(
         pretrained_backbone: use timm's weights, which are downloaded at the first use.
         trainable_backbone_layers: see `timm_body`.
         frozen_batch_norm: see `timm_body`.
+        neck: "fpn", "pafpn" or "bifpn"; see `timm_pyramid`.
         fpn_channels: number of channels of the pyramid and the head.
         options: keyword arguments of `vfnet_parts`, such as min_size and max_size.
     """
@@ -445,6 +447,7 @@ def vfnet(
         backbone,
         lambda channels: LastLevelP6P7(channels, channels),
         maps=3,
+        neck=neck,
         fpn_channels=fpn_channels,
         pretrained_backbone=pretrained_backbone,
         trainable_backbone_layers=trainable_backbone_layers,

@@ -6,10 +6,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-# The keys of fastdet.models.MODELS; mask_rcnn needs data with segmentations.
-ModelName = Literal["atss", "faster_rcnn", "fcos", "mask_rcnn", "retinanet", "tood", "vfnet"]
+# The keys of fastdet.models.MODELS; those with mask need data with segmentations.
+ModelName = Literal[
+    "atss",
+    "cascade_mask_rcnn",
+    "cascade_rcnn",
+    "faster_rcnn",
+    "fcos",
+    "mask_rcnn",
+    "retinanet",
+    "tood",
+    "vfnet",
+]
+
+# The keys of fastdet.models.necks.NECKS.
+NeckName = Literal["fpn", "pafpn", "bifpn"]
 
 Exif = Literal["apply", "ignore"]  # see fastdet.data.read_image
+
+Show = Literal["detections", "proposals"]  # what `fastdet predict` draws
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]  # as Lightning names them
 
@@ -64,8 +79,10 @@ class TrainOptions:
     """Limit of the longer side: where min_size would exceed it, images get smaller."""
     size_divisor: int = 32
     """Height and width of a batch are multiples of it: larger means fewer shapes, more padding."""
+    neck: NeckName | None = None
+    """Neck between backbone and heads; unset: the model's own."""
     fpn_channels: int | None = None
-    """Width of the feature pyramid; unset: the model's own, 256."""
+    """Width of the neck; unset: the model's own, 256."""
     precision: Precision = "32-true"
     """float32, or mixed with bfloat16 or float16."""
     workers: int | None = None

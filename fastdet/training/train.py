@@ -117,14 +117,25 @@ def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModu
         remove_leftovers(options.out / name)
     lightning.seed_everything(options.seed, workers=True, verbose=False)
     steps_done, classes = 0, None
+    model_options = {
+        "min_size": options.min_size,
+        "max_size": options.max_size,
+        "size_divisor": options.size_divisor,
+        **_given(neck=options.neck, fpn_channels=options.fpn_channels),
+        **model_options,
+    }
     if options.resume:
         before = read_checkpoint(last)
         steps_done = before["global_step"]
         made_with = before["hyper_parameters"]
-        given = {"model": options.model, "backbone": plain_backbone(options.backbone)}
-        for name, value in given.items():
-            if made_with[name] != value:
-                raise ValueError(f"{name}: {last} was trained with {made_with[name]}, got {value}")
+        neck_before = (made_with["model_options"] or {}).get("neck")
+        for name, trained_with, given in (
+            ("model", made_with["model"], options.model),
+            ("backbone", made_with["backbone"], plain_backbone(options.backbone)),
+            ("neck", neck_before, model_options.get("neck")),
+        ):
+            if trained_with != given:
+                raise ValueError(f"{name}: {last} was trained with {trained_with}, got {given}")
         classes = Classes(made_with["classes"], last)
     data = DetectionDataModule(
         options.data,
@@ -141,13 +152,7 @@ def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModu
         backbone=options.backbone,
         classes=data.classes,
         category_ids=data.category_ids,
-        model_options={
-            "min_size": options.min_size,
-            "max_size": options.max_size,
-            "size_divisor": options.size_divisor,
-            **({} if options.fpn_channels is None else {"fpn_channels": options.fpn_channels}),
-            **model_options,
-        },
+        model_options=model_options,
         pretrained_backbone=options.pretrained,
         lr=options.lr,
         seed=options.seed,
@@ -177,6 +182,11 @@ def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModu
         number = signal.SIGINT if by_user else signal.SIGTERM
         raise Stopped(number, _where(trainer.global_step, last)) from None
     return module
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that are not unset (None)."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _where(step: int, last: Path) -> str:

@@ -39,8 +39,8 @@ def _made(name: str) -> Detector:
         return with_detections(tiny_model(name.removeprefix("tiny_")))
     if name in MODELS:
         model = with_detections(small_model(name))
-        if name == "faster_rcnn":
-            model.roi_heads.score_thresh = 0.3
+        if name in ("faster_rcnn", "cascade_rcnn"):
+            last_heads(model).score_thresh = 0.3
         return model
     model = from_torchvision(with_detections(TORCHVISION_MODELS[name]()))
     model.border = dataclasses.replace(model.border, size_divisor=32)
@@ -71,9 +71,14 @@ def detect(model: Detector, images: Tensor, sizes: Tensor) -> Detections:
         return model.detect(Batch(padded, sizes, torch.zeros(len(images), 8, 4), none, none[:, 0]))
 
 
+def last_heads(model: Detector) -> Any:
+    """The module with the thresholds of the detections."""
+    return [module for module in model.modules() if hasattr(module, "nms_thresh")][-1]
+
+
 def find_few(model: Detector, images: Tensor, sizes: Tensor) -> None:
     """Raises the threshold until one image has no detection and no image fills the rows."""
-    part: Any = model.roi_heads if hasattr(model, "roi_heads") else model
+    part = last_heads(model)
     scores = detect(model, images, sizes).scores
     weakest = float(scores[:, 0].min())
     part.score_thresh = (weakest + float(scores[scores > weakest].min())) / 2

@@ -50,6 +50,16 @@ def test_captions_stay_inside(box: list[float]) -> None:
     assert (filled.sum(axis=1) > 100).sum() >= 12
 
 
+def test_captions_without_names_are_narrower() -> None:
+    image = torch.zeros(3, 100, 384, dtype=torch.uint8)
+    box, label, scores = torch.tensor([[5.0, 50, 9, 60]]), torch.tensor([2]), torch.tensor([0.5])
+    areas = [
+        int((np.asarray(draw_boxes(image, box, label, names, of)) == class_colour(2)).all(-1).sum())
+        for names, of in ((CLASSES, scores), (None, scores), (None, None))
+    ]
+    assert areas[0] > areas[1] > areas[2] > 0
+
+
 def test_colours_differ() -> None:
     assert len({class_colour(label) for label in range(1, 81)}) == 80
 

@@ -30,12 +30,23 @@ import fastdet.numpy
 from fastdet.data import write_shapes
 from fastdet.deploy.export import export_candidates, export_detector, metadata
 from fastdet.engine.fused import unfused
-from fastdet.models import MODELS, Batch, Detections, Detector, describe, replace_classes, roi_heads
+from fastdet.models import MODELS, Batch, Detections, Detector, describe, replace_classes
+from fastdet.models.cascade_rcnn import CascadeRoIHeads
+from fastdet.models.roi_heads import RoIHeads
 from fastdet.training.detector_module import NonFiniteLossError
 from fastdet.training.metrics_log import read_metrics
 from fastdet.training.options import TrainOptions
 from fastdet.training.train import train
-from tests.deploy.detectors import CLASSES, SEVERAL, SIZE, assert_same, detect, detector, pixels
+from tests.deploy.detectors import (
+    CLASSES,
+    SEVERAL,
+    SIZE,
+    assert_same,
+    detect,
+    detector,
+    last_heads,
+    pixels,
+)
 from tests.deploy.runtimes import RUNTIMES, Arrays, constants
 
 from .scenes import (
@@ -51,8 +62,15 @@ from .scenes import (
 every_family = pytest.mark.parametrize("family", MODELS)
 
 TWO_STAGES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")
+CASCADE = (
+    *(f"loss_{name}_{stage}" for stage in range(3) for name in ("classifier", "box_reg")),
+    "loss_objectness",
+    "loss_rpn_box_reg",
+)
 LOSSES = {
     "atss": ("classification", "bbox_regression", "bbox_ctrness"),
+    "cascade_mask_rcnn": (*CASCADE, "loss_mask"),
+    "cascade_rcnn": CASCADE,
     "faster_rcnn": TWO_STAGES,
     "fcos": ("classification", "bbox_regression", "bbox_ctrness"),
     "mask_rcnn": (*TWO_STAGES, "loss_mask"),
@@ -145,15 +163,17 @@ def test_an_image_finds_the_same_alone_and_in_a_batch(family: str) -> None:
 
 @every_family
 def test_a_loss_weight_scales_its_loss_alone(family: str) -> None:
-    weights = {f"{loss}_weight": 2.0 + i for i, loss in enumerate(LOSSES[family])}
+    option = {loss: f"{loss.rstrip('_012')}_weight" for loss in LOSSES[family]}  # of all stages
+    weights = {name: 2.0 + i for i, name in enumerate(dict.fromkeys(option.values()))}
     results = []
     for numbers in (dict.fromkeys(weights, 1.0), weights):
         model = tiny_model(family, **numbers)
         torch.manual_seed(2)
         results.append(model(*scene()))
     single, weighted = results
-    for name, factor in zip(LOSSES[family], weights.values(), strict=True):
-        torch.testing.assert_close(weighted[name], factor * single[name], msg=name)
+    for name in LOSSES[family]:
+        expected = weights[option[name]] * single[name]
+        torch.testing.assert_close(weighted[name], expected, msg=name)
         assert single[name] > 0, name
 
 
@@ -233,7 +253,7 @@ def test_odd_sizes(family: str) -> None:
 @every_family
 def test_no_detections(family: str) -> None:
     model = fresh(family).eval()
-    part: Any = model.roi_heads if hasattr(model, "roi_heads") else model
+    part = last_heads(model)
     part.score_thresh = 1.0
     images, _ = scene()
     with torch.no_grad():
@@ -276,9 +296,9 @@ def test_more_rows_of_padding_change_nothing(family: str) -> None:
         else nn.functional.pad(batch.gt_masks, (0, 0, 0, 0, 0, 24)),
     )
     # Sample all proposals: else the number of rows would change which ones are sampled.
-    if hasattr(model, "rpn"):
-        model.rpn.batch_size_per_image = 20_000  # type: ignore[union-attr]
-        model.roi_heads.batch_size_per_image = 8_000  # type: ignore[union-attr]
+    for module in model.modules():
+        if hasattr(module, "batch_size_per_image"):
+            module.batch_size_per_image = 20_000  # type: ignore[assignment]
     losses, wider_losses = model.losses(batch), model.losses(wider)
     for name, loss in losses.items():
         torch.testing.assert_close(wider_losses[name], loss, rtol=1e-5, atol=0, msg=name)
@@ -292,7 +312,10 @@ def test_trimming_is_the_same_as_computing_every_row(
     batch = model.pad(scene()[0])
     with torch.no_grad():
         trimmed = model.detect(batch)
-        monkeypatch.setattr(roi_heads, "rows_in_use", lambda counts, rows: rows)
+        for module in (CascadeRoIHeads, RoIHeads):
+            monkeypatch.setattr(
+                sys.modules[module.__module__], "rows_in_use", lambda counts, rows: rows
+            )
         full = model.detect(batch)
     assert_equal(trimmed, full, tolerance=1e-5)
 
@@ -389,7 +412,7 @@ def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], OnnxF
 
 def find_none_some_and_many(model: Detector) -> None:
     """Raises the threshold until a picture has no detection; if possible another fills all rows."""
-    part: Any = model.roi_heads if hasattr(model, "roi_heads") else model
+    part = last_heads(model)
     low, high = 0.0, 1.0
     for _ in range(12):
         part.score_thresh = (low + high) / 2

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fastdet.data import write_shapes
-from fastdet.models import FasterRCNN, RetinaNet
+from fastdet.models import MODELS, FasterRCNN, RetinaNet
 from fastdet.training.detector_module import NonFiniteLossError, load_detector
 from fastdet.training.metrics_log import read_metrics
 from fastdet.training.options import PictureOptions, TrainOptions
@@ -339,7 +339,7 @@ def test_mask_rcnn_needs_masks(options: TrainOptions, tmp_path: Path) -> None:
 
 
 def test_unknown_model_is_refused(options: TrainOptions, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="there are: faster_rcnn, fcos, mask_rcnn, retinanet"):
+    with pytest.raises(ValueError, match=f"there are: {', '.join(MODELS)}"):
         train(replace(options, model="yolo", out=tmp_path))
 
 
