@@ -60,4 +60,4 @@ def test_errors_name_what_was_expected() -> None:
     with pytest.raises(ValueError, match=r"trainable_layers: expected 0 .. 5, got 6"):
         timm_body("resnet18", trainable_layers=6)
     with pytest.raises(ValueError, match=r"expected strides \(4, 8, 16, 32\), got"):
-        timm_body("vit_tiny_patch16_224")
+        timm_body("levit_128")
