@@ -10,7 +10,7 @@ import math
 from typing import Any, Literal, get_args
 
 import torch
-from timm.layers import (  # type: ignore[attr-defined]
+from timm.layers.norm_act import (
     BatchNormAct2d,
     GroupNormAct,
     convert_sync_batchnorm,

@@ -35,8 +35,8 @@ from fastdet.models.strided_pointwise import replace_strided_pointwise
 STRIDES = (4, 8, 16, 32)
 DIVISOR = 32  # pixels; an image of such sides has maps without a remainder
 TRIAL_SIZE = (96, 160)  # odd multiples of 32: what fits these fits any multiple
-# Sides that windowed attention may need in place of 32: windows of 7, 8, 12, ... at stride 32.
-WINDOW_DIVISORS = (64, 128, 192, 224, 256, 288, 320, 384, 448, 512)
+# Sides that windowed attention may need in place of 32: windows of 2 .. 16 pixels at stride 32.
+WINDOW_DIVISORS = range(64, 513, DIVISOR)
 EXAMPLES = "resnet50, convnext_tiny, swin_tiny_patch4_window7_224 or vit_base_patch16_224"
 FOUR_MAPS: dict[str, Any] = {"features_only": True, "out_indices": (-4, -3, -2, -1)}
 # As the model's method forward_intermediates gives them: NCHW, whatever the model computes in.
@@ -88,7 +88,10 @@ class Way:
 
     def build(self, name: str, pretrained: bool) -> Any:
         """The body; its `channels` are those of its maps."""
-        body: Any = timm.create_model(name, pretrained=pretrained, **self.options)
+        return self.wrap(timm.create_model(name, pretrained=pretrained, **self.options))
+
+    def wrap(self, body: Any) -> Any:
+        """The body of a model that was created with the options."""
         channels = body.feature_info.channels()
         if self.plain_vit:
             body = SimpleFeaturePyramid(body, channels[-1])
@@ -208,18 +211,15 @@ def _search(name: str, image_size: tuple[int, int] | None) -> Fit:
             f"example {EXAMPLES}"
         )
     for options, divisors in _candidates(plain_vit, image_size):
-        for divisor in divisors:
-            way = Way(options, divisor, plain_vit)
-            # Two sizes that are no multiples of a larger divisor; or the only size.
-            size = (divisor, 3 * divisor) if divisor != DIVISOR else TRIAL_SIZE
-            with torch.device("meta"):
-                try:
-                    body = way.build(name, pretrained=False)
-                except _NO_SUCH_OPTION:
-                    break
-                fit = _tried(way, body, options.get("img_size", size))
-            if fit is not None:
-                return fit
+        with torch.device("meta"), contextlib.suppress(*_NO_SUCH_OPTION):
+            model = timm.create_model(name, pretrained=False, **options)
+            for divisor in divisors:
+                way = Way(options, divisor, plain_vit)
+                # Two sizes that are no multiples of a larger divisor; or the only size.
+                size = TRIAL_SIZE if divisor == DIVISOR else (divisor, 3 * divisor)
+                fit = _tried(way, way.wrap(model), options.get("img_size", size))
+                if fit is not None:
+                    return fit
     advice = "give fixed_size=(height, width)" if image_size is None else "give another fixed_size"
     raise ValueError(
         f"backbone {name!r} does not take images of any size: {advice}, or use another backbone, "
@@ -235,7 +235,14 @@ def _candidates(
     plain_vit: bool, image_size: tuple[int, int] | None
 ) -> Iterator[tuple[dict[str, Any], Sequence[int]]]:
     """Options of timm.create_model, and the divisors to try with them, the best first."""
-    any_size: list[dict[str, Any]] = [{"dynamic_img_size": True}, {"strict_img_size": False}, {}]
+    # Swin shifts its windows at every size only with always_partition.
+    shifted = {"dynamic_img_size": True, "always_partition": True}
+    any_size: list[dict[str, Any]] = [
+        *([] if plain_vit else [shifted]),
+        {"dynamic_img_size": True},
+        {"strict_img_size": False},
+        {},
+    ]
     one_size: list[dict[str, Any]] = [] if image_size is None else [{"img_size": image_size}]
     if plain_vit:
         for patch in ({}, {"patch_size": VIT_STRIDE}):
