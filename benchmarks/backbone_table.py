@@ -135,7 +135,7 @@ def build(name: str) -> tuple[BackboneWithFPN, str]:
         backbone = timm_pyramid(name, lambda _: LastLevelMaxPool(), **options)
         way = fit_of(name).way
     except ValueError as error:
-        if "fixed_size" not in str(error):
+        if "give fixed_size" not in str(error):
             raise
         options["image_size"] = FIXED_SIZE
         backbone = timm_pyramid(name, lambda _: LastLevelMaxPool(), **options)

@@ -220,10 +220,12 @@ def _search(name: str, image_size: tuple[int, int] | None) -> Fit:
                 fit = _tried(way, way.wrap(model), options.get("img_size", size))
                 if fit is not None:
                     return fit
-    advice = "give fixed_size=(height, width)" if image_size is None else "give another fixed_size"
+    sizes, advice = "any size", "give fixed_size=(height, width)"
+    if image_size is not None:
+        sizes, advice = f"{image_size[0]} x {image_size[1]}", "give another fixed_size"
     raise ValueError(
-        f"backbone {name!r} does not take images of any size: {advice}, or use another backbone, "
-        f"for example {EXAMPLES}"
+        f"backbone {name!r} has no maps of strides {STRIDES} for images of {sizes}: {advice}, or "
+        f"use another backbone, for example {EXAMPLES}"
     )
 
 

@@ -59,12 +59,12 @@ def torchvisions_maps(model: Any, images: Tensor) -> list[Tensor]:
     return [x.permute(0, 3, 1, 2) if nhwc else x for x in maps[1::2]]
 
 
-# torchvision's builder, timm's name, and images that are large enough for torchvision's windows:
-# it does not shift windows at the coarsest level of smaller ones.
+# torchvision's builder, timm's name, and sizes at which both divide maps into the same windows:
+# torchvision shifts none at the coarsest level of smaller images; timm shifts before it pads.
 FROM_TORCHVISION: list[tuple[Callable[[], nn.Module], str, tuple[int, int]]] = [
     (torchvision.models.resnet18, "resnet18", (64, 96)),
     (torchvision.models.convnext_tiny, "convnext_tiny", (32, 64)),
-    (torchvision.models.swin_t, "swin_tiny_patch4_window7_224", (256, 256)),
+    (torchvision.models.swin_t, "swin_tiny_patch4_window7_224", (448, 448)),
 ]
 
 
