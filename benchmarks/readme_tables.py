@@ -225,7 +225,8 @@ def backbones_table(result: dict[str, Any]) -> str:
     """One row for each family of timm's models, those that work first."""
 
     def mark(one: dict[str, Any], key: str) -> str:
-        return "yes" if one.get(key) else "no"
+        too_large = key not in one and "allocate memory" in one.get("error", "")
+        return "too large" if too_large else "yes" if one.get(key) else "no"
 
     keys = ("runs", "trains", "freezes", "exports")
     rows = [

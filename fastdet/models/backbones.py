@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from fastdet.models.batch_norms import BatchNormMode
+from fastdet.models.border import Border
 from fastdet.models.deprecation import batch_norm_from_frozen
 from fastdet.models.necks import FeaturePyramidNetwork
 from fastdet.models.timm_bodies import STRIDES, timm_body
@@ -90,6 +91,7 @@ def fixed_image_size(
     """The height and width of all padded images for these options of a border; None: many."""
     if fixed_size is None:
         return None
+    Border(fixed_size=fixed_size, size_divisor=size_divisor)  # refuses numbers below 1
     height, width = (-(-side // size_divisor) * size_divisor for side in fixed_size)
     return height, width
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from fastdet.models.backbone_weights import LoadedWeights, load_backbone_weights
+from fastdet.models.backbone_weights import load_backbone_weights
 from fastdet.models.batch_norms import (
     BatchNormMode,
     check_batch_norm,
@@ -35,6 +35,7 @@ from fastdet.models.strided_pointwise import replace_strided_pointwise
 STRIDES = (4, 8, 16, 32)
 DIVISOR = 32  # pixels; an image of such sides has maps without a remainder
 TRIAL_SIZE = (96, 160)  # odd multiples of 32: what fits these fits any multiple
+LONG_SIZE = (64, 608)  # longer than the images for which timm's tables of positions are made
 # Sides that windowed attention may need in place of 32: windows of 2 .. 16 pixels at stride 32.
 WINDOW_DIVISORS = range(64, 513, DIVISOR)
 EXAMPLES = "resnet50, convnext_tiny, swin_tiny_patch4_window7_224 or vit_base_patch16_224"
@@ -111,7 +112,7 @@ class Fit:
     parts: dict[str, int] | None
 
 
-_fits: dict[tuple[str, tuple[int, int] | None], Fit] = {}  # of this process; a trial takes time
+_fits: dict[Any, Fit] = {}  # of this process, by `_key`; a trial takes time
 
 
 @batch_norm_from_frozen
@@ -130,7 +131,7 @@ def timm_body(
         name: timm's model name, e.g. "resnet18". A plain ViT gets a simple feature pyramid.
         pretrained: use timm's weights, which are downloaded at the first use.
         weights: a file with the weights of the model; see `load_backbone_weights`. The module's
-            attribute `loaded_weights` says what was loaded.
+            attribute `loaded_weights`, a LoadedWeights, says what was loaded.
         trainable_layers: in 0 .. 5, how many of the five parts (stem and four stages) are trained,
             counted from the last stage. None: 3 with pretrained weights, else 5.
         batch_norm: see `with_batch_norms`. None: "frozen" with pretrained weights, else "train".
@@ -161,34 +162,42 @@ def timm_body(
         )
     body, fit = _build(name, pretrained, image_size)
     channels: list[int] = body.channels
-    loaded: LoadedWeights | None = None
+    loaded = None
     if weights is not None:
         loaded = load_backbone_weights(body, name, fit.way.options, weights)
     elif not pretrained:
         start_batch_norms_at_one(body)
     _freeze(body, name, fit.parts, trainable_layers)
     body = with_batch_norms(body, batch_norm)
-    body.loaded_weights = loaded
+    if loaded is not None:
+        body.loaded_weights = loaded
     return body, channels
 
 
 def fit_of(name: str, image_size: tuple[int, int] | None = None) -> Fit:
     """How a body of this process was built, by the arguments of its `timm_body`."""
-    return _fits[name, image_size]
+    return _fits[_key(name, image_size)]
+
+
+def _key(name: str, image_size: tuple[int, int] | None) -> Any:
+    """Models without values pass an easier trial."""
+    return name, image_size, torch.empty(0).is_meta
 
 
 def _build(name: str, pretrained: bool, image_size: tuple[int, int] | None) -> tuple[Any, Fit]:
     """The body of the first way that passes its trial."""
-    key = (name, image_size)
+    key = _key(name, image_size)
     if key in _fits:
         return _fits[key].way.build(name, pretrained), _fits[key]
     random_numbers = torch.get_rng_state()
     body = fit = None
+    small_tables = False
     with contextlib.suppress(AssertionError, IndexError):  # timm's for fewer than four maps
         body = Way().build(name, pretrained)
         fit = _tried(Way(), body, TRIAL_SIZE)
-    if body is None or fit is None:
-        fit = _search(name, image_size)
+        small_tables = fit is not None and not _reaches(body, LONG_SIZE)
+    if body is None or fit is None or small_tables:
+        fit = _search(name, image_size, of_one_size=small_tables)
         # The random weights of a seed do not depend on how many ways were tried.
         torch.set_rng_state(random_numbers)
         body = fit.way.build(name, pretrained)
@@ -197,8 +206,12 @@ def _build(name: str, pretrained: bool, image_size: tuple[int, int] | None) -> t
     return body, fit
 
 
-def _search(name: str, image_size: tuple[int, int] | None) -> Fit:
+def _search(name: str, image_size: tuple[int, int] | None, of_one_size: bool) -> Fit:
     """The first of the other ways that passes its trial, with models without values.
+
+    Args:
+        name, image_size: see `timm_body`.
+        of_one_size: whether only ways for images of `image_size` are tried.
 
     Raises:
         ValueError: there is none.
@@ -211,6 +224,8 @@ def _search(name: str, image_size: tuple[int, int] | None) -> Fit:
             f"example {EXAMPLES}"
         )
     for options, divisors in _candidates(plain_vit, image_size):
+        if of_one_size and "img_size" not in options:
+            continue
         with torch.device("meta"), contextlib.suppress(*_NO_SUCH_OPTION):
             model = timm.create_model(name, pretrained=False, **options)
             for divisor in divisors:
@@ -220,7 +235,7 @@ def _search(name: str, image_size: tuple[int, int] | None) -> Fit:
                 fit = _tried(way, way.wrap(model), options.get("img_size", size))
                 if fit is not None:
                     return fit
-    sizes, advice = "any size", "give fixed_size=(height, width)"
+    sizes, advice = "any size", "if it is made for one size, give fixed_size=(height, width)"
     if image_size is not None:
         sizes, advice = f"{image_size[0]} x {image_size[1]}", "give another fixed_size"
     raise ValueError(
@@ -245,18 +260,28 @@ def _candidates(
         {"strict_img_size": False},
         {},
     ]
-    one_size: list[dict[str, Any]] = [] if image_size is None else [{"img_size": image_size}]
+    one_size: list[dict[str, Any]] = []
+    if image_size is not None:
+        side = -(-max(image_size) // DIVISOR) * DIVISOR
+        one_size = [{"img_size": image_size}, {"img_size": (side, side)}]  # some take squares only
     if plain_vit:
         for patch in ({}, {"patch_size": VIT_STRIDE}):
             for further in (*any_size, *one_size):
-                yield LAST_MAP | patch | further, (DIVISOR,)
+                options = LAST_MAP | patch | further
+                yield options, (_divisor(options, image_size),)
         return
     for further in any_size:
         yield BY_GETTER | further, (DIVISOR,)
     for options in (BY_GETTER, FOUR_MAPS):
         yield options, WINDOW_DIVISORS
         for further in one_size:
-            yield options | further, (DIVISOR,)
+            yield options | further, (_divisor(further, image_size),)
+
+
+def _divisor(options: dict[str, Any], image_size: tuple[int, int] | None) -> int:
+    """That of the sides of images: of a square, its side, to which all images are padded."""
+    size = options.get("img_size", image_size)
+    return DIVISOR if size == image_size else size[0]
 
 
 def _strides(name: str) -> tuple[int, ...]:
@@ -294,6 +319,31 @@ def _maps_of(body: nn.Module, size: tuple[int, int]) -> Sequence[Tensor]:
     finally:
         body.train()
         log.disabled = logs
+
+
+@torch.no_grad()
+def _reaches(body: nn.Module, size: tuple[int, int]) -> bool:
+    """Whether an image of this size has no pixel beyond the model's tables of positions.
+
+    Only values show that; shapes do not. A body without tables, or without values, is not run.
+    """
+    parameter = next(body.parameters())
+    has_values = not parameter.is_meta and not isinstance(parameter, FakeTensor)
+    tables = any(
+        x.dim() > 1 and not type(module).__module__.startswith("torch.nn")
+        for module in body.modules()
+        for x in module.parameters(recurse=False)
+    )
+    if not has_values or not tables:
+        return True
+    body.eval()
+    try:
+        body(torch.zeros((1, 3, *size), device=parameter.device, dtype=parameter.dtype))
+    except IndexError:
+        return False
+    finally:
+        body.train()
+    return True
 
 
 def _first_stage(body: nn.Module) -> str:

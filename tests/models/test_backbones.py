@@ -68,21 +68,28 @@ def test_patches_of_14_are_made_16() -> None:
     with torch.device("meta"):
         body, channels = timm_body(name)
         maps = body(torch.rand(1, 3, 64, 96))
-    assert fit_of(name).way.options["patch_size"] == 16
+        assert fit_of(name).way.options["patch_size"] == 16
     assert channels == [96, 192, 384, 384]
     assert [x.shape[3] for x in maps] == [24, 12, 6, 3]
 
 
 def test_a_model_of_one_size_needs_that_size() -> None:
-    with pytest.raises(
-        ValueError, match=r"'test_coatnet' does not take images of any size: give f"
-    ):
+    with pytest.raises(ValueError, match=r"'test_coatnet' has no maps .* give fixed_size"):
         faster_rcnn("test_coatnet", 3)
     model = faster_rcnn("test_coatnet", 3, fixed_size=(60, 90), fpn_channels=8)
     maps = model.backbone(torch.rand(1, 3, 64, 96))
     assert [tuple(x.shape[2:]) for x in maps] == [(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)]
     assert fixed_image_size() is None
     assert fixed_image_size((60, 90), 8, min_size=4) == (64, 96)
+
+
+def test_tables_of_positions_that_are_too_small_are_noticed() -> None:
+    """MViTv2's shapes fit any image, but its tables end at 224 pixels."""
+    with pytest.raises(ValueError, match=r"'mvitv2_tiny' has no maps .* give fixed_size"):
+        timm_body("mvitv2_tiny")
+    body, _ = timm_body("mvitv2_tiny", image_size=(32, 64))
+    with torch.no_grad():
+        assert body.eval()(torch.rand(1, 3, 32, 64))[0].shape == (1, 96, 8, 16)
 
 
 def test_the_weights_of_a_seed_do_not_depend_on_the_trials() -> None:
@@ -130,12 +137,13 @@ STAGES = {
 def test_a_stage_is_what_its_map_adds(name: str) -> None:
     with torch.device("meta"):
         body, _ = timm_body(name, trainable_layers=3)
+        parts = fit_of(name).parts
     names = [n for n, _ in body.named_parameters()]
     starts = [next(i for i, n in enumerate(names) if n.startswith(s)) for s in STAGES[name]]
     assert starts[0] > 0
     assert frozen(body) == set(names[: starts[1]])
     expected = [sum(i >= start for start in starts) for i in range(len(names))]
-    assert fit_of(name).parts == dict(zip(names, expected, strict=True))
+    assert parts == dict(zip(names, expected, strict=True))
 
 
 def test_stages_of_a_plain_vit_are_quarters_of_its_blocks() -> None:
