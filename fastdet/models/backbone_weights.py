@@ -26,6 +26,7 @@ CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher")
 FILTERS = ("checkpoint_filter_fn", "pretrained_filter_fn", "_filter_fn")
 OF_FEATURES = ("features_only", "out_indices", "feature_cls")
 ENOUGH = 0.9  # of the tensors of a body
+LIST_OF_TENSORS = "tensors of the backbone loaded"  # in the first line of each list
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class LoadedWeights:
 
     def __str__(self) -> str:
         return (
-            f"{self.path.name}: {len(self.loaded)} of {self.total} tensors of the backbone loaded, "
+            f"{self.path.name}: {len(self.loaded)} of {self.total} {LIST_OF_TENSORS}, "
             f"{len(self.missing)} not in the file, {len(self.other_shapes)} of other shapes; "
             f"{len(self.unused)} of the file not used"
         )

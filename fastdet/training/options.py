@@ -57,12 +57,6 @@ class TrainOptions:
     """Name of a timm model, or local-dir: and the folder of one."""
     pretrained: bool = False
     """Start from timm's ImageNet weights (a download), or those of the folder."""
-    backbone_weights: Path | None = None
-    """Start from a file of weights of the backbone: .pth or .safetensors."""
-    batch_norm: BatchNorm | None = None
-    """BatchNorms of the backbone: fixed statistics and weights (frozen), fixed statistics (eval),
-    statistics of the batch (train), of all processes (sync), or GroupNorms (group); unset: frozen
-    with weights, else train."""
     epochs: int = 12
     batch_size: int = 8
     lr: float = 5e-4
@@ -89,6 +83,12 @@ class TrainOptions:
     seed: int = 0
     resume: bool = False
     """Continue from OUT/last.ckpt."""
+    backbone_weights: Path | None = None
+    """Start from a file of weights of the backbone: .pth or .safetensors."""
+    batch_norm: BatchNorm | None = None
+    """BatchNorms of the backbone: fixed statistics and weights (frozen), fixed statistics (eval),
+    statistics of the batch (train), of all processes (sync), or GroupNorms (group); unset: frozen
+    with weights, else train."""
 
     def check(self) -> None:
         """Raises ValueError, naming the option, where one is out of range."""

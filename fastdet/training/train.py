@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from fastdet.data import Classes
 from fastdet.evaluation import CocoMetrics
 from fastdet.files import remove_leftovers, replacing
+from fastdet.models.backbone_weights import LIST_OF_TENSORS
 from fastdet.training.checkpoint import (
     AtomicCheckpointIO,
     MovableCheckpoint,
@@ -189,6 +190,8 @@ def _report_weights(module: DetectorModule, file: Path) -> None:
         loaded = getattr(part, "loaded_weights", None)
         if loaded is not None:
             print(loaded, flush=True)
+            if file.exists() and LIST_OF_TENSORS not in file.read_text():
+                raise FileExistsError(f"{file} is not of a training: give another --out")
             with replacing(file) as temporary:
                 temporary.write_text("\n".join(loaded.lines()) + "\n")
 
