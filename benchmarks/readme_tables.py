@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results
-from benchmarks.results import CPU_DETECTORS, CPU_OPS, Result, Row, SideResult
+from benchmarks.results import BACKBONES, CPU_DETECTORS, CPU_OPS, Result, Row, SideResult
 from benchmarks.tables import ABSENT, errors, others, times
 from fastdet.report.figures import three_digits
 
@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = (
     ROOT / "README.md",
     ROOT / "benchmarks" / "README.md",
+    ROOT / "docs" / "backbones.md",
     ROOT / "docs" / "cascade_rcnn.md",
     *(results.FOLDER / f"{name}.md" for name in ("bccd", "cpu_numpy", "cpu_ops", "gpus", "nuclei")),
 )
@@ -221,6 +222,31 @@ def detectors_table(result: dict[str, Any]) -> str:
     return markdown(header, rows) + made_by(result["machine"])
 
 
+def backbones_table(result: dict[str, Any]) -> str:
+    """One row for each family of timm's models, those that work first."""
+
+    def mark(one: dict[str, Any], key: str) -> str:
+        too_large = key not in one and "allocate memory" in one.get("error", "")
+        return "too large" if too_large else "yes" if one.get(key) else "no"
+
+    keys = ("runs", "trains", "freezes", "exports")
+    rows = [
+        [
+            f"`{one['family']}`",
+            f"`{name}`",
+            one.get("way", "refused"),
+            *(mark(one, key) for key in keys),
+            f"{one['parameters'] / 1e6:.1f}" if "parameters" in one else ABSENT,
+        ]
+        for name, one in sorted(
+            result["models"].items(),
+            key=lambda item: ("way" not in item[1], item[1]["family"]),
+        )
+    ]
+    header = ["family", "model", "built for", *keys, "million parameters"]
+    return markdown(header, rows) + made_by(result["machine"])
+
+
 def training_table(result: dict[str, Any]) -> str:
     """One row for each seed and side."""
     first = result["runs"][0]["fastdet"]
@@ -287,6 +313,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu_numpy": lambda: numpy_table(cpu_ops()),
     "cpu_ops_every_row": lambda: every_row(cpu_ops()),
     "cpu_ops_floors": lambda: floors(cpu_ops()),
+    "backbones": lambda: backbones_table(json.loads(BACKBONES.read_text())),
     "cpu_detectors": lambda: detectors_table(json.loads(CPU_DETECTORS.read_text())),
     "gpus": gpus,
     "gpus_front": gpus_front,

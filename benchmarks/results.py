@@ -11,6 +11,7 @@ from fastdet.files import replacing
 FOLDER = Path(__file__).resolve().parent / "results"
 CPU_OPS = FOLDER / "cpu_ops.json"
 CPU_DETECTORS = FOLDER / "cpu_detectors.json"
+BACKBONES = FOLDER / "backbones.json"  # of `python -m benchmarks.backbone_table`
 CUDA = "cuda_{}.json"  # of a GPU's name
 
 

@@ -52,7 +52,7 @@ def test_the_backbone_of_a_builder(family: str, monkeypatch: pytest.MonkeyPatch)
     more = frozen(pretrained_backbone=True, trainable_backbone_layers=1)
     assert "layer3.0.conv1.weight" in more
     assert "layer4.0.conv1.weight" not in more
-    norms = frozen(pretrained_backbone=True, trainable_backbone_layers=5, frozen_batch_norm=False)
+    norms = frozen(pretrained_backbone=True, trainable_backbone_layers=5, batch_norm="train")
     assert not norms
 
 
@@ -79,6 +79,38 @@ def test_the_neck_of_a_training(shapes: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"neck: .*last\.ckpt was trained with pafpn, got bifpn"):
         train(replace(options, neck="bifpn", resume=True, epochs=2))
+
+
+def test_a_training_from_a_file_of_weights(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "weights.pth"
+    torch.manual_seed(7)
+    network = timm.create_model("resnet10t")
+    torch.save(network.state_dict(), weights)
+    run = tmp_path / "run"
+    train = (
+        f"train --data {shapes} --out {run} --model retinanet --backbone resnet10t --epochs 1 "
+        f"--min-size 64 --max-size 64 --fpn-channels 8 --batch-norm group "
+        f"--backbone-weights {weights}"
+    )
+    main(train.split())
+    line = "weights.pth: 70 of 70 tensors of the backbone loaded, 0 not in the file, 0 of other"
+    assert line in capsys.readouterr().out
+    listed = (run / "backbone_weights.txt").read_text().splitlines()
+    assert listed[0].startswith(line)
+    assert "loaded conv1.0.weight" in listed
+    assert str(tmp_path) not in (run / "backbone_weights.txt").read_text()
+    content = torch.load(run / "last.ckpt", weights_only=True)
+    assert str(tmp_path) not in str(content["hyper_parameters"])
+    assert content["hyper_parameters"]["model_options"]["batch_norm"] == "group"
+    weights.unlink()  # a checkpoint does not need it
+    model = load_detector(run / "last.ckpt").model
+    first = model.get_submodule("backbone.body.conv1.0").weight
+    assert torch.equal(first, network.state_dict()["conv1.0.weight"])  # frozen, as loaded
+    assert any(isinstance(m, nn.GroupNorm) for m in model.modules())
+    with pytest.raises(ValueError, match="backbone_weights: expected no file together with pret"):
+        main([*train.replace("run", "other").split(), "--pretrained", "--debug"])
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])

@@ -1,22 +1,31 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Backbones: a timm model that returns feature maps, with a feature pyramid on top.
 
-Any timm model works that supports `features_only` and has strides of 4, 8, 16 and 32 in its last
-four stages. From scratch, all layers are trained, with ordinary BatchNorm. In a pretrained model
-the first stages and all BatchNorms are frozen, as in torchvision.
+From scratch, all layers are trained, with ordinary BatchNorm. In a pretrained model the first
+stages and all BatchNorms are frozen, as in torchvision. `timm_bodies.py` says which models work.
 """
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import timm
-from timm.layers import freeze_batch_norm_2d  # type: ignore[attr-defined]
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from fastdet.models.batch_norms import BatchNormMode
+from fastdet.models.border import Border
+from fastdet.models.deprecation import batch_norm_from_frozen
 from fastdet.models.necks import Neck, neck_named
+from fastdet.models.timm_bodies import STRIDES, timm_body
 
-STRIDES = (4, 8, 16, 32)
+__all__ = [
+    "STRIDES",
+    "BackboneWithFPN",
+    "feature_maps",
+    "fixed_image_size",
+    "level_scales",
+    "timm_body",
+    "timm_pyramid",
+]
 
 
 def level_scales(backbone: Any) -> dict[int, float]:
@@ -52,9 +61,42 @@ class BackboneWithFPN(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> L maps (B, out_channels, H_l, W_l), finest first."""
-        return self.fpn(self.body(images)[-len(self.strides) :])
+        maps = self.body(images)[-len(self.strides) :]
+        check_sizes(maps, images, self.strides)
+        return self.fpn(maps)
 
 
+def check_sizes(maps: Sequence[Tensor], images: Tensor, strides: Sequence[int]) -> None:
+    """Raises ValueError unless each map covers the images at its stride.
+
+    RoIAlign and anchors would be at wrong places. A side that is no multiple of the stride may be
+    rounded up or down. Only shapes are read, so nothing waits for a GPU, and no graph breaks.
+    """
+    if isinstance(images, fx.Proxy):  # a symbolic trace has no shapes
+        return
+    height, width = images.shape[2], images.shape[3]
+    for x, stride in zip(maps, strides, strict=True):
+        down, across = height - stride * x.shape[2], width - stride * x.shape[3]
+        if not (-stride < down < stride and -stride < across < stride):
+            raise ValueError(
+                f"backbone: expected a map of stride {stride} of {height // stride} x "
+                f"{width // stride} for images of {height} x {width}, got {x.shape[2]} x "
+                f"{x.shape[3]}"
+            )
+
+
+def fixed_image_size(
+    fixed_size: tuple[int, int] | None = None, size_divisor: int = 32, **_: Any
+) -> tuple[int, int] | None:
+    """The height and width of all padded images for these options of a border; None: many."""
+    if fixed_size is None:
+        return None
+    Border(fixed_size=fixed_size, size_divisor=size_divisor)  # refuses numbers below 1
+    height, width = (-(-side // size_divisor) * size_divisor for side in fixed_size)
+    return height, width
+
+
+@batch_norm_from_frozen
 def timm_pyramid(
     name: str,
     extra_levels: Callable[[int], nn.Module],
@@ -63,8 +105,10 @@ def timm_pyramid(
     neck: str | Neck = "fpn",
     fpn_channels: int = 256,
     pretrained_backbone: bool = False,
+    backbone_weights: str | Path | None = None,
     trainable_backbone_layers: int | None = None,
-    frozen_batch_norm: bool | None = None,
+    batch_norm: BatchNormMode | None = None,
+    image_size: tuple[int, int] | None = None,
 ) -> BackboneWithFPN:
     """A timm model with a neck, by default a feature pyramid, on top of its last maps.
 
@@ -76,8 +120,10 @@ def timm_pyramid(
             that builds a neck.
         fpn_channels: number of channels of each level of the pyramid.
         pretrained_backbone: use timm's weights, which are downloaded at the first use.
+        backbone_weights: a file with the weights of the model; see `timm_body`.
         trainable_backbone_layers: see `timm_body`.
-        frozen_batch_norm: see `timm_body`.
+        batch_norm: see `timm_body`.
+        image_size: of all padded images, if it is known; see `timm_body`.
 
     Raises:
         ValueError: as `timm_body`; unknown neck.
@@ -86,82 +132,11 @@ def timm_pyramid(
     body, channels = timm_body(
         name,
         pretrained=pretrained_backbone,
+        weights=backbone_weights,
         trainable_layers=trainable_backbone_layers,
-        frozen_batch_norm=frozen_batch_norm,
+        batch_norm=batch_norm,
+        image_size=image_size,
     )
     # Build the extra levels before the pyramid: this order decides the random weights of a seed.
     extra_blocks = extra_levels(fpn_channels)
     return BackboneWithFPN(body, build_neck(channels[-maps:], fpn_channels, extra_blocks))
-
-
-def timm_body(
-    name: str,
-    *,
-    pretrained: bool = False,
-    trainable_layers: int | None = None,
-    frozen_batch_norm: bool | None = None,
-) -> tuple[nn.Module, list[int]]:
-    """The last four stages of a timm model, as a module that returns a list of feature maps.
-
-    Args:
-        name: timm's model name, e.g. "resnet18".
-        pretrained: use timm's weights, which are downloaded at the first use.
-        trainable_layers: in 0 .. 5, how many of the five parts (stem and four stages) are trained,
-            counted from the last stage. None: 3 if pretrained, else 5.
-        frozen_batch_norm: whether BatchNorm has fixed statistics and weights. None: only if
-            pretrained.
-
-    Returns:
-        The module and the channels of its four maps.
-
-    Raises:
-        ValueError: unknown name; strides other than 4, 8, 16 and 32; trainable_layers out of range.
-
-    Follows torchvision's _resnet_fpn_extractor and _validate_trainable_layers.
-    """
-    if ":" not in name and not timm.is_model(name):  # a colon: an address, e.g. hf-hub:
-        near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=4)) or "none"
-        raise ValueError(
-            f"backbone: expected the name of a timm model, got {name!r}; similar: {near}"
-        )
-    body: Any = timm.create_model(
-        name, pretrained=pretrained, features_only=True, out_indices=(-4, -3, -2, -1)
-    )
-    strides = tuple(body.feature_info.reduction())
-    if strides != STRIDES:
-        raise ValueError(f"backbone {name!r}: expected strides {STRIDES}, got {strides}")
-    if not pretrained:
-        _start_batch_norms_at_one(body)
-    _freeze_first_layers(
-        body, (3 if pretrained else 5) if trainable_layers is None else trainable_layers
-    )
-    channels = body.feature_info.channels()
-    if pretrained if frozen_batch_norm is None else frozen_batch_norm:
-        body = freeze_batch_norm_2d(body)
-    return body, channels
-
-
-def _start_batch_norms_at_one(body: nn.Module) -> None:
-    """Sets all BatchNorm weights to 1, as in torchvision.
-
-    timm starts the last BatchNorm of each residual branch with zeros.
-    """
-    for module in body.modules():
-        if isinstance(module, nn.BatchNorm2d) and module.affine:
-            nn.init.ones_(module.weight)
-
-
-def _freeze_first_layers(body: Any, trainable_layers: int) -> None:
-    """Freezes the stem and the first stages, so that `trainable_layers` of the five are trained."""
-    if not 0 <= trainable_layers <= 5:
-        raise ValueError(f"trainable_layers: expected 0 .. 5, got {trainable_layers}")
-    if trainable_layers == 5:
-        return
-    if not hasattr(body, "return_layers"):
-        raise ValueError(f"{type(body).__name__} has no stages to freeze: use trainable_layers=5")
-    ends = list(body.return_layers)  # name of the last child module of each stage
-    stage = 0  # the stem
-    for name, module in body.named_children():
-        stage = max(stage, 1 + ends.index(name)) if name in ends else stage
-        if stage < 5 - trainable_layers:
-            module.requires_grad_(False)

@@ -10,13 +10,15 @@ last stage. The loss of a box is Faster R-CNN's here: smooth L1 with beta 1/9.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastdet.models.backbones import timm_pyramid
+from fastdet.models.backbones import fixed_image_size, timm_pyramid
 from fastdet.models.batch import Batch, rows_in_use
+from fastdet.models.batch_norms import BatchNormMode
 from fastdet.models.detector import channels_last
 from fastdet.models.faster_rcnn import FasterRCNN, faster_rcnn_parts
 from fastdet.models.losses import widened
@@ -220,8 +222,9 @@ def cascade_rcnn(
     num_classes: int = 91,
     *,
     pretrained_backbone: bool = False,
+    backbone_weights: str | Path | None = None,
     trainable_backbone_layers: int | None = None,
-    frozen_batch_norm: bool | None = None,
+    batch_norm: BatchNormMode | None = None,
     neck: str | Neck = "fpn",
     fpn_channels: int = 256,
     **options: Any,
@@ -232,8 +235,9 @@ def cascade_rcnn(
         backbone: timm's model name.
         num_classes: number of classes with background, which is class 0.
         pretrained_backbone: use timm's weights, which are downloaded at the first use.
+        backbone_weights: a file with the weights of the backbone; see `timm_body`.
         trainable_backbone_layers: see `timm_body`.
-        frozen_batch_norm: see `timm_body`.
+        batch_norm: see `timm_body`.
         neck: "fpn", "pafpn" or "bifpn"; see `timm_pyramid`.
         fpn_channels: number of channels of the pyramid and the RPN.
         options: keyword arguments of `cascade_rcnn_parts` and `faster_rcnn_parts`.
@@ -244,8 +248,10 @@ def cascade_rcnn(
         neck=neck,
         fpn_channels=fpn_channels,
         pretrained_backbone=pretrained_backbone,
+        backbone_weights=backbone_weights,
         trainable_backbone_layers=trainable_backbone_layers,
-        frozen_batch_norm=frozen_batch_norm,
+        batch_norm=batch_norm,
+        image_size=fixed_image_size(**options),
     )
     return channels_last(CascadeRCNN(**cascade_rcnn_parts(pyramid, num_classes, **options)))
 
@@ -255,8 +261,9 @@ def cascade_mask_rcnn(
     num_classes: int = 91,
     *,
     pretrained_backbone: bool = False,
+    backbone_weights: str | Path | None = None,
     trainable_backbone_layers: int | None = None,
-    frozen_batch_norm: bool | None = None,
+    batch_norm: BatchNormMode | None = None,
     neck: str | Neck = "fpn",
     fpn_channels: int = 256,
     **options: Any,
@@ -267,8 +274,9 @@ def cascade_mask_rcnn(
         backbone: timm's model name.
         num_classes: number of classes with background, which is class 0.
         pretrained_backbone: use timm's weights, which are downloaded at the first use.
+        backbone_weights: a file with the weights of the backbone; see `timm_body`.
         trainable_backbone_layers: see `timm_body`.
-        frozen_batch_norm: see `timm_body`.
+        batch_norm: see `timm_body`.
         neck: "fpn", "pafpn" or "bifpn"; see `timm_pyramid`.
         fpn_channels: number of channels of the pyramid, the RPN and the mask head.
         options: keyword arguments of `cascade_mask_rcnn_parts`.
@@ -279,8 +287,10 @@ def cascade_mask_rcnn(
         neck=neck,
         fpn_channels=fpn_channels,
         pretrained_backbone=pretrained_backbone,
+        backbone_weights=backbone_weights,
         trainable_backbone_layers=trainable_backbone_layers,
-        frozen_batch_norm=frozen_batch_norm,
+        batch_norm=batch_norm,
+        image_size=fixed_image_size(**options),
     )
     parts = cascade_mask_rcnn_parts(pyramid, num_classes, **options)
     return channels_last(CascadeMaskRCNN(**parts))

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The old attributes and constructors of detectors. They work and give a DeprecationWarning."""
+"""Old attributes, constructors and keywords. They work and give a DeprecationWarning."""
 
 import dataclasses
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 from typing_extensions import ParamSpec
 
 Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 
 def moved_to_border(name: str) -> property:
@@ -28,6 +29,31 @@ def moved_to_border(name: str) -> property:
         model.border = dataclasses.replace(model.border, **{name: value})
 
     return property(read, write)
+
+
+def batch_norm_from_frozen(build: Callable[..., Result]) -> Callable[..., Result]:
+    """Lets a builder with the keyword batch_norm also take the deprecated frozen_batch_norm.
+
+    True is batch_norm="frozen", False is batch_norm="train", and None is no value.
+    """
+
+    @functools.wraps(build)
+    def either(*args: Any, frozen_batch_norm: bool | None = None, **options: Any) -> Result:
+        if frozen_batch_norm is not None:
+            if options.get("batch_norm") is not None:
+                raise TypeError(
+                    f"{build.__name__}: expected batch_norm or frozen_batch_norm, got both"
+                )
+            options["batch_norm"] = "frozen" if frozen_batch_norm else "train"
+            warnings.warn(
+                f"{build.__name__}: frozen_batch_norm is deprecated: use "
+                f"batch_norm={options['batch_norm']!r}",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+        return build(*args, **options)
+
+    return either
 
 
 def or_from_options(

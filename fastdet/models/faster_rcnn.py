@@ -7,15 +7,17 @@ https://arxiv.org/abs/1612.03144.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from fastdet.models.anchors import Cells, cell_anchors
-from fastdet.models.backbones import feature_maps, level_scales, timm_pyramid
+from fastdet.models.backbones import feature_maps, fixed_image_size, level_scales, timm_pyramid
 from fastdet.models.batch import Batch
+from fastdet.models.batch_norms import BatchNormMode
 from fastdet.models.border import IMAGE_MEAN, IMAGE_STD, Border
-from fastdet.models.deprecation import or_from_options
+from fastdet.models.deprecation import batch_norm_from_frozen, or_from_options
 from fastdet.models.detector import Detector, channels_last
 from fastdet.models.necks import LastLevelMaxPool, Neck
 from fastdet.models.roi_heads import (
@@ -256,13 +258,15 @@ class FasterRCNN(Detector):
         )
 
 
+@batch_norm_from_frozen
 def faster_rcnn(
     backbone: str = "resnet50",
     num_classes: int = 91,
     *,
     pretrained_backbone: bool = False,
+    backbone_weights: str | Path | None = None,
     trainable_backbone_layers: int | None = None,
-    frozen_batch_norm: bool | None = None,
+    batch_norm: BatchNormMode | None = None,
     neck: str | Neck = "fpn",
     fpn_channels: int = 256,
     **options: Any,
@@ -273,8 +277,9 @@ def faster_rcnn(
         backbone: timm's model name.
         num_classes: number of classes with background, which is class 0.
         pretrained_backbone: use timm's weights, which are downloaded at the first use.
+        backbone_weights: a file with the weights of the backbone; see `timm_body`.
         trainable_backbone_layers: see `timm_body`.
-        frozen_batch_norm: see `timm_body`.
+        batch_norm: see `timm_body`.
         neck: "fpn", "pafpn" or "bifpn"; see `timm_pyramid`.
         fpn_channels: number of channels of the pyramid and the RPN.
         options: keyword arguments of `faster_rcnn_parts`, such as min_size and max_size.
@@ -285,7 +290,9 @@ def faster_rcnn(
         neck=neck,
         fpn_channels=fpn_channels,
         pretrained_backbone=pretrained_backbone,
+        backbone_weights=backbone_weights,
         trainable_backbone_layers=trainable_backbone_layers,
-        frozen_batch_norm=frozen_batch_norm,
+        batch_norm=batch_norm,
+        image_size=fixed_image_size(**options),
     )
     return channels_last(FasterRCNN(**faster_rcnn_parts(pyramid, num_classes, **options)))

@@ -6,12 +6,14 @@ Definitions, defaults, loss names and parameter names are torchvision's
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from fastdet.models.backbones import level_scales, timm_pyramid
-from fastdet.models.deprecation import or_from_options
+from fastdet.models.backbones import fixed_image_size, level_scales, timm_pyramid
+from fastdet.models.batch_norms import BatchNormMode
+from fastdet.models.deprecation import batch_norm_from_frozen, or_from_options
 from fastdet.models.detector import channels_last
 from fastdet.models.faster_rcnn import FasterRCNN, faster_rcnn_parts
 from fastdet.models.necks import LastLevelMaxPool, Neck
@@ -115,13 +117,15 @@ class MaskRCNN(FasterRCNN):
         super().__init__(*arguments, **options)
 
 
+@batch_norm_from_frozen
 def mask_rcnn(
     backbone: str = "resnet50",
     num_classes: int = 91,
     *,
     pretrained_backbone: bool = False,
+    backbone_weights: str | Path | None = None,
     trainable_backbone_layers: int | None = None,
-    frozen_batch_norm: bool | None = None,
+    batch_norm: BatchNormMode | None = None,
     neck: str | Neck = "fpn",
     fpn_channels: int = 256,
     **options: Any,
@@ -132,8 +136,9 @@ def mask_rcnn(
         backbone: timm's model name.
         num_classes: number of classes with background, which is class 0.
         pretrained_backbone: use timm's weights, which are downloaded at the first use.
+        backbone_weights: a file with the weights of the backbone; see `timm_body`.
         trainable_backbone_layers: see `timm_body`.
-        frozen_batch_norm: see `timm_body`.
+        batch_norm: see `timm_body`.
         neck: "fpn", "pafpn" or "bifpn"; see `timm_pyramid`.
         fpn_channels: number of channels of the pyramid, the RPN and the mask head.
         options: keyword arguments of `mask_rcnn_parts` and `faster_rcnn_parts`.
@@ -144,7 +149,9 @@ def mask_rcnn(
         neck=neck,
         fpn_channels=fpn_channels,
         pretrained_backbone=pretrained_backbone,
+        backbone_weights=backbone_weights,
         trainable_backbone_layers=trainable_backbone_layers,
-        frozen_batch_norm=frozen_batch_norm,
+        batch_norm=batch_norm,
+        image_size=fixed_image_size(**options),
     )
     return channels_last(MaskRCNN(**mask_rcnn_parts(pyramid, num_classes, **options)))

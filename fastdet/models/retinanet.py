@@ -8,17 +8,19 @@ one tensor for each level. Detection reads them in place; only the losses concat
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fastdet.models.anchors import Cells, cell_anchors, in_anchor_order, pyramid_anchors
-from fastdet.models.backbones import feature_maps, timm_pyramid
+from fastdet.models.backbones import feature_maps, fixed_image_size, timm_pyramid
 from fastdet.models.batch import Batch
+from fastdet.models.batch_norms import BatchNormMode
 from fastdet.models.border import IMAGE_MEAN, IMAGE_STD, Border
 from fastdet.models.dense_heads import ClassificationHead, suppression_numbers
-from fastdet.models.deprecation import or_from_options
+from fastdet.models.deprecation import batch_norm_from_frozen, or_from_options
 from fastdet.models.detector import Detector, channels_last
 from fastdet.models.losses import BOX_LOSSES, PRIOR_LOGIT, anchor_box_loss, widened
 from fastdet.models.necks import LastLevelP6P7, Neck
@@ -311,13 +313,15 @@ class RetinaNet(Detector):
         return suppression_numbers(self.score_thresh, self.nms_thresh, self.detections_per_img)
 
 
+@batch_norm_from_frozen
 def retinanet(
     backbone: str = "resnet50",
     num_classes: int = 91,
     *,
     pretrained_backbone: bool = False,
+    backbone_weights: str | Path | None = None,
     trainable_backbone_layers: int | None = None,
-    frozen_batch_norm: bool | None = None,
+    batch_norm: BatchNormMode | None = None,
     neck: str | Neck = "fpn",
     fpn_channels: int = 256,
     **options: Any,
@@ -328,8 +332,9 @@ def retinanet(
         backbone: timm's model name.
         num_classes: number of classes with background, which is class 0.
         pretrained_backbone: use timm's weights, which are downloaded at the first use.
+        backbone_weights: a file with the weights of the backbone; see `timm_body`.
         trainable_backbone_layers: see `timm_body`.
-        frozen_batch_norm: see `timm_body`.
+        batch_norm: see `timm_body`.
         neck: "fpn", "pafpn" or "bifpn"; see `timm_pyramid`.
         fpn_channels: number of channels of the pyramid and the head.
         options: keyword arguments of `retinanet_parts`, such as min_size and max_size.
@@ -341,7 +346,9 @@ def retinanet(
         neck=neck,
         fpn_channels=fpn_channels,
         pretrained_backbone=pretrained_backbone,
+        backbone_weights=backbone_weights,
         trainable_backbone_layers=trainable_backbone_layers,
-        frozen_batch_norm=frozen_batch_norm,
+        batch_norm=batch_norm,
+        image_size=fixed_image_size(**options),
     )
     return channels_last(RetinaNet(**retinanet_parts(pyramid, num_classes, **options)))

@@ -10,6 +10,7 @@ overlap. As in FCOS the logits have a column for class 0, background, which is n
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -17,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdet.models.anchors import Cells, cell_anchors, in_anchor_order, pyramid_anchors
-from fastdet.models.backbones import feature_maps, timm_pyramid
+from fastdet.models.backbones import feature_maps, fixed_image_size, timm_pyramid
 from fastdet.models.batch import Batch
+from fastdet.models.batch_norms import BatchNormMode
 from fastdet.models.border import IMAGE_MEAN, IMAGE_STD, Border
 from fastdet.models.dense_heads import (
     best_pairs,
@@ -426,8 +428,9 @@ def tood(
     num_classes: int = 91,
     *,
     pretrained_backbone: bool = False,
+    backbone_weights: str | Path | None = None,
     trainable_backbone_layers: int | None = None,
-    frozen_batch_norm: bool | None = None,
+    batch_norm: BatchNormMode | None = None,
     neck: str | Neck = "fpn",
     fpn_channels: int = 256,
     **options: Any,
@@ -438,8 +441,9 @@ def tood(
         backbone: timm's model name.
         num_classes: number of classes with background, which is class 0.
         pretrained_backbone: use timm's weights, which are downloaded at the first use.
+        backbone_weights: a file with the weights of the backbone; see `timm_body`.
         trainable_backbone_layers: see `timm_body`.
-        frozen_batch_norm: see `timm_body`.
+        batch_norm: see `timm_body`.
         neck: "fpn", "pafpn" or "bifpn"; see `timm_pyramid`.
         fpn_channels: number of channels of the pyramid and the head.
         options: keyword arguments of `tood_parts`, such as min_size and max_size.
@@ -451,7 +455,9 @@ def tood(
         neck=neck,
         fpn_channels=fpn_channels,
         pretrained_backbone=pretrained_backbone,
+        backbone_weights=backbone_weights,
         trainable_backbone_layers=trainable_backbone_layers,
-        frozen_batch_norm=frozen_batch_norm,
+        batch_norm=batch_norm,
+        image_size=fixed_image_size(**options),
     )
     return channels_last(TOOD(**tood_parts(pyramid, num_classes, **options)))

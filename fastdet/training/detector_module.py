@@ -42,6 +42,7 @@ class DetectorModule(lightning.LightningModule):
         lr: peak learning rate.
         weight_decay: of AdamW, on matrices and kernels, but not on norms and biases.
         seed: of the random numbers in the model; epoch k draws the same ones after a resume.
+        backbone_weights: start from this file of weights; the checkpoint does not need it.
     """
 
     def __init__(
@@ -55,11 +56,13 @@ class DetectorModule(lightning.LightningModule):
         lr: float = 5e-4,
         weight_decay: float = 0.05,
         seed: int = 0,
+        backbone_weights: str | Path | None = None,
     ) -> None:
         super().__init__()
         if model not in MODELS:
             raise ValueError(f"no model {model!r}; there are: {', '.join(MODELS)}")
         place, backbone = backbone, plain_backbone(backbone)
+        weights, backbone_weights = backbone_weights, None  # no checkpoint holds a path
         self.save_hyperparameters()  # the arguments, as these local variables hold them
         self.classes = classes
         self.category_ids = category_ids
@@ -70,6 +73,7 @@ class DetectorModule(lightning.LightningModule):
             backbone=place,
             num_classes=len(classes),
             pretrained_backbone=pretrained_backbone,
+            **({} if weights is None else {"backbone_weights": weights}),
             **(model_options or {}),
         )
         self.metrics: CocoMetrics | None = None

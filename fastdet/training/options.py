@@ -22,6 +22,9 @@ ModelName = Literal[
 # The keys of fastdet.models.necks.NECKS.
 NeckName = Literal["fpn", "pafpn", "bifpn"]
 
+# See fastdet.models.batch_norms.
+BatchNorm = Literal["frozen", "eval", "train", "sync", "group"]
+
 Exif = Literal["apply", "ignore"]  # see fastdet.data.read_image
 
 Show = Literal["detections", "proposals"]  # what `fastdet predict` draws
@@ -66,7 +69,7 @@ class TrainOptions:
     """Folder for last.ckpt, best.ckpt (highest val/AP) and metrics.csv."""
     model: ModelName = "faster_rcnn"
     backbone: str = "resnet50"
-    """Name of a timm ResNet, or local-dir: and the folder of one."""
+    """Name of a timm model, or local-dir: and the folder of one."""
     pretrained: bool = False
     """Start from timm's ImageNet weights (a download), or those of the folder."""
     epochs: int = 12
@@ -97,6 +100,12 @@ class TrainOptions:
     seed: int = 0
     resume: bool = False
     """Continue from OUT/last.ckpt."""
+    backbone_weights: Path | None = None
+    """Start from a file of weights of the backbone: .pth or .safetensors."""
+    batch_norm: BatchNorm | None = None
+    """BatchNorms of the backbone: fixed statistics and weights (frozen), fixed statistics (eval),
+    statistics of the batch (train), of all processes (sync), or GroupNorms (group); unset: frozen
+    with weights, else train."""
 
     def check(self) -> None:
         """Raises ValueError, naming the option, where one is out of range."""
@@ -107,6 +116,12 @@ class TrainOptions:
         _expect(self.workers is None or self.workers >= 0, "workers", "0 or more", self.workers)
         choices = get_args(Precision)
         _expect(self.precision in choices, "precision", " or ".join(choices), self.precision)
+        _expect(
+            not (self.pretrained and self.backbone_weights),
+            "backbone_weights",
+            "no file together with pretrained",
+            self.backbone_weights,
+        )
 
 
 def _expect_count(options: object, name: str) -> None:

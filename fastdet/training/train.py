@@ -11,7 +11,8 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 from fastdet.data import Classes
 from fastdet.evaluation import CocoMetrics
-from fastdet.files import remove_leftovers
+from fastdet.files import remove_leftovers, replacing
+from fastdet.models.backbone_weights import LIST_OF_TENSORS
 from fastdet.training.checkpoint import (
     AtomicCheckpointIO,
     MovableCheckpoint,
@@ -82,7 +83,8 @@ def train(options: TrainOptions, model_options: dict[str, Any] | None = None) ->
     """Train as `options` say.
 
     Writes OUT/last.ckpt and OUT/best.ckpt after each validation, each whole at every moment, and
-    OUT/metrics.csv. With `options.resume`, the result is that of an uninterrupted training.
+    OUT/metrics.csv; with `options.backbone_weights` also OUT/backbone_weights.txt, which lists what
+    was loaded. With `options.resume`, the result is that of an uninterrupted training.
 
     Args:
         options: see `TrainOptions`.
@@ -113,7 +115,7 @@ def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModu
         # The log of a training that stopped before its first checkpoint may be replaced.
         if log.exists() and not is_log(log):
             raise FileExistsError(f"{log} is not of a training: give another --out")
-    for name in ("last.ckpt", "best.ckpt", "metrics.csv"):
+    for name in ("last.ckpt", "best.ckpt", "metrics.csv", "backbone_weights.txt"):
         remove_leftovers(options.out / name)
     lightning.seed_everything(options.seed, workers=True, verbose=False)
     steps_done, classes = 0, None
@@ -121,7 +123,9 @@ def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModu
         "min_size": options.min_size,
         "max_size": options.max_size,
         "size_divisor": options.size_divisor,
-        **_given(neck=options.neck, fpn_channels=options.fpn_channels),
+        **_given(
+            neck=options.neck, fpn_channels=options.fpn_channels, batch_norm=options.batch_norm
+        ),
         **model_options,
     }
     if options.resume:
@@ -154,9 +158,11 @@ def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModu
         category_ids=data.category_ids,
         model_options=model_options,
         pretrained_backbone=options.pretrained,
+        backbone_weights=options.backbone_weights,
         lr=options.lr,
         seed=options.seed,
     )
+    _report_weights(module, options.out / "backbone_weights.txt")
     if module.model.learns_masks:
         data.read_masks()
     trainer = _trainer(
@@ -187,6 +193,18 @@ def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModu
 def _given(**options: Any) -> dict[str, Any]:
     """The options that are not unset (None)."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _report_weights(module: DetectorModule, file: Path) -> None:
+    """Prints how much of a file of weights was loaded; `file` gets the whole list."""
+    for part in module.model.modules():
+        loaded = getattr(part, "loaded_weights", None)
+        if loaded is not None:
+            print(loaded, flush=True)
+            if file.exists() and LIST_OF_TENSORS not in file.read_text():
+                raise FileExistsError(f"{file} is not of a training: give another --out")
+            with replacing(file) as temporary:
+                temporary.write_text("\n".join(loaded.lines()) + "\n")
 
 
 def _where(step: int, last: Path) -> str:

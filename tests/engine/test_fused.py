@@ -207,7 +207,7 @@ def test_form_under_autocast(name: str) -> None:
 @pytest.mark.parametrize("frozen", [False, True])
 def test_backbones_are_as_exact_in_the_form(backbone: str, frozen: bool) -> None:
     torch.manual_seed(0)
-    body = timm_body(backbone, frozen_batch_norm=frozen)[0].eval()
+    body = timm_body(backbone, batch_norm="frozen" if frozen else "train")[0].eval()
     x = picture(65, 96)[None].contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         exact = copy.deepcopy(body).double()(x.double())
