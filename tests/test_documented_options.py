@@ -104,11 +104,21 @@ def test_a_training_from_a_file_of_weights(
     content = torch.load(run / "last.ckpt", weights_only=True)
     assert str(tmp_path) not in str(content["hyper_parameters"])
     assert content["hyper_parameters"]["model_options"]["batch_norm"] == "group"
-    weights.unlink()  # a checkpoint does not need it
-    model = load_detector(run / "last.ckpt").model
-    first = model.get_submodule("backbone.body.conv1.0").weight
-    assert torch.equal(first, network.state_dict()["conv1.0.weight"])  # frozen, as loaded
-    assert any(isinstance(m, nn.GroupNorm) for m in model.modules())
+    weights.unlink()  # a checkpoint does not need it, nor does a resumed training
+
+    def learns() -> set[str]:
+        model = load_detector(run / "last.ckpt").model
+        first = model.get_submodule("backbone.body.conv1.0").weight
+        assert torch.equal(first, network.state_dict()["conv1.0.weight"])  # frozen, as loaded
+        assert any(isinstance(m, nn.GroupNorm) for m in model.modules())
+        return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    before = learns()
+    without_file = train.replace(f" --backbone-weights {weights}", "").replace(
+        "--batch-norm group", ""
+    )
+    main(without_file.replace("--epochs 1", "--epochs 2 --resume").split())
+    assert learns() == before
     with pytest.raises(ValueError, match="backbone_weights: expected no file together with pret"):
         main([*train.replace("run", "other").split(), "--pretrained", "--debug"])
 

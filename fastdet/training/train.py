@@ -119,28 +119,35 @@ def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModu
         remove_leftovers(options.out / name)
     lightning.seed_everything(options.seed, workers=True, verbose=False)
     steps_done, classes = 0, None
+    pretrained, backbone_weights = options.pretrained, options.backbone_weights
+    built_with = _given(
+        neck=options.neck, fpn_channels=options.fpn_channels, batch_norm=options.batch_norm
+    )
     model_options = {
         "min_size": options.min_size,
         "max_size": options.max_size,
         "size_divisor": options.size_divisor,
-        **_given(
-            neck=options.neck, fpn_channels=options.fpn_channels, batch_norm=options.batch_norm
-        ),
+        **built_with,
         **model_options,
     }
     if options.resume:
         before = read_checkpoint(last)
         steps_done = before["global_step"]
         made_with = before["hyper_parameters"]
-        neck_before = (made_with["model_options"] or {}).get("neck")
+        built_before = made_with["model_options"] or {}
         for name, trained_with, given in (
             ("model", made_with["model"], options.model),
             ("backbone", made_with["backbone"], plain_backbone(options.backbone)),
-            ("neck", neck_before, model_options.get("neck")),
+            *((name, built_before.get(name), given) for name, given in built_with.items()),
         ):
             if trained_with != given:
                 raise ValueError(f"{name}: {last} was trained with {trained_with}, got {given}")
         classes = Classes(made_with["classes"], last)
+        # The checkpoint has the weights; no file is read and nothing is downloaded again.
+        pretrained, backbone_weights = False, None
+        model_options = built_before | model_options
+    elif pretrained or backbone_weights:  # the defaults of timm_body, which a resume must know
+        model_options = {"batch_norm": "frozen", "trainable_backbone_layers": 3} | model_options
     data = DetectionDataModule(
         options.data,
         options.batch_size,
@@ -157,8 +164,8 @@ def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModu
         classes=data.classes,
         category_ids=data.category_ids,
         model_options=model_options,
-        pretrained_backbone=options.pretrained,
-        backbone_weights=options.backbone_weights,
+        pretrained_backbone=pretrained,
+        backbone_weights=backbone_weights,
         lr=options.lr,
         seed=options.seed,
     )

@@ -78,6 +78,10 @@ def test_every_family_passes_the_mode(family: str) -> None:
     kinds = {type(m) for m in model.get_submodule("backbone.body").modules()}
     assert nn.GroupNorm in kinds
     assert nn.BatchNorm2d not in kinds
+
+
+@pytest.mark.parametrize("family", ["faster_rcnn", "fcos", "mask_rcnn", "retinanet"])
+def test_the_old_keyword_of_a_family(family: str) -> None:
     with pytest.warns(DeprecationWarning, match=f"{family}: .* use batch_norm=.frozen.") as warned:
         old = MODELS[family]("resnet10t", 3, fpn_channels=8, frozen_batch_norm=True)
     assert {w.filename for w in warned} == {__file__}

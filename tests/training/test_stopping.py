@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import lightning
@@ -106,6 +107,15 @@ def test_stopped_before_lightning_notes_it(
     assert "fastdet: stopped at step 0, before" in capsys.readouterr().err
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C reaches this process, although a shell may have started it in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize(
     ("number", "status", "step"), [(signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 0)]
 )
