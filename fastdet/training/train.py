@@ -186,9 +186,9 @@ def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModu
     resume = last if options.resume else None
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-    # What Lightning makes of SIGTERM and of Ctrl-C, or torch of a loading process that they end;
-    # Stopped, where the signal came before Lightning had noted it.
-    except (SystemExit, RuntimeError) as stop:
+    # What Lightning makes of SIGTERM and of Ctrl-C, or torch of a loading process that they
+    # end; Stopped, where the signal came before Lightning had noted it.
+    except (SystemExit, Exception) as stop:
         by_user = isinstance(stop.__context__, KeyboardInterrupt)
         if not by_user and not trainer.received_sigterm and not isinstance(stop, Stopped):
             raise

@@ -94,11 +94,15 @@ def test_stopped_before_the_first_checkpoint(
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.csv"]
 
 
-def test_stopped_before_lightning_notes_it(
-    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+@pytest.mark.parametrize("noted", [False, True])
+def test_what_a_signal_sets_off_says_where_the_training_stopped(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, noted: bool
 ) -> None:
-    def stopped_here(*_, **__) -> None:
-        raise Stopped(signal.SIGTERM)
+    """Before Lightning has noted the signal, and after that, when a loading process has ended."""
+
+    def stopped_here(self: lightning.Trainer, *_, **__) -> None:
+        self._signal_connector.received_sigterm = noted
+        raise ConnectionResetError if noted else Stopped(signal.SIGTERM)
 
     monkeypatch.setattr(lightning.Trainer, "fit", stopped_here)
     with pytest.raises(SystemExit) as stop:
