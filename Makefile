@@ -9,7 +9,7 @@ BIN := .venv/bin
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 PARTS := test-models test-rest test-emulation test-smaller-isas test-ops
 
-.PHONY: install build check demo test $(PARTS) bench lint format clang aarch64 abi sanitize cuda-resources clean
+.PHONY: install build check demo test test-quick $(PARTS) bench lint format clang aarch64 abi sanitize cuda-resources clean
 
 install: .venv/installed
 	@$(MAKE) --silent --no-print-directory .venv/built
@@ -33,7 +33,10 @@ endef
 build: .venv/installed
 	$(compile)
 
-check: lint
+check: install
+	$(MAKE) --no-print-directory -j2 lint test-quick
+
+test-quick: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not emulation and not memory"
 
 demo: install

@@ -40,6 +40,7 @@ def test_onnx_finds_what_the_model_finds(name: str, onnx_file: OnnxFile) -> None
             assert_same(found, expected)
 
 
+@pytest.mark.slow
 def test_rows_that_are_not_filled(onnx_file: OnnxFile) -> None:
     model, path = onnx_file("retinanet", few=True)
     images, sizes = SEVERAL

@@ -37,6 +37,7 @@ def test_metadata_of_a_file(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_metadata_of_an_onnx_file(onnx_file: OnnxFile) -> None:
     about = metadata(onnx_file("retinanet")[1])
     assert (about["model"], about["classes"], about["num_classes"]) == ("RetinaNet", CLASSES, 4)
@@ -69,6 +70,7 @@ def test_metadata_of_a_model_is_deprecated() -> None:
     assert about["image_size"] == [96, 128]
 
 
+@pytest.mark.slow
 def test_without_onnx_it_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "it.onnx").touch()
     code = "import sys; sys.modules['onnx'] = None; import fastdet.deploy.metadata as m; "

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from fastdet import ops
 from fastdet.deploy.onnx_ops import translations
 
+pytestmark = pytest.mark.slow
+
 SIZES = torch.tensor([[60, 90], [64, 96]])
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 

@@ -68,6 +68,7 @@ FROM_TORCHVISION: list[tuple[Callable[[], nn.Module], str, tuple[int, int]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("build", "name", "size"), FROM_TORCHVISION)
 def test_torchvisions_names(
     build: Callable[[], nn.Module], name: str, size: tuple[int, int], tmp_path: Path

@@ -59,7 +59,11 @@ from .scenes import (
     tiny_model,
 )
 
-every_family = pytest.mark.parametrize("family", MODELS)
+QUICK = ("faster_rcnn", "retinanet")  # one of two stages and one of one, for `make check`
+every_family = pytest.mark.parametrize(
+    "family",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MODELS],
+)
 
 TWO_STAGES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")
 CASCADE = (

@@ -219,9 +219,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {name: builder(name) for name in BU
     "retinanet_of_parts": retinanet_of_parts,
     "fcos_of_parts": fcos_of_parts,
 }
+QUICK = [name for name in MODELS if "_of_" in name]
 every_model = pytest.mark.parametrize(
-    "name",
-    [pytest.param(x, marks=pytest.mark.slow) if "resnet50" in x else x for x in MODELS],
+    "name", [x if x in QUICK else pytest.param(x, marks=pytest.mark.slow) for x in MODELS]
 )
 
 
@@ -356,6 +356,7 @@ def test_losses_and_gradients_equal_torchvisions(name: str) -> None:
         torch.testing.assert_close(buffers[key], buffer, rtol=1e-6, atol=1e-6, msg=key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("box_loss", ["giou", "diou", "ciou"])
 def test_box_losses_of_retinanet(box_loss: str) -> None:
     torch.manual_seed(0)
@@ -415,11 +416,9 @@ def test_levels_of_a_pooler_that_has_run_are_kept() -> None:
 
 # ---- graphs --------------------------------------------------------------------------------------
 
-SMALL = [name for name in MODELS if "_of_" in name]
-
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", QUICK)
 def test_exported_detect_equals_eager(name: str) -> None:
     ours = from_torchvision(copy.deepcopy(torchvision_model(name)).double())
     batch = ours.pad([picture(90, 133, seed=3).double(), picture(121, 71, seed=4).double()])
@@ -432,7 +431,7 @@ def test_exported_detect_equals_eager(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", QUICK)
 def test_compiled_losses_and_gradients_equal_eager(name: str) -> None:
     _, ours = learning_pair(name, samples=40)
     images = [picture(90, 133, seed=6).double(), picture(121, 71, seed=7).double()]
