@@ -123,6 +123,25 @@ def test_a_training_from_a_file_of_weights(
         main([*train.replace("run", "other").split(), "--pretrained", "--debug"])
 
 
+def test_a_resumed_training_is_of_the_same_numbers(shapes: Path, tmp_path: Path) -> None:
+    options = TrainOptions(
+        shapes, tmp_path, "retinanet", "resnet10t", epochs=1, batch_size=4, **SMALL
+    )
+    train(options)
+    again = replace(options, resume=True, epochs=2)
+    with pytest.raises(ValueError, match=r"max_size: .*last\.ckpt was trained with 64, got 96"):
+        train(replace(again, max_size=96))
+    with pytest.raises(ValueError, match=r"batch_norm: .* was trained with train, got eval"):
+        train(replace(again, batch_norm="eval"))
+    train(replace(again, neck="fpn"))  # which it had by default
+    # A checkpoint of an older version: pretrained, without the numbers that follow from it.
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    content["hyper_parameters"]["pretrained_backbone"] = True
+    torch.save(content, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=r"was trained with frozen, got train"):
+        train(replace(again, batch_norm="train", epochs=3))
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_training_in_mixed_precision_with_further_options_of_the_builder(
     shapes: Path, tmp_path: Path, precision: Precision

@@ -7,6 +7,7 @@ resizes what depends on the image size. Only tensors and plain data are unpickle
 
 import argparse
 import logging
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from fastdet.models.body_stages import WRAPPERS
+from fastdet.models.body_stages import FLAT_WRAPPERS, WRAPPERS
 from fastdet.models.weight_names import timm_names
 
 # Where the tensors are in the files of training scripts; averaged weights first.
@@ -54,11 +55,17 @@ class LoadedWeights:
         """Number of tensors that the body needs."""
         return len(self.loaded) + len(self.missing) + len(self.other_shapes)
 
+    @property
+    def random(self) -> tuple[str, ...]:
+        """Names of the body's tensors that were not loaded."""
+        return (*self.missing, *(name for name, _, _ in self.other_shapes))
+
     def __str__(self) -> str:
+        first = ", ".join(self.random[:3]) + (", ..." if len(self.random) > 3 else "")
         return (
             f"{self.path.name}: {len(self.loaded)} of {self.total} {LIST_OF_TENSORS}, "
             f"{len(self.missing)} not in the file, {len(self.other_shapes)} of other shapes; "
-            f"{len(self.unused)} of the file not used"
+            f"{len(self.unused)} of the file not used" + (f"; random: {first}" if first else "")
         )
 
     def lines(self) -> list[str]:
@@ -96,14 +103,20 @@ def load_backbone_weights(
     with torch.device("meta"):
         plain = {key: value for key, value in options.items() if key not in OF_FEATURES}
         model = timm.create_model(name, **plain)
-    converted = _filtered(timm_names(read_tensors(path)), model)
+    tensors = timm_names(read_tensors(path))
+    # A filter may spoil names that are timm's already.
+    converted = max((_filtered(tensors, model), tensors), key=lambda found: _fitting(found, model))
     report = _load(body, path, {_flat(key): (key, x) for key, x in converted.items()}, model)
-    if len(report.loaded) < ENOUGH * report.total:
+    if not report.loaded or len(report.loaded) < ENOUGH * report.total:
+        examples = (
+            ("that the file lacks", [WRAPPERS.sub("", name) for name in report.missing]),
+            ("of another shape", [WRAPPERS.sub("", name) for name, _, _ in report.other_shapes]),
+            ("not used", report.unused),
+        )
         raise ValueError(
             f"{path}: expected the weights of {name}, got {len(report.loaded)} of its "
-            f"{report.total} tensors; the first that the file lacks is "
-            f"{(report.missing or [None])[0]!r}, the first not used is "
-            f"{(report.unused or [None])[0]!r}"
+            f"{report.total} tensors; "
+            + ", ".join(f"the first {what} is {names[0]!r}" for what, names in examples if names)
         )
     _log.info("\n".join(report.lines()))
     return report
@@ -123,7 +136,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # whatever torch and safetensors say of another file
         raise ValueError(
             f"{path}: expected a file of tensors and plain data (.pth or .safetensors), got one "
-            f"that cannot be read so: {' '.join(str(error).split())[:200]}"
+            f"that cannot be read so: {_first_sentence(error)}"
         ) from None
     while isinstance(content, dict):
         inner = [content[key] for key in CONTAINERS if isinstance(content.get(key), dict)]
@@ -135,6 +148,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not found:
         raise ValueError(f"{path}: expected tensors by name, got none")
     return found
+
+
+def _first_sentence(error: Exception) -> str:
+    """What the error says, without what colours it and without torch's advice to trust the file."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    return " ".join(plain.split()).split(". ")[0][:200]
 
 
 def _read(path: Path) -> Any:
@@ -159,19 +178,31 @@ def _filtered(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]
         return tensors  # of another model; the count of what matched tells
 
 
+def _fitting(tensors: Mapping[str, Tensor], model: nn.Module) -> int:
+    """How many tensors of the model have one of the same name and shape."""
+    own = {_flat(name): x.shape for name, x in model.state_dict().items()}
+    return sum(own.get(_flat(name)) == x.shape for name, x in tensors.items())
+
+
 def _load(
     body: nn.Module, path: Path, given: dict[str, tuple[str, Tensor]], model: nn.Module
 ) -> LoadedWeights:
     """Copies what has the right name and shape."""
     known = {_flat(name) for name in model.state_dict()}
     own = {_flat(name): (name, x) for name, x in body.state_dict().items() if _is_weight(name)}
-    needed = {key: pair for key, pair in own.items() if key in known}  # without a pyramid's layers
+    # A pyramid's layers are only in files of our own detectors.
+    needed = {key: pair for key, pair in own.items() if key in known or key in given}
     loaded: dict[str, Tensor] = {}
     other_shapes = []
     for key, (name, x) in needed.items():
         value = given[key][1] if key in given else None
         if value is None:
             continue
+        if not (value.is_floating_point() and bool(value.isfinite().all())):
+            raise ValueError(
+                f"{path}: expected finite numbers of a floating-point type, got {value.dtype} with "
+                f"other ones in {given[key][0]!r}"
+            )
         if value.shape == x.shape:
             loaded[name] = value
         else:
@@ -184,7 +215,7 @@ def _load(
 
 def _flat(name: str) -> str:
     """A name without wrappers; where timm flattens a model it writes "_" for "."."""
-    return WRAPPERS.sub("", name).replace(".", "_")
+    return FLAT_WRAPPERS.sub("", name.replace(".", "_"))
 
 
 def _is_weight(name: str) -> bool:

@@ -136,6 +136,7 @@ def timm_pyramid(
         trainable_layers=trainable_backbone_layers,
         batch_norm=batch_norm,
         image_size=image_size,
+        maps=maps,
     )
     # Build the extra levels before the pyramid: this order decides the random weights of a seed.
     extra_blocks = extra_levels(fpn_channels)

@@ -20,6 +20,7 @@ UNUSED = -1  # no map depends on these
 HRNET_STAGES = ("layer1", "stage2", "stage3", "stage4")
 # What wraps timm's modules; the rest of a parameter's name is timm's.
 WRAPPERS = re.compile(r"^((body|model)\.)+")
+FLAT_WRAPPERS = re.compile(r"^((body|model)_)+")
 
 
 def parts_of(body: Any, maps: Sequence[Tensor], first_stage: str) -> dict[str, int] | None:
@@ -48,6 +49,20 @@ def parts_of(body: Any, maps: Sequence[Tensor], first_stage: str) -> dict[str, i
     for name in _stem(body, [name for name, part in parts.items() if part == 1], first_stage):
         parts[name] = 0
     return parts
+
+
+def coarsest_maps(body: nn.Module, maps: Sequence[Tensor]) -> dict[str, int]:
+    """For each parameter, by its name, which map is the coarsest that depends on it: 1 .. 4.
+
+    Args:
+        body: a module whose parameters all require a gradient.
+        maps: its four maps for some image, finest first, with their graph.
+    """
+    names = {id(parameter): name for name, parameter in body.named_parameters()}
+    found: dict[str, int] = {}
+    for stage, x in enumerate(maps, start=1):
+        found |= {names[one]: stage for one in _parameters_behind(x) if one in names}
+    return found
 
 
 def freeze_first_parts(body: nn.Module, parts: dict[str, int], trainable: int) -> None:

@@ -30,6 +30,15 @@ from fastdet.ops.box_coding import Weights
 from fastdet.ops.detections import Detections
 from fastdet.ops.padded_rows import row_mask
 
+# Options of one stage, and what a cascade has instead.
+OF_ONE_STAGE = {
+    "box_fg_iou_thresh": "stage_iou_thresholds",
+    "box_bg_iou_thresh": "stage_iou_thresholds",
+    "bbox_reg_weights": "stage_bbox_reg_weights",
+    "box_head": "CascadeRoIHeads of your own stages",
+    "box_predictor": "CascadeRoIHeads of your own stages",
+}
+
 
 class CascadeRoIHeads(nn.Module):
     """RoI heads in a sequence. The last one may have a MaskBranch, which predicts its masks.
@@ -159,8 +168,21 @@ def cascade_rcnn_parts(
         options: the other keyword arguments of `faster_rcnn_parts`.
 
     Raises:
-        ValueError: the three sequences have different lengths, or none has an element.
+        TypeError: an option of one stage, such as box_fg_iou_thresh.
+        ValueError: the three sequences have different lengths, or none has an element; a number out
+            of range.
     """
+    for name, instead in OF_ONE_STAGE.items():
+        if name in options:
+            raise TypeError(f"{name}: a cascade has one for each stage: give {instead}")
+    for threshold in stage_iou_thresholds:
+        if not 0 < threshold <= 1:
+            raise ValueError(f"stage_iou_thresholds: expected numbers in (0, 1], got {threshold}")
+    for factors in stage_bbox_reg_weights:
+        if not isinstance(factors, Sequence) or len(factors) != 4:
+            raise ValueError(
+                f"stage_bbox_reg_weights: expected four numbers for each stage, got {factors}"
+            )
     numbers = stage_iou_thresholds, stage_bbox_reg_weights, stage_loss_weights
     if len(set(map(len, numbers))) > 1:
         raise ValueError(

@@ -18,6 +18,13 @@ def check_num_classes(num_classes: int) -> None:
         )
 
 
+def check_counts(**counts: int) -> None:
+    """Raises ValueError, with its name, for a number that is below 1."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name}: expected a number from 1 on, got {count}")
+
+
 def plain(tensor: Tensor) -> Tensor:
     """The tensor as a plain Tensor. Results would inherit the class of torchvision's tv_tensors."""
     return tensor.as_subclass(Tensor)

@@ -20,6 +20,7 @@ from fastdet.models.backbones import feature_maps, fixed_image_size, timm_pyrami
 from fastdet.models.batch import Batch
 from fastdet.models.batch_norms import BatchNormMode
 from fastdet.models.border import IMAGE_MEAN, IMAGE_STD, Border
+from fastdet.models.checks import check_counts
 from fastdet.models.dense_heads import (
     ClassificationHead,
     best_pairs,
@@ -176,7 +177,7 @@ class FCOS(Detector):
         loss_weights: the factor of each loss, by name; 1 for a loss that is not named.
 
     Raises:
-        ValueError: num_classes is below 2.
+        ValueError: num_classes is below 2, or a number is below 1.
     """
 
     @or_from_options(fcos_parts)
@@ -195,6 +196,7 @@ class FCOS(Detector):
         loss_weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(border, head.num_classes, loss_weights=loss_weights)
+        check_counts(topk_candidates=topk_candidates, detections_per_img=detections_per_img)
         self.backbone = backbone
         self.head = head
         self.cells = cells

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 
 class LastLevelMaxPool(nn.Module):
@@ -47,8 +47,19 @@ class LastLevelP6P7(nn.Module):
 
     def forward(self, pyramid: list[Tensor], features: Sequence[Tensor]) -> list[Tensor]:
         """Returns the L + 2 levels, finest first."""
-        p6 = self.p6(pyramid[-1] if self.use_p5 else features[-1])
-        return [*pyramid, p6, self.p7(F.relu(p6))]
+        p6 = _halved(self.p6, pyramid[-1] if self.use_p5 else features[-1])
+        return [*pyramid, p6, _halved(self.p7, F.relu(p6))]
+
+
+def _halved(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 3x3 convolution of stride 2. On a map of one pixel only the centre of the kernel counts.
+
+    On a CPU, torch's gradient of the whole kernel in bfloat16 has random numbers for such a map
+    (torch 2.14).
+    """
+    if isinstance(x, fx.Proxy) or x.shape[2] > 1 or x.shape[3] > 1:  # a proxy has no shape
+        return conv(x)
+    return F.conv2d(x, conv.weight[:, :, 1:2, 1:2], conv.bias)
 
 
 class FeaturePyramidNetwork(nn.Module):
@@ -254,10 +265,10 @@ def neck_named(neck: str | Neck) -> Neck:
     Raises:
         ValueError: a name that is not in NECKS.
     """
-    if not isinstance(neck, str):
+    if callable(neck):
         return neck
     if neck not in NECKS:
-        raise ValueError(f"neck: expected one of {', '.join(NECKS)}, got {neck!r}")
+        raise ValueError(f"neck: expected one of {', '.join(NECKS)} or a function, got {neck!r}")
     return NECKS[neck]
 
 

@@ -19,6 +19,7 @@ from fastdet.models.backbones import feature_maps, fixed_image_size, timm_pyrami
 from fastdet.models.batch import Batch
 from fastdet.models.batch_norms import BatchNormMode
 from fastdet.models.border import IMAGE_MEAN, IMAGE_STD, Border
+from fastdet.models.checks import check_counts
 from fastdet.models.dense_heads import ClassificationHead, suppression_numbers
 from fastdet.models.deprecation import batch_norm_from_frozen, or_from_options
 from fastdet.models.detector import Detector, channels_last
@@ -229,6 +230,7 @@ class RetinaNet(Detector):
         loss_weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(border, head.num_classes, loss_weights=loss_weights)
+        check_counts(topk_candidates=topk_candidates, detections_per_img=detections_per_img)
         if box_loss not in BOX_LOSSES:
             raise ValueError(f"box_loss: expected one of {BOX_LOSSES}, got {box_loss!r}")
         self.backbone = backbone

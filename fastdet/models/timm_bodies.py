@@ -27,7 +27,7 @@ from fastdet.models.batch_norms import (
     start_batch_norms_at_one,
     with_batch_norms,
 )
-from fastdet.models.body_stages import PARTS, freeze_first_parts, parts_of
+from fastdet.models.body_stages import PARTS, coarsest_maps, freeze_first_parts, parts_of
 from fastdet.models.deprecation import batch_norm_from_frozen
 from fastdet.models.simple_pyramid import SimpleFeaturePyramid
 from fastdet.models.strided_pointwise import replace_strided_pointwise
@@ -106,10 +106,11 @@ class Way:
 
 @dataclass(frozen=True)
 class Fit:
-    """A way that passed its trial, and the part of each parameter (see `parts_of`)."""
+    """A way that passed its trial, and what `parts_of` and `coarsest_maps` give."""
 
     way: Way
     parts: dict[str, int] | None
+    coarsest: dict[str, int]
 
 
 _fits: dict[Any, Fit] = {}  # of this process, by `_key`; a trial takes time
@@ -124,6 +125,7 @@ def timm_body(
     trainable_layers: int | None = None,
     batch_norm: BatchNormMode | None = None,
     image_size: tuple[int, int] | None = None,
+    maps: int = 4,
 ) -> tuple[nn.Module, list[int]]:
     """A timm model as a module that returns a list of four feature maps.
 
@@ -137,6 +139,8 @@ def timm_body(
         batch_norm: see `with_batch_norms`. None: "frozen" with pretrained weights, else "train".
         image_size: height and width of all images, padded, if they are known. A few models, which
             take images of one size only, need it.
+        maps: how many of the maps are used, the last ones. What only the others depend on is
+            frozen, because it never gets a gradient.
 
     Returns:
         The module and the channels of its four maps.
@@ -147,6 +151,8 @@ def timm_body(
 
     Follows torchvision's _resnet_fpn_extractor and _validate_trainable_layers.
     """
+    if pretrained and weights is not None:
+        raise ValueError(f"weights: expected no file together with pretrained, got {weights}")
     has_weights = pretrained or weights is not None
     if trainable_layers is None:
         trainable_layers = 3 if has_weights else PARTS
@@ -160,6 +166,12 @@ def timm_body(
         raise ValueError(
             f"backbone: expected the name of a timm model, got {name!r}; similar: {near}"
         )
+    base, _, tag = name.partition(".")
+    if ":" not in name and tag and name not in (tags := timm.list_pretrained(f"{base}.*")):
+        raise ValueError(
+            f"backbone: expected {base} or {base}.TAG with a tag of timm, got {name!r}; tags: "
+            f"{', '.join(known.partition('.')[2] for known in tags) or 'none'}"
+        )
     body, fit = _build(name, pretrained, image_size)
     channels: list[int] = body.channels
     loaded = None
@@ -168,6 +180,12 @@ def timm_body(
     elif not pretrained:
         start_batch_norms_at_one(body)
     _freeze(body, name, fit.parts, trainable_layers)
+    random = set(loaded.random if loaded else ())  # these must learn
+    for own, parameter in body.named_parameters():
+        if own in random:
+            parameter.requires_grad_(True)
+        if fit.coarsest.get(own, 0) <= len(STRIDES) - maps:
+            parameter.requires_grad_(False)
     body = with_batch_norms(body, batch_norm)
     if loaded is not None:
         body.loaded_weights = loaded
@@ -300,7 +318,7 @@ def _tried(way: Way, body: Any, size: tuple[int, int]) -> Fit | None:
     ]
     if [tuple(x.shape) for x in maps] != shapes:
         return None
-    return Fit(way, parts_of(body, maps, _first_stage(body)))
+    return Fit(way, parts_of(body, maps, _first_stage(body)), coarsest_maps(body, maps))
 
 
 def _maps_of(body: nn.Module, size: tuple[int, int]) -> Sequence[Tensor]:

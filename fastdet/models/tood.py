@@ -22,6 +22,7 @@ from fastdet.models.backbones import feature_maps, fixed_image_size, timm_pyrami
 from fastdet.models.batch import Batch
 from fastdet.models.batch_norms import BatchNormMode
 from fastdet.models.border import IMAGE_MEAN, IMAGE_STD, Border
+from fastdet.models.checks import check_counts
 from fastdet.models.dense_heads import (
     best_pairs,
     class_conv,
@@ -291,7 +292,7 @@ class TOOD(Detector):
         loss_weights: the factor of each loss, by name; 1 for a loss that is not named.
 
     Raises:
-        ValueError: num_classes is below 2.
+        ValueError: num_classes is below 2, or a number is below 1.
     """
 
     def __init__(
@@ -311,6 +312,11 @@ class TOOD(Detector):
         loss_weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(border, head.num_classes, loss_weights=loss_weights)
+        check_counts(
+            topk_candidates=topk_candidates,
+            assigner_topk=assigner_topk,
+            detections_per_img=detections_per_img,
+        )
         self.backbone = backbone
         self.head = head
         self.cells = cells
@@ -333,8 +339,8 @@ class TOOD(Detector):
     def outputs(self, batch: Batch) -> Outputs:
         """Scores and boxes of each level, and the squares."""
         features = feature_maps(run(self.backbone, batch.images))
-        maps = run(self.head, features)
         squares = pyramid_anchors(batch.images, features, self.cells)
+        maps = run(self.head, features)
         own = squares.split([x.shape[2] * x.shape[3] for x in features])
         boxes = [_aligned_boxes(level, square) for level, square in zip(maps, own, strict=True)]
         return Outputs([_log_scores(level) for level in maps], boxes, squares)

@@ -20,6 +20,7 @@ from fastdet.models.backbones import feature_maps, fixed_image_size, timm_pyrami
 from fastdet.models.batch import Batch
 from fastdet.models.batch_norms import BatchNormMode
 from fastdet.models.border import IMAGE_MEAN, IMAGE_STD, Border
+from fastdet.models.checks import check_counts
 from fastdet.models.dense_heads import (
     best_pairs,
     class_conv,
@@ -128,7 +129,7 @@ class VFNetRegressionHead(nn.Module):
         star_conv: reads the features at nine points of the first box.
         bbox_refine: the last layer of the factors that refine the distances, with 4 channels.
         levels: number of levels of the pyramid.
-        side: the unit of distances, the side of a location's square, in strides.
+        sides: for each level, the unit of distances: the side of a location's square, in strides.
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class VFNetRegressionHead(nn.Module):
         star_conv: StarConv,
         bbox_refine: nn.Module,
         levels: int,
-        side: float,
+        sides: Sequence[float],
     ) -> None:
         super().__init__()
         self.conv = conv
@@ -149,7 +150,7 @@ class VFNetRegressionHead(nn.Module):
         self.bbox_refine = bbox_refine
         self.scale = nn.Parameter(torch.ones(levels))
         self.refine_scale = nn.Parameter(torch.ones(levels))
-        self.side = side
+        self.sides = tuple(sides)
 
     def forward(
         self, features: Sequence[Tensor]
@@ -160,7 +161,7 @@ class VFNetRegressionHead(nn.Module):
             hidden = self.conv(feature)
             first = self.bbox_reg(self.first_conv(hidden)) * self.scale[level]
             distances.append(widened(first).exp())
-            offsets.append(star_offsets(distances[level] * self.side))
+            offsets.append(star_offsets(distances[level] * self.sides[level]))
             hidden = self.star_conv(hidden, offsets[level])
             factors = widened(self.bbox_refine(hidden) * self.refine_scale[level]).exp()
             refined.append(distances[level].detach() * factors)
@@ -188,8 +189,17 @@ class VFNetHead(nn.Module):
         return self.classification_head(features, offsets), distances, refined
 
 
-def vfnet_head(in_channels: int, num_classes: int, levels: int = 5, side: float = 8.0) -> VFNetHead:
-    """The head of the paper: towers of three convolutions, each with GroupNorm and ReLU."""
+def vfnet_head(
+    in_channels: int, num_classes: int, levels: int = 5, sides: Sequence[float] = ()
+) -> VFNetHead:
+    """The head of the paper: towers of three convolutions, each with GroupNorm and ReLU.
+
+    Args:
+        in_channels: of each level of the pyramid.
+        num_classes: number of classes with background.
+        levels: number of levels of the pyramid.
+        sides: for each level, the side of a location's square, in strides; empty: 8.
+    """
     return VFNetHead(
         VFNetClassificationHead(
             norm_tower(in_channels, 3),
@@ -204,7 +214,7 @@ def vfnet_head(in_channels: int, num_classes: int, levels: int = 5, side: float 
             StarConv(in_channels),
             head_conv(in_channels, 4),
             levels,
-            side,
+            sides or (8.0,) * levels,
         ),
     )
 
@@ -250,9 +260,12 @@ def vfnet_parts(
     """
     cells = cells or cell_anchors([(size,) for size in anchor_sizes], (1.0,))
     if head is None:
-        left, _, right, _ = cells[0][0]
-        side = (right - left) / FINEST_STRIDE
-        head = vfnet_head(backbone.out_channels, num_classes, len(cells), side)
+        strides = [FINEST_STRIDE * 2**level for level in range(len(cells))]
+        sides = [
+            (right - left) / stride
+            for ((left, _, right, _),), stride in zip(cells, strides, strict=True)
+        ]
+        head = vfnet_head(backbone.out_channels, num_classes, len(cells), sides)
     return {
         "border": Border(min_size, max_size, size_divisor, fixed_size, image_mean, image_std),
         "backbone": backbone,
@@ -292,7 +305,7 @@ class VFNet(Detector):
         loss_weights: the factor of each loss, by name; 1 for a loss that is not named.
 
     Raises:
-        ValueError: num_classes is below 2.
+        ValueError: num_classes is below 2, or a number is below 1.
     """
 
     def __init__(
@@ -312,6 +325,11 @@ class VFNet(Detector):
         loss_weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(border, head.num_classes, loss_weights=loss_weights)
+        check_counts(
+            topk_candidates=topk_candidates,
+            assigner_topk=assigner_topk,
+            detections_per_img=detections_per_img,
+        )
         self.backbone = backbone
         self.head = head
         self.cells = cells
@@ -334,8 +352,8 @@ class VFNet(Detector):
     def outputs(self, batch: Batch) -> Outputs:
         """Logits, distances and refined distances of each level, and the squares."""
         features = feature_maps(run(self.backbone, batch.images))
-        logits, distances, refined = run(self.head, features)
         squares = pyramid_anchors(batch.images, features, self.cells)
+        logits, distances, refined = run(self.head, features)
         return Outputs(logits, distances, refined, squares)
 
     def losses_of(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:

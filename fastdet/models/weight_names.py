@@ -14,6 +14,8 @@ Tensors = dict[str, Tensor]
 
 # Of whole models and detectors, and of what wraps them in training.
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "body.")
+# Of SimpleFeaturePyramid, beside the network that it wraps.
+PYRAMID = ("four_times.", "twice.")
 
 
 def timm_names(tensors: Tensors) -> Tensors:
@@ -23,7 +25,11 @@ def timm_names(tensors: Tensors) -> Tensors:
     """
     prefix = next((p for p in PREFIXES if any(name.startswith(p) for name in tensors)), None)
     if prefix is not None:
-        inner = {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
+        inner = {
+            n.removeprefix(prefix): x
+            for n, x in tensors.items()
+            if n.startswith((prefix, *PYRAMID))
+        }
         return timm_names(inner)
     for pattern, rename in _LIBRARIES.items():
         if any(re.search(pattern, name) for name in tensors):

@@ -79,6 +79,10 @@ class ShapesLine(lightning.Callback):
         )
 
 
+# What `timm_body` does by default where there are weights; a resumed training has none to show it.
+WITH_WEIGHTS = {"batch_norm": "frozen", "trainable_backbone_layers": 3}
+
+
 def train(options: TrainOptions, model_options: dict[str, Any] | None = None) -> DetectorModule:
     """Train as `options` say.
 
@@ -120,14 +124,13 @@ def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModu
     lightning.seed_everything(options.seed, workers=True, verbose=False)
     steps_done, classes = 0, None
     pretrained, backbone_weights = options.pretrained, options.backbone_weights
-    built_with = _given(
-        neck=options.neck, fpn_channels=options.fpn_channels, batch_norm=options.batch_norm
-    )
     model_options = {
         "min_size": options.min_size,
         "max_size": options.max_size,
         "size_divisor": options.size_divisor,
-        **built_with,
+        **_given(
+            neck=options.neck, fpn_channels=options.fpn_channels, batch_norm=options.batch_norm
+        ),
         **model_options,
     }
     if options.resume:
@@ -135,19 +138,23 @@ def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModu
         steps_done = before["global_step"]
         made_with = before["hyper_parameters"]
         built_before = made_with["model_options"] or {}
+        if made_with["pretrained_backbone"]:
+            built_before = WITH_WEIGHTS | built_before
+        of_default = {"neck": "fpn", "fpn_channels": 256, "batch_norm": "train"} | built_before
         for name, trained_with, given in (
             ("model", made_with["model"], options.model),
             ("backbone", made_with["backbone"], plain_backbone(options.backbone)),
-            *((name, built_before.get(name), given) for name, given in built_with.items()),
+            *((name, of_default.get(name, given), given) for name, given in model_options.items()),
         ):
             if trained_with != given:
                 raise ValueError(f"{name}: {last} was trained with {trained_with}, got {given}")
         classes = Classes(made_with["classes"], last)
-        # The checkpoint has the weights; no file is read and nothing is downloaded again.
+        if pretrained or backbone_weights:
+            print(f"the weights are those of {last}: no other file is read", flush=True)
         pretrained, backbone_weights = False, None
         model_options = built_before | model_options
-    elif pretrained or backbone_weights:  # the defaults of timm_body, which a resume must know
-        model_options = {"batch_norm": "frozen", "trainable_backbone_layers": 3} | model_options
+    elif pretrained or backbone_weights:
+        model_options = WITH_WEIGHTS | model_options
     data = DetectionDataModule(
         options.data,
         options.batch_size,

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastdet.models import faster_rcnn
-from fastdet.models.backbones import BackboneWithFPN, check_sizes, fixed_image_size, timm_body
+from fastdet.models.backbones import (
+    BackboneWithFPN,
+    check_sizes,
+    fixed_image_size,
+    timm_body,
+    timm_pyramid,
+)
 from fastdet.models.body_stages import NEVER_FROZEN
 from fastdet.models.necks import FeaturePyramidNetwork, LastLevelMaxPool
 from fastdet.models.strided_pointwise import StridedPointwiseConv2d
@@ -239,3 +245,14 @@ def test_errors_name_what_was_expected(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"batch_norm: expected one of frozen, eval, .* 'fixed'"):
         timm_body("resnet18", batch_norm="fixed")
     assert not created
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet10t"])
+def test_what_only_unused_maps_need_does_not_train(name: str) -> None:
+    """Training in several processes waits for the gradient of each parameter that trains."""
+    pyramid = timm_pyramid(name, lambda _: LastLevelMaxPool(), maps=3, fpn_channels=8)
+    sum(x.sum() for x in pyramid(torch.rand(2, 3, 64, 64))).backward()  # type: ignore[union-attr]
+    for own, parameter in pyramid.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, own
+    everything = all(parameter.requires_grad for parameter in pyramid.parameters())
+    assert everything == (name == "resnet10t")

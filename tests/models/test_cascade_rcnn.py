@@ -27,7 +27,7 @@ from fastdet.models.cascade_rcnn import CascadeRoIHeads
 from fastdet.models.faster_rcnn import FirstStage
 from fastdet.models.roi_heads import ClassAgnosticPredictor, FastRCNNPredictor
 
-from .scenes import NUM_CLASSES, named, scene, small_model, spread_scores
+from .scenes import NUM_CLASSES, named, scene, small_model, spread_scores, tiny_model
 
 Box = list[float]
 
@@ -373,5 +373,19 @@ def test_wrong_stages_are_named() -> None:
     stages = list(model.roi_heads.stages)
     with pytest.raises(ValueError, match="mask head at most in the last of 3, got one in stage 0"):
         CascadeRoIHeads(stages[::-1])
-    with pytest.raises(TypeError, match="multiple values for keyword argument 'box_head'"):
+    with pytest.raises(TypeError, match="box_head: a cascade has one for each stage: give Cascade"):
         small_model("cascade_rcnn", box_head=nn.Identity())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"box_fg_iou_thresh": 0.7}, "box_fg_iou_thresh: .*give stage_iou_thresholds"),
+        ({"bbox_reg_weights": (10.0,) * 4}, "give stage_bbox_reg_weights"),
+        ({"stage_iou_thresholds": (0.5, 0.6, 1.7)}, r"numbers in \(0, 1\], got 1.7"),
+        ({"stage_bbox_reg_weights": (10.0, 10.0, 5.0)}, "four numbers for each stage, got 10.0"),
+    ],
+)
+def test_numbers_of_stages_are_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        tiny_model("cascade_rcnn", **options)

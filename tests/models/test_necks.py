@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fastdet.engine.fused import has_form, run_fused, unfused
 from fastdet.models import MODELS, describe
 from fastdet.models.backbones import timm_pyramid
-from fastdet.models.necks import NECKS, BiFPN, LastLevelMaxPool, LastLevelP6P7
+from fastdet.models.necks import NECKS, BiFPN, LastLevelMaxPool, LastLevelP6P7, neck_named
 
 from .scenes import scene, small_model, spread_scores
 
@@ -265,5 +265,28 @@ def test_the_pyramid_keeps_its_names_and_an_own_neck_is_taken() -> None:
     own: Any = timm_pyramid("resnet10t", lambda _: LastLevelMaxPool(), neck=deep, fpn_channels=8)
     assert len(own.fpn.cells) == 2
     assert own.strides == (4, 8, 16, 32)
-    with pytest.raises(ValueError, match="neck: expected one of fpn, pafpn, bifpn, got 'pan'"):
+    with pytest.raises(
+        ValueError, match="neck: expected one of fpn, pafpn, bifpn or a function, got 'pan'"
+    ):
         timm_pyramid("resnet10t", lambda _: LastLevelMaxPool(), neck="pan")
+
+
+def test_a_map_of_one_pixel_has_exact_gradients_in_bfloat16() -> None:
+    """torch's own gradient then has whatever was in the memory."""
+    extra, x = LastLevelP6P7(8, 8), torch.rand(2, 8, 2, 2)
+    (_, p6, p7) = extra([x], [x])
+    torch.testing.assert_close(p7, extra.p7(F.relu(p6)))
+    expected = torch.autograd.grad(extra.p7(F.relu(p6)).sum(), extra.p7.weight, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(p7.sum(), extra.p7.weight), expected)
+    for _ in range(20):
+        torch.full((4096,), torch.nan).resize_(0)  # what the memory may hold
+        with torch.autocast("cpu", torch.bfloat16):
+            (*_, p7) = extra([x], [x])
+        (gradient,) = torch.autograd.grad(p7.sum(), extra.p7.weight)
+        torch.testing.assert_close(gradient, expected[0], rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("neck", ["pan", None])
+def test_other_necks_are_named(neck: Any) -> None:
+    with pytest.raises(ValueError, match=f"neck: expected one of fpn, .* got {neck!r}"):
+        neck_named(neck)

@@ -28,6 +28,7 @@ from .dense_reference import (
     through,
     varied_model,
 )
+from .scenes import scene, tiny_model
 
 
 def read_at_box(layer: StarConv, x: Tensor, distances: Tensor) -> Tensor:
@@ -184,3 +185,15 @@ def test_the_star_lies_on_the_box() -> None:
 @pytest.mark.slow
 def test_it_learns() -> None:
     assert_learns("vfnet", anchor_sizes=(32, 64))
+
+
+def test_the_star_has_the_unit_of_each_level() -> None:
+    model = tiny_model("vfnet", anchor_sizes=(64, 48))  # strides 8 and 16
+    assert model.get_submodule("head.regression_head").sides == (8.0, 3.0)
+
+
+@pytest.mark.parametrize("family", ["tood", "vfnet"])
+def test_as_many_squares_as_levels(family: str) -> None:
+    model = tiny_model(family, anchor_sizes=(64,))
+    with pytest.raises(ValueError, match="2"):
+        model(*scene())
