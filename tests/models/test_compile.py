@@ -14,7 +14,7 @@ import torch._inductor.config
 
 from fastdet.engine.fused import unfused
 
-from .scenes import named, scene, small_model, spread_scores
+from .scenes import named, scene, small_model, spread_scores, tiny_model
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +36,7 @@ def test_losses_and_gradients_compile_as_one_graph() -> None:
     images, targets = scene()
     in_one_graph = partial(torch.compile, fullgraph=True, backend="inductor")
     for compiled in (lambda losses: losses, in_one_graph):
-        model = small_model("retinanet").double()
+        model = tiny_model("retinanet").double()
         batch = model.pad([image.double() for image in images], targets)
         torch.manual_seed(3)
         losses = compiled(model.losses)(batch)

@@ -17,8 +17,12 @@ from .scenes import named, scene, small_model, spread_scores
 
 pytestmark = pytest.mark.parametrize("family", MODELS)
 
-# The sampling of anchors must not be random: all of them are sampled.
-ALL_SAMPLES = {"rpn_batch_size_per_image": 20_000, "box_batch_size_per_image": 8_000}
+# The sampling of anchors must not be random: all of them are sampled. So the box head is narrow.
+ALL_SAMPLES = {
+    "rpn_batch_size_per_image": 20_000,
+    "box_batch_size_per_image": 8_000,
+    "representation_size": 32,
+}
 
 
 def model_on(device: str, family: str, dtype: torch.dtype = torch.float32) -> Detector:
