@@ -484,7 +484,7 @@ MISTAKES = {
     "no data": ("train --data {tmp}/none --out {tmp}/o", "no split 'train' in"),
     "unknown backbone": ("train --data {shapes} --out {tmp}/o --backbone resnet1", "similar: resn"),
     "no backbone that is a pyramid": (
-        "train --data {shapes} --out {tmp}/o --backbone vit_tiny_patch16_224",
+        "train --data {shapes} --out {tmp}/o --backbone levit_128s",
         "expected strides (4, 8, 16, 32), got",
     ),
     "lr nan": ("train --data {shapes} --out {tmp}/o --lr nan", "lr: expected a finite number"),
