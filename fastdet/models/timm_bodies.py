@@ -43,6 +43,9 @@ FOUR_MAPS: dict[str, Any] = {"features_only": True, "out_indices": (-4, -3, -2, 
 # As the model's method forward_intermediates gives them: NCHW, whatever the model computes in.
 BY_GETTER: dict[str, Any] = FOUR_MAPS | {"feature_cls": "getter"}
 VIT_STRIDE = 16  # of the map that a simple feature pyramid takes
+# The defaults where there are weights.
+LAYERS_WITH_WEIGHTS = 3
+NORM_WITH_WEIGHTS: BatchNormMode = "frozen"
 LAST_MAP: dict[str, Any] = {"features_only": True, "out_indices": (-1,)}
 
 
@@ -155,11 +158,11 @@ def timm_body(
         raise ValueError(f"weights: expected no file together with pretrained, got {weights}")
     has_weights = pretrained or weights is not None
     if trainable_layers is None:
-        trainable_layers = 3 if has_weights else PARTS
+        trainable_layers = LAYERS_WITH_WEIGHTS if has_weights else PARTS
     if not 0 <= trainable_layers <= PARTS:
         raise ValueError(f"trainable_layers: expected 0 .. 5, got {trainable_layers}")
     if batch_norm is None:
-        batch_norm = "frozen" if has_weights else "train"
+        batch_norm = NORM_WITH_WEIGHTS if has_weights else "train"
     check_batch_norm(batch_norm)
     if ":" not in name and not timm.is_model(name):  # a colon: an address, e.g. hf-hub:
         near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=4)) or "none"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Train a detector on a COCO-format folder; validate a checkpoint on one."""
 
+import inspect
 import signal
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ from lightning.pytorch.callbacks import RichProgressBar
 from fastdet.data import Classes
 from fastdet.evaluation import CocoMetrics
 from fastdet.files import remove_leftovers, replacing
+from fastdet.models import MODELS
 from fastdet.models.backbone_weights import LIST_OF_TENSORS
+from fastdet.models.timm_bodies import LAYERS_WITH_WEIGHTS, NORM_WITH_WEIGHTS
 from fastdet.training.checkpoint import (
     AtomicCheckpointIO,
     MovableCheckpoint,
@@ -79,8 +82,11 @@ class ShapesLine(lightning.Callback):
         )
 
 
-# What `timm_body` does by default where there are weights; a resumed training has none to show it.
-WITH_WEIGHTS = {"batch_norm": "frozen", "trainable_backbone_layers": 3}
+# What a builder does by default where there are weights; a resumed training has none to show it.
+WITH_WEIGHTS = {
+    "batch_norm": NORM_WITH_WEIGHTS,
+    "trainable_backbone_layers": LAYERS_WITH_WEIGHTS,
+}
 
 
 def train(options: TrainOptions, model_options: dict[str, Any] | None = None) -> DetectorModule:
@@ -140,14 +146,13 @@ def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModu
         built_before = made_with["model_options"] or {}
         if made_with["pretrained_backbone"]:
             built_before = WITH_WEIGHTS | built_before
-        of_default = {"neck": "fpn", "fpn_channels": 256, "batch_norm": "train"} | built_before
-        for name, trained_with, given in (
-            ("model", made_with["model"], options.model),
-            ("backbone", made_with["backbone"], plain_backbone(options.backbone)),
-            *((name, of_default.get(name, given), given) for name, given in model_options.items()),
-        ):
-            if trained_with != given:
-                raise ValueError(f"{name}: {last} was trained with {trained_with}, got {given}")
+        _check_as_before(last, "model", made_with["model"], options.model)
+        _check_as_before(last, "backbone", made_with["backbone"], plain_backbone(options.backbone))
+        builder = inspect.signature(MODELS[options.model]).parameters
+        defaults = {name: builder[name].default for name in ("neck", "fpn_channels")}
+        of_default = defaults | {"batch_norm": "train"} | built_before
+        for name, given in model_options.items():
+            _check_as_before(last, name, of_default.get(name, given), given)
         classes = Classes(made_with["classes"], last)
         if pretrained or backbone_weights:
             print(f"the weights are those of {last}: no other file is read", flush=True)
@@ -202,6 +207,12 @@ def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModu
         number = signal.SIGINT if by_user else signal.SIGTERM
         raise Stopped(number, _where(trainer.global_step, last)) from None
     return module
+
+
+def _check_as_before(last: Path, name: str, trained_with: Any, given: Any) -> None:
+    """Raises ValueError if a resumed training is given another value than the checkpoint's."""
+    if trained_with != given:
+        raise ValueError(f"{name}: {last} was trained with {trained_with}, got {given}")
 
 
 def _given(**options: Any) -> dict[str, Any]:
