@@ -35,7 +35,7 @@ def ap_by_iou(side: Side, loader: DataLoader) -> dict[str, float]:
     """AP at each of COCO's IoU thresholds, "0.50" to "0.95", on the validation split."""
     side.model.eval()
     dataset: Any = loader.dataset
-    evaluator = CocoEvaluator(dataset.annotation_file, dataset.category_ids)
+    evaluator = CocoEvaluator(dataset.annotations, dataset.category_ids)
     for images, targets in loader:
         found = side.model([image.to(side.device) for image in images])
         detections = [{k: v.cpu() for k, v in one.items()} for one in found]

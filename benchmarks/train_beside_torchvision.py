@@ -87,7 +87,7 @@ class Side:
         """COCO metrics on the validation split."""
         self.model.eval()
         dataset: Any = loader.dataset
-        evaluator = CocoEvaluator(dataset.annotation_file, dataset.category_ids, self.masks)
+        evaluator = CocoEvaluator(dataset.annotations, dataset.category_ids, self.masks)
         for images, targets in loader:
             found = self.model([image.to(self.device) for image in images])
             detections = [{k: v.cpu() for k, v in one.items()} for one in found]

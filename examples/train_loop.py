@@ -52,7 +52,7 @@ for step, (images, targets) in enumerate(train_batches, start=1):
 torch.save(model.state_dict(), "detector.pt")
 
 model.eval()
-evaluator = CocoEvaluator(val.annotation_file, val.category_ids)
+evaluator = CocoEvaluator(val.annotations, val.category_ids)
 with torch.inference_mode():
     for images, targets in DataLoader(val, options.batch_size, collate_fn=collate):
         found = model([image.to(device) for image in images])

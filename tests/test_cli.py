@@ -481,7 +481,7 @@ def of_ours(**changes: Any) -> dict[str, Any]:
 
 # What was typed, with PLACES in braces, and what the one line says.
 MISTAKES = {
-    "no data": ("train --data {tmp}/none --out {tmp}/o", "no split 'train' in"),
+    "no data": ("train --data {tmp}/none --out {tmp}/o", "none: no such folder"),
     "unknown backbone": ("train --data {shapes} --out {tmp}/o --backbone resnet1", "similar: resn"),
     "no backbone that is a pyramid": (
         "train --data {shapes} --out {tmp}/o --backbone levit_128s",
@@ -575,7 +575,7 @@ def test_a_mistake_is_answered_by_one_line(
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no split"):
+    with pytest.raises(FileNotFoundError, match="no data set"):
         main(f"train --data {tmp_path} --out {tmp_path / 'o'} --debug".split())
 
 

@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Data: COCO-format files, transforms, batching, and a sample data set that needs no download."""
 
+from fastdet.data.annotations import Annotations
 from fastdet.data.batching import collate
 from fastdet.data.classes import Classes
-from fastdet.data.coco import CocoDetection, open_dataset
+from fastdet.data.dataset import CocoDetection, DetectionDataset
 from fastdet.data.images import read_image
+from fastdet.data.opening import open_dataset
 from fastdet.data.shapes import write_shapes
 from fastdet.data.transforms import ScaleJitter, eval_transforms, train_transforms
 
 __all__ = [
+    "Annotations",
     "Classes",
     "CocoDetection",
+    "DetectionDataset",
     "ScaleJitter",
     "collate",
     "eval_transforms",

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Reading and checking a COCO annotation file.
 
-The file is parsed once, into a few NumPy columns: 65 bytes and 4 us an annotation. Labels are 1..C
-in the ascending order of the file's category ids, so two splits with the same categories agree on
-them. Masks, if requested, are kept as run lengths. Defects of a file:
+The file is parsed once, 4 us an annotation. Labels are 1..C in the ascending order of the file's
+category ids, so two splits with the same categories agree on them. Masks, if requested, are kept as
+run lengths. Defects of a file:
 
 - no JSON, a missing key, an id that is no integer or occurs twice, an image without a size, a file
   name that leads out of the image folder: ValueError, naming file and id;
@@ -15,75 +15,17 @@ them. Masks, if requested, are kept as run lengths. Defects of a file:
 
 import json
 import math
-import warnings
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
+from fastdet.data.annotations import AnnotationNotes, Annotations, place
 from fastdet.data.images import Exif, image_size
-from fastdet.data.segmentations import Rle, read_segmentation, without_bad_polygons
+from fastdet.data.segmentations import read_segmentation, without_bad_polygons
 
 LONGEST_SIDE = 1_000_000  # pixels
-
-
-@dataclass(frozen=True)
-class CocoFile:
-    """The columns of one annotation file; images and annotations keep the file's order.
-
-    Attributes:
-        path: where it was read.
-        image_ids: (I,) of the file.
-        file_names: (I,) below the image folder.
-        image_sizes: (I, 2) height, width as recorded.
-        category_ids: (C,) ascending; label l is `category_ids[l - 1]`.
-        names: (C,) unique: where a file gives a name twice, its id is added.
-        annotation_ids: (A,).
-        image_index: (A,) position in `image_ids`.
-        labels: (A,) 1..C.
-        boxes_xywh: (A, 4) float64 as written, neither clipped nor checked for size.
-        areas: (A,) float64, width * height where the file has none.
-        crowd: (A,) bool.
-        masks: (A,) run lengths, each of its image's size; None where they were not asked for.
-    """
-
-    path: Path
-    image_ids: list[int]
-    file_names: list[str]
-    image_sizes: np.ndarray
-    category_ids: list[int]
-    names: list[str]
-    annotation_ids: np.ndarray
-    image_index: np.ndarray
-    labels: np.ndarray
-    boxes_xywh: np.ndarray
-    areas: np.ndarray
-    crowd: np.ndarray
-    masks: list[Rle] | None
-
-
-class AnnotationNotes:
-    """Counts what is wrong with the annotations of one file, by kind, and warns once for each."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.found: dict[str, tuple[int, Any, Any]] = {}
-
-    def add(self, kind: str, image_id: Any, annotation_id: Any, count: int = 1) -> None:
-        """Notes `count` more of a kind; the ids of its first one are kept."""
-        before, first_image, first_annotation = self.found.get(kind, (0, image_id, annotation_id))
-        self.found[kind] = (before + count, first_image, first_annotation)
-
-    def warn(self) -> None:
-        """One UserWarning per kind."""
-        for kind, (count, image_id, annotation_id) in self.found.items():
-            warnings.warn(
-                f"{self.path}: {count} annotation{'s' if count > 1 else ''} {kind} "
-                f"(first: image id {image_id}, annotation id {annotation_id})",
-                stacklevel=3,
-            )
 
 
 def read_coco_file(
@@ -93,7 +35,7 @@ def read_coco_file(
     images: str | Path | None = None,
     exif: Exif = "apply",
     files_anywhere: bool = False,
-) -> CocoFile:
+) -> Annotations:
     """Parses and checks an annotation file.
 
     Args:
@@ -132,7 +74,7 @@ def read_coco_file(
     label_of_category = {category["id"]: label for label, category in enumerate(categories, 1)}
     kept, areas, rles, notes = [], [], [], AnnotationNotes(path)
     for annotation in annotations:
-        ids = annotation["image_id"], annotation["id"]
+        where = place(annotation["image_id"], annotation["id"])
         try:
             index, label = _place(annotation, index_of_image, label_of_category)
             bbox, crowd = _bbox(annotation), _crowd(annotation)
@@ -141,13 +83,13 @@ def read_coco_file(
                 usable = without_bad_polygons(segmentation)
                 rles.append(read_segmentation(usable, *sizes[index]))
                 if usable is not segmentation:
-                    notes.add("kept without a polygon that has no three finite points", *ids)
+                    notes.add("kept without a polygon that has no three finite points", where)
         except ValueError as error:
-            notes.add(f"skipped: {error}", *ids)
+            notes.add(f"skipped: {error}", where)
             continue
         area = annotation.get("area")
         if area is not None and not (_is_number(area) and math.isfinite(area) and area >= 0):
-            notes.add("kept with width * height as the area: area is not a number from 0 on", *ids)
+            notes.add("kept with width * height as the area: area is not a number from 0 on", where)
             area = None
         areas.append(bbox[2] * bbox[3] if area is None else area)
         kept.append((annotation["id"], index, label, bbox, crowd))
@@ -155,8 +97,9 @@ def read_coco_file(
 
     columns: Any = zip(*kept, strict=True) if kept else [()] * 5
     annotation_ids, image_index, labels, boxes, crowds = columns
-    return CocoFile(
+    return Annotations(
         path=path,
+        images=folder,
         image_ids=[image["id"] for image in image_records],
         file_names=file_names,
         image_sizes=np.array(sizes, np.int64).reshape(-1, 2),

@@ -16,7 +16,7 @@ from onnxruntime.quantization import CalibrationDataReader, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
 
-from fastdet.data import Classes, CocoDetection, open_dataset, read_image
+from fastdet.data import Classes, DetectionDataset, open_dataset, read_image
 from fastdet.deploy.metadata import metadata
 from fastdet.deploy.onnx_pictures import Arrays, OnnxDetector, coco_metrics
 from fastdet.files import replacing
@@ -108,14 +108,14 @@ def _check(target: Path, calibration: Path) -> None:
         raise FileNotFoundError(f"int8: {calibration} is no folder")
 
 
-def _split(folder: Path, split: str, classes: Classes) -> CocoDetection | None:
+def _split(folder: Path, split: str, classes: Classes) -> DetectionDataset | None:
     try:
         return open_dataset(folder, split, classes=classes)
     except FileNotFoundError:
         return None
 
 
-def _pictures(folder: Path, dataset: CocoDetection | None) -> Iterator[Tensor]:
+def _pictures(folder: Path, dataset: DetectionDataset | None) -> Iterator[Tensor]:
     if dataset is not None:
         return (dataset[i][0] for i in _spread(len(dataset)))
     files = picture_files([folder])

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fastdet.numpy
-from fastdet.data import CocoDetection
+from fastdet.data import DetectionDataset
 from fastdet.deploy.metadata import metadata
 from fastdet.evaluation import CocoEvaluator, CocoMetrics
 
@@ -77,10 +77,10 @@ class OnnxDetector:
         return {"boxes": boxes * back[[1, 0, 1, 0]], "scores": scores, "labels": labels}
 
 
-def coco_metrics(path: Path, dataset: CocoDetection) -> CocoMetrics:
+def coco_metrics(path: Path, dataset: DetectionDataset) -> CocoMetrics:
     """COCO metrics of the boxes that an .onnx file finds in a data set without transforms."""
     detector = OnnxDetector(path)
-    evaluator = CocoEvaluator(dataset.annotation_file, dataset.category_ids)
+    evaluator = CocoEvaluator(dataset.annotations, dataset.category_ids)
     for index, image_id in enumerate(dataset.image_ids):
         found = detector.detect(dataset[index][0])
         evaluator.update([image_id], [{name: torch.from_numpy(found[name]) for name in found}])

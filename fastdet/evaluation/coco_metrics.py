@@ -19,6 +19,7 @@ import numpy as np
 from hotcoco import COCO, COCOeval
 from torch import Tensor
 
+from fastdet.data.annotations import Annotations
 from fastdet.data.coco_file import read_coco_file
 from fastdet.data.images import Exif
 from fastdet.data.segmentations import Rle, as_json
@@ -62,7 +63,7 @@ class CocoMetrics:
         pr_curves: class name -> recall (101,) and precision (101,) at IoU 0.5; classes without
             objects are left out.
         images: number of evaluated images.
-        images_in_file: number of images in the annotation file.
+        images_in_file: number of images in the annotations.
         masks: the metrics of the masks; None if masks were not evaluated.
     """
 
@@ -84,7 +85,7 @@ class CocoEvaluator:
 
     def __init__(
         self,
-        annotation_file: str | Path,
+        annotations: str | Path | Annotations,
         category_ids: list[int],
         masks: bool = False,
         *,
@@ -95,26 +96,31 @@ class CocoEvaluator:
         """Reads the ground truth.
 
         Args:
-            annotation_file: COCO format.
-            category_ids: for each label, from label 1 on, its category id in the annotation file.
-                Other categories are not evaluated.
-            masks: whether to evaluate masks, too. Then annotations without a readable segmentation
-                are skipped, with a warning.
+            annotations: of a data set (`dataset.annotations`), or the path of a COCO file.
+            category_ids: for each label, from label 1 on, its category id in the annotations. Other
+                categories are not evaluated.
+            masks: whether to evaluate masks, too. Then annotations of a file without a readable
+                segmentation are skipped, with a warning.
             max_detections: maximum number of detections of an image; the best are used. COCO's 100
                 are too few for images with more objects, because the other objects cannot be found.
-            images, exif: as `CocoDetection`'s; needed for masks where a width or height is null.
+            images, exif: of a file, see `read_coco_file`; needed for masks where a width or height
+                is null.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: invalid file, a category id that is not in the file, or max_detections below
-                11.
+            ValueError: invalid file, a category id that is not in the file, annotations without the
+                masks to evaluate, or max_detections below 11.
         """
         if max_detections <= FEW[-1]:
             raise ValueError(
                 f"max_detections: expected a number above {FEW[-1]}, got {max_detections}"
             )
-        # Pictures are not opened here, wherever they lie.
-        file = read_coco_file(annotation_file, masks, images=images, exif=exif, files_anywhere=True)
+        if isinstance(annotations, Annotations):
+            file = annotations
+        else:  # pictures are not opened here, wherever they lie
+            file = read_coco_file(annotations, masks, images=images, exif=exif, files_anywhere=True)
+        if masks and file.masks is None:
+            raise ValueError(f"{file.path}: expected annotations that were read with masks")
         unknown = [i for i in category_ids if i not in set(file.category_ids)]
         if unknown:
             raise ValueError(f"{file.path}: no category with id {unknown[0]}")
@@ -142,7 +148,9 @@ class CocoEvaluator:
             file.boxes_xywh,
             area=file.areas,
             iscrowd=file.crowd,
-            segmentation=cast(Any, file.masks),  # hotcoco's type also allows polygons
+            segmentation=cast(
+                Any, file.masks if masks else None
+            ),  # hotcoco's type also allows polygons
         )
         self._evaluates_masks = masks
         self._max_detections = max_detections
@@ -157,14 +165,14 @@ class CocoEvaluator:
         """Adds images with all their detections.
 
         Args:
-            image_ids: image ids of the annotation file.
+            image_ids: image ids of the annotations.
             detections: for each image a dict of boxes (D, 4) xyxy in pixels of the original image,
                 labels (D,) and scores (D,). To evaluate masks also masks (D, 1, H, W), bool or
                 probabilities, or instead segmentations, D run lengths. Detections with label 0,
                 background, are ignored: a RetinaNet has this column and can predict it.
 
         Raises:
-            ValueError: an image id that is not in the annotation file or was given before; a label
+            ValueError: an image id that is not in the annotations or was given before; a label
                 without a category; a box or score that is not finite; different lengths; no masks
                 although masks are evaluated.
         """
@@ -243,7 +251,7 @@ def coco_results(
     Args:
         image_ids: one for each image.
         detections: see `CocoEvaluator.update`.
-        category_ids: for each label, from label 1 on, its category id in the annotation file.
+        category_ids: for each label, from label 1 on, its category id in the annotations.
 
     Returns:
         One dict for each detection: image_id, category_id, bbox [x, y, width, height], score, and

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from fastdet import __version__
 from fastdet.bench import run_suites
-from fastdet.data import CocoDetection, open_dataset, write_shapes
+from fastdet.data import DetectionDataset, open_dataset, write_shapes
 from fastdet.evaluation import CocoMetrics, class_table, stats_table
 from fastdet.evaluation.pictures import draw_boxes
 from fastdet.files import replacing
@@ -172,7 +172,7 @@ def compare(options: TrainOptions, count: int) -> list[Comparison]:
     The pictures with detections are also written to OUT/pictures.
     """
     module = load_detector(options.out / "best.ckpt")
-    dataset: CocoDetection = open_dataset(options.data, "val")
+    dataset: DetectionDataset = open_dataset(options.data, "val")
     comparisons = []
     for index in range(min(count, len(dataset))):
         image, target = dataset[index]

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fastdet.data import (
     Classes,
-    CocoDetection,
+    DetectionDataset,
     collate,
     eval_transforms,
     open_dataset,
@@ -52,7 +52,7 @@ class EpochShuffle(Sampler[Key]):
 class SeededItems(Dataset[Any]):
     """The items of a dataset, each made with a random seed of its own."""
 
-    def __init__(self, dataset: CocoDetection, seed: int) -> None:
+    def __init__(self, dataset: DetectionDataset, seed: int) -> None:
         self.dataset = dataset
         self.seed = seed
 
@@ -80,7 +80,7 @@ class DetectionDataModule(lightning.LightningDataModule):
         drop_other_classes: leave out what the validation split has of classes that are not learnt.
         trains: whether there is training; without, the training split is not read.
         pictures: how pictures are read.
-        files_anywhere: see `fastdet.data.CocoDetection`.
+        files_anywhere: see `fastdet.data.open_dataset`.
 
     Attributes:
         training, validation: the data sets; training is None where there is none.
@@ -158,7 +158,7 @@ class DetectionDataModule(lightning.LightningDataModule):
         return DataLoader(self.validation, batch_size=self.batch_size, **self._loading())
 
     def _open(self, classes: Classes | None) -> None:
-        self.training: CocoDetection | None = None
+        self.training: DetectionDataset | None = None
         if self.trains:
             self.training = self._split("train", train_transforms(), classes)
             if not self.training.num_objects:
@@ -171,7 +171,7 @@ class DetectionDataModule(lightning.LightningDataModule):
             classes = replace(classes, drop_others=self.drop_other_classes)
         self.validation = self._split(self.validation_split, eval_transforms(), classes)
 
-    def _split(self, split: str, transforms: Any, classes: Classes | None) -> CocoDetection:
+    def _split(self, split: str, transforms: Any, classes: Classes | None) -> DetectionDataset:
         options = {"classes": classes, **self.reading}
         dataset = open_dataset(self.folder, split, transforms, self.masks, **options)
         if not len(dataset):

@@ -107,7 +107,7 @@ class DetectorModule(lightning.LightningModule):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        """Open an evaluator on the annotation file of the validation split."""
+        """Open an evaluator on the annotations of the validation split."""
         assert self.trainer.val_dataloaders is not None
         dataset = self.trainer.val_dataloaders.dataset
         if dataset.classes != self.classes:
@@ -116,11 +116,7 @@ class DetectorModule(lightning.LightningModule):
                 f"for {self.classes}"
             )
         self.evaluator = CocoEvaluator(
-            dataset.annotation_file,
-            dataset.category_ids,
-            self.model.learns_masks,
-            images=dataset.images,
-            exif=dataset.exif,
+            dataset.annotations, dataset.category_ids, self.model.learns_masks
         )
         self.validation_losses: dict[str, float] = defaultdict(float)
         self.validated_images = 0

@@ -258,7 +258,7 @@ def evaluate(
         batch_size: images at a time.
         drop_other_classes: leave out what the split has of classes that the checkpoint lacks.
         pictures: how pictures are read.
-        files_anywhere: see `fastdet.data.CocoDetection`.
+        files_anywhere: see `fastdet.data.open_dataset`.
 
     Raises:
         ValueError: other classes.

@@ -15,6 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from fastdet.data import open_dataset
+from fastdet.data.coco_file import read_coco_file
 from fastdet.evaluation import CocoEvaluator, coco_results
 from fastdet.evaluation.coco_metrics import STATS
 from tests.data_sets import data_sets
@@ -69,7 +70,7 @@ def pycocotools_evaluation(annotation_file, results, kind="bbox", image_ids=None
 
 
 def evaluator_of(dataset):
-    return CocoEvaluator(dataset.annotation_file, dataset.category_ids)
+    return CocoEvaluator(dataset.annotations, dataset.category_ids)
 
 
 @pytest.mark.parametrize("ties", [False, True], ids=["noise", "ties"])
@@ -205,7 +206,7 @@ def test_masks_equal_pycocotools_to_the_last_bit(folder, form):
             of_image[form] = coco_mask.encode(fortran)
         else:
             of_image["masks"] = masks if form == "masks" else masks * 0.4 + 0.2
-    evaluator = CocoEvaluator(dataset.annotation_file, dataset.category_ids, masks=True)
+    evaluator = CocoEvaluator(dataset.annotations, dataset.category_ids, masks=True)
     evaluator.update([*found], [*found.values()])
     metrics = evaluator.compute()
 
@@ -397,6 +398,8 @@ def test_wrong_updates(file):
         of_masks.update([0], [one_box_two_masks])
     with pytest.raises(ValueError, match=r"val\.json: no category with id 5"):
         CocoEvaluator(file, [0, 5, 7])
+    with pytest.raises(ValueError, match=r"val\.json: expected annotations that were read with ma"):
+        CocoEvaluator(read_coco_file(file), [0, 3, 7], masks=True)
 
 
 def test_results_are_json_in_the_files_own_ids():

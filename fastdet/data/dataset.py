@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""COCO-format detection data as a torch Dataset.
+"""Detection data of any format as a torch Dataset.
 
-The annotation file is parsed once; an item costs one image decode and a slice. The dataset holds
-plain lists and NumPy arrays and no open file, so it may be pickled and shared by worker processes.
-Masks stay run lengths until their item is asked for.
+An item costs one image decode and a slice of the annotations. The dataset holds plain lists and
+NumPy arrays and no open file, so it may be pickled and shared by worker processes. Masks stay run
+lengths until their item is asked for.
 Invariant: every box of an item has positive width and height and lies inside its image; every mask
 has a pixel.
 """
@@ -18,92 +18,89 @@ import torch
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from fastdet.data.annotations import AnnotationNotes, Annotations
 from fastdet.data.classes import Classes
-from fastdet.data.coco_file import AnnotationNotes, CocoFile, read_coco_file
+from fastdet.data.coco_file import read_coco_file
 from fastdet.data.images import MAX_PIXELS, Exif, read_image
 from fastdet.data.segmentations import areas, decode
 
 Target = dict[str, Any]
 
 
-class CocoDetection(Dataset[tuple[Any, Target]]):
-    """Images and boxes of one annotation file.
+class DetectionDataset(Dataset[tuple[Any, Target]]):
+    """The images and boxes of one split.
 
     An item is (image, target): image a uint8 `tv_tensors.Image` (3, H, W) RGB, target a dict with
     boxes (`tv_tensors.BoundingBoxes`, XYXY float32 (G, 4)), labels ((G,) int64, 1..C), image_id
-    (int) and, with `masks`, masks (`tv_tensors.Mask`, (G, H, W) uint8 of 0 and 1); then
-    `transforms(image, target)`, where given. Boxes that reach beyond the image are clipped. Crowd
-    annotations are no training target: they are left out of the items, and the evaluation reads
-    them from the file. Pictures are turned as their EXIF orientation says; see `read_image`.
+    (int) and, where the annotations have masks, masks (`tv_tensors.Mask`, (G, H, W) uint8 of 0 and
+    1); then `transforms(image, target)`, where given. Boxes that reach beyond the image are
+    clipped. Crowd annotations are no training target: they are left out of the items, and the
+    evaluation takes them from `annotations`. Pictures are turned as their EXIF orientation says;
+    see `read_image`.
 
     Attributes:
+        annotations: all of the split, also those that no item has.
         classes: names by label; label 0 is "background".
-        category_ids: the file's ids; `category_ids[label - 1]` belongs to label.
-        image_ids: the file's ids, by index.
-        annotation_file: its path.
+        category_ids: the source's ids; `category_ids[label - 1]` belongs to label.
+        image_ids: the source's ids, by index.
+        annotation_file: what the annotations were read from.
         images: the image folder.
     """
 
     def __init__(
         self,
-        images: str | Path,
-        annotations: str | Path,
+        annotations: Annotations,
         transforms: Callable[[Any, Target], tuple[Any, Target]] | None = None,
         keep_empty: bool = True,
-        masks: bool = False,
         *,
         exif: Exif = "apply",
         bit_depth: int | None = None,
         max_pixels: int = MAX_PIXELS,
-        files_anywhere: bool = False,
         classes: Classes | None = None,
     ) -> None:
-        """Reads the annotation file; image files are opened item by item.
+        """Chooses what can be learned; image files are opened item by item.
 
         Args:
-            images: the folder that the file names in the annotations start from.
-            annotations: a COCO file. Annotations without a usable box (see `read_coco_file`; a
-                width or height that is not positive; wholly outside the image) are left out, with
-                one warning for each kind; with `masks` those without a usable mask too.
+            annotations: with an image folder. Those without a usable box (a width or height that is
+                not positive; wholly outside the image) are left out, with one warning for each
+                kind; those without a pixel in their mask too.
             transforms: called with an item's image and target; `train_transforms()`, for example.
             keep_empty: False leaves out the images that have no box to learn from.
-            masks: read the segmentations: polygons, RLE and compressed RLE.
             exif, bit_depth, max_pixels: see `read_image`.
-            files_anywhere: allow file names that lead out of the image folder.
-            classes: whose labels the items have, matched by name; None: the file's own, in the
+            classes: whose labels the items have, matched by name; None: the source's own, in the
                 order of their ids.
 
         Raises:
-            FileNotFoundError: no annotation file.
-            ValueError: broken file; see `read_coco_file`. Other classes than `classes`.
+            ValueError: other classes than `classes`; annotations without an image folder.
         """
-        file = read_coco_file(
-            annotations, masks, images=images, exif=exif, files_anywhere=files_anywhere
-        )
-        names = ["background", *file.names]
-        classes = classes or Classes(names, file.path)
-        new_labels = classes.labels_of(names, file.path)
-        rows, boxes = _training_boxes(file)
-        known = new_labels[file.labels[rows]] > 0
+        if annotations.images is None:
+            raise ValueError(f"{annotations.path}: expected annotations with an image folder")
+        names = ["background", *annotations.names]
+        classes = classes or Classes(names, annotations.path)
+        new_labels = classes.labels_of(names, annotations.path)
+        rows, boxes = _training_boxes(annotations)
+        known = new_labels[annotations.labels[rows]] > 0
         rows, boxes = rows[known], boxes[known]
-        index = file.image_index[rows]
-        counts = np.bincount(index, minlength=len(file.image_ids))
+        index = annotations.image_index[rows]
+        counts = np.bincount(index, minlength=len(annotations.image_ids))
         shown = np.arange(len(counts)) if keep_empty else np.flatnonzero(counts)
         order = np.argsort(index, kind="stable")
         rows = rows[order]
         # An image that is not shown has no boxes, so leaving it out does not move an offset.
         self._offsets = np.concatenate([[0], np.cumsum(counts[shown])])
         self._boxes = boxes[order]
-        self._labels = new_labels[file.labels[rows]]
-        self._masks = None if file.masks is None else [file.masks[row] for row in rows]
-        self._sizes = file.image_sizes[shown]
-        self._file_names = [file.file_names[i] for i in shown]
-        self.image_ids = [file.image_ids[i] for i in shown]
-        ids = dict(zip(new_labels[1:].tolist(), file.category_ids, strict=True))
+        self._labels = new_labels[annotations.labels[rows]]
+        masks = annotations.masks
+        self._masks = None if masks is None else [masks[row] for row in rows]
+        self._sizes = annotations.image_sizes[shown]
+        self._file_names = [annotations.file_names[i] for i in shown]
+        self.image_ids = [annotations.image_ids[i] for i in shown]
+        ids = dict(zip(new_labels[1:].tolist(), annotations.category_ids, strict=True))
         self.category_ids = [ids[label] for label in range(1, len(classes.names))]
         self.classes = list(classes.names)
-        self.annotation_file = file.path
-        self.images = Path(images)
+        self.annotations = annotations
+        self.annotation_file = annotations.path
+        self.images = annotations.images
         self.transforms = transforms
         self.exif: Exif = exif
         self.bit_depth = bit_depth
@@ -154,37 +151,41 @@ class CocoDetection(Dataset[tuple[Any, Target]]):
         return target
 
 
-def open_dataset(
-    folder: str | Path,
-    split: str,
-    transforms: Callable[[Any, Target], tuple[Any, Target]] | None = None,
-    masks: bool = False,
-    **options: Any,
-) -> CocoDetection:
-    """Opens a split of a data set folder.
+class CocoDetection(DetectionDataset):
+    """A COCO file and its image folder; see `DetectionDataset`."""
 
-    Args:
-        folder: in one of two layouts: `{split}.json` beside `images/`, or COCO's own
-            `annotations/instances_{split}2017.json` beside `{split}2017/`.
-        split: "train" or "val", as a rule.
-        transforms, masks, options: see `CocoDetection`.
+    def __init__(
+        self,
+        images: str | Path,
+        annotations: str | Path,
+        transforms: Callable[[Any, Target], tuple[Any, Target]] | None = None,
+        keep_empty: bool = True,
+        masks: bool = False,
+        *,
+        exif: Exif = "apply",
+        files_anywhere: bool = False,
+        **options: Any,
+    ) -> None:
+        """Reads the annotation file.
 
-    Raises:
-        FileNotFoundError: neither layout is there.
-    """
-    folder = Path(folder)
-    layouts = [
-        (folder / f"{split}.json", folder / "images"),
-        (folder / "annotations" / f"instances_{split}2017.json", folder / f"{split}2017"),
-    ]
-    for annotations, images in layouts:
-        if annotations.is_file():
-            return CocoDetection(images, annotations, transforms, masks=masks, **options)
-    looked = " nor ".join(str(annotations) for annotations, _ in layouts)
-    raise FileNotFoundError(f"no split '{split}' in {folder}: neither {looked}")
+        Args:
+            images: the folder that the file names in the annotations start from.
+            annotations: a COCO file; see `read_coco_file`.
+            masks: read the segmentations: polygons, RLE and compressed RLE.
+            files_anywhere: allow file names that lead out of the image folder.
+            transforms, keep_empty, exif, options: see `DetectionDataset`.
+
+        Raises:
+            FileNotFoundError: no annotation file.
+            ValueError: broken file; see `read_coco_file`. As `DetectionDataset`.
+        """
+        file = read_coco_file(
+            annotations, masks, images=images, exif=exif, files_anywhere=files_anywhere
+        )
+        super().__init__(file, transforms, keep_empty, exif=exif, **options)
 
 
-def _training_boxes(file: CocoFile) -> tuple[np.ndarray, np.ndarray]:
+def _training_boxes(file: Annotations) -> tuple[np.ndarray, np.ndarray]:
     """The rows of the file that can be trained on, and their xyxy float32 boxes, clipped."""
     limits = file.image_sizes[file.image_index][:, [1, 0, 1, 0]]  # (A, 4) width, height, twice
     xyxy = np.concatenate(
@@ -205,16 +206,14 @@ def _training_boxes(file: CocoFile) -> tuple[np.ndarray, np.ndarray]:
     }
     for kind, wrong in kinds.items():
         if wrong.any():
-            first = int(np.argmax(wrong))
-            image_id = file.image_ids[file.image_index[first]]
-            notes.add(kind, image_id, int(file.annotation_ids[first]), int(wrong.sum()))
+            notes.add(kind, file.where(int(np.argmax(wrong))), int(wrong.sum()))
     notes.warn()
     _warn_of_crowds_alone(file)
     usable = np.flatnonzero(~(empty | outside | blank | file.crowd))
     return usable, clipped[usable]
 
 
-def _repeats(file: CocoFile) -> np.ndarray:
+def _repeats(file: Annotations) -> np.ndarray:
     """(A,) bool: annotations that say what an earlier one says."""
     says = np.column_stack([file.image_index, file.labels, file.crowd, file.boxes_xywh])  # (A, 7)
     rows = np.ascontiguousarray(says).view(np.dtype((np.void, says.strides[0]))).ravel()
@@ -223,7 +222,7 @@ def _repeats(file: CocoFile) -> np.ndarray:
     return repeats
 
 
-def _warn_of_crowds_alone(file: CocoFile) -> None:
+def _warn_of_crowds_alone(file: Annotations) -> None:
     objects = np.bincount(file.labels[~file.crowd], minlength=len(file.names) + 1)
     crowds = np.bincount(file.labels[file.crowd], minlength=len(file.names) + 1)
     alone = [file.names[label - 1] for label in np.flatnonzero((objects == 0) & (crowds > 0))]

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The annotations of one split, whatever format they were read from: a few NumPy columns.
+
+65 bytes an annotation. Every reader makes `Annotations`; the data set, the evaluation, the checks
+and the writers take them, so that no other module knows a format.
+"""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fastdet.data.segmentations import Rle
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The columns of one split; images and annotations keep the order of the source.
+
+    Attributes:
+        path: what was read, for messages: a file or a folder.
+        images: the folder that the file names start from; None where it is not known.
+        image_ids: (I,) unique.
+        file_names: (I,) below the image folder.
+        image_sizes: (I, 2) height, width as recorded.
+        category_ids: (C,) ascending; label l is `category_ids[l - 1]`.
+        names: (C,) unique: where a file gives a name twice, its id is added.
+        annotation_ids: (A,).
+        image_index: (A,) position in `image_ids`.
+        labels: (A,) 1..C.
+        boxes_xywh: (A, 4) float64 as written, neither clipped nor checked for size.
+        areas: (A,) float64, width * height where the source has none.
+        crowd: (A,) bool.
+        masks: (A,) run lengths, each of its image's size; None where they were not asked for.
+        has_ids: whether the ids are the source's own. In formats without ids they count from 1, the
+            annotations of each image in their order.
+    """
+
+    path: Path
+    images: Path | None
+    image_ids: list[int]
+    file_names: list[str]
+    image_sizes: np.ndarray
+    category_ids: list[int]
+    names: list[str]
+    annotation_ids: np.ndarray
+    image_index: np.ndarray
+    labels: np.ndarray
+    boxes_xywh: np.ndarray
+    areas: np.ndarray
+    crowd: np.ndarray
+    masks: list[Rle] | None
+    has_ids: bool = True
+
+    def where(self, row: int) -> str:
+        """The place of an annotation, for messages."""
+        index = int(self.image_index[row])
+        if self.has_ids:
+            return place(self.image_ids[index], int(self.annotation_ids[row]))
+        number = np.flatnonzero(self.image_index == index).tolist().index(row) + 1
+        return f"{self.file_names[index]}, object {number}"
+
+
+def place(image_id: object, annotation_id: object) -> str:
+    """The place of an annotation that has ids, for messages."""
+    return f"image id {image_id}, annotation id {annotation_id}"
+
+
+class AnnotationNotes:
+    """Counts what is wrong with the annotations of one source, by kind, and warns once for each."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.found: dict[str, tuple[int, str]] = {}
+
+    def add(self, kind: str, where: str, count: int = 1) -> None:
+        """Notes `count` more of a kind; the place of its first one is kept."""
+        before, first = self.found.get(kind, (0, where))
+        self.found[kind] = (before + count, first)
+
+    def warn(self) -> None:
+        """One UserWarning per kind."""
+        for kind, (count, first) in self.found.items():
+            warnings.warn(
+                f"{self.path}: {count} annotation{'s' if count > 1 else ''} {kind} "
+                f"(first: {first})",
+                stacklevel=3,
+            )
