@@ -25,11 +25,17 @@ if TYPE_CHECKING:
 
 def train(training: TrainOptions) -> None:
     """Train a detector on a COCO-format folder."""
+    from fastdet.training.kept_metrics import kept_metrics
+    from fastdet.training.processes import is_first
     from fastdet.training.train import train as run
 
-    module = run(training)
-    if module.metrics is not None:
-        _print_metrics(module.metrics, f"{training.model}, last weights")
+    run(training)
+    if not is_first():
+        return
+    best = kept_metrics(training.out / "best.ckpt")
+    if best is not None:
+        metrics, epoch = best
+        _print_metrics(metrics, f"{training.model}, best.ckpt, of epoch {epoch}")
     print(f"checkpoints and log: {training.out}")
 
 
