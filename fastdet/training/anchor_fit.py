@@ -8,7 +8,7 @@ since the strides double; only their common factor is chosen.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeGuard
 
 import numpy as np
@@ -73,14 +73,15 @@ def anchor_fit(cells: Cells, boxes_wh: np.ndarray) -> AnchorFit:
 
 def fitting_sizes(cells: Cells, boxes_wh: np.ndarray) -> AnchorFit:
     """The best fit, by the mean IoU, of the anchors times one factor; see `anchor_fit`."""
-    fits = [
-        anchor_fit(
-            tuple(tuple(tuple(side * factor for side in x) for x in level) for level in cells),
-            boxes_wh,
-        )
-        for factor in FACTORS
-    ]
-    return max((fit for fit in fits if fit.sizes[0] >= SMALLEST), key=lambda fit: fit.mean_iou)
+    own, fits = anchor_fit(cells, boxes_wh).sizes, []
+    for factor in FACTORS:
+        sizes = tuple(float(round(size * factor)) for size in own)
+        if sizes[0] >= SMALLEST:
+            scaled = tuple(
+                tuple(tuple(side * factor for side in cell) for cell in level) for level in cells
+            )
+            fits.append(replace(anchor_fit(scaled, boxes_wh), sizes=sizes))
+    return max(fits, key=lambda fit: fit.mean_iou)
 
 
 def fit_line(now: AnchorFit, best: AnchorFit, boxes_wh: np.ndarray) -> str:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Train a detector on a COCO-format folder; validate a checkpoint on one."""
 
+import math
 import signal
 import sys
 from collections.abc import Sequence
@@ -94,6 +95,11 @@ def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModu
     elif options.pretrained or options.backbone_weights:
         model_options = WITH_WEIGHTS | model_options
     assert options.batch_size is not None  # the options are complete
+    if options.batch_norm == "sync" and not on_gpu(options.device) and _processes(options) > 1:
+        raise ValueError(
+            "batch_norm: sync between processes needs GPUs (torch's SyncBatchNorm); on CPUs "
+            "expected group, frozen, eval or train"
+        )
     data = DetectionDataModule(
         options.data,
         options.batch_size,
@@ -290,10 +296,13 @@ def device_name(device: Device) -> str:
     return torch.cuda.get_device_name() if on_gpu(device) else "the CPU"
 
 
+def _processes(options: TrainOptions) -> int:
+    return math.prod(devices_and_nodes(options.devices))
+
+
 def _images_of_a_step(options: TrainOptions) -> int:
-    devices, nodes = devices_and_nodes(options.devices)
     assert options.batch_size is not None
-    return options.batch_size * options.optimization.accumulate * devices * nodes
+    return options.batch_size * options.optimization.accumulate * _processes(options)
 
 
 def _callbacks(options: TrainOptions) -> list[lightning.Callback]:
