@@ -177,6 +177,20 @@ class DetectorModule(lightning.LightningModule):
         if self.metrics is not None:
             checkpoint["metrics"] = as_plain(self.metrics)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let the epoch be over that the checkpoint ended, if epochs now have more or less batches.
+
+        Lightning counts the batches of the epoch: after a change of the batch size it would go on
+        in the middle of one.
+        """
+        data = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
+        if data is None:
+            return
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+        more = len(data.train_dataloader()) - progress["ready"]
+        for name in progress:
+            progress[name] += more
+
     def configure_optimizers(self) -> Any:
         """The optimiser and, step by step, the schedule of `optimization`."""
         # Lightning cannot clip a fused step in mixed precision.

@@ -1,21 +1,27 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The metrics that a checkpoint keeps: those of the validation after which it was written."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fastdet.evaluation.coco_metrics import ClassMetrics, CocoMetrics
 from fastdet.training.checkpoint import read_checkpoint
 
 
 def as_plain(metrics: CocoMetrics) -> dict[str, Any]:
-    """Metrics as plain data for a checkpoint, without the curves."""
-    masks = None if metrics.masks is None else as_plain(metrics.masks)
-    plain = asdict(metrics) | {"masks": masks}
-    plain["per_class"] = [tuple(row) for row in metrics.per_class]
-    del plain["pr_curves"]
-    return plain
+    """Metrics as plain data for a checkpoint."""
+    return {
+        "stats": metrics.stats,
+        "per_class": [tuple(row) for row in metrics.per_class],
+        "pr_curves": {
+            name: [curve.tolist() for curve in curves] for name, curves in metrics.pr_curves.items()
+        },
+        "images": metrics.images,
+        "images_in_file": metrics.images_in_file,
+        "masks": None if metrics.masks is None else as_plain(metrics.masks),
+    }
 
 
 def kept_metrics(checkpoint: Path) -> tuple[CocoMetrics, int] | None:
@@ -31,6 +37,15 @@ def kept_metrics(checkpoint: Path) -> tuple[CocoMetrics, int] | None:
 
 
 def _metrics(plain: dict[str, Any]) -> CocoMetrics:
-    masks = None if plain["masks"] is None else _metrics(plain["masks"])
-    per_class = [ClassMetrics(*row) for row in plain["per_class"]]
-    return CocoMetrics(**(plain | {"per_class": per_class, "pr_curves": {}, "masks": masks}))
+    curves = {
+        name: (np.array(recall), np.array(precision))
+        for name, (recall, precision) in plain["pr_curves"].items()
+    }
+    return CocoMetrics(
+        plain["stats"],
+        [ClassMetrics(*row) for row in plain["per_class"]],
+        curves,
+        plain["images"],
+        plain["images_in_file"],
+        None if plain["masks"] is None else _metrics(plain["masks"]),
+    )

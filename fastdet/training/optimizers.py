@@ -14,16 +14,9 @@ from torch.optim import Optimizer
 
 from fastdet.models.body_stages import PARTS
 from fastdet.models.detector import Detector
-from fastdet.training.options import OptimizationOptions
+from fastdet.training.options import DEFAULT_WEIGHT_DECAY, OptimizationOptions
 
-DEFAULT_LR = {"sgd": 0.01, "rmsprop": 1e-4, "adagrad": 1e-2}  # of the others: 5e-4
-DEFAULT_WEIGHT_DECAY = {"adamw": 0.05, "muon": 0.05}  # of the others: 1e-4
 FUSED = ("adamw", "adam", "sgd", "adagrad")  # one pass over the weights
-
-
-def default_lr(optimizer: str) -> float:
-    """The peak learning rate where none is given."""
-    return DEFAULT_LR.get(optimizer, 5e-4)
 
 
 def parameter_groups(

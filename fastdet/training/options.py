@@ -29,9 +29,14 @@ Exif = Literal["apply", "ignore"]  # see fastdet.data.read_image
 
 Show = Literal["detections", "proposals"]  # what `fastdet predict` draws
 
+RunsFormat = Literal["table", "markdown", "csv", "html"]  # of `fastdet runs`
+
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]  # as Lightning names them
 
 Optimizer = Literal["adamw", "sgd", "muon", "adam", "nadam", "radam", "rmsprop", "adagrad"]
+
+DEFAULT_LR = {"sgd": 0.01, "rmsprop": 1e-4, "adagrad": 1e-2}  # of the others: 5e-4
+DEFAULT_WEIGHT_DECAY = {"adamw": 0.05, "muon": 0.05}  # of the others: 1e-4
 
 Schedule = Literal["cosine", "step", "constant"]
 
@@ -151,7 +156,7 @@ class TrainOptions:
     data: Path
     """Folder with train.json, val.json and images/, or laid out as COCO itself."""
     out: Path
-    """Folder for last.ckpt, best.ckpt (highest val/AP) and metrics.csv."""
+    """Folder for last.ckpt, best.ckpt (highest val/AP), metrics.csv, options.yaml and run.yaml."""
     model: ModelName = "faster_rcnn"
     backbone: str | None = None
     """Name of a timm model, or local-dir: and the folder of one; unset: see preset."""
@@ -207,15 +212,24 @@ class TrainOptions:
     """Number of devices on this machine, with one process each; unset: one, or torchrun's."""
     compile: bool = False
     """Compile the losses with torch.compile; each shape of a batch costs a compilation."""
+    halve_batch: bool = True
+    """If the memory of the GPU is not enough, go on with batches of half the size, and twice as
+    many of them a step."""
     patience: int | None = None
     """Stop after so many validations without a better val/AP."""
+    hypothesis: str | None = None
+    """What this training is to show; `fastdet runs` prints it."""
     optimization: OptimizationOptions = OptimizationOptions()
 
     def complete(self, on_gpu: bool) -> "TrainOptions":
-        """These options, with those of the preset where they are unset."""
+        """These options, with those of the preset and of the optimiser where they are unset."""
         preset = self.preset if self.preset != "auto" else "gpu" if on_gpu else "cpu"
         unset = {k: v for k, v in PRESETS[preset].items() if getattr(self, k) is None}
-        return replace(self, **unset)
+        own, name = self.optimization, self.optimization.optimizer
+        if own.weight_decay is None:
+            own = replace(own, weight_decay=DEFAULT_WEIGHT_DECAY.get(name, 1e-4))
+        lr = DEFAULT_LR.get(name, 5e-4) if self.lr is None else self.lr
+        return replace(self, **unset, lr=lr, optimization=own)
 
     def check(self) -> None:
         """Raises ValueError, naming the option, where one is out of range."""

@@ -37,21 +37,32 @@ from fastdet.training.checkpoint import AtomicCheckpointIO, MovableCheckpoint, r
 from fastdet.training.data_module import DetectionDataModule
 from fastdet.training.detector_module import DetectorModule, load_detector
 from fastdet.training.metrics_log import MetricsLog, is_log
-from fastdet.training.optimizers import default_lr
 from fastdet.training.options import Device, PictureOptions, TrainOptions
+from fastdet.training.options_file import is_options, write_options
 from fastdet.training.processes import devices_and_nodes, first_speaks, is_first
 from fastdet.training.resuming import WITH_WEIGHTS, resumed
 from fastdet.training.run_lock import run_lock
+from fastdet.training.run_record import RunRecord, describe_data, is_record
 from fastdet.training.starting_weights import start_from
 from fastdet.training.stopping import Stopped
+
+FILES = (
+    "last.ckpt",
+    "best.ckpt",
+    "metrics.csv",
+    "options.yaml",
+    "run.yaml",
+    "backbone_weights.txt",
+)
 
 
 def train(options: TrainOptions, model_options: dict[str, Any] | None = None) -> DetectorModule:
     """Train as `options` say.
 
-    Writes OUT/last.ckpt and OUT/best.ckpt after each validation, each whole at every moment, and
-    OUT/metrics.csv; with `options.backbone_weights` also OUT/backbone_weights.txt, which lists what
-    was loaded. With `options.resume`, the result is that of an uninterrupted training.
+    Writes OUT/last.ckpt and OUT/best.ckpt after each validation, each whole at every moment,
+    OUT/metrics.csv, OUT/options.yaml and OUT/run.yaml; with `options.backbone_weights` also
+    OUT/backbone_weights.txt, which lists what was loaded. With `options.resume`, the result is that
+    of an uninterrupted training.
 
     Args:
         options: see `TrainOptions`.
@@ -73,7 +84,38 @@ def train(options: TrainOptions, model_options: dict[str, Any] | None = None) ->
         block.enter_context(first_speaks())
         if is_first():
             block.enter_context(run_lock(options.out))
-        return _train(options, model_options or {})
+        while True:
+            try:
+                return _train(options, model_options or {})
+            except torch.OutOfMemoryError:
+                smaller = _with_half_batches(options)
+                if smaller is None:
+                    raise
+                options = smaller
+
+
+def _with_half_batches(options: TrainOptions) -> TrainOptions | None:
+    """The options after the memory was not enough; None: there is nothing to halve.
+
+    A process among several cannot start again alone.
+    """
+    before, steps = options.batch_size, options.optimization
+    assert before is not None
+    if not options.halve_batch or before == 1 or _processes(options) > 1:
+        return None
+    half = before // 2
+    accumulate = round(before * steps.accumulate / half)
+    print(
+        f"out of memory with batches of {before}: goes on with batches of {half}, {accumulate} of "
+        "them a step",
+        flush=True,
+    )
+    return replace(
+        options,
+        batch_size=half,
+        resume=options.resume or (options.out / "last.ckpt").exists(),
+        optimization=replace(steps, accumulate=accumulate),
+    )
 
 
 def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModule:
@@ -81,7 +123,7 @@ def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModu
     last, log = options.out / "last.ckpt", options.out / "metrics.csv"
     if is_first():
         _check_folder(options)
-        for name in (last.name, "best.ckpt", log.name, "backbone_weights.txt"):
+        for name in FILES:
             remove_leftovers(options.out / name)
     lightning.seed_everything(options.seed, workers=True, verbose=False)
     before, classes = None, None
@@ -117,6 +159,11 @@ def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModu
     if options.compile:
         module.compile_losses()
     print(_start(options, module, data), flush=True)
+    if is_first():
+        write_options(options, options.out / "options.yaml")
+    splits = {"train": data.training, "val": data.validation}
+    about = {"data": {name: describe_data(split) for name, split in splits.items() if split}}
+    record = RunRecord(options.out / "run.yaml", options.resume, about)
     trainer = _trainer(
         options.device,
         options.devices,
@@ -128,7 +175,7 @@ def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModu
         num_sanity_val_steps=0,
         log_every_n_steps=1,
         logger=MetricsLog(log, first_step=before.steps if before else 0) if is_first() else False,
-        callbacks=_callbacks(options),
+        callbacks=[record, *_callbacks(options)],
         plugins=[AtomicCheckpointIO()],
         use_distributed_sampler=False,  # the data module has its own
     )
@@ -148,15 +195,16 @@ def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModu
 
 def _check_folder(options: TrainOptions) -> None:
     """Raises FileExistsError where a training would replace what it should not."""
-    log = options.out / "metrics.csv"
     if options.resume:
         return
-    for file in (options.out / "last.ckpt", options.out / "best.ckpt"):
-        if file.exists():
+    for name in ("last.ckpt", "best.ckpt", "report.html"):
+        if (file := options.out / name).exists():
             raise FileExistsError(f"{file} exists: give --resume to go on, or another --out")
-    # The log of a training that stopped before its first checkpoint may be replaced.
-    if log.exists() and not is_log(log):
-        raise FileExistsError(f"{log} is not of a training: give another --out")
+    # What a training wrote that stopped before its first checkpoint may be replaced.
+    of_training = {"metrics.csv": is_log, "options.yaml": is_options, "run.yaml": is_record}
+    for name, is_ours in of_training.items():
+        if (file := options.out / name).exists() and not is_ours(file):
+            raise FileExistsError(f"{file} is not of a training: give another --out")
 
 
 def _of_builder(options: TrainOptions) -> dict[str, Any]:
@@ -177,7 +225,8 @@ def _module(
     options: TrainOptions, model_options: dict[str, Any], data: DetectionDataModule
 ) -> DetectorModule:
     """The detector that is trained, with the anchors and the weights it starts from."""
-    lr = options.lr or default_lr(options.optimization.optimizer)
+    lr = options.lr
+    assert lr is not None  # the options are complete
     if options.optimization.lr_for_batch is not None:
         lr *= _images_of_a_step(options) / options.optimization.lr_for_batch
     arguments: dict[str, Any] = {

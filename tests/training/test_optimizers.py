@@ -11,7 +11,7 @@ from torch import nn
 
 from fastdet.models import MODELS, retinanet
 from fastdet.models.detector import Detector
-from fastdet.training.optimizers import default_lr, optimizer, parameter_groups
+from fastdet.training.optimizers import optimizer, parameter_groups
 from fastdet.training.options import OptimizationOptions, Optimizer
 
 NAMES = get_args(Optimizer)
@@ -79,7 +79,7 @@ def learn(model: Detector, steps: torch.optim.Optimizer, seed: int) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_is_torchs_and_resumes_bit_exactly(model: Detector, name: Optimizer) -> None:
-    chosen, lr = options(optimizer=name, momentum=0.8, weight_decay=0.01), default_lr(name)
+    chosen, lr = options(optimizer=name, momentum=0.8, weight_decay=0.01), 1e-3
     ours = copy.deepcopy(model)
     unbroken = optimizer(ours, chosen, lr)
     learn(ours, unbroken, 0)

@@ -60,7 +60,7 @@ def test_two_processes_are_one_training(shapes: Path, tmp_path: Path, launcher: 
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("epoch 1/2  step 2") == 1  # one of the two prints
     assert result.stdout.count("checkpoints and log") == 1
-    files = ["best.ckpt", "last.ckpt", "metrics.csv"]
+    files = ["best.ckpt", "last.ckpt", "metrics.csv", "options.yaml", "report.html", "run.yaml"]
     assert sorted(file.name for file in tmp_path.iterdir()) == files
     rows = read_metrics(tmp_path / "metrics.csv")
     assert [row["step"] for row in rows if "loss" in row] == [0, 1, 2, 3]
