@@ -28,7 +28,16 @@ from fastdet.training.run_record import read_record
 APS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 ALWAYS = ("model", "backbone", "epochs")  # options
 # Not what an experiment is about.
-NEVER = ("out", "hypothesis", "workers", "validate_every", "device", "preset", "max_pixels")
+NEVER = (
+    "out",
+    "hypothesis",
+    "loggers",
+    "workers",
+    "validate_every",
+    "device",
+    "preset",
+    "max_pixels",
+)
 PLOTS = ("val/AP", "val/loss")
 ABSENT = "\N{EN DASH}"
 

@@ -29,6 +29,8 @@ Exif = Literal["apply", "ignore"]  # see fastdet.data.read_image
 
 Show = Literal["detections", "proposals"]  # what `fastdet predict` draws
 
+LoggerName = Literal["tensorboard", "wandb", "mlflow"]
+
 RunsFormat = Literal["table", "markdown", "csv", "html"]  # of `fastdet runs`
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]  # as Lightning names them
@@ -217,6 +219,8 @@ class TrainOptions:
     many of them a step."""
     patience: int | None = None
     """Stop after so many validations without a better val/AP."""
+    loggers: tuple[LoggerName, ...] = ()
+    """Loggers beside metrics.csv."""
     hypothesis: str | None = None
     """What this training is to show; `fastdet runs` prints it."""
     optimization: OptimizationOptions = OptimizationOptions()

@@ -13,6 +13,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import Logger
 
 from fastdet.data import Classes
 from fastdet.evaluation import CocoMetrics
@@ -36,6 +37,7 @@ from fastdet.training.callbacks import (
 from fastdet.training.checkpoint import AtomicCheckpointIO, MovableCheckpoint, read_checkpoint
 from fastdet.training.data_module import DetectionDataModule
 from fastdet.training.detector_module import DetectorModule, load_detector
+from fastdet.training.loggers import further_loggers
 from fastdet.training.metrics_log import MetricsLog, is_log
 from fastdet.training.options import Device, PictureOptions, TrainOptions
 from fastdet.training.options_file import is_options, write_options
@@ -120,7 +122,7 @@ def _with_half_batches(options: TrainOptions) -> TrainOptions | None:
 
 def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModule:
     """`train`, in a folder that is locked."""
-    last, log = options.out / "last.ckpt", options.out / "metrics.csv"
+    last = options.out / "last.ckpt"
     if is_first():
         _check_folder(options)
         for name in FILES:
@@ -174,7 +176,7 @@ def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModu
         check_val_every_n_epoch=options.validate_every,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
-        logger=MetricsLog(log, first_step=before.steps if before else 0) if is_first() else False,
+        logger=_loggers(options, before.steps if before else 0),
         callbacks=[record, *_callbacks(options)],
         plugins=[AtomicCheckpointIO()],
         use_distributed_sampler=False,  # the data module has its own
@@ -352,6 +354,14 @@ def _processes(options: TrainOptions) -> int:
 def _images_of_a_step(options: TrainOptions) -> int:
     assert options.batch_size is not None
     return options.batch_size * options.optimization.accumulate * _processes(options)
+
+
+def _loggers(options: TrainOptions, first_step: int) -> list[Logger]:
+    """Of the first process; the others have none."""
+    if not is_first():
+        return []
+    log = MetricsLog(options.out / "metrics.csv", first_step=first_step)
+    return [log, *further_loggers(options.loggers, options.out)]
 
 
 def _callbacks(options: TrainOptions) -> list[lightning.Callback]:
