@@ -67,9 +67,9 @@ class SeededItems(Dataset[Any]):
 
     def __init__(
         self,
-        dataset: Dataset[Any],
+        dataset: Any,
         seed: int,
-        last: Dataset[Any] | None = None,
+        last: Any = None,
         last_from: float = math.inf,
     ) -> None:
         self.dataset = dataset
@@ -78,7 +78,7 @@ class SeededItems(Dataset[Any]):
         self.last_from = last_from
 
     def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
+        return len(self.dataset)
 
     def __getitem__(self, key: Key) -> Any:
         epoch, index = key

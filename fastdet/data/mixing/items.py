@@ -9,17 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from fastdet.data.mixing.mixed import Item
 from fastdet.data.transforms.canvas import canvas
-from fastdet.data.transforms.visible import OF_OBJECTS, chosen, drop_hidden, rows_like
+from fastdet.data.transforms.visible import (
+    OF_OBJECTS,
+    chosen,
+    clamp_and_sanitize,
+    drop_hidden,
+    rows_like,
+)
 
 MIN_VISIBLE = 0.1  # an object of which less is left is no target
 
 _XYXY = tv_tensors.BoundingBoxFormat.XYXY
-_sanitize = v2.SanitizeBoundingBoxes(min_size=1.0, min_area=1.0)
 
 
 def as_item(item: Item) -> Item:
@@ -95,7 +99,7 @@ def placed(
     keep = _areas(cut["boxes"]) >= MIN_VISIBLE * whole
     padding = [x, y, frame[1] - x - width, frame[0] - y - height]
     moved = _each(chosen(cut, keep), functional.pad, padding)
-    return drop_hidden(*_sanitize(None, moved))[1]
+    return drop_hidden(*clamp_and_sanitize(None, moved))[1]
 
 
 def joined(first: dict[str, Any], *others: dict[str, Any]) -> dict[str, Any]:

@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from fastdet.data.transforms.visible import drop_hidden
+from fastdet.data.transforms.visible import clamp_and_sanitize, drop_hidden
 
 NO_BOXES = "expected an albumentations Compose with bbox_params=A.BboxParams(format='pascal_voc')"
 
@@ -29,7 +28,6 @@ class _Albumentations:
     def __init__(self, compose: Any) -> None:
         self.compose = compose
         self.label_fields = list(compose.processors["bboxes"].params.label_fields or [])
-        self.sanitize = v2.SanitizeBoundingBoxes(min_size=1.0, min_area=1.0)
 
     def __call__(self, image: Any, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """One item, augmented."""
@@ -60,14 +58,13 @@ class _Albumentations:
             format=tv_tensors.BoundingBoxFormat.XYXY,
             canvas_size=(height, width),
         )
-        boxes = functional.clamp_bounding_boxes(boxes)
         result = {**target, "boxes": boxes, "labels": target["labels"][kept]}
         if "masks" in target:
             masks = torch.zeros((0, height, width), dtype=target["masks"].dtype)
             if "masks" in found:
                 masks = torch.stack([torch.as_tensor(mask) for mask in found["masks"]])
             result["masks"] = tv_tensors.Mask(masks[kept])
-        return drop_hidden(*self.sanitize(image, result))
+        return drop_hidden(*clamp_and_sanitize(image, result))
 
 
 def from_albumentations(compose: Any) -> _Albumentations:

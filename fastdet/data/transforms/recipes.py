@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 from fastdet.data.transforms.crop import CropKeepingBoxes
 from fastdet.data.transforms.large_scale_jitter import large_scale_jitter
 from fastdet.data.transforms.scale_jitter import ScaleJitter
-from fastdet.data.transforms.visible import drop_hidden
+from fastdet.data.transforms.visible import clamp_and_sanitize, drop_hidden
 
 
 def train_transforms(
@@ -57,7 +57,7 @@ def train_transforms(
         steps.append(large_scale_jitter(lsj, size))
     else:
         steps.append(ScaleJitter(scale_jitter))
-    steps.append(v2.SanitizeBoundingBoxes(min_size=1.0, min_area=1.0))
+    steps.append(clamp_and_sanitize)
     if crop or lsj is not None:
         steps.append(drop_hidden)
     return v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True)])

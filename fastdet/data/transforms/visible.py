@@ -5,8 +5,15 @@ from typing import Any
 
 from torch import Tensor
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 OF_OBJECTS = ("boxes", "labels", "masks")  # what a target has one row of for each object
+
+# Boxes cut at the frame, without those below 1 px. The cut comes first: rounding puts the side of a
+# resized box at 480.00003 of 480 pixels, and SanitizeBoundingBoxes drops what reaches beyond.
+clamp_and_sanitize = v2.Compose(
+    [v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=1.0, min_area=1.0)]
+)
 
 
 def drop_hidden(image: Any, target: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
