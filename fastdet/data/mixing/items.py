@@ -13,12 +13,13 @@ from torchvision.transforms.v2 import functional
 
 from fastdet.data.mixing.mixed import Item
 from fastdet.data.transforms.canvas import canvas
+from fastdet.data.transforms.resize import resize
 from fastdet.data.transforms.visible import (
     OF_OBJECTS,
     chosen,
     clamp_and_sanitize,
     drop_hidden,
-    rows_like,
+    wrapped_like,
 )
 
 MIN_VISIBLE = 0.1  # an object of which less is left is no target
@@ -61,7 +62,7 @@ def fitted(item: Item, height: int, width: int, factor: float = 1.0) -> Item:
     size = [max(1, round(old_height * ratio)), max(1, round(old_width * ratio))]
     if size == [old_height, old_width]:
         return item
-    return functional.resize(image, size), _each(target, functional.resize, size)
+    return resize(image, size), _each(target, resize, size)
 
 
 def laid_into(item: Item, image: Tensor) -> Item:
@@ -105,7 +106,7 @@ def placed(
 def joined(first: dict[str, Any], *others: dict[str, Any]) -> dict[str, Any]:
     """One target with the objects of all, in order; the first gives the rest."""
     rows = {
-        name: rows_like(first[name], torch.cat([target[name] for target in (first, *others)]))
+        name: wrapped_like(first[name], torch.cat([target[name] for target in (first, *others)]))
         for name in OF_OBJECTS
         if name in first
     }

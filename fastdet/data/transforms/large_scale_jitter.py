@@ -10,6 +10,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from fastdet.data.transforms.canvas import CANVAS_COLOUR
+from fastdet.data.transforms.resize import resize
 from fastdet.data.transforms.scale_jitter import check_scale
 
 
@@ -19,6 +20,9 @@ class _ScaleJitter(v2.ScaleJitter):
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         height, width = super().make_params(flat_inputs)["size"]
         return {"size": (max(1, height), max(1, width))}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return resize(inpt, params["size"])
 
 
 def large_scale_jitter(scale: tuple[float, float] = (0.1, 2.0), size: int = 1024) -> v2.Transform:

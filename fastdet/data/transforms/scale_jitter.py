@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from fastdet.data.transforms.canvas import CANVAS_COLOUR
+from fastdet.data.transforms.resize import resize
 
 
 def check_scale(name: str, scale: tuple[float, float]) -> None:
@@ -71,7 +72,7 @@ class ScaleJitter(v2.Transform):
                 inner_width,
                 size=[height, width],
             )
-        inpt = self._call_kernel(functional.resize, inpt, [inner_height, inner_width])
+        inpt = resize(inpt, [inner_height, inner_width])
         padding = [left, top, width - inner_width - left, height - inner_height - top]
         fill = CANVAS_COLOUR if isinstance(inpt, tv_tensors.Image) else None
         return self._call_kernel(functional.pad, inpt, padding, fill=fill)

@@ -25,17 +25,17 @@ def drop_hidden(image: Any, target: dict[str, Any]) -> tuple[Any, dict[str, Any]
     """
     if "masks" not in target:
         return image, target
-    return image, chosen(target, target["masks"].flatten(1).any(1))
+    return image, chosen(target, target["masks"].flatten(1).any(1).bool())
 
 
 def chosen(target: dict[str, Any], keep: Tensor) -> dict[str, Any]:
     """The target with those of its objects where `keep` (G,) is true."""
     rows = {name: target[name] for name in OF_OBJECTS if name in target}
-    return {**target, **{name: rows_like(some, some[keep]) for name, some in rows.items()}}
+    return {**target, **{name: wrapped_like(some, some[keep]) for name, some in rows.items()}}
 
 
-def rows_like(before: Any, rows: Any) -> Any:
-    """The rows as a tv_tensor of the kind of `before`; indexing and joining give plain tensors."""
+def wrapped_like(before: Any, changed: Any) -> Any:
+    """`changed` as a tv_tensor of the kind of `before`; most operations give plain tensors."""
     if not isinstance(before, tv_tensors.TVTensor):
-        return rows
-    return tv_tensors.wrap(rows, like=before)  # pyright: ignore[reportCallIssue]: it has `like`
+        return changed
+    return tv_tensors.wrap(changed, like=before)  # pyright: ignore[reportCallIssue]: it has `like`
