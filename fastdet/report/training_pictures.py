@@ -51,12 +51,11 @@ def show(options: ShowOptions, transforms: Any = None) -> int:
         border = model.border
         if scales is not None:
             border = batch_border(border, scales, options.seed, options.epoch - 1, number)
-        seen = _seen_sizes(border, images)
-        for image, target, size in zip(images, targets, seen, strict=True):
+        wanted = list(zip(images, targets, _seen_sizes(border, images), strict=True))
+        for image, target, size in wanted[: options.images - len(pictures)]:
             pictures.append(_picture(image, target, data.classes, size))
-        if len(pictures) >= options.images:
+        if len(pictures) == options.images:
             break
-    pictures = pictures[: options.images]
     introduction = (
         f"The first {len(pictures)} pictures of epoch {options.epoch} of {options.epochs}, seed "
         f"{options.seed}, after augmentation, as a training with the same options takes them."

@@ -51,8 +51,9 @@ ALL: dict[str, Make] = {
 ONE_RESIZE = {*OPAQUE, "photometric", "mixup"} - {"copy_paste_lsj", "mosaic_of_copy_paste"}
 
 
-def items(make: Make, seeds: int = 8, **options: Any) -> list[tuple[torch.Tensor, dict[str, Any]]]:
-    """Each item of the data set under some seeds."""
+def items(make: Make, seeds: int = 6, **options: Any) -> list[tuple[torch.Tensor, dict[str, Any]]]:
+    """Each item of the data set under some seeds; fewer where an item is made of many."""
+    seeds = max(1, seeds // 2) if make in (everything, ALL["mosaic_of_copy_paste"]) else seeds
     data = make(lambda transforms: Painted(transforms, **options))
     found = []
     for seed in range(seeds):
@@ -61,12 +62,16 @@ def items(make: Make, seeds: int = 8, **options: Any) -> list[tuple[torch.Tensor
     return found
 
 
-@pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("masks", [True, False])
+# Copy-paste needs masks.
+WITHOUT_MASKS = [name for name in ALL if "copy_paste" not in name and name != "everything"]
+
+
+@pytest.mark.parametrize(
+    ("name", "masks"),
+    [(name, True) for name in ALL] + [(name, False) for name in WITHOUT_MASKS],
+)
 def test_shapes_types_and_ranges(name: str, masks: bool) -> None:
-    if not masks and name in {"copy_paste", "copy_paste_lsj", "mosaic_of_copy_paste", "everything"}:
-        pytest.skip("copy-paste needs masks")
-    for image, target in items(ALL[name], 4, masks=masks):
+    for image, target in items(ALL[name], 2, masks=masks):
         height, width = image.shape[1:]
         assert image.dtype == torch.float32
         assert image.shape[0] == 3
@@ -101,7 +106,7 @@ def test_a_mask_lies_in_its_box_and_fills_it(name: str) -> None:
             # may have any shape: cut again, it need not reach the sides of its box.
             assert (beyond >= -tolerance).all()
         seen += len(beyond)
-    assert seen > 40
+    assert seen >= 25
 
 
 @pytest.mark.parametrize("name", OPAQUE)
@@ -205,22 +210,22 @@ def test_photometric_changes_colours_alone() -> None:
 
 def test_crop_keeps_an_object_and_its_probability() -> None:
     whole = 0
-    for seed in range(200):
+    for seed in range(100):
         torch.manual_seed(seed)
         image, target = Painted(train_transforms((1, 1), flip=0, crop=0.5), [0])[0]
         assert len(target["labels"]) >= 1
         whole += image.shape[1:] == (90, 130)
     # Half are not cropped, and one of seven crops is the whole image.
-    assert 80 < whole < 145
+    assert 40 < whole < 74
 
 
 def test_lsj_is_a_square_and_spans_its_range() -> None:
     widths = []
-    for seed in range(150):
+    for seed in range(80):
         torch.manual_seed(seed)
         image, target = Painted(train_transforms(flip=0, lsj=(0.2, 0.9), size=200), [4])[0]
         assert image.shape == (3, 200, 200)
         ((x1, _, x2, _),) = target["boxes"].tolist()  # of the whole picture
         widths.append((x2 - x1) / 200)
-    assert 0.19 < min(widths) < 0.24
-    assert 0.86 < max(widths) <= 0.9
+    assert 0.19 < min(widths) < 0.25
+    assert 0.85 < max(widths) <= 0.9

@@ -152,12 +152,12 @@ def test_the_box_of_a_covered_object_shrinks_to_what_is_left() -> None:
 def test_one_object_is_always_pasted_and_others_half_of_the_time() -> None:
     source = item(99, [0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10])
     counts = []
-    for seed in range(200):
+    for seed in range(100):
         torch.manual_seed(seed)
         counts.append(len(CopyPaste()([item(10), source])[1]["boxes"]))
     assert min(counts) == 1
     assert max(counts) == 3
-    assert 1.8 < sum(counts) / 200 < 2.2  # of three, one is certain: 1 + 2 / 2
+    assert 1.8 < sum(counts) / 100 < 2.2  # of three, one is certain: 1 + 2 / 2
 
 
 def test_copy_paste_needs_masks() -> None:
