@@ -308,10 +308,10 @@ tr:last-child td { border-bottom: 0; }
 .pictures figure { display: grid; grid-template-columns: 1fr 1fr; gap: 10px; }
 .pictures figcaption { grid-column: 1 / -1; margin: 0; }
 .pictures img { display: block; width: 100%; height: auto; border-radius: 6px; }
+.pictures span { display: block; font-size: 0.8rem; color: var(--muted); margin-top: 4px; }
 .sheet { display: grid; gap: 16px; align-items: start;
   grid-template-columns: repeat(auto-fill, minmax(min(300px, 100%), 1fr)); }
 .sheet figure { padding: 10px; }
 .sheet figcaption { margin: 8px 0 0; }
 .sheet img { display: block; width: 100%; height: auto; border-radius: 6px; }
-.pictures span { display: block; font-size: 0.8rem; color: var(--muted); margin-top: 4px; }
 """

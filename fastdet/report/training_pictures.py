@@ -15,6 +15,7 @@ from fastdet.files import refuse_existing
 from fastdet.models import MODELS
 from fastdet.models.border import Border
 from fastdet.report.page import facts, picture_sheet, write_page
+from fastdet.training.data_module import OF_ONE_PICTURE
 from fastdet.training.multi_scale import batch_border
 from fastdet.training.options import ShowOptions
 from fastdet.training.train import training_data
@@ -87,10 +88,11 @@ def _picture(
 def _facts(options: ShowOptions, transforms: Any) -> dict[str, str]:
     """The options that change the pictures, in words."""
     shown: dict[str, str] = {"model": options.model}
-    if transforms is not None:
+    replaced = set() if transforms is None else {*OF_ONE_PICTURE}
+    if replaced:
         shown["transforms"] = type(transforms).__name__
     for name, value in asdict(options.augmentation).items():
-        if value:
+        if value and name not in replaced:
             some = value if isinstance(value, tuple) else (value,)
             shown[name.replace("_", " ")] = " to ".join(f"{x:g}" for x in some)
     return shown

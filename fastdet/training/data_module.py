@@ -33,6 +33,9 @@ from fastdet.training.options import AugmentOptions, PictureOptions
 
 Key = tuple[int, int]
 
+# The options of augmentation that transforms of one's own replace.
+OF_ONE_PICTURE = ("flip", "scale_jitter", "photometric", "crop", "lsj")
+
 
 class EpochShuffle(Sampler[Key]):
     """Every index once an epoch, in an order that (seed, epoch) decides; yields (epoch, index)."""
@@ -228,8 +231,7 @@ class DetectionDataModule(lightning.LightningDataModule):
     def _train_transforms(self) -> Any:
         if self.transforms is not None:
             return self.transforms
-        names = ("flip", "scale_jitter", "photometric", "crop", "lsj")
-        options = {name: getattr(self.augmentation, name) for name in names}
+        options = {name: getattr(self.augmentation, name) for name in OF_ONE_PICTURE}
         return train_transforms(**options, size=self.size)
 
     def _open(self, classes: Classes | None) -> None:

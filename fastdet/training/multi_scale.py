@@ -29,6 +29,6 @@ def batch_border(
     if border.fixed_size is not None:
         raise ValueError(f"multi_scale: the model has the fixed size {border.fixed_size}")
     sizes = range(scales[0], scales[1] + 1, border.size_divisor)
-    generator = torch.Generator().manual_seed(hash((seed, epoch, batch)))
+    generator = torch.Generator().manual_seed(hash((seed, epoch, batch, 1)))  # no item's seed
     drawn = sizes[int(torch.randint(len(sizes), (), generator=generator))]
     return replace(border, min_size=drawn)

@@ -175,10 +175,14 @@ def test_images_of_any_size(name: str, size: tuple[int, int]) -> None:
 
 def test_objects_at_the_border_are_not_lost_to_rounding() -> None:
     """480 px resized to 480 give 480.00003, which torchvision takes for outside."""
-    for seed in range(100):
+    corners = torch.tensor([[500.0, 380.0, 640.0, 480.0]])
+    boxes = tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=(480, 640))
+    image = tv_tensors.Image(torch.zeros(3, 480, 640, dtype=torch.uint8))
+    transforms = train_transforms(flip=0)
+    for seed in range(60):
         torch.manual_seed(seed)
-        _, target = Painted(train_transforms((0.8, 1.0)), [1])[0]
-        assert sorted(target["labels"].tolist()) == [1, 2, 4], seed
+        _, target = transforms(image, {"boxes": boxes, "labels": torch.tensor([1])})
+        assert len(target["labels"]) == 1, seed
 
 
 @pytest.mark.parametrize(
