@@ -195,8 +195,8 @@ def test_the_size_of_a_batch_is_a_function_of_seed_epoch_and_batch() -> None:
     assert min(sizes.count(size) for size in set(sizes)) > 30  # of 300, 60 expected
     assert {one.max_size for one in made.values()} == {333}
     assert batch_border(border, (64, 200), 1, 4, 29) == made[1, 4, 29]
-    first = [made[0, epoch, 0].min_size for epoch in range(5)]
-    assert len(set(first)) > 1
+    epochs = [[made[0, epoch, batch].min_size for batch in range(30)] for epoch in range(5)]
+    assert len({tuple(sizes) for sizes in epochs}) == 5
     assert {batch_border(border, (70, 70), 0, 0, batch).min_size for batch in range(5)} == {70}
     fixed = replace(border, fixed_size=(64, 64))
     with pytest.raises(ValueError, match=r"multi_scale: the model has the fixed size \(64, 64\)"):
