@@ -16,7 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastdet.training.options import ModelName, NeckName, PictureOptions, Show, TrainOptions
+from fastdet.training.options import (
+    ModelName,
+    NeckName,
+    PictureOptions,
+    Show,
+    ShowOptions,
+    TrainOptions,
+)
 from fastdet.training.stopping import Stopped, stopping_at_sigterm
 
 if TYPE_CHECKING:
@@ -31,6 +38,17 @@ def train(training: TrainOptions) -> None:
     if module.metrics is not None:
         _print_metrics(module.metrics, f"{training.model}, last weights")
     print(f"checkpoints and log: {training.out}")
+
+
+def show(training: ShowOptions) -> None:
+    """Write a page of the pictures that a training sees, after augmentation.
+
+    Takes the options of train; those that do not change the pictures are ignored.
+    """
+    from fastdet.report.training_pictures import show as run
+
+    number = run(training)
+    print(f"{number} training pictures: {training.out}")
 
 
 def evaluate(
@@ -264,6 +282,7 @@ def info() -> None:
 
 COMMANDS = {
     "train": train,
+    "show": show,
     "eval": evaluate,
     "predict": predict,
     "export": export,

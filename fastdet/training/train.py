@@ -4,6 +4,7 @@
 import inspect
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,11 @@ WITH_WEIGHTS = {
 }
 
 
-def train(options: TrainOptions, model_options: dict[str, Any] | None = None) -> DetectorModule:
+def train(
+    options: TrainOptions,
+    model_options: dict[str, Any] | None = None,
+    transforms: Callable[[Any, Any], Any] | None = None,
+) -> DetectorModule:
     """Train as `options` say.
 
     Writes OUT/last.ckpt and OUT/best.ckpt after each validation, each whole at every moment, and
@@ -99,6 +104,7 @@ def train(options: TrainOptions, model_options: dict[str, Any] | None = None) ->
     Args:
         options: see `TrainOptions`.
         model_options: further keyword arguments of the function that builds the model.
+        transforms: of the training pictures; see `DetectionDataModule`.
 
     Returns:
         The module with the last weights; `.metrics` are its last validation's.
@@ -112,10 +118,41 @@ def train(options: TrainOptions, model_options: dict[str, Any] | None = None) ->
     """
     options.check()
     with run_lock(options.out):
-        return _train(options, model_options or {})
+        return _train(options, model_options or {}, transforms)
 
 
-def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModule:
+def training_data(
+    options: TrainOptions,
+    classes: Classes | None = None,
+    transforms: Callable[[Any, Any], Any] | None = None,
+) -> DetectionDataModule:
+    """The batches of a training.
+
+    Args:
+        options: see `TrainOptions`.
+        classes, transforms: see `DetectionDataModule`.
+    """
+    return DetectionDataModule(
+        options.data,
+        options.batch_size,
+        options.workers,
+        options.seed,
+        classes=classes,
+        drop_other_classes=options.drop_other_classes,
+        pictures=options.pictures,
+        files_anywhere=options.files_anywhere,
+        augmentation=options.augmentation,
+        transforms=transforms,
+        size=options.min_size,
+        epochs=options.epochs,
+    )
+
+
+def _train(
+    options: TrainOptions,
+    model_options: dict[str, Any],
+    transforms: Callable[[Any, Any], Any] | None,
+) -> DetectorModule:
     """`train`, in a folder that is locked."""
     last, log = options.out / "last.ckpt", options.out / "metrics.csv"
     if not options.resume:
@@ -160,16 +197,7 @@ def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModu
         model_options = built_before | model_options
     elif pretrained or backbone_weights:
         model_options = WITH_WEIGHTS | model_options
-    data = DetectionDataModule(
-        options.data,
-        options.batch_size,
-        options.workers,
-        options.seed,
-        classes=classes,
-        drop_other_classes=options.drop_other_classes,
-        pictures=options.pictures,
-        files_anywhere=options.files_anywhere,
-    )
+    data = training_data(options, classes, transforms)
     module = DetectorModule(
         model=options.model,
         backbone=options.backbone,
@@ -180,6 +208,7 @@ def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModu
         backbone_weights=backbone_weights,
         lr=options.lr,
         seed=options.seed,
+        multi_scale=options.augmentation.multi_scale,
     )
     _report_weights(module, options.out / "backbone_weights.txt")
     if module.model.learns_masks:
