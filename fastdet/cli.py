@@ -172,6 +172,7 @@ def export(
 def convert(
     data: Path,
     out: Path,
+    /,
     format: DataFormat = "coco",
     images: Images = "copy",
     masks: bool = False,
@@ -195,6 +196,7 @@ def convert(
 def split(
     data: Path,
     out: Path,
+    /,
     fractions: tuple[float, ...] = (0.8, 0.1, 0.1),
     seed: int = 0,
     split: str | None = None,
@@ -335,10 +337,6 @@ COMMANDS = {
 EXTRAS = {"bench": "bench", "compare": "bench", "export": "export,train"}  # all others: train
 
 
-# Commands whose required arguments are given by their places.
-BY_PLACE = ("convert", "split")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line `arguments`; None: the arguments of the process.
 
@@ -370,9 +368,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(arguments: Sequence[str]) -> None:
     import tyro
 
-    by_place = tyro.conf.configure(tyro.conf.PositionalRequiredArgs)
     tyro.extras.subcommand_cli_from_dict(
-        {name: by_place(run) if name in BY_PLACE else run for name, run in COMMANDS.items()},
+        COMMANDS,
         prog="fastdet",
         description="Object detection on its own C++/CUDA kernels. --debug shows tracebacks.",
         args=arguments,

@@ -25,7 +25,7 @@ from fastdet.data.formats.collecting import (
     size_of,
 )
 from fastdet.data.formats.shapes import Shape, ellipse, outline, pixels, turned_box
-from fastdet.data.formats.split import Split
+from fastdet.data.formats.split import Split, by_usual_name
 from fastdet.data.formats.xml_file import elements_of, read_bytes, root_tag
 from fastdet.data.images import Exif
 
@@ -52,16 +52,13 @@ def splits(path: Path) -> dict[str, Split]:
         ValueError: two files have the same subset.
     """
     files = sorted(path.glob("*.xml")) if path.is_dir() else [path]
-    found: dict[str, Split] = {}
-    for file in files:
-        if file.suffix.lower() != ".xml" or root_tag(file) != "annotations":
-            continue
-        for subset in _subsets(file):
-            name = _split_name(subset, file)
-            if name in found:
-                raise ValueError(f"{file}: the split {name!r} is in {found[name].path} too")
-            found[name] = Split("cvat", file, partial(_read, file, subset))
-    return found
+    found = [
+        (_split_name(subset, file), Split("cvat", file, partial(_read, file, subset)))
+        for file in files
+        if file.suffix.lower() == ".xml" and root_tag(file) == "annotations"
+        for subset in _subsets(file)
+    ]
+    return by_usual_name(found)
 
 
 def _subsets(file: Path) -> list[str]:

@@ -32,7 +32,7 @@ from fastdet.data.formats.collecting import (
     size_of,
 )
 from fastdet.data.formats.shapes import Box, Shape, ellipse, extent, outline, pixels
-from fastdet.data.formats.split import Split
+from fastdet.data.formats.split import Split, by_usual_name
 from fastdet.data.images import Exif
 from fastdet.data.segmentations import coco_mask
 
@@ -54,7 +54,9 @@ def splits(folder: Path) -> dict[str, Split]:
     if with_files and not parts:
         parts = {"default": folder}
     data = _DataSet(folder, parts)
-    return {name: Split("labelme", part, partial(data.read, name)) for name, part in parts.items()}
+    return by_usual_name(
+        [(name, Split("labelme", part, partial(data.read, name))) for name, part in parts.items()]
+    )
 
 
 @dataclass(frozen=True)

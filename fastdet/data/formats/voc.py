@@ -24,7 +24,7 @@ from fastdet.data.formats.collecting import (
     size_of,
 )
 from fastdet.data.formats.shapes import mask_of
-from fastdet.data.formats.split import Split
+from fastdet.data.formats.split import Split, by_usual_name
 from fastdet.data.formats.voc_file import (
     FirstPixel,
     VocFile,
@@ -63,7 +63,9 @@ def splits(folder: Path, first_pixel: FirstPixel | None = None) -> dict[str, Spl
         raise ValueError(f"{folder}: expected one data set of Pascal VOC, got {names}")
     root, parts = next(iter(found.items()), (folder, _parts_of_subfolders(folder)))
     data = _DataSet(root, parts, first_pixel)
-    return {name: Split("voc", part.path, partial(data.read, name)) for name, part in parts.items()}
+    return by_usual_name(
+        [(name, Split("voc", part.path, partial(data.read, name))) for name, part in parts.items()]
+    )
 
 
 class _Part(NamedTuple):

@@ -177,7 +177,7 @@ def test_what_cvat_writes(tmp_path) -> None:
     put(tmp_path / "annotations.xml", CVAT)
     picture(tmp_path / "images" / "Train" / "x" / "a.png", (30, 25))
     picture(tmp_path / "images" / "Validation" / "b.png", (30, 25))
-    assert list(find_splits(tmp_path)) == ["train", "validation"]
+    assert list(find_splits(tmp_path)) == ["train", "val"]
     with warned("1 annotation skipped: skeleton is no box (first: x/a.png, object 4)"):
         train = read(tmp_path, "train")
     assert train.names == ["car", "s1", "plate"]
@@ -187,10 +187,10 @@ def test_what_cvat_writes(tmp_path) -> None:
     rows = ["".join(map(str, row)) for row in mask[8:11, 7:20]]
     assert rows == ["0001111100000", "0011111110000", "0111111111000"]
     with warned():
-        validation = read(tmp_path, "validation")
+        validation = read(tmp_path, "val")
     assert validation.boxes_xywh == pytest.approx(np.array([[4, 8, 12, 8]]))
     assert validation.names == train.names
-    dataset = open_dataset(tmp_path, "validation", masks=True)
+    dataset = open_dataset(tmp_path, "val", masks=True)
     _, target = dataset[0]
     assert abs(float(target["masks"].sum()) - math.pi * 24) < 4
 
@@ -319,11 +319,11 @@ def test_a_file_and_several_files(tmp_path) -> None:
     put(tmp_path / "train.xml", DATUMARO)
     put(tmp_path / "Val.xml", image(box("1 2 3 4")))
     put(tmp_path / "other.xml", "<annotation/>")
-    assert list(cvat.splits(tmp_path)) == ["val", "train"]
+    assert list(cvat.splits(tmp_path)) == ["train", "val"]
     assert list(cvat.splits(tmp_path / "train.xml")) == ["train"]
     assert cvat.splits(tmp_path / "other.xml") == cvat.splits(tmp_path / "nowhere") == {}
     put(tmp_path / "more.xml", image().replace("<image", '<image subset="Train"'))
-    with pytest.raises(ValueError, match=r"train\.xml: the split 'train' is in .*more\.xml too"):
+    with pytest.raises(ValueError, match=r"more\.xml and .*train\.xml: both are the split 'train'"):
         find_splits(tmp_path)
 
 

@@ -204,9 +204,9 @@ def test_classes_and_splits(tmp_path) -> None:
     save(tmp_path / "train" / "deep" / "c.json", shape([[1, 1], [3, 3]], "rectangle", "ant"))
     save(tmp_path / "valid" / "a.json", shape([[1, 1], [3, 3]], "rectangle", "zebra"))
     save(tmp_path / "train" / ".ipynb_checkpoints" / "a.json", shape([[1, 1], [3, 3]], "rectangle"))
-    put(tmp_path / "train" / "other.json", '{"images": [], "annotations": []}')
-    assert list(find_splits(tmp_path)) == ["train", "valid"]
-    train, valid = read(tmp_path, "train"), read(tmp_path, "valid")
+    put(tmp_path / "train" / "other.json", '{"images": []}')
+    assert list(find_splits(tmp_path)) == ["train", "val"]
+    train, valid = read(tmp_path, "train"), read(tmp_path, "val")
     assert train.names == valid.names == ["ant", "cat", "zebra"]
     assert train.file_names == ["deep/a.jpg", "z.jpg"]
     assert train.labels.tolist() == [1, 2]

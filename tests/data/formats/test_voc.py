@@ -320,7 +320,7 @@ def test_the_lists_of_voc(tmp_path) -> None:
     put(main / "cat_train.txt", "2008_000003 -1\n2008_000001  1\n")
     put(main / "cat_val.txt", "2008_000002  0\n")
     for folder in (tmp_path, tmp_path / "VOCdevkit", root):
-        assert list(find_splits(folder)) == ["my_val", "train", "val"]
+        assert list(find_splits(folder)) == ["train", "val", "my_val"]
     train = read(tmp_path, "train")
     assert train.file_names == ["2008_000001.jpg", "2008_000003.jpg"]
     assert train.image_ids == [1, 2]
@@ -355,8 +355,8 @@ def test_flat_folders(tmp_path) -> None:
     put(tmp_path / "valid" / "annotations" / "b.xml", PASCAL.replace("cat", "bird"))
     picture(tmp_path / "valid" / "images" / "b.png")
     (tmp_path / "other").mkdir()
-    assert list(find_splits(tmp_path)) == ["train", "valid"]
-    valid = read(tmp_path, "valid")
+    assert list(find_splits(tmp_path)) == ["train", "val"]
+    valid = read(tmp_path, "val")
     assert (valid.images / valid.file_names[0]).is_file()
     assert valid.names == read(tmp_path, "train").names == ["bird", "cat", "dog"]
     dataset = open_dataset(tmp_path, "train")
