@@ -11,7 +11,7 @@ from fastdet.data.annotations import Annotations
 from fastdet.data.formats import find_splits, voc
 from fastdet.data.formats.split import Split
 from fastdet.data.splitting import split_annotations
-from fastdet.data.writers import write_dataset
+from fastdet.data.writers import refuse_content, write_dataset
 
 _READING: dict[str, Any] = {"exif": "apply", "files_anywhere": False}
 _NAMES = ("train", "val", "test")
@@ -51,6 +51,7 @@ def convert(
         FileExistsError, FileNotFoundError, ValueError: as `find_splits`, the format's reader and
             `write_dataset`.
     """
+    refuse_content(out)  # before the data is read, which may take long
     found = _find(folder, voc_first_pixel)
     splits = {name: split.read(masks=masks, **_READING) for name, split in found.items()}
     return _write(splits, out, format, images)
@@ -87,6 +88,7 @@ def divide(
         raise ValueError(f"fractions: expected the sum 1, got {_listed(fractions)}")
     if seed < 0:
         raise ValueError(f"seed: expected 0 or more, got {seed}")
+    refuse_content(out)
     found = find_splits(folder)
     if split is None and len(found) > 1:
         raise ValueError(

@@ -52,8 +52,7 @@ def write_dataset(
         raise ValueError(f"format: expected {', '.join(WRITERS)}, got {format!r}")
     check_images(images)
     out = Path(out).absolute()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise FileExistsError(f"{out} exists and is not an empty folder: give another one")
+    refuse_content(out)
     annotations = {
         name: split.annotations if isinstance(split, DetectionDataset) else split
         for name, split in splits.items()
@@ -72,3 +71,9 @@ def write_dataset(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return notes.sentences()
+
+
+def refuse_content(out: Path) -> None:
+    """Raises FileExistsError where `out` is anything but an empty folder."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise FileExistsError(f"{out} exists and is not an empty folder: give another one")
