@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from fastdet.cli import main
 from fastdet.data import open_dataset, write_shapes
@@ -129,7 +128,10 @@ MISTAKES = {
     "no format": ("convert {tmp}/empty {tmp}/o", "empty: no data set of a known format"),
     "out has content": ("convert {shapes} {shapes}", "exists and is not an empty folder"),
     "out is a file": ("convert {shapes} {tmp}/file", "file exists and is not an empty folder"),
-    "a picture is missing": ("convert {gone} {tmp}/o", "images 'none' writes the annotations"),
+    "a picture is missing": (
+        "convert {gone} {tmp}/o",
+        "2.png: no such image file (1 of 2 are miss",
+    ),
     "no VOC": ("convert {shapes} {tmp}/o --voc-first-pixel 0", "voc_first_pixel: expected data of"),
     "out of the folder": ("convert {up} {tmp}/o", "leads out of the image folder"),
     "broken": ("convert {broken} {tmp}/o", "a.xml: not an XML file: "),
@@ -155,12 +157,13 @@ def test_a_mistake_is_answered_by_one_line(
     (tmp_path / "file").touch()
     put(tmp_path / "broken" / "a.xml", "<annotation>")
     put(tmp_path / "video" / "a.xml", "<annotations><track id='0'/></annotations>")
-    image = {"id": 1, "file_name": "x.png", "width": 3, "height": 3}
-    for name, file in (("gone", "x.png"), ("up", "../x.png")):
-        content = {"images": [{**image, "file_name": file}], "annotations": [], "categories": []}
-        put(tmp_path / name / "train.json", json.dumps(content))
-        (tmp_path / name / "images").mkdir()
-    Image.new("RGB", (3, 3)).save(tmp_path / "up" / "x.png")
+    put(tmp_path / "up" / "Annotations" / "a.xml", xml("1 2 3 4"))
+    put(tmp_path / "up" / "ImageSets" / "Main" / "train.txt", "../../a\n")
+    sides = {"width": 40, "height": 30}
+    images = [{"id": id, "file_name": f"{id}.png", **sides} for id in (1, 2)]
+    content = {"images": images, "annotations": [], "categories": []}
+    put(tmp_path / "gone" / "train.json", json.dumps(content))
+    picture(tmp_path / "gone" / "images" / "1.png")
     folders = {name: tmp_path / name for name in ("gone", "up", "broken", "video")}
     command, message = MISTAKES[mistake]
     assert message in refused(command.format(tmp=tmp_path, shapes=shapes, **folders).split())

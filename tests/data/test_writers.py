@@ -14,17 +14,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastdet.data import Annotations, open_dataset
+from fastdet.data import Annotations, open_dataset, write_shapes
 from fastdet.data.coco_file import read_coco_file
 from fastdet.data.formats import FORMATS, find_splits
 from fastdet.data.segmentations import decode, read_segmentation
 from fastdet.data.writers import WRITERS, pictures, write_dataset
 from fastdet.training import options
+from fastdet.training.data_module import DetectionDataModule
 from tests.data_sets import data_sets
 
 needs_yolo = pytest.mark.skipif("yolo" not in FORMATS, reason="no reader of YOLO")
 READABLE = ["coco", "voc", pytest.param("yolo", marks=needs_yolo)]
 
+COLUMNS = ("annotation_ids", "image_index", "labels", "boxes_xywh", "areas", "crowd")
 NO_CROWDS = "crowd regions of train left out, which YOLO does not have"
 IMAGES = [
     {"id": 5, "file_name": "b.png", "width": 40, "height": 30},
@@ -266,6 +268,25 @@ def test_cvat_and_labelme_give_the_same_boxes(data, tmp_path, write, folder) -> 
         order = np.argsort([split.file_names[index] for index in split.image_index], kind="stable")
         assert np.abs(found - expected[order]).max() < 1e-9
         assert said(after[name], exact=False) == said(without_crowds, exact=False)
+
+
+def voc_of(splits: dict[str, Annotations], folder: Path) -> None:
+    write_dataset(splits, folder, "voc")
+
+
+@pytest.mark.parametrize("write", [cvat_of, labelme_of, voc_of])
+def test_a_training_reads_every_format(tmp_path, write) -> None:
+    """Both splits have the same classes, though there are circles in one alone."""
+    splits = read(write_shapes(tmp_path / "data", train=2, val=1, size=32))
+    val = splits["val"]
+    kept = np.array(val.names)[val.labels - 1] != "circle"
+    splits["val"] = replace(val, **{name: getattr(val, name)[kept] for name in COLUMNS})
+    write(splits, tmp_path / "out")
+    module = DetectionDataModule(tmp_path / "out", 2, 0)
+    images, targets = next(iter(module.train_dataloader()))
+    assert images[0].shape == (3, 32, 32)
+    assert sum(len(target["boxes"]) for target in targets) > 0
+    assert module.validation.num_objects == kept.sum()
 
 
 @pytest.mark.parametrize("images", ["copy", "link", "none"])

@@ -9,6 +9,7 @@ import re
 import warnings
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path, PurePath, PurePosixPath
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ from fastdet.data.formats.collecting import (
 from fastdet.data.formats.shapes import mask_of
 from fastdet.data.formats.split import Split, by_usual_name
 from fastdet.data.formats.voc_file import (
+    WRITTEN_HERE,
     FirstPixel,
     VocFile,
     VocObject,
@@ -39,6 +41,7 @@ from fastdet.data.images import Exif
 
 _ANNOTATIONS = ("Annotations", "annotations")
 _IMAGES = ("JPEGImages", "images", "Images")
+_PEEKED = 20  # files of a folder that are looked into
 
 
 def splits(folder: Path, first_pixel: FirstPixel | None = None) -> dict[str, Split]:
@@ -83,8 +86,8 @@ class _Part(NamedTuple):
         """Of the pictures, without suffix, with the folders that they lie in."""
         if self.list_file is not None:
             return _listed(self.list_file)
-        nested = self.annotations.name in _ANNOTATIONS
-        files = self.annotations.rglob("*.xml") if nested else self.annotations.glob("*.xml")
+        pattern = "**/*.xml" if self.annotations.name in _ANNOTATIONS else "*.xml"
+        files = (file for file in self.annotations.glob(pattern) if file.is_file())
         return sorted(_stem(file.relative_to(self.annotations)) for file in files)
 
 
@@ -123,11 +126,15 @@ class _DataSet:
 
     @cached_property
     def _classes(self) -> list[str]:
-        """In the order of labels.txt, where that lists all; else in that of the alphabet."""
-        found = {item.name for file in self._files.values() for item in file.objects}
+        """In the order of the alphabet; of files that fastdet wrote, in that of labels.txt."""
+        files = self._files.values()
+        found = {item.name for file in files for item in file.objects}
         labels = self.root / "labels.txt"
-        lines = lines_of(labels) if labels.is_file() else []
-        return lines if len(set(lines)) == len(lines) and found <= set(lines) else sorted(found)
+        if labels.is_file() and {file.database for file in files} == {WRITTEN_HERE}:
+            listed = lines_of(labels)
+            if found <= set(listed) and len(set(listed)) == len(listed):
+                return listed
+        return sorted(found)
 
     @cached_property
     def _first_pixel(self) -> tuple[FirstPixel, str]:
@@ -210,9 +217,8 @@ def _picture_name(name: str, file: VocFile | None, stored: dict[str, list[str]])
 
 
 def _is_voc(folder: Path, pattern: str) -> bool:
-    """Whether a folder's first XML file is of Pascal VOC."""
-    first = next(folder.glob(pattern), None)
-    return first is not None and root_tag(first) == "annotation"
+    """Whether one of a folder's first XML files is of Pascal VOC; others may be broken."""
+    return any(root_tag(file) == "annotation" for file in islice(folder.glob(pattern), _PEEKED))
 
 
 def _first_folder(root: Path, names: tuple[str, ...]) -> Path | None:

@@ -318,7 +318,7 @@ def test_where_the_pictures_are(tmp_path) -> None:
 def test_a_file_and_several_files(tmp_path) -> None:
     put(tmp_path / "train.xml", DATUMARO)
     put(tmp_path / "Val.xml", image(box("1 2 3 4")))
-    put(tmp_path / "other.xml", "<annotation/>")
+    put(tmp_path / "other.xml", "<html/>")
     assert list(cvat.splits(tmp_path)) == ["train", "val"]
     assert list(cvat.splits(tmp_path / "train.xml")) == ["train"]
     assert cvat.splits(tmp_path / "other.xml") == cvat.splits(tmp_path / "nowhere") == {}

@@ -217,6 +217,9 @@ PASCAL = """<annotation>
 """  # as in VOC2012, with a part, and a box of the whole picture
 
 
+SIZE = "<size><width>40</width><height>30</height></size>"
+
+
 def picture(path: Path, size: tuple[int, int] = (40, 30)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (200, 100, 50)).save(path)
@@ -237,8 +240,7 @@ def xml(*boxes: str, name: str = "cat", head: str = "") -> str:
             f"<object><name>{name}</name><bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin>"
             f"<xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>"
         )
-    size = "<size><width>40</width><height>30</height></size>"
-    return f"<annotation>{size}{head}{objects}</annotation>"
+    return f"<annotation>{SIZE}{head}{objects}</annotation>"
 
 
 def read(folder: Path, split: str = "default", masks: bool = False, **options) -> Annotations:
@@ -387,12 +389,16 @@ def test_the_files_own_name_comes_before_the_name_in_it(tmp_path) -> None:
     assert read(tmp_path).file_names == ["a.png", "c.tif", "d.png", "renamed.png"]
 
 
-def test_labels_txt_gives_the_classes_their_order(tmp_path) -> None:
-    put(tmp_path / "a.xml", PASCAL)
+def test_our_labels_txt_gives_the_classes_their_order(tmp_path) -> None:
+    put(tmp_path / "a.xml", PASCAL.replace("The VOC2007 Database", "fastdet"))
     put(tmp_path / "labels.txt", "dog\nzebra\ncat\n")
     assert read(tmp_path).names == ["dog", "zebra", "cat"]
     assert read(tmp_path).labels.tolist() == [3, 1]
-    put(tmp_path / "labels.txt", "dog\n")  # not of this data
+    for other in ("dog\n", "dog\ncat\ndog\n"):  # not of this data
+        put(tmp_path / "labels.txt", other)
+        assert read(tmp_path).names == ["cat", "dog"]
+    put(tmp_path / "labels.txt", "background\ndog\ncat\n")  # as other tools have it
+    put(tmp_path / "a.xml", PASCAL)
     assert read(tmp_path).names == ["cat", "dog"]
 
 
@@ -494,8 +500,16 @@ def test_lists_do_not_lead_out_of_the_folder(tmp_path) -> None:
 def test_other_xml_is_no_voc(tmp_path) -> None:
     put(tmp_path / "a.xml", "<html><annotation/></html>")
     put(tmp_path / "Annotations" / "b.xml", "")
+    (tmp_path / "c.xml").mkdir()
     assert voc.splits(tmp_path) == {}
     assert voc.splits(tmp_path / "nowhere") == {}
+    put(tmp_path / "d.xml", PASCAL)
+    put(
+        tmp_path / "deep.xml",
+        f"<annotation>{SIZE}" + "<a>" * 100_000 + "</a>" * 100_000 + "</annotation>",
+    )
+    (tmp_path / "a.xml").unlink()
+    assert len(read(tmp_path, first_pixel=1).boxes_xywh) == 2
 
 
 NUMBERS = st.floats(-1e4, 1e4).filter(lambda number: number == 0 or abs(number) > 1e-20)
