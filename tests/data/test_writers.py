@@ -274,6 +274,33 @@ def voc_of(splits: dict[str, Annotations], folder: Path) -> None:
     write_dataset(splits, folder, "voc")
 
 
+@pytest.mark.parametrize("format", ["voc", "yolo"])
+@pytest.mark.parametrize("folder", data_sets("coco_by"))
+def test_supervision_reads_the_same_boxes(folder, tmp_path, format) -> None:
+    supervision = pytest.importorskip("supervision")
+    splits = read(folder)
+    write_dataset(splits, tmp_path, format, "link")
+    for name, split in splits.items():
+        if format == "voc":
+            places = [tmp_path / "JPEGImages", tmp_path / "Annotations"]
+            data = supervision.DetectionDataset.from_pascal_voc(*map(str, places))
+        else:
+            places = [
+                tmp_path / "images" / name,
+                tmp_path / "labels" / name,
+                tmp_path / "data.yaml",
+            ]
+            data = supervision.DetectionDataset.from_yolo(*map(str, places))
+        found = {Path(path).name: objects for path, _, objects in data}
+        for index, file in enumerate(split.file_names):
+            keep = (split.image_index == index) & ~(split.crowd & (format == "yolo"))
+            boxes = split.boxes_xywh[keep]
+            corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+            assert found[file].xyxy.reshape(-1, 4) == pytest.approx(corners, abs=1e-3)
+            names = [split.names[label - 1] for label in split.labels[keep]]
+            assert [data.classes[number] for number in found[file].class_id] == names
+
+
 @pytest.mark.parametrize("write", [cvat_of, labelme_of, voc_of])
 def test_a_training_reads_every_format(tmp_path, write) -> None:
     """Both splits have the same classes, though there are circles in one alone."""
