@@ -8,7 +8,7 @@ decides the labels; so neither depends on the order in which a file system lists
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -124,9 +124,7 @@ def refuse_outside(path: Path, name: str, anywhere: bool) -> None:
         )
 
 
-def size_of(
-    path: Path, width: object, height: object, picture: Path, exif: Exif
-) -> tuple[int, int]:
+def size_of(path: Path, width: Any, height: Any, picture: Path, exif: Exif) -> tuple[int, int]:
     """Height and width of a picture: as its record states them, else from its header.
 
     Args:
@@ -143,7 +141,7 @@ def size_of(
     if any(side in (None, "", "0", 0) for side in stated):
         return image_size(picture, exif)
     try:
-        sides = [float(side) for side in stated]  # type: ignore[arg-type]
+        sides = [float(side) for side in stated]
     except (TypeError, ValueError):
         sides = [0.0]
     if not all(1 <= side <= LONGEST_SIDE and side == int(side) for side in sides):

@@ -31,7 +31,7 @@ from fastdet.data.formats.collecting import (
     refuse_outside,
     size_of,
 )
-from fastdet.data.formats.shapes import Box, Shape, ellipse, extent, outline, pixels
+from fastdet.data.formats.shapes import Box, Shape, coordinate, ellipse, extent, outline, pixels
 from fastdet.data.formats.split import Split, by_usual_name
 from fastdet.data.images import Exif
 from fastdet.data.segmentations import coco_mask
@@ -61,6 +61,8 @@ def splits(folder: Path) -> dict[str, Split]:
 
 @dataclass(frozen=True)
 class _DataSet:
+    """All splits of a data set; its JSON files are read once."""
+
     root: Path
     parts: dict[str, Path]
 
@@ -207,10 +209,8 @@ def _union(shapes: list[Shape]) -> Any:
 
 
 def _points(shape: dict[str, Any], at_least: int) -> list[tuple[float, float]]:
-    points = [(float(x), float(y)) for x, y in shape["points"]]
-    if len(points) < at_least or not all(
-        map(math.isfinite, (n for point in points for n in point))
-    ):
+    points = [(coordinate(x), coordinate(y)) for x, y in shape["points"]]
+    if len(points) < at_least:
         raise ValueError(f"expected {at_least} points")
     return points
 

@@ -5,7 +5,7 @@ The box of a shape is its extent, in float64, not that of the pixels that its ma
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from fastdet.ops.mask_rle import Rle
 Box = tuple[float, float, float, float]  # x, y, width, height
 
 _ELLIPSE_POINTS = 72
+_FARTHEST = 1e9  # pixels: differences stay finite, and a decimal keeps its digits
 
 
 class Shape(NamedTuple):
@@ -22,6 +23,14 @@ class Shape(NamedTuple):
 
     xywh: Box
     mask: Rle | None = None
+
+
+def coordinate(value: Any) -> float:
+    """A number of pixels, or ValueError: text or a number that is finite and not absurd."""
+    number = float(value)
+    if not abs(number) <= _FARTHEST:
+        raise ValueError(f"expected a finite number, got {value}")
+    return number
 
 
 def outline(points: list[tuple[float, float]], size: tuple[int, int], masks: bool) -> Shape:

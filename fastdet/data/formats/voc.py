@@ -93,6 +93,8 @@ class _Part(NamedTuple):
 
 @dataclass(frozen=True)
 class _DataSet:
+    """All splits of a data set; its XML files are read once."""
+
     root: Path
     parts: dict[str, _Part]
     stated_first_pixel: FirstPixel | None

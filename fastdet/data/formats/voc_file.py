@@ -12,11 +12,11 @@ written is read back bit for bit.
 """
 
 import decimal
-import math
 from pathlib import Path
 from typing import Literal, NamedTuple
 from xml.etree.ElementTree import Element
 
+from fastdet.data.formats.shapes import coordinate
 from fastdet.data.formats.xml_file import read_xml
 
 FirstPixel = Literal[0, 1]
@@ -24,7 +24,6 @@ Number = int | decimal.Decimal
 WRITTEN_HERE = "fastdet"  # the <database> of files that fastdet writes
 
 _EXACT = decimal.Context(prec=60)  # a double below 1e9 plus 1, to 1e-50
-_FARTHEST = 10**9
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -101,9 +100,9 @@ def first_pixel_of(files: list[VocFile]) -> tuple[FirstPixel, str]:
 def voc_box(item: VocObject, first_pixel: FirstPixel) -> tuple[float, float, float, float]:
     """x, y, width and height of an object in pixels from the corner of the image."""
     x1, y1, x2, y2 = item.corners
-    if all(type(number) is int for number in item.corners):
+    if isinstance(x1, int) and isinstance(y1, int) and isinstance(x2, int) and isinstance(y2, int):
         x, y = x1 - first_pixel, y1 - first_pixel
-        return float(x), float(y), float(x2 - x), float(y2 - y)  # type: ignore[operator]
+        return float(x), float(y), float(x2 - x), float(y2 - y)
     x, y = _EXACT.subtract(x1, first_pixel), _EXACT.subtract(y1, first_pixel)
     return float(x), float(y), float(_EXACT.subtract(x2, x)), float(_EXACT.subtract(y2, y))
 
@@ -116,13 +115,12 @@ def voc_polygon(points: list[Number], first_pixel: FirstPixel) -> list[float]:
 def voc_corners(xywh: tuple[float, float, float, float]) -> tuple[str, str, str, str]:
     """The text of xmin, ymin, xmax and ymax, counted from 1: what `voc_box` reads as `xywh`."""
     x, y, width, height = (decimal.Decimal(repr(float(number))) for number in xywh)
-    corners = (
-        _EXACT.add(x, 1),
-        _EXACT.add(y, 1),
-        _EXACT.add(x, width),
-        _EXACT.add(y, height),
+    return (
+        _plain(_EXACT.add(x, 1)),
+        _plain(_EXACT.add(y, 1)),
+        _plain(_EXACT.add(x, width)),
+        _plain(_EXACT.add(y, height)),
     )
-    return tuple(_plain(corner) for corner in corners)  # type: ignore[return-value]
 
 
 def _with_zero(files: list[VocFile]) -> VocFile | None:
@@ -165,8 +163,7 @@ def _number(text: str) -> Number:
     """A number as it is written, or ValueError."""
     if text.isascii() and text.isdigit() and len(text) < 10:
         return int(text)
-    if not math.isfinite(value := float(text)) or abs(value) > _FARTHEST:
-        raise ValueError(f"expected a finite number, got {text}")
+    coordinate(text)
     try:
         return decimal.Decimal(text.strip())
     except ArithmeticError as error:
