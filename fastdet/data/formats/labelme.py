@@ -72,7 +72,7 @@ class _DataSet:
         notes = AnnotationNotes(part)
         files = self._files[split]
         paths = {file: _picture(self.root, file, files[file], files_anywhere) for file in files}
-        images = part if all(path.is_relative_to(part) for path in paths.values()) else self.root
+        images = part if all(_is_inside(path, part) for path in paths.values()) else self.root
         pictures = []
         for file, content in files.items():
             name = Path(os.path.relpath(paths[file], images)).as_posix()
@@ -92,14 +92,12 @@ class _DataSet:
 
     @cached_property
     def _classes(self) -> list[str]:
-        """In the order of the alphabet."""
-        shapes = [
-            shape
-            for files in self._files.values()
-            for content in files.values()
-            for shape in content["shapes"]
-        ]
-        return sorted({label for shape in shapes if (label := _label(shape))})
+        """The labels of all shapes that may be objects, in the order of the alphabet."""
+        contents = [content for files in self._files.values() for content in files.values()]
+        shapes = [shape for content in contents for shape in content["shapes"]]
+        return sorted(
+            {_label(shape) for shape in shapes if _label(shape) and _kind(shape) in _READERS}
+        )
 
 
 def _has_files(folder: Path) -> bool:
@@ -107,12 +105,13 @@ def _has_files(folder: Path) -> bool:
 
 
 def _json_files(folder: Path) -> list[Path]:
+    """Without those in hidden folders, where editors keep copies."""
     files = sorted(folder.rglob("*.json"))
-    return [file for file in files if not any(_hidden(file.relative_to(folder)))]
+    return [file for file in files if not any(map(_is_hidden, file.relative_to(folder).parts))]
 
 
-def _hidden(path: Path) -> Iterator[bool]:
-    return (part.startswith(".") for part in path.parts)
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".")
 
 
 def _is_labelme(file: Path) -> bool:
@@ -142,19 +141,31 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _picture(root: Path, file: Path, content: dict[str, Any], anywhere: bool) -> Path:
-    """The picture that a file names; else one beside it with its name or with the file's own.
+    """The absolute path of the picture that a file names.
+
+    If there is none inside the data set, one beside the file with its name or with the file's own.
 
     Raises:
         ValueError: the picture lies outside the data set.
     """
     stated = PurePosixPath(content["imagePath"].replace("\\", "/"))
+    file = file.absolute()
     path = Path(os.path.normpath(file.parent / stated))
     beside = [file.parent / stated.name, *(file.with_suffix(suffix) for suffix in SUFFIXES)]
-    if not (path.is_relative_to(root) and path.is_file()):
+    if not (_is_inside(path, root) and path.is_file()):
         path = next((other for other in beside if other.is_file()), path)
-    if not path.is_relative_to(root):
+    if not _is_inside(path, root):
         refuse_outside(file, f"../{stated}", anywhere)
     return path
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    return path.is_relative_to(os.path.normpath(folder.absolute()))
+
+
+def _kind(shape: dict[str, Any]) -> str:
+    """The type of a shape; old files have polygons alone, and do not say so."""
+    return str(shape.get("shape_type") or "polygon")
 
 
 def _label(shape: Any) -> str:
@@ -176,7 +187,7 @@ def _objects(
             if not isinstance(shape, dict) or shape.get("label") != "__ignore__":
                 notes.add("skipped: no label", where)
             continue
-        kind = str(shape.get("shape_type") or "polygon")
+        kind = _kind(shape)
         if kind not in _READERS:
             notes.add(f"skipped: {kind[:40]} is no box", where)
             continue

@@ -97,13 +97,17 @@ def _check_names(split: Annotations, format: str) -> None:
                 f"{split.path}: the file name {name!r} leads out of the image folder, so the "
                 "picture has no place in the new one"
             )
-        key = name if format == "coco" else PurePosixPath(name).with_suffix("").as_posix()
-        if key in seen and format != "coco":
+        if format != "coco" and _stem(name) in seen:
             raise ValueError(
-                f"{split.path}: expected one annotation file a picture, but {seen[key]!r} and "
-                f"{name!r} would share theirs in the format {format}"
+                f"{split.path}: expected one annotation file a picture, but {seen[_stem(name)]!r} "
+                f"and {name!r} would share theirs in the format {format}"
             )
-        seen[key] = name
+        seen[_stem(name)] = name
+
+
+def _stem(name: str) -> str:
+    """What the annotation file of a picture is called by."""
+    return PurePosixPath(name).with_suffix("").as_posix()
 
 
 def _collide(splits: Mapping[str, Annotations], format: str) -> bool:
@@ -113,9 +117,8 @@ def _collide(splits: Mapping[str, Annotations], format: str) -> bool:
         assert split.images is not None
         contents = _contents(split) if format == "voc" else [b""] * len(split.file_names)
         for file, content in zip(split.file_names, contents, strict=True):
-            key = file if format == "coco" else PurePosixPath(file).with_suffix("").as_posix()
             means = (split.images / file, content)
-            if seen.setdefault(key, means) != means:
+            if seen.setdefault(file if format == "coco" else _stem(file), means) != means:
                 return True
     return False
 

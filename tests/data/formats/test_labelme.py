@@ -179,11 +179,12 @@ def test_groups(tmp_path) -> None:
         shape(one, "rectangle"),
         shape(other, "rectangle", "dog", group_id=0),
         shape(other, "rectangle", group_id=0),
-        shape([[1, 1]], "point", group_id=0),
+        shape([[1, 1]], "point", "eye", group_id=0),
     )
     found = read(tmp_path)
     assert found.boxes_xywh.tolist() == [[1, 1, 11, 12], [1, 1, 2, 2], [10, 10, 2, 3]]
     assert found.labels.tolist() == [1, 1, 2]
+    assert found.names == ["cat", "dog"]  # not "eye"
 
 
 def test_rectangles_by_any_corners(tmp_path) -> None:
@@ -213,7 +214,7 @@ def test_classes_and_splits(tmp_path) -> None:
     assert valid.images == tmp_path / "valid"
 
 
-def test_where_the_picture_is(tmp_path) -> None:
+def test_where_the_picture_is(tmp_path, monkeypatch) -> None:
     """Where imagePath says; else beside the file, by that name or by the file's own."""
     root = tmp_path / "data"
     save(root / "json" / "a.json", imagePath="..\\images\\a.jpg")
@@ -233,6 +234,13 @@ def test_where_the_picture_is(tmp_path) -> None:
     with pytest.raises(ValueError, match="leads out of the image folder"):
         read(root)
     assert read(root, anywhere=True).file_names == ["../b.jpg"]
+    with pytest.raises(ValueError, match="leads out of the image folder"):
+        read(root / "json" / "..")
+    monkeypatch.chdir(root)
+    with pytest.raises(ValueError, match="leads out of the image folder"):
+        read(Path())
+    save(root / "json" / "a.json", imagePath="../images/a.jpg")
+    assert read(Path()).file_names == read(root / "json" / "..").file_names == ["images/a.jpg"]
     # Two splits with their pictures in one folder.
     save(root / "train" / "a.json", imagePath="../images/a.jpg")
     save(root / "val" / "a.json", imagePath="../images/a.jpg")
