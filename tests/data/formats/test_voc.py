@@ -284,7 +284,7 @@ def test_what_real_tools_write(tmp_path, text, boxes, difficult, line) -> None:
     assert found.annotation_ids.tolist() == found.category_ids
     assert found.areas.tolist() == [width * height for _, _, width, height in boxes]
     assert not found.has_ids
-    assert found.where(0) == "a.jpg, object 1"
+    assert str(found.where(0)) == "a.jpg, object 1"
 
 
 def test_the_guess_can_be_replaced(tmp_path) -> None:
