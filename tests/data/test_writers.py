@@ -375,6 +375,16 @@ def changed(split: Annotations, **changes) -> dict[str, Annotations]:
     [
         ("coco", {"file_names": ["../b.png", "c", "d"]}, r"'\.\./b\.png' leads out of the image"),
         ("coco", {"file_names": ["/b.png", "c", "d"]}, r"'/b\.png' leads out of the image folder"),
+        (
+            "coco",
+            {"file_names": ["a\0b/", "c", "d"]},
+            r"a name that a file can have, got 'a\\x00b/'",
+        ),
+        (
+            "coco",
+            {"file_names": ["\ud800/", "c", "d"]},
+            r"a name that a file can have, got '\\ud800",
+        ),
         ("yolo", {"file_names": ["b.png", "b.jpg", "d"]}, "'b.png' and 'b.jpg' would share"),
         ("voc", {"file_names": ["b.png", "b.png", "d"]}, "'b.png' and 'b.png' would share"),
         ("voc", {"names": ["a", "b\n", "c"]}, r"expected class names of .*, got 'b\\n'"),

@@ -115,7 +115,12 @@ def lines_of(path: Path) -> list[str]:
 
 
 def refuse_outside(path: Path, name: str, anywhere: bool) -> None:
-    """Raises ValueError where a file name leads out of its folder, unless that is allowed."""
+    """Raises ValueError for what is no file name.
+
+    And where it leads out of its folder, unless that is allowed.
+    """
+    if "\0" in name:
+        raise ValueError(f"{path}: expected a file name, got {name!r}")
     parts = PurePath(name)
     if not anywhere and (parts.is_absolute() or ".." in parts.parts):
         raise ValueError(

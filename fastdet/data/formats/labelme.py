@@ -134,8 +134,9 @@ def _read(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file}: not a JSON file: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
         raise ValueError(f"{file}: expected an object with a list 'shapes'")
-    if not isinstance(content.get("imagePath"), str) or not content["imagePath"]:
-        raise ValueError(f"{file}: expected an imagePath, got {content.get('imagePath')!r}")
+    path = content.get("imagePath")
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise ValueError(f"{file}: expected an imagePath, got {path!r}")
     content.pop("imageData", None)
     return content
 

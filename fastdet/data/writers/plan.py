@@ -4,6 +4,7 @@
 Invariant: two different pictures never get one name, nor two pictures one annotation file.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -91,6 +92,8 @@ def _check_names(split: Annotations, format: str) -> None:
     """Refuses names outside the image folder, and two for one annotation file."""
     seen: dict[str, str] = {}
     for name in split.file_names:
+        if not _is_file_name(name):
+            raise ValueError(f"{split.path}: expected a name that a file can have, got {name!r}")
         path = PurePosixPath(name.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or not path.name:
             raise ValueError(
@@ -103,6 +106,13 @@ def _check_names(split: Annotations, format: str) -> None:
                 f"and {name!r} would share theirs in the format {format}"
             )
         seen[_stem(name)] = name
+
+
+def _is_file_name(name: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
 
 
 def _stem(name: str) -> str:

@@ -292,6 +292,7 @@ def test_a_mask_larger_than_the_image_is_not_decoded(tmp_path, monkeypatch) -> N
         ('[{"shapes": []}]', "expected an object with a list 'shapes'"),
         ('{"shapes": []}', "expected an imagePath, got None"),
         ('{"shapes": [], "imagePath": 3}', "expected an imagePath, got 3"),
+        ('{"shapes": [], "imagePath": "\\u0000"}', r"expected an imagePath, got '\\x00'"),
         ('{"shapes": [], "imagePath": "a.jpg"}', r"a\.jpg: no such image file"),
         (
             '{"shapes": [], "imagePath": "a.jpg", "imageWidth": "x", "imageHeight": 3}',

@@ -489,6 +489,9 @@ def test_lists_do_not_lead_out_of_the_folder(tmp_path) -> None:
     put(root / "ImageSets" / "Main" / "train.txt", "../../a\n")
     with pytest.raises(ValueError, match=r"train\.txt: the file name '../../a' leads out"):
         read(root, "train")
+    put(root / "ImageSets" / "Main" / "train.txt", "a\0b\n")
+    with pytest.raises(ValueError, match=r"train\.txt: expected a file name, got 'a\\x00b'"):
+        read(root, "train")
     put(root / "ImageSets" / "Main" / "train.txt", b"\xff\xfe\xfa")
     with pytest.raises(ValueError, match=r"train\.txt: expected text in UTF-8"):
         find_splits(root)["train"].read(masks=False, exif="apply", files_anywhere=False)
