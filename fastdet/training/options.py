@@ -27,6 +27,9 @@ BatchNorm = Literal["frozen", "eval", "train", "sync", "group"]
 
 Exif = Literal["apply", "ignore"]  # see fastdet.data.read_image
 
+DataFormat = Literal["coco", "yolo", "voc"]  # the keys of fastdet.data.writers.WRITERS
+Images = Literal["copy", "link", "none"]  # see fastdet.data.writers.write_dataset
+
 Show = Literal["detections", "proposals"]  # what `fastdet predict` draws
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]  # as Lightning names them
