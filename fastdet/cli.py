@@ -14,19 +14,23 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from fastdet.training.options import (
+    DataFormat,
+    Images,
     ModelName,
     NeckName,
     PictureOptions,
     RunsFormat,
     Show,
+    ShowOptions,
     TrainOptions,
 )
 from fastdet.training.stopping import Stopped, stopping_at_sigterm
 
 if TYPE_CHECKING:
+    from fastdet.data.converting import Written
     from fastdet.evaluation import CocoMetrics
 
 
@@ -48,6 +52,17 @@ def train(training: TrainOptions) -> None:
         metrics, epoch = best
         _print_metrics(metrics, f"{training.model}, best.ckpt, of epoch {epoch}")
     print(f"checkpoints and log: {training.out}; report: {write_run_page(training.out)}")
+
+
+def show(training: ShowOptions) -> None:
+    """Write a page of the pictures that a training sees, after augmentation.
+
+    Takes the options of train; those that do not change the pictures are ignored.
+    """
+    from fastdet.report.training_pictures import show as run
+
+    number = run(training)
+    print(f"{number} training pictures: {training.out}")
 
 
 def evaluate(
@@ -204,6 +219,56 @@ def export(
         )
 
 
+def convert(
+    data: Path,
+    out: Path,
+    /,
+    format: DataFormat = "coco",
+    images: Images = "copy",
+    masks: bool = False,
+    voc_first_pixel: Literal[0, 1] | None = None,
+) -> None:
+    """Write a data set, with all its splits, in another format.
+
+    Args:
+        data: Data folder, in any format that fastdet reads.
+        out: Folder that does not exist yet or is empty.
+        format: Format to write.
+        images: Copy the pictures, link to them, or write the annotations alone.
+        masks: Keep the masks, in COCO and YOLO; objects without one are left out.
+        voc_first_pixel: What pixels count from in data of Pascal VOC; unset: from the files.
+    """
+    from fastdet.data.converting import convert as run
+
+    _print_written(run(data, out, format, images, masks, voc_first_pixel), out)
+
+
+def split(
+    data: Path,
+    out: Path,
+    /,
+    fractions: tuple[float, ...] = (0.8, 0.1, 0.1),
+    seed: int = 0,
+    split: str | None = None,
+    images: Images = "link",
+    masks: bool = False,
+) -> None:
+    """Divide a data set by chance into train, val and test, written in COCO format.
+
+    Args:
+        data: Data folder with one split, in any format that fastdet reads.
+        out: Folder that does not exist yet or is empty.
+        fractions: Of the images in train and val, or in train, val and test; they add up to 1.
+        seed: Another seed, another division.
+        split: Split to divide, where the data has several.
+        images: Copy the pictures, link to them, or write the annotations alone.
+        masks: Keep the masks; objects without one are left out.
+    """
+    from fastdet.data.converting import divide
+
+    _print_written(divide(data, out, fractions, seed, split, images, masks), out)
+
+
 def demo(out: Path = Path("demo")) -> None:
     """Train two small detectors on drawn shapes and write a report (about four minutes on a CPU).
 
@@ -308,6 +373,7 @@ def info() -> None:
 
 COMMANDS = {
     "train": train,
+    "show": show,
     "eval": evaluate,
     "predict": predict,
     "export": export,
@@ -315,6 +381,8 @@ COMMANDS = {
     "runs": runs,
     "bench": bench,
     "compare": compare,
+    "convert": convert,
+    "split": split,
     "demo": demo,
     "info": info,
 }
@@ -423,6 +491,14 @@ def _print_metrics(metrics: "CocoMetrics", title: str) -> None:
     Console().print(stats_table(metrics, title), class_table(metrics, f"{title}, by class"))
     if metrics.masks is not None:
         _print_metrics(metrics.masks, f"{title}, masks")
+
+
+def _print_written(written: "Written", out: Path) -> None:
+    for name, (images, objects) in written.counts.items():
+        print(f"{name}: {images} images, {objects} objects")
+    for note in written.notes:
+        print(note)
+    print(out)
 
 
 def _quiet() -> None:

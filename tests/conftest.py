@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Fixtures that every test may use."""
 
+import warnings
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import settings
@@ -14,3 +17,22 @@ def device(request) -> str:
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("torch sees no GPU")
     return request.param
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[[list[str]], str]:
+    """Runs a command that is the user's mistake; returns the one line that says so."""
+    from fastdet.cli import main
+
+    def refused(command: list[str]) -> str:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with pytest.raises(SystemExit) as stop:
+                main(command)
+        assert stop.value.code == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if line]
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("fastdet: ")
+        return lines[0]
+
+    return refused

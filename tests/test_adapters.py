@@ -218,6 +218,7 @@ def listed(found: Any) -> Any:
 FUNCTIONS = ("nms", "greedy_nmm", "nmm", "batched_nms", "batched_greedy_nmm", "batched_nmm")
 
 
+@pytest.mark.slow
 @every_boxes
 @every_metric
 @every_threshold
@@ -360,6 +361,7 @@ def sv() -> Any:
     return importlib.import_module("supervision")
 
 
+@pytest.mark.slow
 @every_boxes
 @every_metric
 @every_threshold

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -39,24 +38,6 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 Refused = Callable[[list[str]], str]
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Runs a command that is the user's mistake; returns the one line that says so."""
-
-    def refused(command: list[str]) -> str:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with pytest.raises(SystemExit) as stop:
-                main(command)
-        assert stop.value.code == 2
-        lines = [line for line in capsys.readouterr().err.splitlines() if line]
-        assert len(lines) == 1, lines
-        assert lines[0].startswith("fastdet: ")
-        return lines[0]
-
-    return refused
 
 
 def run_without(packages: list[str], command: str) -> subprocess.CompletedProcess[str]:

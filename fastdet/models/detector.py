@@ -180,10 +180,14 @@ class Detector(nn.Module):
         return found
 
     def pad(
-        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
+        self,
+        images: Sequence[Tensor],
+        targets: Sequence[dict[str, Tensor]] | None = None,
+        *,
+        border: Border | None = None,
     ) -> Batch:
-        """Images and targets as one batch for this model; see `Border.pad`."""
-        return self.border.pad(
+        """Images and targets as one batch for this model, or with another border; `Border.pad`."""
+        return (border or self.border).pad(
             images,
             targets,
             num_classes=self.num_classes,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A report on trainings as one HTML file: no script, no network, a light and a dark theme.
+"""Reports as one HTML file each: no script, no network, a light and a dark theme.
 
 It takes plain data and only writes the page.
 """
@@ -90,6 +90,24 @@ def write_page(path: Path, title: str, introduction: str, sections: Sequence[str
         temporary.write_text(page, encoding="utf-8")
 
 
+def facts(rows: dict[str, str]) -> str:
+    """HTML of a few names with their values."""
+    items = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in rows.items()
+    )
+    return f'<dl class="facts">{items}</dl>'
+
+
+def picture_sheet(pictures: Sequence[tuple[str, Image.Image]]) -> str:
+    """HTML of a grid of pictures, each with its caption."""
+    figures = "".join(
+        f'<figure><img alt="{escape(caption)}" src="{_data_url(picture)}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        for caption, picture in pictures
+    )
+    return f'<div class="sheet">{figures}</div>'
+
+
 def smoothed(line: Line, weight: float = 0.9) -> Line:
     """Exponential moving average of a line, corrected for the bias of the first values."""
     average, total, ys = 0.0, 0.0, []
@@ -120,10 +138,6 @@ def _overview(models: Sequence[TrainedModel]) -> str:
 
 
 def _model_section(model: TrainedModel) -> str:
-    facts = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>"
-        for name, text in model.facts.items()
-    )
     ceiling = _ceiling(model.losses)
     losses = line_chart([smoothed(line) for line in model.losses], "step", "loss", y_max=ceiling)
     validation = line_chart(model.validation, "epoch", "AP", y_max=1.0)
@@ -149,7 +163,7 @@ def _model_section(model: TrainedModel) -> str:
     if pictures:
         pictures = f'<h3>Found, and the ground truth</h3><div class="pictures">{pictures}</div>'
     return (
-        f'<section><h2>{escape(model.name)}</h2><dl class="facts">{facts}</dl>'
+        f"<section><h2>{escape(model.name)}</h2>{facts(model.facts)}"
         f'<div class="charts">{figures}{table}</div>{pictures}</section>'
     )
 
@@ -304,4 +318,9 @@ tr:last-child td { border-bottom: 0; }
 .pictures figcaption { grid-column: 1 / -1; margin: 0; }
 .pictures img { display: block; width: 100%; height: auto; border-radius: 6px; }
 .pictures span { display: block; font-size: 0.8rem; color: var(--muted); margin-top: 4px; }
+.sheet { display: grid; gap: 16px; align-items: start;
+  grid-template-columns: repeat(auto-fill, minmax(min(300px, 100%), 1fr)); }
+.sheet figure { padding: 10px; }
+.sheet figcaption { margin: 8px 0 0; }
+.sheet img { display: block; width: 100%; height: auto; border-radius: 6px; }
 """

@@ -5,8 +5,10 @@ Each item is made with its own random seed. So the batches of an epoch are the s
 of workers, and the same after a training stopped and resumed.
 """
 
+import math
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,15 +19,22 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fastdet.data import (
     Classes,
+    CopyPaste,
     DetectionDataset,
+    Mixed,
+    MixUp,
+    Mosaic,
     collate,
     eval_transforms,
     open_dataset,
     train_transforms,
 )
-from fastdet.training.options import PictureOptions
+from fastdet.training.options import AugmentOptions, PictureOptions
 
 Key = tuple[int, int]
+
+# The options of augmentation that transforms of one's own replace.
+OF_ONE_PICTURE = ("flip", "scale_jitter", "photometric", "crop", "lsj")
 
 
 class EpochShuffle(Sampler[Key]):
@@ -58,11 +67,26 @@ class EpochShuffle(Sampler[Key]):
 
 
 class SeededItems(Dataset[Any]):
-    """The items of a dataset, each made with a random seed of its own."""
+    """The items of a dataset, each made with a random seed of its own.
 
-    def __init__(self, dataset: DetectionDataset, seed: int) -> None:
+    Args:
+        dataset: whatever random numbers it draws are torch's, also where it mixes its items.
+        seed: of the training.
+        last: a data set of the same length, which the items come from in the last epochs.
+        last_from: the first of these epochs, from 0.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        seed: int,
+        last: Any = None,
+        last_from: float = math.inf,
+    ) -> None:
         self.dataset = dataset
         self.seed = seed
+        self.last = last
+        self.last_from = last_from
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -71,6 +95,8 @@ class SeededItems(Dataset[Any]):
         epoch, index = key
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(hash((self.seed, epoch, index)))
+            if self.last is not None and epoch >= self.last_from:
+                return self.last[index]
             return self.dataset[index]
 
 
@@ -89,6 +115,12 @@ class DetectionDataModule(lightning.LightningDataModule):
         trains: whether there is training; without, the training split is not read.
         pictures: how pictures are read.
         files_anywhere: see `fastdet.data.open_dataset`.
+        augmentation: what changes the training pictures.
+        transforms: of a training picture and its target, in place of flip to lsj of `augmentation`:
+            of torchvision.transforms.v2, or `fastdet.data.from_albumentations`. It gives floating
+            point images in 0..1.
+        size: side of the squares of lsj and mosaic, in pixels.
+        epochs: of the training, for close_mosaic; None: each epoch has mosaic and mixup.
 
     Attributes:
         training, validation: the data sets; training is None where there is none.
@@ -113,9 +145,18 @@ class DetectionDataModule(lightning.LightningDataModule):
         trains: bool = True,
         pictures: PictureOptions = PictureOptions(),
         files_anywhere: bool = False,
+        augmentation: AugmentOptions = AugmentOptions(),
+        transforms: Callable[[Any, Any], Any] | None = None,
+        size: int = 800,
+        epochs: int | None = None,
     ) -> None:
         super().__init__()
         pictures.check()
+        augmentation.check()
+        self.augmentation = augmentation
+        self.transforms = transforms
+        self.size = size
+        self.epochs = epochs
         self.folder = folder
         self.batch_size = batch_size
         on_gpu = torch.cuda.is_available()
@@ -155,7 +196,7 @@ class DetectionDataModule(lightning.LightningDataModule):
         assert self.training is not None
         sampler = EpochShuffle(len(self.training), self.seed, *self._process())
         return DataLoader(
-            SeededItems(self.training, self.seed),
+            self._items(),
             batch_size=self.batch_size,
             sampler=sampler,
             drop_last=len(sampler) >= self.batch_size,
@@ -187,11 +228,53 @@ class DetectionDataModule(lightning.LightningDataModule):
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint says of the data."""
+        return {"augmentation": asdict(self.augmentation)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Warns where a resumed training goes on with another augmentation than it began with."""
+        before, now = state_dict["augmentation"], asdict(self.augmentation)
+        for name, value in now.items():
+            if name in before and before[name] != value:
+                warnings.warn(
+                    f"{name}: the checkpoint was trained with {before[name]}, the training goes on "
+                    f"with {value}",
+                    stacklevel=2,
+                )
+
+    def _items(self) -> SeededItems:
+        """The training items, augmented as the options say."""
+        assert self.training is not None
+        options = self.augmentation
+        alone: Dataset[Any] = self.training
+        if options.copy_paste:
+            alone = Mixed(alone, CopyPaste(), options.copy_paste)
+        mixed = alone
+        if options.mosaic:
+            mixed = Mixed(mixed, Mosaic(self.size), options.mosaic)
+        if options.mixup:
+            mixed = Mixed(mixed, MixUp(), options.mixup)
+        last_from = math.inf if self.epochs is None else options.mixed_epochs(self.epochs)
+        return SeededItems(mixed, self.seed, alone, last_from)
+
+    def _train_transforms(self) -> Any:
+        if self.transforms is not None:
+            return self.transforms
+        options = {name: getattr(self.augmentation, name) for name in OF_ONE_PICTURE}
+        return train_transforms(**options, size=self.size)
+
     def _open(self, classes: Classes | None) -> None:
         self.training: DetectionDataset | None = None
         if self.trains:
-            self.training = self._split("train", train_transforms(), classes)
+            masks = self.masks or self.augmentation.copy_paste > 0
+            self.training = self._split("train", self._train_transforms(), classes, masks)
             if not self.training.num_objects:
+                if masks and not self.masks:
+                    raise ValueError(
+                        "copy_paste: expected objects with masks, got none in "
+                        f"{self.training.annotation_file}"
+                    )
                 what = "object with a mask" if self.masks else "object"
                 raise ValueError(f"{self.training.annotation_file}: no {what} to learn from")
             source = classes.source if classes else self.training.annotation_file
@@ -199,11 +282,13 @@ class DetectionDataModule(lightning.LightningDataModule):
         self._classes = classes
         if classes is not None:
             classes = replace(classes, drop_others=self.drop_other_classes)
-        self.validation = self._split(self.validation_split, eval_transforms(), classes)
+        self.validation = self._split(self.validation_split, eval_transforms(), classes, self.masks)
 
-    def _split(self, split: str, transforms: Any, classes: Classes | None) -> DetectionDataset:
+    def _split(
+        self, split: str, transforms: Any, classes: Classes | None, masks: bool
+    ) -> DetectionDataset:
         options = {"classes": classes, **self.reading}
-        dataset = open_dataset(self.folder, split, transforms, self.masks, **options)
+        dataset = open_dataset(self.folder, split, transforms, masks, **options)
         if not len(dataset):
             raise ValueError(f"{dataset.annotation_file}: expected images, got none")
         return dataset

@@ -21,6 +21,7 @@ from fastdet.ops import paste_masks_rle
 from fastdet.ops.detections import Detections
 from fastdet.training.checkpoint import plain_backbone, read_checkpoint
 from fastdet.training.kept_metrics import as_plain
+from fastdet.training.multi_scale import batch_border
 from fastdet.training.optimizers import optimizer
 from fastdet.training.options import OptimizationOptions
 from fastdet.training.schedules import schedule
@@ -49,6 +50,8 @@ class DetectorModule(lightning.LightningModule):
         seed: of the random numbers in the model; epoch k draws the same ones after a resume.
         backbone_weights: start from this file of weights; the checkpoint does not need it.
         optimization: further fields of `OptimizationOptions`.
+        multi_scale: range of the min_size of training batches; see `batch_border`. None: the
+            model's own, which validation always has.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class DetectorModule(lightning.LightningModule):
         seed: int = 0,
         backbone_weights: str | Path | None = None,
         optimization: dict[str, Any] | None = None,
+        multi_scale: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         if model not in MODELS:
@@ -79,6 +83,7 @@ class DetectorModule(lightning.LightningModule):
         )
         self.optimization.check()
         self.seed = seed
+        self.multi_scale = multi_scale
         self.model = MODELS[model](
             backbone=place,
             num_classes=len(classes),
@@ -98,14 +103,20 @@ class DetectorModule(lightning.LightningModule):
         """Draw this epoch's random numbers from (seed, epoch)."""
         torch.manual_seed(hash((self.seed, self.current_epoch)))
 
-    def training_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], _: int) -> Tensor:
+    def training_step(
+        self, batch: tuple[list[Tensor], list[dict[str, Any]]], batch_idx: int
+    ) -> Tensor:
         """The sum of the losses of one batch.
 
         Raises:
             NonFiniteLossError: before the weights are touched.
         """
         images, targets = batch
-        padded = self.model.pad(images, targets)
+        border = self.model.border
+        if self.multi_scale is not None:
+            place = self.seed, self.current_epoch, batch_idx
+            border = batch_border(border, self.multi_scale, *place)
+        padded = self.model.pad(images, targets, border=border)
         self.batch_shapes[batch_shape(padded)] += 1
         losses = self.losses(padded)
         loss = torch.stack(list(losses.values())).sum()

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from typing_extensions import Self
+
 # The keys of fastdet.models.MODELS; those with mask need data with segmentations.
 ModelName = Literal[
     "atss",
@@ -26,6 +28,9 @@ NeckName = Literal["fpn", "pafpn", "bifpn"]
 BatchNorm = Literal["frozen", "eval", "train", "sync", "group"]
 
 Exif = Literal["apply", "ignore"]  # see fastdet.data.read_image
+
+DataFormat = Literal["coco", "yolo", "voc"]  # the keys of fastdet.data.writers.WRITERS
+Images = Literal["copy", "link", "none"]  # see fastdet.data.writers.write_dataset
 
 Show = Literal["detections", "proposals"]  # what `fastdet predict` draws
 
@@ -152,6 +157,54 @@ class OptimizationOptions:
 
 
 @dataclass(frozen=True)
+class AugmentOptions:
+    """How training pictures are changed, anew in each epoch; see docs/augmentation.md."""
+
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    scale_jitter: tuple[float, float] = (0.8, 1.25)
+    """Range of the factor by which what a picture shows is scaled; 1 1 for none."""
+    photometric: float = 0.0
+    """Probability of each change of colour: brightness, contrast, saturation, hue, channels."""
+    crop: float = 0.0
+    """Probability of a crop that keeps at least one object."""
+    lsj: tuple[float, float] | None = None
+    """Large-scale jitter in place of scale_jitter: range of the factor, such as 0.1 2, on a square
+    of min_size."""
+    copy_paste: float = 0.0
+    """Probability that objects of another picture are pasted; needs data with masks."""
+    mosaic: float = 0.0
+    """Probability of a mosaic of four pictures, on a square of min_size."""
+    mixup: float = 0.0
+    """Probability that a picture is blended with another."""
+    close_mosaic: int | None = None
+    """Last epochs without mosaic and mixup; unset: a tenth of the epochs, rounded up."""
+    multi_scale: tuple[int, int] | None = None
+    """Range that each training batch draws its min_size from, in steps of size_divisor."""
+
+    def check(self) -> None:
+        """Raises ValueError with the name of an option that is out of range."""
+        for name in ("flip", "photometric", "crop", "copy_paste", "mosaic", "mixup"):
+            value = getattr(self, name)
+            _expect(0 <= value <= 1, name, "a probability in [0, 1]", value)
+        for name in ("scale_jitter", "lsj"):
+            low, high = getattr(self, name) or (1, 1)
+            # More than tenfold makes pictures that fill the memory.
+            expected = "LOW HIGH with 0 < LOW <= HIGH <= 10"
+            _expect(0 < low <= high <= 10, name, expected, f"{low} {high}")
+        close = self.close_mosaic
+        _expect(close is None or close >= 0, "close_mosaic", "0 or more epochs", close)
+        low, high = self.multi_scale or (1, 1)
+        expected = "LOW HIGH in pixels with 1 <= LOW <= HIGH"
+        _expect(1 <= low <= high, "multi_scale", expected, f"{low} {high}")
+
+    def mixed_epochs(self, epochs: int) -> int:
+        """How many of the epochs, from the first on, have mosaic and mixup."""
+        close = math.ceil(epochs / 10) if self.close_mosaic is None else self.close_mosaic
+        return max(0, epochs - close)
+
+
+@dataclass(frozen=True)
 class TrainOptions:
     """One training, from a COCO-format folder to checkpoints and a log."""
 
@@ -225,7 +278,7 @@ class TrainOptions:
     """What this training is to show; `fastdet runs` prints it."""
     optimization: OptimizationOptions = OptimizationOptions()
 
-    def complete(self, on_gpu: bool) -> "TrainOptions":
+    def complete(self, on_gpu: bool) -> Self:
         """These options, with those of the preset and of the optimiser where they are unset."""
         preset = self.preset if self.preset != "auto" else "gpu" if on_gpu else "cpu"
         unset = {k: v for k, v in PRESETS[preset].items() if getattr(self, k) is None}
@@ -235,10 +288,13 @@ class TrainOptions:
         lr = DEFAULT_LR.get(name, 5e-4) if self.lr is None else self.lr
         return replace(self, **unset, lr=lr, optimization=own)
 
+    augmentation: AugmentOptions = AugmentOptions()
+
     def check(self) -> None:
         """Raises ValueError, naming the option, where one is out of range."""
         self.pictures.check()
         self.optimization.check()
+        self.augmentation.check()
         for name in _COUNTS:
             _expect_count(self, name)
         lr = self.lr
@@ -265,6 +321,31 @@ class TrainOptions:
             "no checkpoint together with pretrained or backbone_weights",
             self.weights,
         )
+        largest = (self.augmentation.multi_scale or (1, 1))[1]
+        expected = f"at most max_size, {self.max_size}"
+        fits = self.max_size is None or largest <= self.max_size
+        _expect(fits, "multi_scale", expected, largest)
+
+
+@dataclass(frozen=True)
+class ShowOptions(TrainOptions):
+    """The pictures of a training, as its model sees them; the options are those of train."""
+
+    out: Path
+    """HTML file for the pictures."""
+    images: int = 24
+    """How many training pictures, from the beginning of the epoch on."""
+    epoch: int = 1
+    """Which epoch of the training."""
+    overwrite: bool = False
+    """Overwrite an existing file."""
+
+    def check(self) -> None:
+        """Raises ValueError, naming the option, where one is out of range."""
+        super().check()
+        _expect_count(self, "images")
+        expected = f"an epoch of the training, 1 to {self.epochs}"
+        _expect(1 <= self.epoch <= self.epochs, "epoch", expected, self.epoch)
 
 
 def _expect_count(options: object, name: str) -> None:

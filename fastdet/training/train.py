@@ -4,7 +4,7 @@
 import math
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -58,7 +58,11 @@ FILES = (
 )
 
 
-def train(options: TrainOptions, model_options: dict[str, Any] | None = None) -> DetectorModule:
+def train(
+    options: TrainOptions,
+    model_options: dict[str, Any] | None = None,
+    transforms: Callable[[Any, Any], Any] | None = None,
+) -> DetectorModule:
     """Train as `options` say.
 
     Writes OUT/last.ckpt and OUT/best.ckpt after each validation, each whole at every moment,
@@ -69,6 +73,7 @@ def train(options: TrainOptions, model_options: dict[str, Any] | None = None) ->
     Args:
         options: see `TrainOptions`.
         model_options: further keyword arguments of the function that builds the model.
+        transforms: of the training pictures; see `DetectionDataModule`.
 
     Returns:
         The module with the last weights; `.metrics` are its last validation's.
@@ -82,13 +87,14 @@ def train(options: TrainOptions, model_options: dict[str, Any] | None = None) ->
     """
     options.check()
     options = options.complete(on_gpu(options.device))
+    options.check()
     with ExitStack() as block:
         block.enter_context(first_speaks())
         if is_first():
             block.enter_context(run_lock(options.out))
         while True:
             try:
-                return _train(options, model_options or {})
+                return _train(options, model_options or {}, transforms)
             except torch.OutOfMemoryError:
                 smaller = _with_half_batches(options)
                 if smaller is None:
@@ -120,7 +126,40 @@ def _with_half_batches(options: TrainOptions) -> TrainOptions | None:
     )
 
 
-def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModule:
+def training_data(
+    options: TrainOptions,
+    classes: Classes | None = None,
+    transforms: Callable[[Any, Any], Any] | None = None,
+) -> DetectionDataModule:
+    """The batches of a training.
+
+    Args:
+        options: complete ones, see `TrainOptions.complete`.
+        classes, transforms: see `DetectionDataModule`.
+    """
+    assert options.batch_size is not None
+    assert options.min_size is not None
+    return DetectionDataModule(
+        options.data,
+        options.batch_size,
+        options.workers,
+        options.seed,
+        classes=classes,
+        drop_other_classes=options.drop_other_classes,
+        pictures=options.pictures,
+        files_anywhere=options.files_anywhere,
+        augmentation=options.augmentation,
+        transforms=transforms,
+        size=options.min_size,
+        epochs=options.epochs,
+    )
+
+
+def _train(
+    options: TrainOptions,
+    model_options: dict[str, Any],
+    transforms: Callable[[Any, Any], Any] | None,
+) -> DetectorModule:
     """`train`, in a folder that is locked."""
     last = options.out / "last.ckpt"
     if is_first():
@@ -138,22 +177,12 @@ def _train(options: TrainOptions, model_options: dict[str, Any]) -> DetectorModu
         options = replace(options, pretrained=False, backbone_weights=None, weights=None)
     elif options.pretrained or options.backbone_weights:
         model_options = WITH_WEIGHTS | model_options
-    assert options.batch_size is not None  # the options are complete
     if options.batch_norm == "sync" and not on_gpu(options.device) and _processes(options) > 1:
         raise ValueError(
             "batch_norm: sync between processes needs GPUs (torch's SyncBatchNorm); on CPUs "
             "expected group, frozen, eval or train"
         )
-    data = DetectionDataModule(
-        options.data,
-        options.batch_size,
-        options.workers,
-        options.seed,
-        classes=classes,
-        drop_other_classes=options.drop_other_classes,
-        pictures=options.pictures,
-        files_anywhere=options.files_anywhere,
-    )
+    data = training_data(options, classes, transforms)
     module = _module(options, model_options, data)
     _report_weights(module, options.out / "backbone_weights.txt")
     if module.model.learns_masks:
@@ -240,6 +269,7 @@ def _module(
         "backbone_weights": options.backbone_weights,
         "lr": lr,
         "seed": options.seed,
+        "multi_scale": options.augmentation.multi_scale,
         "optimization": asdict(options.optimization),
     }
     module = DetectorModule(model_options=model_options, **arguments)

@@ -8,11 +8,16 @@ the folder has another format. The first format in `FORMATS` that finds splits i
 from collections.abc import Callable
 from pathlib import Path
 
-from fastdet.data.formats import coco
+from fastdet.data.formats import coco, cvat, labelme, voc
 from fastdet.data.formats.split import Split
 
 # By the name that messages and options have; in the order in which they are asked.
-FORMATS: dict[str, Callable[[Path], dict[str, Split]]] = {"coco": coco.splits}
+FORMATS: dict[str, Callable[[Path], dict[str, Split]]] = {
+    "labelme": labelme.splits,  # first: its files are JSON, too
+    "coco": coco.splits,
+    "voc": voc.splits,
+    "cvat": cvat.splits,
+}
 
 
 def find_splits(folder: Path) -> dict[str, Split]:

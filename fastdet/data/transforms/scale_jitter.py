@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Transforms of an image and its boxes before the model, built on torchvision.transforms.v2.
+"""Scale jitter that keeps the size of the image.
 
 A detector resizes every image to its own min_size, so a jitter that changed the image's size would
 be undone there. `ScaleJitter` therefore keeps the size and changes what the frame shows: objects
@@ -16,8 +16,14 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-# ImageNet's mean colour, so that the canvas is near zero once the model has normalised it.
-CANVAS_COLOUR = [124.0, 116.0, 104.0]
+from fastdet.data.transforms.canvas import CANVAS_COLOUR
+from fastdet.data.transforms.resize import resize
+
+
+def check_scale(name: str, scale: tuple[float, float]) -> None:
+    """Raises ValueError unless it is a range of factors."""
+    if not 0 < scale[0] <= scale[1] < math.inf:
+        raise ValueError(f"{name} must be (low, high) with 0 < low <= high, got {scale}")
 
 
 class ScaleJitter(v2.Transform):
@@ -36,8 +42,7 @@ class ScaleJitter(v2.Transform):
             ValueError: not 0 < low <= high.
         """
         super().__init__()
-        if not 0 < scale[0] <= scale[1] < math.inf:
-            raise ValueError(f"scale must be (low, high) with 0 < low <= high, got {scale}")
+        check_scale("scale", scale)
         self.scale = scale
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
@@ -67,36 +72,7 @@ class ScaleJitter(v2.Transform):
                 inner_width,
                 size=[height, width],
             )
-        inpt = self._call_kernel(functional.resize, inpt, [inner_height, inner_width])
+        inpt = resize(inpt, [inner_height, inner_width])
         padding = [left, top, width - inner_width - left, height - inner_height - top]
         fill = CANVAS_COLOUR if isinstance(inpt, tv_tensors.Image) else None
         return self._call_kernel(functional.pad, inpt, padding, fill=fill)
-
-
-def train_transforms(
-    scale_jitter: tuple[float, float] = (0.8, 1.25), flip: float = 0.5
-) -> v2.Transform:
-    """Random horizontal flip and scale jitter.
-
-    Args:
-        scale_jitter: range of the scale factor; (1, 1) for none.
-        flip: the flip's probability.
-
-    Returns:
-        A transform of (image, target): image float32 in 0..1, of the size it had; boxes inside it,
-        at least 1 px wide and high, labels in step. Random numbers are torch's, so that
-        `torch.manual_seed` and the seeds of a DataLoader's workers control them.
-    """
-    return v2.Compose(
-        [
-            v2.RandomHorizontalFlip(flip),
-            ScaleJitter(scale_jitter),
-            v2.SanitizeBoundingBoxes(min_size=1.0, min_area=1.0),
-            v2.ToDtype(torch.float32, scale=True),
-        ]
-    )
-
-
-def eval_transforms() -> v2.Transform:
-    """Image to float32 in 0..1; boxes as the dataset gives them, which are valid already."""
-    return v2.ToDtype(torch.float32, scale=True)
