@@ -22,6 +22,7 @@ from fastdet.training.options import (
     ModelName,
     NeckName,
     PictureOptions,
+    RunsFormat,
     Show,
     ShowOptions,
     TrainOptions,
@@ -34,13 +35,23 @@ if TYPE_CHECKING:
 
 
 def train(training: TrainOptions) -> None:
-    """Train a detector on a COCO-format folder."""
+    """Train a detector on a data set.
+
+    With --config runs/a/options.yaml as that training, except for the options that are given.
+    """
+    from fastdet.report.run_page import write_run_page
+    from fastdet.training.kept_metrics import kept_metrics
+    from fastdet.training.processes import is_first
     from fastdet.training.train import train as run
 
-    module = run(training)
-    if module.metrics is not None:
-        _print_metrics(module.metrics, f"{training.model}, last weights")
-    print(f"checkpoints and log: {training.out}")
+    run(training)
+    if not is_first():
+        return
+    best = kept_metrics(training.out / "best.ckpt")
+    if best is not None:
+        metrics, epoch = best
+        _print_metrics(metrics, f"{training.model}, best.ckpt, of epoch {epoch}")
+    print(f"checkpoints and log: {training.out}; report: {write_run_page(training.out)}")
 
 
 def show(training: ShowOptions) -> None:
@@ -127,6 +138,33 @@ def predict(
     if found.unreadable:
         print(f"fastdet: {len(found.unreadable)} pictures could not be read", file=sys.stderr)
         sys.exit(1)
+
+
+def runs(
+    folders: tuple[Path, ...],
+    sort: str | None = None,
+    filter: tuple[str, ...] = (),
+    base: Path | None = None,
+    format: RunsFormat = "table",
+    plot: tuple[str, ...] = (),
+    out: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Print the table of trainings: options that differ, best epoch, metrics, time, memory.
+
+    Args:
+        folders: Folders of trainings, or folders that contain such folders.
+        sort: Metric such as AP50, best first, or an option; unset: in the order of the folders.
+        filter: Show only runs with option=value or option!=value; several conditions are allowed.
+        base: Folder of a run; the metrics of the others are shown as differences to it.
+        format: Format of the table; html is a page with the curves of all runs.
+        plot: Metrics over the epochs of all runs, such as val/AP, for an .html file.
+        out: File for the table; unset: the terminal.
+        overwrite: Overwrite an existing file.
+    """
+    from fastdet.report.runs import write_runs
+
+    write_runs(folders, sort, filter, base, format, plot, out, overwrite)
 
 
 def export(
@@ -340,6 +378,7 @@ COMMANDS = {
     "predict": predict,
     "export": export,
     "describe": describe,
+    "runs": runs,
     "bench": bench,
     "compare": compare,
     "convert": convert,
@@ -347,6 +386,7 @@ COMMANDS = {
     "demo": demo,
     "info": info,
 }
+POSITIONAL = {"runs": ("folders",)}  # arguments without a flag; tyro is not imported here
 EXTRAS = {"bench": "bench", "compare": "bench", "export": "export,train"}  # all others: train
 
 
@@ -365,7 +405,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _quiet()
     try:
         with stopping_at_sigterm():
-            _run(arguments)
+            _run(_with_options_of_file(arguments))
     except Exception as error:
         if debug:
             raise
@@ -378,9 +418,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(stop.code)
 
 
+def _with_options_of_file(arguments: list[str]) -> list[str]:
+    """The arguments of `train --config FILE ...` with the options of the file among them."""
+    if not arguments or arguments[0] != "train":
+        return arguments
+    given = [word for one in arguments[1:] for word in _split_at_equals(one)]
+    if "--config" not in given:
+        return arguments
+    from fastdet.training.options_file import as_arguments, next_to, read_options
+
+    at = given.index("--config")
+    if at + 1 == len(given):
+        raise ValueError("--config: expected a file of options, such as runs/a/options.yaml")
+    file = Path(given[at + 1])
+    given = given[:at] + given[at + 2 :]
+    options = read_options(file)
+    if "--out" not in given and "--resume" not in given and options.get("out"):
+        out = Path(str(options["out"]))
+        if out.exists():
+            options["out"] = str(next_to(out))
+            print(f"{out} exists: this training goes to {options['out']}", flush=True)
+    return ["train", *as_arguments(options, given), *given]
+
+
+def _split_at_equals(argument: str) -> list[str]:
+    name, equals, value = argument.partition("=")
+    return [name, value] if equals and name == "--config" else [argument]
+
+
 def _run(arguments: Sequence[str]) -> None:
     import tyro
 
+    for name, positional in POSITIONAL.items():
+        types = COMMANDS[name].__annotations__
+        for argument in positional:
+            types[argument] = tyro.conf.Positional[types[argument]]
     tyro.extras.subcommand_cli_from_dict(
         COMMANDS,
         prog="fastdet",

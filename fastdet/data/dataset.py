@@ -114,6 +114,11 @@ class DetectionDataset(Dataset[tuple[Any, Target]]):
         """How many boxes all items have together."""
         return len(self._boxes)
 
+    def box_and_image_sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        """(N, 2) width and height of all boxes; (N, 2) height and width of the image of each."""
+        sizes = np.repeat(self._sizes, np.diff(self._offsets), axis=0)
+        return self._boxes[:, 2:] - self._boxes[:, :2], sizes
+
     def __getitem__(self, index: int) -> tuple[Any, Target]:
         height, width = self._sizes[index].tolist()
         try:

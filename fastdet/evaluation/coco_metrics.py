@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, Optional, cast
 
 import numpy as np
 from hotcoco import COCO, COCOeval
-from torch import Tensor
+from torch import Tensor, distributed
 
 from fastdet.data.annotations import Annotations
 from fastdet.data.coco_file import read_coco_file
@@ -192,6 +192,28 @@ class CocoEvaluator:
             self._rows[number] = np.column_stack(
                 [np.full(len(xywh), float(number)), xywh, scores, self._number_of_label[labels]]
             )
+
+    def gather(self) -> None:
+        """Gives each process of a distributed run the detections of all; every process calls it.
+
+        `compute` then gives in each process what one process with all images would get, to the last
+        digit. Without torch.distributed, nothing happens.
+
+        Raises:
+            ValueError: two processes had the same image.
+        """
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return
+        parts: list[Any] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(parts, (self._rows, self._masks))
+        numbers = [number for rows, _ in parts for number in rows]
+        if len(set(numbers)) < len(numbers):
+            raise ValueError("two processes gave the evaluator the same image")
+        rows = {number: row for of_part, _ in parts for number, row in of_part.items()}
+        masks = {number: mask for _, of_part in parts for number, mask in of_part.items()}
+        # Detections with equal scores keep the order of the images, which decides ties.
+        self._rows = {number: rows[number] for number in sorted(rows)}
+        self._masks = {number: masks[number] for number in sorted(masks)}
 
     def compute(self) -> CocoMetrics:
         """Computes the metrics of all detections so far.

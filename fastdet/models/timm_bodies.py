@@ -146,7 +146,8 @@ def timm_body(
             frozen, because it never gets a gradient.
 
     Returns:
-        The module and the channels of its four maps.
+        The module and the channels of its four maps. The module's attribute `stages` has the part
+        of each parameter, by its name; None where parts share parameters.
 
     Raises:
         ValueError: unknown name; strides other than 4, 8, 16 and 32; an option out of range; a file
@@ -190,6 +191,7 @@ def timm_body(
         if fit.coarsest.get(own, 0) <= len(STRIDES) - maps:
             parameter.requires_grad_(False)
     body = with_batch_norms(body, batch_norm)
+    body.stages = fit.parts
     if loaded is not None:
         body.loaded_weights = loaded
     return body, channels

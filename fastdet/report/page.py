@@ -51,6 +51,7 @@ def write_report(
     introduction: str,
     models: Sequence[TrainedModel],
     op_rows: Sequence[OpRow] | None = None,
+    with_ops: bool = True,
 ) -> None:
     """Write the report.
 
@@ -60,23 +61,22 @@ def write_report(
         introduction: one or two sentences below the heading.
         models: one section for each model, in this order.
         op_rows: the table of operators beside torchvision; None if they were not measured.
+        with_ops: whether there is a section with that table.
     """
-    sections = [
-        _overview(models),
-        *(_model_section(model) for model in models),
-        _op_section(op_rows),
-    ]
+    sections = [_overview(models), *(_model_section(model) for model in models)]
+    if with_ops:
+        sections.append(_op_section(op_rows))
     write_page(path, title, introduction, sections)
 
 
 def write_page(path: Path, title: str, introduction: str, sections: Sequence[str]) -> None:
-    """Write a page of the house's style.
+    """Writes a page in the house's style.
 
     Args:
         path: the HTML file.
         title: the heading.
         introduction: one or two sentences below the heading.
-        sections: HTML.
+        sections: HTML fragments.
     """
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -133,7 +133,7 @@ def _overview(models: Sequence[TrainedModel]) -> str:
     ]
     return (
         f'<section><div class="tiles">{tiles}</div><h2>COCO metrics</h2>'
-        f"{_table(['', *names], rows)}</section>"
+        f"{html_table(['', *names], rows)}</section>"
     )
 
 
@@ -178,7 +178,7 @@ def _class_table(metrics: CocoMetrics) -> str:
         ]
         for row in metrics.per_class
     ]
-    return _table(["class", "AP", "AP50", "boxes"], rows, escaped=True)
+    return html_table(["class", "AP", "AP50", "boxes"], rows, escaped=True)
 
 
 def _op_section(rows: Sequence[OpRow] | None) -> str:
@@ -192,7 +192,7 @@ def _op_section(rows: Sequence[OpRow] | None) -> str:
         head = ["op", "workload", "fastdet ms", "torchvision ms", "ratio"]
         body = (
             "<p>Medians of alternating runs on this machine; the ratio is torchvision's time over "
-            f"fastdet's.</p>{_table(head, cells, text_columns=2)}"
+            f"fastdet's.</p>{html_table(head, cells, text_columns=2)}"
         )
     return f"<section><h2>Operators beside torchvision</h2>{body}</section>"
 
@@ -206,12 +206,21 @@ def _comparison(comparison: Comparison) -> str:
     return f"<figure>{images}<figcaption>{escape(comparison.caption)}</figcaption></figure>"
 
 
-def _table(
+def html_table(
     head: Sequence[str],
     rows: Sequence[Sequence[str]],
     text_columns: int = 1,
     escaped: bool = False,
 ) -> str:
+    """A table as an HTML fragment.
+
+    Args:
+        head: one text for each column.
+        rows: the cells.
+        text_columns: how many of the first columns are text, not numbers.
+        escaped: whether the cells are HTML already.
+    """
+
     def cell(tag: str, column: int, text: str) -> str:
         kind = ' class="text"' if column < text_columns else ""
         return f"<{tag}{kind}>{text if escaped else escape(text)}</{tag}>"

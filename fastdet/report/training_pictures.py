@@ -18,7 +18,7 @@ from fastdet.report.page import facts, picture_sheet, write_page
 from fastdet.training.data_module import OF_ONE_PICTURE
 from fastdet.training.multi_scale import batch_border
 from fastdet.training.options import ShowOptions
-from fastdet.training.train import training_data
+from fastdet.training.train import on_gpu, training_data
 
 LONGEST_SIDE = 640  # of a picture in the page, in pixels
 
@@ -38,6 +38,9 @@ def show(options: ShowOptions, transforms: Any = None) -> int:
         ValueError: as `fastdet.training.train.train`.
     """
     options.check()
+    options = options.complete(on_gpu(options.device))
+    options.check()
+    assert options.backbone is not None
     refuse_existing(options.out, options.overwrite)
     data = training_data(options, transforms=transforms)
     sizes = {name: getattr(options, name) for name in ("min_size", "max_size", "size_divisor")}

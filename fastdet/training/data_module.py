@@ -38,11 +38,18 @@ OF_ONE_PICTURE = ("flip", "scale_jitter", "photometric", "crop", "lsj")
 
 
 class EpochShuffle(Sampler[Key]):
-    """Every index once an epoch, in an order that (seed, epoch) decides; yields (epoch, index)."""
+    """Every index once an epoch, in an order that (seed, epoch) decides; yields (epoch, index).
 
-    def __init__(self, length: int, seed: int) -> None:
+    Several processes take turns: the first of P has the 1st, the (P + 1)th and so on. So a step of
+    all has the images that one process with the batch size of all would have. Each has the same
+    number; if they do not divide evenly, the last images of the order wait for another epoch.
+    """
+
+    def __init__(self, length: int, seed: int, process: int = 0, processes: int = 1) -> None:
         self.length = length
         self.seed = seed
+        self.process = process
+        self.processes = processes
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -50,12 +57,13 @@ class EpochShuffle(Sampler[Key]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.length
+        return max(1, self.length // self.processes)
 
     def __iter__(self) -> Iterator[Key]:
         generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)))
-        for index in torch.randperm(self.length, generator=generator).tolist():
-            yield self.epoch, index
+        order = torch.randperm(self.length, generator=generator).tolist()
+        for turn in range(len(self)):
+            yield self.epoch, order[(turn * self.processes + self.process) % self.length]
 
 
 class SeededItems(Dataset[Any]):
@@ -186,17 +194,39 @@ class DetectionDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled, augmented batches; a last, smaller one is left out."""
         assert self.training is not None
+        sampler = EpochShuffle(len(self.training), self.seed, *self._process())
         return DataLoader(
             self._items(),
             batch_size=self.batch_size,
-            sampler=EpochShuffle(len(self.training), self.seed),
-            drop_last=len(self.training) >= self.batch_size,
+            sampler=sampler,
+            drop_last=len(sampler) >= self.batch_size,
             **self._loading(),
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """The validation images in the dataset's order."""
-        return DataLoader(self.validation, batch_size=self.batch_size, **self._loading())
+        """The validation images in the dataset's order; of several processes, each has a part.
+
+        No image is in two parts, so the parts may have different lengths.
+
+        Raises:
+            ValueError: more processes than images.
+        """
+        process, processes = self._process()
+        if processes > len(self.validation):
+            raise ValueError(
+                f"{self.validation.annotation_file}: expected an image for each of {processes} "
+                f"processes, got {len(self.validation)}"
+            )
+        own = range(process, len(self.validation), processes)
+        return DataLoader(
+            self.validation, batch_size=self.batch_size, sampler=own, **self._loading()
+        )
+
+    def _process(self) -> tuple[int, int]:
+        """The number of this process, and how many there are."""
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint says of the data."""

@@ -5,6 +5,7 @@ Validation runs the networks once a batch: losses and detections come from the s
 one hook logs both at one step. A loss that is not finite ends the training.
 """
 
+import math
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,11 @@ from fastdet.models.batch import batch_shape, restore
 from fastdet.ops import paste_masks_rle
 from fastdet.ops.detections import Detections
 from fastdet.training.checkpoint import plain_backbone, read_checkpoint
+from fastdet.training.kept_metrics import as_plain
 from fastdet.training.multi_scale import batch_border
-from fastdet.training.schedules import warmup_cosine
+from fastdet.training.optimizers import optimizer
+from fastdet.training.options import OptimizationOptions
+from fastdet.training.schedules import schedule
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -41,9 +45,11 @@ class DetectorModule(lightning.LightningModule):
         model_options: further keyword arguments of that function.
         pretrained_backbone: start from timm's weights.
         lr: peak learning rate.
-        weight_decay: of AdamW, on matrices and kernels, but not on norms and biases.
+        weight_decay: on matrices and kernels, but not on norms and biases; None: the optimiser's
+            own.
         seed: of the random numbers in the model; epoch k draws the same ones after a resume.
         backbone_weights: start from this file of weights; the checkpoint does not need it.
+        optimization: further fields of `OptimizationOptions`.
         multi_scale: range of the min_size of training batches; see `batch_border`. None: the
             model's own, which validation always has.
     """
@@ -57,9 +63,10 @@ class DetectorModule(lightning.LightningModule):
         model_options: dict[str, Any] | None = None,
         pretrained_backbone: bool = False,
         lr: float = 5e-4,
-        weight_decay: float = 0.05,
+        weight_decay: float | None = None,
         seed: int = 0,
         backbone_weights: str | Path | None = None,
+        optimization: dict[str, Any] | None = None,
         multi_scale: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
@@ -71,7 +78,10 @@ class DetectorModule(lightning.LightningModule):
         self.classes = classes
         self.category_ids = category_ids
         self.lr = lr
-        self.weight_decay = weight_decay
+        self.optimization = OptimizationOptions(
+            **{"weight_decay": weight_decay, **(optimization or {})}
+        )
+        self.optimization.check()
         self.seed = seed
         self.multi_scale = multi_scale
         self.model = MODELS[model](
@@ -81,8 +91,13 @@ class DetectorModule(lightning.LightningModule):
             **({} if weights is None else {"backbone_weights": weights}),
             **(model_options or {}),
         )
+        self.losses = self.model.losses
         self.metrics: CocoMetrics | None = None
         self.batch_shapes: Counter[tuple[int, ...]] = Counter()  # (B, H, W, G), of this process
+
+    def compile_losses(self) -> None:
+        """Computes the losses of training by one compiled graph for each shape of a batch."""
+        self.losses = torch.compile(self.model.losses, dynamic=False)
 
     def on_train_epoch_start(self) -> None:
         """Draw this epoch's random numbers from (seed, epoch)."""
@@ -103,7 +118,7 @@ class DetectorModule(lightning.LightningModule):
             border = batch_border(border, self.multi_scale, *place)
         padded = self.model.pad(images, targets, border=border)
         self.batch_shapes[batch_shape(padded)] += 1
-        losses = self.model.losses(padded)
+        losses = self.losses(padded)
         loss = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(loss):
             raise NonFiniteLossError(
@@ -149,36 +164,56 @@ class DetectorModule(lightning.LightningModule):
 
         Those of masks are named segm_AP and so on.
         """
+        self.evaluator.gather()
         self.metrics = self.evaluator.compute()
-        means = {k: v / self.validated_images for k, v in self.validation_losses.items()}
+        sums, images = self._of_all_processes()
+        means = {name: value / images for name, value in sums.items()}
         logged = {"loss": sum(means.values()), **means, **self.metrics.stats}
         if self.metrics.masks is not None:
             logged |= {f"segm_{name}": value for name, value in self.metrics.masks.stats.items()}
         self.log_dict({f"val/{name}": float(value) for name, value in logged.items()})
 
+    def _of_all_processes(self) -> tuple[dict[str, float], int]:
+        """The sums of the validation losses over the images of all processes, and their number."""
+        parts: list[Any] = [(dict(self.validation_losses), self.validated_images)]
+        if self.trainer.world_size > 1:
+            mine, parts = parts[0], [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(parts, mine)
+        names = list(parts[0][0])
+        sums = {name: math.fsum(losses[name] for losses, _ in parts) for name in names}
+        return sums, sum(images for _, images in parts)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the metrics of the validation with the weights that they are of."""
+        if self.metrics is not None:
+            checkpoint["metrics"] = as_plain(self.metrics)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let the epoch be over that the checkpoint ended, if epochs now have more or less batches.
+
+        Lightning counts the batches of the epoch: after a change of the batch size it would go on
+        in the middle of one.
+        """
+        data = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
+        if data is None:
+            return
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+        more = len(data.train_dataloader()) - progress["ready"]
+        for name in progress:
+            progress[name] += more
+
     def configure_optimizers(self) -> Any:
-        """AdamW on the model's `parameter_groups`; warm-up, then cosine decay, step by step."""
-        groups: list[dict[str, Any]] = []
-        for parameters, lr_factor in self.model.parameter_groups():
-            lr = self.lr * lr_factor
-            groups += [
-                {"params": [p for p in parameters if p.ndim > 1], "lr": lr},
-                {"params": [p for p in parameters if p.ndim <= 1], "lr": lr, "weight_decay": 0.0},
-            ]
-        optimizer = torch.optim.AdamW(
-            groups,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            # One pass over the weights; Lightning cannot clip such a step in mixed precision.
-            fused=not str(self.trainer.precision).endswith("-mixed"),
-        )
-        total_steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, total_steps)
-        )
+        """The optimiser and, step by step, the schedule of `optimization`."""
+        # Lightning cannot clip a fused step in mixed precision.
+        fused = not str(self.trainer.precision).endswith("-mixed")
+        steps = optimizer(self.model, self.optimization, self.lr, fused=fused)
+        total, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs
+        assert epochs is not None
+        factor = schedule(self.optimization, total, epochs)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(steps, factor)
         return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+            "optimizer": steps,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
 

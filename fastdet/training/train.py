@@ -1,93 +1,61 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Train a detector on a COCO-format folder; validate a checkpoint on one."""
 
-import inspect
+import math
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import RichProgressBar
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import Logger
 
 from fastdet.data import Classes
 from fastdet.evaluation import CocoMetrics
 from fastdet.files import remove_leftovers, replacing
-from fastdet.models import MODELS
 from fastdet.models.backbone_weights import LIST_OF_TENSORS
-from fastdet.models.timm_bodies import LAYERS_WITH_WEIGHTS, NORM_WITH_WEIGHTS
-from fastdet.training.checkpoint import (
-    AtomicCheckpointIO,
-    MovableCheckpoint,
-    plain_backbone,
-    read_checkpoint,
+from fastdet.training.anchor_fit import (
+    anchor_fit,
+    boxes_in_training,
+    fit_line,
+    fitting_sizes,
+    matched_by_iou,
 )
+from fastdet.training.averaging import MovingAverage
+from fastdet.training.callbacks import (
+    EpochsFromOne,
+    ProgressLines,
+    ShapesLine,
+    ValidateLastEpoch,
+    ValidationLine,
+)
+from fastdet.training.checkpoint import AtomicCheckpointIO, MovableCheckpoint, read_checkpoint
 from fastdet.training.data_module import DetectionDataModule
 from fastdet.training.detector_module import DetectorModule, load_detector
+from fastdet.training.loggers import further_loggers
 from fastdet.training.metrics_log import MetricsLog, is_log
-from fastdet.training.options import PictureOptions, TrainOptions
+from fastdet.training.options import Device, PictureOptions, TrainOptions
+from fastdet.training.options_file import is_options, write_options
+from fastdet.training.processes import devices_and_nodes, first_speaks, is_first
+from fastdet.training.resuming import WITH_WEIGHTS, resumed
 from fastdet.training.run_lock import run_lock
+from fastdet.training.run_record import RunRecord, describe_data, is_record
+from fastdet.training.starting_weights import start_from
 from fastdet.training.stopping import Stopped
 
-
-class ValidateLastEpoch(lightning.Callback):
-    """Validates after the last epoch whatever `check_val_every_n_epoch` is; so it is saved, too."""
-
-    def on_train_epoch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Makes the last epoch one that is validated."""
-        if trainer.current_epoch + 1 == trainer.max_epochs:
-            trainer.check_val_every_n_epoch = 1
-
-
-class ValidationLine(lightning.Callback):
-    """Prints a line after each validation, also where there is no progress bar."""
-
-    def on_validation_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Print epoch, step, losses and AP."""
-        if not trainer.training and trainer.state.fn != "fit":
-            return
-        metrics = trainer.callback_metrics
-        segm_ap = metrics.get("val/segm_AP")
-        print(
-            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  step {trainer.global_step}  "
-            f"loss {metrics['loss']:.3f}  val/loss {metrics['val/loss']:.3f}  "
-            f"AP {metrics['val/AP']:.3f}  AP50 {metrics['val/AP50']:.3f}"
-            + (f"  segm AP {segm_ap:.3f}" if segm_ap is not None else ""),
-            flush=True,
-        )
-
-
-class ShapesLine(lightning.Callback):
-    """Prints at the end how many shapes of batches there were: each costs a compilation."""
-
-    def on_train_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Print the number of shapes, and the commonest."""
-        assert isinstance(pl_module, DetectorModule)
-        shapes = pl_module.batch_shapes
-        if not shapes:
-            return
-        commonest = ", ".join(
-            f"{'x'.join(map(str, shape))} ({steps} steps)" for shape, steps in shapes.most_common(4)
-        )
-        print(
-            f"shapes of batches, images x height x width x rows of ground truth: {len(shapes)} "
-            f"in {shapes.total()} steps; the commonest: {commonest}",
-            flush=True,
-        )
-
-
-# What a builder does by default where there are weights; a resumed training has none to show it.
-WITH_WEIGHTS = {
-    "batch_norm": NORM_WITH_WEIGHTS,
-    "trainable_backbone_layers": LAYERS_WITH_WEIGHTS,
-}
+FILES = (
+    "last.ckpt",
+    "best.ckpt",
+    "metrics.csv",
+    "options.yaml",
+    "run.yaml",
+    "backbone_weights.txt",
+)
 
 
 def train(
@@ -97,9 +65,10 @@ def train(
 ) -> DetectorModule:
     """Train as `options` say.
 
-    Writes OUT/last.ckpt and OUT/best.ckpt after each validation, each whole at every moment, and
-    OUT/metrics.csv; with `options.backbone_weights` also OUT/backbone_weights.txt, which lists what
-    was loaded. With `options.resume`, the result is that of an uninterrupted training.
+    Writes OUT/last.ckpt and OUT/best.ckpt after each validation, each whole at every moment,
+    OUT/metrics.csv, OUT/options.yaml and OUT/run.yaml; with `options.backbone_weights` also
+    OUT/backbone_weights.txt, which lists what was loaded. With `options.resume`, the result is that
+    of an uninterrupted training.
 
     Args:
         options: see `TrainOptions`.
@@ -117,8 +86,44 @@ def train(
         Stopped: SIGTERM or Ctrl-C came.
     """
     options.check()
-    with run_lock(options.out):
-        return _train(options, model_options or {}, transforms)
+    options = options.complete(on_gpu(options.device))
+    options.check()
+    with ExitStack() as block:
+        block.enter_context(first_speaks())
+        if is_first():
+            block.enter_context(run_lock(options.out))
+        while True:
+            try:
+                return _train(options, model_options or {}, transforms)
+            except torch.OutOfMemoryError:
+                smaller = _with_half_batches(options)
+                if smaller is None:
+                    raise
+                options = smaller
+
+
+def _with_half_batches(options: TrainOptions) -> TrainOptions | None:
+    """The options after the memory was not enough; None: there is nothing to halve.
+
+    A process among several cannot start again alone.
+    """
+    before, steps = options.batch_size, options.optimization
+    assert before is not None
+    if not options.halve_batch or before == 1 or _processes(options) > 1:
+        return None
+    half = before // 2
+    accumulate = round(before * steps.accumulate / half)
+    print(
+        f"out of memory with batches of {before}: goes on with batches of {half}, {accumulate} of "
+        "them a step",
+        flush=True,
+    )
+    return replace(
+        options,
+        batch_size=half,
+        resume=options.resume or (options.out / "last.ckpt").exists(),
+        optimization=replace(steps, accumulate=accumulate),
+    )
 
 
 def training_data(
@@ -129,9 +134,11 @@ def training_data(
     """The batches of a training.
 
     Args:
-        options: see `TrainOptions`.
+        options: complete ones, see `TrainOptions.complete`.
         classes, transforms: see `DetectionDataModule`.
     """
+    assert options.batch_size is not None
+    assert options.min_size is not None
     return DetectionDataModule(
         options.data,
         options.batch_size,
@@ -154,75 +161,54 @@ def _train(
     transforms: Callable[[Any, Any], Any] | None,
 ) -> DetectorModule:
     """`train`, in a folder that is locked."""
-    last, log = options.out / "last.ckpt", options.out / "metrics.csv"
-    if not options.resume:
-        for file in (last, options.out / "best.ckpt"):
-            if file.exists():
-                raise FileExistsError(f"{file} exists: give --resume to go on, or another --out")
-        # The log of a training that stopped before its first checkpoint may be replaced.
-        if log.exists() and not is_log(log):
-            raise FileExistsError(f"{log} is not of a training: give another --out")
-    for name in ("last.ckpt", "best.ckpt", "metrics.csv", "backbone_weights.txt"):
-        remove_leftovers(options.out / name)
+    last = options.out / "last.ckpt"
+    if is_first():
+        _check_folder(options)
+        for name in FILES:
+            remove_leftovers(options.out / name)
     lightning.seed_everything(options.seed, workers=True, verbose=False)
-    steps_done, classes = 0, None
-    pretrained, backbone_weights = options.pretrained, options.backbone_weights
-    model_options = {
-        "min_size": options.min_size,
-        "max_size": options.max_size,
-        "size_divisor": options.size_divisor,
-        **_given(
-            neck=options.neck, fpn_channels=options.fpn_channels, batch_norm=options.batch_norm
-        ),
-        **model_options,
-    }
+    before, classes = None, None
+    model_options = _of_builder(options) | model_options
     if options.resume:
-        before = read_checkpoint(last)
-        steps_done = before["global_step"]
-        made_with = before["hyper_parameters"]
-        built_before = made_with["model_options"] or {}
-        if made_with["pretrained_backbone"]:
-            built_before = WITH_WEIGHTS | built_before
-        _check_as_before(last, "model", made_with["model"], options.model)
-        _check_as_before(last, "backbone", made_with["backbone"], plain_backbone(options.backbone))
-        builder = inspect.signature(MODELS[options.model]).parameters
-        defaults = {name: builder[name].default for name in ("neck", "fpn_channels")}
-        of_default = defaults | {"batch_norm": "train"} | built_before
-        for name, given in model_options.items():
-            _check_as_before(last, name, of_default.get(name, given), given)
-        classes = Classes(made_with["classes"], last)
-        if pretrained or backbone_weights:
+        before = resumed(last, options, model_options)
+        classes, model_options = before.classes, before.model_options
+        if options.pretrained or options.backbone_weights or options.weights:
             print(f"the weights are those of {last}: no other file is read", flush=True)
-        pretrained, backbone_weights = False, None
-        model_options = built_before | model_options
-    elif pretrained or backbone_weights:
+        options = replace(options, pretrained=False, backbone_weights=None, weights=None)
+    elif options.pretrained or options.backbone_weights:
         model_options = WITH_WEIGHTS | model_options
+    if options.batch_norm == "sync" and not on_gpu(options.device) and _processes(options) > 1:
+        raise ValueError(
+            "batch_norm: sync between processes needs GPUs (torch's SyncBatchNorm); on CPUs "
+            "expected group, frozen, eval or train"
+        )
     data = training_data(options, classes, transforms)
-    module = DetectorModule(
-        model=options.model,
-        backbone=options.backbone,
-        classes=data.classes,
-        category_ids=data.category_ids,
-        model_options=model_options,
-        pretrained_backbone=pretrained,
-        backbone_weights=backbone_weights,
-        lr=options.lr,
-        seed=options.seed,
-        multi_scale=options.augmentation.multi_scale,
-    )
+    module = _module(options, model_options, data)
     _report_weights(module, options.out / "backbone_weights.txt")
     if module.model.learns_masks:
         data.read_masks()
+    if options.compile:
+        module.compile_losses()
+    print(_start(options, module, data), flush=True)
+    if is_first():
+        write_options(options, options.out / "options.yaml")
+    splits = {"train": data.training, "val": data.validation}
+    about = {"data": {name: describe_data(split) for name, split in splits.items() if split}}
+    record = RunRecord(options.out / "run.yaml", options.resume, about)
     trainer = _trainer(
+        options.device,
+        options.devices,
         max_epochs=options.epochs,
         precision=options.precision,
-        gradient_clip_val=5.0,
+        gradient_clip_val=options.optimization.clip,
+        accumulate_grad_batches=options.optimization.accumulate,
         check_val_every_n_epoch=options.validate_every,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
-        logger=MetricsLog(log, first_step=steps_done),
-        callbacks=[ValidateLastEpoch(), *_checkpoints(options.out), ValidationLine(), ShapesLine()],
+        logger=_loggers(options, before.steps if before else 0),
+        callbacks=[record, *_callbacks(options)],
         plugins=[AtomicCheckpointIO()],
+        use_distributed_sampler=False,  # the data module has its own
     )
     resume = last if options.resume else None
     try:
@@ -238,15 +224,87 @@ def _train(
     return module
 
 
-def _check_as_before(last: Path, name: str, trained_with: Any, given: Any) -> None:
-    """Raises ValueError if a resumed training is given another value than the checkpoint's."""
-    if trained_with != given:
-        raise ValueError(f"{name}: {last} was trained with {trained_with}, got {given}")
+def _check_folder(options: TrainOptions) -> None:
+    """Raises FileExistsError where a training would replace what it should not."""
+    if options.resume:
+        return
+    for name in ("last.ckpt", "best.ckpt", "report.html"):
+        if (file := options.out / name).exists():
+            raise FileExistsError(f"{file} exists: give --resume to go on, or another --out")
+    # What a training wrote that stopped before its first checkpoint may be replaced.
+    of_training = {"metrics.csv": is_log, "options.yaml": is_options, "run.yaml": is_record}
+    for name, is_ours in of_training.items():
+        if (file := options.out / name).exists() and not is_ours(file):
+            raise FileExistsError(f"{file} is not of a training: give another --out")
 
 
-def _given(**options: Any) -> dict[str, Any]:
-    """The options that are not unset (None)."""
-    return {name: value for name, value in options.items() if value is not None}
+def _of_builder(options: TrainOptions) -> dict[str, Any]:
+    """The keyword arguments of the model's builder that the options name."""
+    given = {
+        "min_size": options.min_size,
+        "max_size": options.max_size,
+        "size_divisor": options.size_divisor,
+        "neck": options.neck,
+        "fpn_channels": options.fpn_channels,
+        "batch_norm": options.batch_norm,
+        "anchor_sizes": None if options.anchor_sizes == "auto" else options.anchor_sizes,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _module(
+    options: TrainOptions, model_options: dict[str, Any], data: DetectionDataModule
+) -> DetectorModule:
+    """The detector that is trained, with the anchors and the weights it starts from."""
+    lr = options.lr
+    assert lr is not None  # the options are complete
+    if options.optimization.lr_for_batch is not None:
+        lr *= _images_of_a_step(options) / options.optimization.lr_for_batch
+    arguments: dict[str, Any] = {
+        "model": options.model,
+        "backbone": options.backbone,
+        "classes": data.classes,
+        "category_ids": data.category_ids,
+        "pretrained_backbone": options.pretrained,
+        "backbone_weights": options.backbone_weights,
+        "lr": lr,
+        "seed": options.seed,
+        "multi_scale": options.augmentation.multi_scale,
+        "optimization": asdict(options.optimization),
+    }
+    module = DetectorModule(model_options=model_options, **arguments)
+    cells = module.model.anchor_cells()
+    if matched_by_iou(cells):
+        assert data.training is not None
+        boxes = boxes_in_training(data.training, module.model.border)
+        now, best = anchor_fit(cells, boxes), fitting_sizes(cells, boxes)
+        print(fit_line(now, best, boxes), flush=True)
+        if options.anchor_sizes == "auto" and not options.resume:
+            own = {"anchor_sizes": best.sizes}
+            module = DetectorModule(model_options=model_options | own, **arguments)
+    elif options.anchor_sizes == "auto":
+        raise ValueError(
+            f"anchor_sizes: auto is for detectors that match anchors by IoU, such as faster_rcnn "
+            f"and retinanet, got {options.model}"
+        )
+    if options.weights is not None:
+        print(start_from(module.model, options.weights, data.classes), flush=True)
+    return module
+
+
+def _start(options: TrainOptions, module: DetectorModule, data: DetectionDataModule) -> str:
+    """What is trained, on what and where."""
+    assert data.training is not None
+    sets = (("training", data.training), ("validation", data.validation))
+    return (
+        "; ".join(
+            f"{name}: {len(split):,} pictures, {split.num_objects:,} boxes" for name, split in sets
+        )
+        + f"; {len(data.classes) - 1} classes\n{options.model}, {options.backbone}, "
+        f"{options.min_size} to {options.max_size} pixels, {_images_of_a_step(options)} images a "
+        f"step, {options.optimization.optimizer}, learning rate {module.lr:.3g}, "
+        f"{options.epochs} epochs, on {device_name(options.device)}"
+    )
 
 
 def _report_weights(module: DetectorModule, file: Path) -> None:
@@ -309,6 +367,46 @@ def evaluate(
     return module.metrics
 
 
+def on_gpu(device: Device) -> bool:
+    """Whether a training with this option runs on a GPU."""
+    return device == "gpu" or (device == "auto" and torch.cuda.is_available())
+
+
+def device_name(device: Device) -> str:
+    """The device of a training, for people."""
+    return torch.cuda.get_device_name() if on_gpu(device) else "the CPU"
+
+
+def _processes(options: TrainOptions) -> int:
+    return math.prod(devices_and_nodes(options.devices))
+
+
+def _images_of_a_step(options: TrainOptions) -> int:
+    assert options.batch_size is not None
+    return options.batch_size * options.optimization.accumulate * _processes(options)
+
+
+def _loggers(options: TrainOptions, first_step: int) -> list[Logger]:
+    """Of the first process; the others have none."""
+    if not is_first():
+        return []
+    log = MetricsLog(options.out / "metrics.csv", first_step=first_step)
+    return [log, *further_loggers(options.loggers, options.out)]
+
+
+def _callbacks(options: TrainOptions) -> list[lightning.Callback]:
+    """The average before the checkpoints, which hold it; the lines after all."""
+    callbacks: list[lightning.Callback] = [ValidateLastEpoch()]
+    if options.optimization.ema is not None:
+        callbacks.append(MovingAverage(options.optimization.ema))
+    callbacks += [*_checkpoints(options.out), ValidationLine(), ShapesLine()]
+    if options.patience is not None:
+        callbacks.append(EarlyStopping("val/AP", mode="max", patience=options.patience))
+    if not sys.stdout.isatty():
+        callbacks.append(ProgressLines())
+    return callbacks
+
+
 def _checkpoints(folder: Path) -> list[lightning.Callback]:
     """After each validation: best.ckpt if val/AP rose, then last.ckpt, which records it."""
     when: dict[str, Any] = {"save_on_train_epoch_end": False, "enable_version_counter": False}
@@ -319,16 +417,24 @@ def _checkpoints(folder: Path) -> list[lightning.Callback]:
 
 
 def _trainer(
-    callbacks: list[lightning.Callback] | None = None, **options: Any
+    device: Device = "auto",
+    devices: int | None = None,
+    callbacks: Sequence[lightning.Callback] = (),
+    **options: Any,
 ) -> lightning.Trainer:
-    """One device, a progress bar if the output is a terminal, no summary."""
-    on_terminal = sys.stdout.isatty()
-    bar: list[lightning.Callback] = [RichProgressBar()] if on_terminal else []
+    """A progress bar if the output is a terminal, no summary."""
+    on_terminal = sys.stdout.isatty() and is_first()
+    bar: list[lightning.Callback] = [EpochsFromOne()] if on_terminal else []
+    number, nodes = devices_and_nodes(devices)
+    # Of a network's parameters some may have no gradient in a step, such as those of an unused map.
+    several = {"strategy": "ddp_find_unused_parameters_true"} if number * nodes > 1 else {}
     return lightning.Trainer(
-        accelerator="auto",
-        devices=1,
-        callbacks=[*(callbacks or []), *bar],
+        accelerator=device,
+        devices=number,
+        num_nodes=nodes,
+        callbacks=[*callbacks, *bar],
         enable_progress_bar=on_terminal,
         enable_model_summary=False,
+        **several,
         **options,
     )

@@ -68,7 +68,8 @@ def test_a_stopped_training_says_where_and_resumes(
         [*command, "--epochs", "2000", "--workers", "2"], signal.Signals[name], "epoch 2/"
     )
     assert returned == status, errors
-    assert sorted(f.name for f in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt", "metrics.csv"]
+    files = ["best.ckpt", "last.ckpt", "metrics.csv", "options.yaml", "run.yaml"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == files
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"]
     line = r"fastdet: stopped at step (\d+); continue with --resume, from the checkpoint of step "
     found = re.fullmatch(f"{line}{saved}", errors[-1])
@@ -91,7 +92,8 @@ def test_stopped_before_the_first_checkpoint(
     assert stop.value.code == 143
     expected = "fastdet: stopped at step 0, before the first checkpoint\n"
     assert capsys.readouterr().err.endswith(expected)
-    assert [file.name for file in tmp_path.iterdir()] == ["metrics.csv"]
+    files = ["metrics.csv", "options.yaml", "run.yaml"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == files
 
 
 @pytest.mark.parametrize("noted", [False, True])

@@ -21,6 +21,8 @@ from fastdet.training.metrics_log import read_metrics
 from fastdet.training.options import PictureOptions, TrainOptions
 from fastdet.training.train import evaluate, train
 
+FILES = ["best.ckpt", "last.ckpt", "metrics.csv", "options.yaml", "run.yaml"]
+
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> TrainOptions:
@@ -98,7 +100,7 @@ def test_validation_losses_are_means_over_images(
 
 
 def test_nothing_but_the_results_is_left(run: Path) -> None:
-    assert sorted(file.name for file in run.iterdir()) == ["best.ckpt", "last.ckpt", "metrics.csv"]
+    assert sorted(file.name for file in run.iterdir()) == FILES
 
 
 def test_a_finished_training_is_not_overwritten(run: Path, options: TrainOptions) -> None:
@@ -109,7 +111,13 @@ def test_a_finished_training_is_not_overwritten(run: Path, options: TrainOptions
 def test_files_that_are_not_of_a_training_are_not_overwritten(
     options: TrainOptions, tmp_path: Path
 ) -> None:
-    for name, message in (("best.ckpt", "give --resume"), ("metrics.csv", "not of a training")):
+    for name, message in (
+        ("best.ckpt", "give --resume"),
+        ("metrics.csv", "not of a training"),
+        ("options.yaml", "not of a training"),
+        ("run.yaml", "not of a training"),
+        ("report.html", "exists"),
+    ):
         out = tmp_path / name
         out.mkdir()
         (out / name).write_text("mine")
@@ -193,11 +201,10 @@ def test_a_second_training_in_the_folder_is_refused(
     monkeypatch.setattr(RetinaNet, "losses", second_at_the_same_time)
     train(first)
     assert len(refused) == 2
-    results = ["best.ckpt", "last.ckpt", "metrics.csv"]
-    assert sorted(file.name for file in tmp_path.iterdir()) == results
+    assert sorted(file.name for file in tmp_path.iterdir()) == FILES
     with pytest.raises(ValueError, match=r"model: .* was trained with retinanet, got fcos"):
         train(replace(first, model="fcos", resume=True))
-    assert sorted(file.name for file in tmp_path.iterdir()) == results
+    assert sorted(file.name for file in tmp_path.iterdir()) == FILES
 
 
 def test_what_a_killed_training_left_is_removed(options: TrainOptions, tmp_path: Path) -> None:
@@ -205,8 +212,7 @@ def test_what_a_killed_training_left_is_removed(options: TrainOptions, tmp_path:
         (tmp_path / f".{10**9}-{name}").write_bytes(b"half")
     (tmp_path / "training.lock").write_text(f"{10**9} {socket.gethostname()}\n")
     train(replace(options, model="retinanet", out=tmp_path, epochs=1))
-    results = ["best.ckpt", "last.ckpt", "metrics.csv"]
-    assert sorted(file.name for file in tmp_path.iterdir()) == results
+    assert sorted(file.name for file in tmp_path.iterdir()) == FILES
 
 
 def with_categories(data: Path, copy: Path, change: Callable[[str], int | str]) -> Path:
