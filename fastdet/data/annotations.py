@@ -6,7 +6,8 @@ and the writers take them, so that no other module knows a format.
 """
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,30 @@ class Annotations:
             return place(self.image_ids[index], int(self.annotation_ids[row]))
         number = np.flatnonzero(self.image_index == index).tolist().index(row) + 1
         return f"{self.file_names[index]}, object {number}"
+
+    def of_images(self, indices: Sequence[int] | np.ndarray) -> "Annotations":
+        """Some of the images with what they have; the classes stay, and so does every order.
+
+        Args:
+            indices: positions in `image_ids`, each once, in any order.
+        """
+        kept = sorted(int(index) for index in indices)
+        new_index = np.full(len(self.image_ids), -1)
+        new_index[kept] = np.arange(len(kept))
+        rows = np.flatnonzero(new_index[self.image_index] >= 0)
+        return replace(
+            self,
+            image_ids=[self.image_ids[i] for i in kept],
+            file_names=[self.file_names[i] for i in kept],
+            image_sizes=self.image_sizes[kept],
+            annotation_ids=self.annotation_ids[rows],
+            image_index=new_index[self.image_index[rows]],
+            labels=self.labels[rows],
+            boxes_xywh=self.boxes_xywh[rows],
+            areas=self.areas[rows],
+            crowd=self.crowd[rows],
+            masks=None if self.masks is None else [self.masks[row] for row in rows],
+        )
 
 
 def place(image_id: object, annotation_id: object) -> str:

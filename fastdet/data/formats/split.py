@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One split of a data set folder: where it lies, and how it is read."""
+"""One split of a data set: its name, where it lies, and how it is read."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +7,9 @@ from typing import Protocol
 
 from fastdet.data.annotations import Annotations
 from fastdet.data.images import Exif
+
+USUAL_NAMES = ("train", "val", "test")
+OTHER_NAMES = {"valid": "val", "validation": "val"}
 
 
 class Reader(Protocol):
@@ -36,3 +39,26 @@ class Split:
     format: str
     path: Path
     read: Reader
+
+
+def usual_name(name: str) -> str:
+    """The name that a split is asked for by: "val" for "valid" and "validation"."""
+    return OTHER_NAMES.get(name, name)
+
+
+def by_usual_name(splits: list[tuple[str, Split]]) -> dict[str, Split]:
+    """The splits by their usual names.
+
+    Raises:
+        ValueError: two have the same.
+    """
+    found: dict[str, Split] = {}
+    for name, split in splits:
+        name = usual_name(name)
+        if name in found:
+            raise ValueError(
+                f"{found[name].path} and {split.path}: both are the split '{name}'; rename or "
+                "move one of them, or give the file in place of the folder"
+            )
+        found[name] = split
+    return found
