@@ -128,8 +128,8 @@ def export(
         raw: Leave out the suppression: the file gives the boxes and scores of all candidates, and
             fastdet.numpy finishes. For the families of one stage.
         int8: Compute convolutions in 8-bit integers, in an .onnx file: a folder of pictures to
-            calibrate with, or a data set as for training. With a val split in it,
-            AP before and after is printed.
+            calibrate with, or a data set as for training. With a val split in it, AP before and
+            after is printed.
         overwrite: Overwrite an existing file.
     """
     from fastdet.deploy.export import export_candidates, export_detector

@@ -133,7 +133,7 @@ def _image_folder(path: Path, names: list[str], files_anywhere: bool) -> Path:
     own = (path.parent, path.parent.parent)
     if inside and any(folder.is_dir() and folder not in own for folder in candidates):
         raise FileNotFoundError(
-            f"{path}: none of its first {len(names)} pictures exists; looked for {inside[0]} in "
+            f"{path}: no such image file: {inside[0]}, nor any other of the first {len(names)}, in "
             + ", ".join(map(str, candidates))
         )
     return candidates[0]

@@ -47,7 +47,7 @@ def usual_name(name: str) -> str:
 
 
 def by_usual_name(splits: list[tuple[str, Split]]) -> dict[str, Split]:
-    """The splits by their usual names.
+    """The splits by their usual names, "train", "val" and "test" first.
 
     Raises:
         ValueError: two have the same.
@@ -61,4 +61,8 @@ def by_usual_name(splits: list[tuple[str, Split]]) -> dict[str, Split]:
                 "move one of them, or give the file in place of the folder"
             )
         found[name] = split
-    return found
+    return {name: found[name] for name in sorted(found, key=_place)}
+
+
+def _place(name: str) -> int:
+    return USUAL_NAMES.index(name) if name in USUAL_NAMES else len(USUAL_NAMES)

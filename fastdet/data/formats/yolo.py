@@ -148,7 +148,9 @@ def _of_yaml(path: Path, content: dict[str, Any]) -> YoloDataSet | None:
             continue
         entries = value if isinstance(value, list) else [value]
         if not entries or not all(isinstance(entry, str) and entry for entry in entries):
-            raise ValueError(f"{path}: {key}: expected a path or a list of paths, got {value!r}")
+            raise ValueError(
+                f"{path}: {key}: expected a path or a list of paths, got {_shown(value)}"
+            )
         found[key] = entries
     data = (
         YoloDataSet(path, _roots(path, content.get("path")), found)
@@ -161,18 +163,20 @@ def _of_yaml(path: Path, content: dict[str, Any]) -> YoloDataSet | None:
 
 def _names_of_yaml(path: Path, content: dict[str, Any]) -> dict[int, str]:
     names, count = content.get("names"), content.get("nc")
-    if count not in _NOTHING and not re.fullmatch(r"\d{1,6}(\.0*)?", str(count)):
-        raise ValueError(f"{path}: nc: expected a number of classes, got {count!r}")
+    if count not in _NOTHING and not _matches(r"\d{1,6}(\.0*)?", count):
+        raise ValueError(f"{path}: nc: expected a number of classes, got {_shown(count)}")
     number = None if count in _NOTHING else int(float(count))
     if names in _NOTHING:
         return {i: str(i) for i in range(number or 0)}
     if isinstance(names, list):
         names = {str(number): name for number, name in enumerate(names)}
     if not isinstance(names, dict):
-        raise ValueError(f"{path}: names: expected a list, or names by number, got {names!r}")
+        raise ValueError(f"{path}: names: expected a list, or names by number, got {_shown(names)}")
     for key, name in names.items():
-        if not re.fullmatch(r"\d{1,6}", str(key)) or not isinstance(name, str) or not name:
-            raise ValueError(f"{path}: names: expected a name by number, got {key!r}: {name!r}")
+        if not _matches(r"\d{1,6}", key) or not _matches(".+", name):
+            raise ValueError(
+                f"{path}: names: expected a name by number, got {key!r}: {_shown(name)}"
+            )
     found = {int(key): name for key, name in names.items()}
     if number is not None and number not in (len(found), max(found, default=-1) + 1):
         raise ValueError(f"{path}: nc is {number}, but there are {len(found)} names")
@@ -186,10 +190,19 @@ def _key_points(path: Path, content: dict[str, Any]) -> int:
     if (
         not isinstance(shape, list)
         or len(shape) != 2
-        or not all(re.fullmatch(r"\d{1,6}", str(side)) for side in shape)
+        or not all(_matches(r"\d{1,6}", side) for side in shape)
     ):
-        raise ValueError(f"{path}: kpt_shape: expected two numbers, got {shape!r}")
+        raise ValueError(f"{path}: kpt_shape: expected two numbers, got {_shown(shape)}")
     return int(shape[0]) * int(shape[1])
+
+
+def _matches(pattern: str, value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(pattern, value, re.DOTALL) is not None
+
+
+def _shown(value: Any) -> str:
+    """A value in a message. Lists are not written out: by aliases a small one may be endless."""
+    return repr(value[:80]) if isinstance(value, str) else type(value).__name__
 
 
 def _roots(path: Path, stated: Any) -> list[Path]:
@@ -242,7 +255,8 @@ def _of_layout(folder: Path, source: Path, flat: bool) -> YoloDataSet | None:
         found = {name: images for name, images in found.items() if images.is_dir()}
     if not found:
         places = [folder / "images", *([folder / "data", folder] if flat else [])]
-        found = {"default": place for place in places[::-1] if place.is_dir()}
+        place = next((place for place in places if place.is_dir()), None)
+        found = {} if place is None else {"default": place}
     if not any(map(_has_labels, found.values())):
         return None
     return YoloDataSet(source, [folder], {name: [str(d)] for name, d in found.items()})
