@@ -2,8 +2,7 @@
 """Dividing the images of a data set into splits, the same on every machine.
 
 Images are taken in the order of a hash of their file names, so the result depends neither on the
-order of the source nor on a random generator. Every class comes into every split, where it has
-enough images.
+order of the source nor on a random generator. Where the sizes allow, every class is in every split.
 """
 
 import hashlib
