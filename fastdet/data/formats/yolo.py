@@ -23,7 +23,8 @@ from fastdet.data.yolo_pictures import YoloDataSet, image_folder, lines
 _SPLIT_KEYS = ("train", "val", "valid", "validation", "test", "minival")
 _CLASS_LISTS = ("classes.txt", "obj.names", "labels/classes.txt")
 _NOTHING = (None, "", "null", "~")
-_MAX_BYTES = 4_000_000  # of a description
+_MAX_BYTES = 1_000_000  # of a description
+_CLASS_KEY = re.compile(rb"""^["']?(names|nc)["']?\s*:|^\s*\{""", re.MULTILINE)
 
 
 def splits(path: Path) -> dict[str, Split]:
@@ -102,6 +103,9 @@ def _yaml_of(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     found = []
     for file in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
         try:
+            with file.open("rb") as opened:
+                if not _CLASS_KEY.search(opened.read(_MAX_BYTES)):
+                    continue  # parsing YAML is slow
             content = _yaml(file)
         except (OSError, ValueError):
             continue  # it may belong to any tool

@@ -481,7 +481,7 @@ def test_a_class_in_a_hole_is_left_out(tmp_path: Path) -> None:
         ("train: {a: b}\nnames: [a]\n", "train: expected a path or a list of paths"),
         ("train: [[images]]\nnames: [a]\n", "train: expected a path or a list of paths"),
         ("train: images\nnames: [a]\nkpt_shape: 17\n", "kpt_shape: expected two numbers, got '17'"),
-        ("train: images\nnames: [a]\n" + "#" * 4_000_000, "at most 4000000 bytes"),
+        ("train: images\nnames: [a]\n" + "#" * 1_000_000, "at most 1000000 bytes"),
         ("val: images\nvalid: images\nnames: [a]\n", "both are the split 'val'"),
     ],
 )
@@ -509,12 +509,24 @@ def test_aliases_do_not_grow(tmp_path: Path) -> None:
     assert len(str(error.value)) < 1000
 
 
+def test_a_name_that_any_folder_has_finds_nothing(tmp_path: Path) -> None:
+    """Of an absolute path that does not exist: "images" and a file name alone identify nothing."""
+    text = f"train: /gone/train/images\nval: val.txt\n{NAMES}"
+    folder = described(tmp_path, text)
+    write_tree(folder, {"val.txt": "/gone/val/c.png\n"}, ["c.png"])
+    with pytest.raises(FileNotFoundError, match="train: no such folder or list"):
+        open_dataset(folder, "train")
+    with pytest.raises(FileNotFoundError, match="1 pictures do not exist"):
+        open_dataset(folder, "val")
+
+
 def test_which_yaml_file(tmp_path: Path) -> None:
     text = f"train: images/train\nval: images/val\n{NAMES}"
     folder = described(tmp_path, text, "pets.yaml")
     (folder / "args.yaml").write_text("task: detect\nmodel: yolo11n.yaml\ndata: pets.yaml\n")
     (folder / "yolo11.yaml").write_text("nc: 80\nbackbone:\n- [-1, 1, Conv, [64, 3, 2]]\n")
-    (folder / "broken.yml").write_text("[")
+    (folder / "broken.yml").write_text("names: [")
+    (folder / "folder.yaml").mkdir()
     assert open_dataset(folder, "val").num_objects == 1
     (folder / "cars.yml").write_text(text)
     with pytest.raises(ValueError, match=r"one YAML file.* got cars\.yml, pets\.yaml"):
