@@ -17,14 +17,18 @@ import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fastdet.data.annotations import AnnotationNotes, Annotations
 from fastdet.data.images import Exif, image_size
-from fastdet.data.segmentations import read_segmentation
+from fastdet.data.segmentations import Rle, read_segmentation
+
+# Of an object: the index of its picture, label, x y width height, area, mask.
+_Row = tuple[int, int, list[float], float, Rle | None]
 
 
 def read_yolo_labels(
@@ -49,35 +53,17 @@ def read_yolo_labels(
         key_points: how many numbers of key points stand behind each box.
 
     Raises:
-        ValueError: a label file that is no text; a picture that cannot be read; no name of a class.
+        ValueError: a label file that is no text; a picture that cannot be read.
     """
     sizes = _sizes(path, images, file_names, exif)
     numbers = sorted(names)
     label_of = {number: label for label, number in enumerate(numbers, 1)}
-    notes, rows, rles, missing = AnnotationNotes(path), [], [], 0
-    for index, (name, (height, width)) in enumerate(zip(file_names, sizes, strict=True)):
+    notes, missing = AnnotationNotes(path), 0
+    rows: list[_Row] = []
+    for index, (name, size) in enumerate(zip(file_names, sizes, strict=True)):
         file, text = label_file(images / name)
         missing += text is None
-        for line, row in enumerate((text or "").splitlines(), 1):
-            if not row.strip():
-                continue
-            where = f"{file}, line {line}"
-            try:
-                number, values, extra = parsed_row(row, key_points)
-                label = label_of.get(number)
-                if label is None:
-                    raise ValueError("the class is not in the list of classes")
-                box, area, outline = _in_pixels(values, height, width)
-                if masks and outline is None:
-                    raise ValueError("no segment")
-                if masks:
-                    rles.append(read_segmentation([outline], height, width))
-            except ValueError as error:
-                notes.add(f"skipped: {error}", where)
-                continue
-            if extra:
-                notes.add(f"kept without {extra}", where)
-            rows.append((index, label, box, area))
+        rows += _rows(index, file, text or "", size, label_of, masks, key_points, notes)
     notes.warn()
     if file_names and missing == len(file_names):
         expected = label_files(images / file_names[0])
@@ -86,8 +72,8 @@ def read_yolo_labels(
             f"for {' and '.join(map(str, expected))}",
             stacklevel=2,
         )
-    columns = zip(*rows, strict=True) if rows else [()] * 4
-    image_index, labels, boxes, areas = columns
+    columns: Any = zip(*rows, strict=True) if rows else [()] * 5
+    image_index, labels, boxes, areas, rles = columns
     return Annotations(
         path=path,
         images=images,
@@ -102,9 +88,42 @@ def read_yolo_labels(
         boxes_xywh=np.array(boxes, np.float64).reshape(-1, 4),
         areas=np.array(areas, np.float64),
         crowd=np.zeros(len(rows), bool),
-        masks=rles if masks else None,
+        masks=list(rles) if masks else None,
         has_ids=False,
     )
+
+
+def _rows(
+    index: int,
+    file: Path,
+    text: str,
+    size: tuple[int, int],
+    label_of: dict[int, int],
+    masks: bool,
+    key_points: int,
+    notes: AnnotationNotes,
+) -> Iterator[_Row]:
+    """The usable rows of a label file."""
+    for line, row in enumerate(text.splitlines(), 1):
+        if not row.strip():
+            continue
+        where, rle = f"{file}, line {line}", None
+        try:
+            number, values, extra = parsed_row(row, key_points)
+            label = label_of.get(number)
+            if label is None:
+                raise ValueError("the class is not in the list of classes")
+            box, area, outline = _in_pixels(values, *size)
+            if masks:
+                if outline is None:
+                    raise ValueError("no segment")
+                rle = read_segmentation([outline], *size)
+        except ValueError as error:
+            notes.add(f"skipped: {error}", where)
+            continue
+        if extra:
+            notes.add(f"kept without {extra}", where)
+        yield index, label, box, area, rle
 
 
 def label_files(picture: Path) -> list[Path]:
@@ -150,13 +169,12 @@ def parsed_row(row: str, key_points: int = 0) -> tuple[int, list[float], str]:
         raise ValueError("a value is not a number") from None
     if not first.is_integer() or first < 0:
         raise ValueError("the class is not a whole number from 0 on")
-    if not all(map(math.isfinite, values)):
-        raise ValueError("a value is not finite")
+    _expect_finite(values)
     if key_points and len(values) in (4 + key_points, 5 + key_points):
         return int(first), values[:4], "its key points"
     if len(values) < 4:
         raise ValueError("fewer than five numbers")
-    if len(values) > 4 and len(values) % 2:  # `fastdet`'s and others' predictions in this format
+    if len(values) > 4 and len(values) % 2:  # as predictions in this format have
         return int(first), values[:-1], "its last number, taken for a confidence"
     return int(first), values, ""
 
@@ -180,16 +198,23 @@ def _in_pixels(
     if len(values) == 4:
         x, y, w, h = values
         box = [x * width - w * width / 2, y * height - h * height / 2, w * width, h * height]
+        _expect_finite(box)
         return box, box[2] * box[3], None
     xs = [x * width for x in values[::2]]
     ys = [y * height for y in values[1::2]]
     box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+    _expect_finite(box)
     outline = [coordinate for point in zip(xs, ys, strict=True) for coordinate in point]
     twice = sum(
         x * next_y - next_x * y
         for x, y, next_x, next_y in zip(xs, ys, xs[1:] + xs[:1], ys[1:] + ys[:1], strict=True)
     )
     return box, abs(twice) / 2, outline
+
+
+def _expect_finite(values: list[float]) -> None:
+    if not all(map(math.isfinite, values)):
+        raise ValueError("a value is not finite")
 
 
 def _sizes(

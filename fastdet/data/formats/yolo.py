@@ -23,6 +23,7 @@ from fastdet.data.yolo_pictures import YoloDataSet, image_folder, lines
 _SPLIT_KEYS = ("train", "val", "valid", "validation", "test", "minival")
 _CLASS_LISTS = ("classes.txt", "obj.names", "labels/classes.txt")
 _NOTHING = (None, "", "null", "~")
+_LARGEST_CLASS = 99_999  # where only the labels say how many there are
 _MAX_BYTES = 1_000_000  # of a description
 _CLASS_KEY = re.compile(rb"""^["']?(names|nc)["']?\s*:|^\s*\{""", re.MULTILINE)
 
@@ -50,7 +51,13 @@ def _read(
     names = data.names
     if names is None:  # the labels of all splits say how many classes there are
         every = chain.from_iterable(data.pictures(name, files_anywhere) for name in data.splits)
-        names = {number: str(number) for number in range(largest_class(every) + 1)}
+        largest = largest_class(every)
+        if largest > _LARGEST_CLASS:
+            raise ValueError(
+                f"{data.source}: class {largest}, and no list of classes: expected 0 to "
+                f"{_LARGEST_CLASS}"
+            )
+        names = {number: str(number) for number in range(largest + 1)}
     images = image_folder(sources, pictures)
     return read_yolo_labels(
         sources[0],

@@ -217,6 +217,8 @@ def test_no_value_is_clipped_but_items_are(tmp_path: Path) -> None:
         ("1,0.5,0.5,0.1,0.1", "skipped: a value is not a number"),
         ("1 0.5 nan 0.1 0.1", "skipped: a value is not finite"),
         ("1 0.5 0.5 inf 0.1", "skipped: a value is not finite"),
+        ("1 0.5 0.5 1e308 0.1", "skipped: a value is not finite"),
+        ("1 0.1 0.1 1e308 0.2 0.3 0.3", "skipped: a value is not finite"),
         ("1e-05 0.5 0.5 0.1 0.1", "skipped: the class is not a whole number from 0 on"),
         ("nan 0.5 0.5 0.1 0.1", "skipped: the class is not a whole number from 0 on"),
         ("-1 0.5 0.5 0.1 0.1", "skipped: the class is not a whole number from 0 on"),
@@ -610,6 +612,12 @@ def test_classes_without_a_list_are_numbers(tmp_path: Path) -> None:
         dataset = open_dataset(tmp_path, split)
         assert dataset.classes == ["background", "0", "1", "2", "3"]
         assert dataset.target(0)["labels"].tolist() == [label]
+
+
+def test_a_huge_class_without_a_list_is_refused(tmp_path: Path) -> None:
+    write_tree(tmp_path, {"labels/a.txt": "999999999 0.5 0.5 0.1 0.1"}, ["images/a.png"])
+    with pytest.raises(ValueError, match="class 999999999, and no list of classes"):
+        open_dataset(tmp_path, "default")
 
 
 @pytest.mark.parametrize(
