@@ -78,8 +78,8 @@ def evaluate(
 
     Args:
         checkpoint: A best.ckpt or last.ckpt.
-        data: Data folder, in the same layout as for training.
-        split: Split of the data to evaluate, by the name of its annotation file.
+        data: Data set, as for training.
+        split: Split of the data to evaluate, by its name.
         batch_size: Number of images in a batch.
         drop_other_classes: Skip annotations of classes that the checkpoint does not know.
         files_anywhere: Allow file names in the annotations that point outside the image folder.
@@ -187,8 +187,8 @@ def export(
         raw: Leave out the suppression: the file gives the boxes and scores of all candidates, and
             fastdet.numpy finishes. For the families of one stage.
         int8: Compute convolutions in 8-bit integers, in an .onnx file: a folder of pictures to
-            calibrate with, or a data set in the layout that training takes. With a val split in it,
-            AP before and after is printed.
+            calibrate with, or a data set as for training. With a val split in it, AP before and
+            after is printed.
         overwrite: Overwrite an existing file.
     """
     from fastdet.deploy.export import export_candidates, export_detector

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fastdet.data import Classes, eval_transforms, read_image
 from fastdet.data.coco_file import file_name, read_json, records
+from fastdet.data.picture_files import SUFFIXES
 from fastdet.evaluation import coco_results
 from fastdet.evaluation.pictures import draw_boxes
 from fastdet.files import refuse_existing, replacing
@@ -26,7 +27,6 @@ from fastdet.models.batch import restore
 from fastdet.training.detector_module import DetectorModule, load_detector
 from fastdet.training.options import PictureOptions, Show
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 WRITE_EVERY = 30.0  # seconds
 
 

@@ -16,6 +16,7 @@ run lengths. Defects of a file:
 import json
 import math
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -35,6 +36,7 @@ def read_coco_file(
     images: str | Path | None = None,
     exif: Exif = "apply",
     files_anywhere: bool = False,
+    find: Callable[[str], str | None] | None = None,
 ) -> Annotations:
     """Parses and checks an annotation file.
 
@@ -45,6 +47,7 @@ def read_coco_file(
             are null. Without it such an image has the size (0, 0), and no masks can be read.
         exif: see `read_image`; of the pictures that are looked up.
         files_anywhere: allow file names that lead out of the image folder.
+        find: asked for the picture below the image folder that such a file name means, or None.
 
     Returns:
         Its columns, less the annotations that name no image or category of the file, whose bbox is
@@ -61,7 +64,7 @@ def read_coco_file(
     image_records = records(path, content, "images", ("id", "file_name", "width", "height"))
     categories = records(path, content, "categories", ("id", "name"))
     annotations = records(path, content, "annotations", ("id", "image_id", "category_id", "bbox"))
-    file_names = [file_name(path, image, files_anywhere) for image in image_records]
+    file_names = [file_name(path, image, files_anywhere, find) for image in image_records]
     folder = None if images is None else Path(images)
     sizes = [
         _size(path, image, None if folder is None else folder / name, exif, needed=masks)
@@ -160,18 +163,31 @@ def records(
     return content[name]
 
 
-def file_name(path: Path, image: dict[str, Any], anywhere: bool) -> str:
+def file_name(
+    path: Path,
+    image: dict[str, Any],
+    anywhere: bool,
+    find: Callable[[str], str | None] | None = None,
+) -> str:
     """The image's file below the image folder."""
     name = image["file_name"]
     if not isinstance(name, str) or not name:
         raise ValueError(f"{path}: image id {image['id']}: expected a file_name, got {name!r}")
-    parts = PurePath(name)
-    if not anywhere and (parts.is_absolute() or ".." in parts.parts):
+    if anywhere or not leads_out(name):
+        return name
+    found = find(name) if find else None
+    if found is None:
         raise ValueError(
             f"{path}: image id {image['id']}: file_name {name!r} leads out of the image folder; "
             "files_anywhere=True allows it"
         )
-    return name
+    return found
+
+
+def leads_out(name: str) -> bool:
+    """Whether a file name leads out of the folder that it starts from."""
+    parts = PurePath(name)
+    return parts.is_absolute() or ".." in parts.parts
 
 
 def _size(

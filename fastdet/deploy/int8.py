@@ -17,6 +17,8 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
 
 from fastdet.data import Classes, DetectionDataset, open_dataset, read_image
+from fastdet.data.formats import find_splits
+from fastdet.data.opening import has_split
 from fastdet.deploy.metadata import metadata
 from fastdet.deploy.onnx_pictures import Arrays, OnnxDetector, coco_metrics
 from fastdet.files import replacing
@@ -54,7 +56,7 @@ def quantize(source: Path, target: Path, calibration: Path) -> Accuracy | None:
     Args:
         source: a file of `export_detector` or `export_candidates`, with classes.
         target: the new file, .onnx; it is replaced whole.
-        calibration: a data set folder, see `fastdet.data.open_dataset`, or a folder of pictures.
+        calibration: a data set, see `fastdet.data.open_dataset`, or a folder of pictures.
             Of the train split, or else of the val split or the pictures, 128 at even distances
             give the ranges of the activations.
 
@@ -104,15 +106,16 @@ class _Reader(CalibrationDataReader):
 def _check(target: Path, calibration: Path) -> None:
     if target.suffix != ".onnx":
         raise ValueError(f"int8: expected an output that ends in .onnx, got {target.name}")
-    if not calibration.is_dir():
-        raise FileNotFoundError(f"int8: {calibration} is no folder")
+    if not calibration.exists():
+        raise FileNotFoundError(f"int8: {calibration} is no folder or file")
 
 
-def _split(folder: Path, split: str, classes: Classes) -> DetectionDataset | None:
+def _split(data: Path, split: str, classes: Classes) -> DetectionDataset | None:
     try:
-        return open_dataset(folder, split, classes=classes)
-    except FileNotFoundError:
+        splits = find_splits(data)
+    except FileNotFoundError:  # a folder of pictures
         return None
+    return open_dataset(data, split, classes=classes) if has_split(splits, split) else None
 
 
 def _pictures(folder: Path, dataset: DetectionDataset | None) -> Iterator[Tensor]:

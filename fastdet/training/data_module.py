@@ -101,7 +101,7 @@ class SeededItems(Dataset[Any]):
 
 
 class DetectionDataModule(lightning.LightningDataModule):
-    """Training and validation batches of a COCO-format folder.
+    """Training and validation batches of a data set.
 
     Args:
         folder: what `fastdet.data.open_dataset` opens.

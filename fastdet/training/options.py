@@ -206,10 +206,10 @@ class AugmentOptions:
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """One training, from a COCO-format folder to checkpoints and a log."""
+    """One training, from a data set to checkpoints and a log."""
 
     data: Path
-    """Folder with train.json, val.json and images/, or laid out as COCO itself."""
+    """Data set: a folder in COCO or YOLO format, or its COCO file or data.yaml."""
     out: Path
     """Folder for last.ckpt, best.ckpt (highest val/AP), metrics.csv, options.yaml and run.yaml."""
     model: ModelName = "faster_rcnn"

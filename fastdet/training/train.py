@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Train a detector on a COCO-format folder; validate a checkpoint on one."""
+"""Train a detector on a data set; validate a checkpoint on one."""
 
 import math
 import signal
@@ -336,7 +336,7 @@ def evaluate(
     pictures: PictureOptions = PictureOptions(),
     files_anywhere: bool = False,
 ) -> CocoMetrics:
-    """COCO metrics of a checkpoint on a split of a COCO-format folder.
+    """COCO metrics of a checkpoint on a split of a data set.
 
     Args:
         checkpoint: a file that a training wrote.
