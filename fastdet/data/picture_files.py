@@ -4,7 +4,11 @@
 import os
 from pathlib import Path
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".jp2", ".mpo", ".avif")
+# In the order in which one of several pictures with the same name is taken.
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"),
+    *(".jp2", ".mpo", ".avif", ".gif", ".ppm", ".pgm"),
+)
 
 
 def pictures_below(folder: Path) -> list[Path]:

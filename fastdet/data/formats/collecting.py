@@ -15,10 +15,8 @@ import numpy as np
 from fastdet.data.annotations import AnnotationNotes, Annotations
 from fastdet.data.coco_file import LONGEST_SIDE
 from fastdet.data.images import Exif, image_size
+from fastdet.data.picture_files import SUFFIXES
 from fastdet.ops.mask_rle import Rle
-
-# Of pictures that Pillow reads, in the order in which one of several with the same name is taken.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 
 
 class Object(NamedTuple):

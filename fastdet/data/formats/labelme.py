@@ -24,7 +24,6 @@ from PIL import Image
 
 from fastdet.data.annotations import AnnotationNotes, Annotations
 from fastdet.data.formats.collecting import (
-    SUFFIXES,
     Object,
     Picture,
     collect,
@@ -34,6 +33,7 @@ from fastdet.data.formats.collecting import (
 from fastdet.data.formats.shapes import Box, Shape, coordinate, ellipse, extent, outline, pixels
 from fastdet.data.formats.split import Split, by_usual_name
 from fastdet.data.images import Exif
+from fastdet.data.picture_files import SUFFIXES
 from fastdet.data.segmentations import coco_mask
 
 _SPLITS = ("train", "val", "valid", "validation", "test")

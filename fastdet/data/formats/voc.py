@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 from fastdet.data.annotations import AnnotationNotes, Annotations
 from fastdet.data.formats.collecting import (
-    SUFFIXES,
     Object,
     Picture,
     collect,
@@ -38,6 +37,7 @@ from fastdet.data.formats.voc_file import (
 )
 from fastdet.data.formats.xml_file import root_tag
 from fastdet.data.images import Exif
+from fastdet.data.picture_files import SUFFIXES
 
 _ANNOTATIONS = ("Annotations", "annotations")
 _IMAGES = ("JPEGImages", "images", "Images")
