@@ -66,16 +66,20 @@ def write_report(
         *(_model_section(model) for model in models),
         _op_section(op_rows),
     ]
-    page = (
+    with replacing(path) as temporary:
+        temporary.write_text(html_page(title, introduction, sections), encoding="utf-8")
+
+
+def html_page(title: str, introduction: str, sections: Sequence[str], style: str = "") -> str:
+    """A whole page: a heading, an introduction, and sections of HTML; `style` is added to STYLE."""
+    return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>"
+        f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head><body><main>"
         f'<header><h1>{escape(title)}</h1><p class="lead">{escape(introduction)}</p></header>'
         f"{''.join(sections)}</main></body></html>\n"
     )
-    with replacing(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
 
 
 def smoothed(line: Line, weight: float = 0.9) -> Line:
@@ -103,7 +107,7 @@ def _overview(models: Sequence[TrainedModel]) -> str:
     ]
     return (
         f'<section><div class="tiles">{tiles}</div><h2>COCO metrics</h2>'
-        f"{_table(['', *names], rows)}</section>"
+        f"{html_table(['', *names], rows)}</section>"
     )
 
 
@@ -152,7 +156,7 @@ def _class_table(metrics: CocoMetrics) -> str:
         ]
         for row in metrics.per_class
     ]
-    return _table(["class", "AP", "AP50", "boxes"], rows, escaped=True)
+    return html_table(["class", "AP", "AP50", "boxes"], rows, escaped=True)
 
 
 def _op_section(rows: Sequence[OpRow] | None) -> str:
@@ -166,26 +170,34 @@ def _op_section(rows: Sequence[OpRow] | None) -> str:
         head = ["op", "workload", "fastdet ms", "torchvision ms", "ratio"]
         body = (
             "<p>Medians of alternating runs on this machine; the ratio is torchvision's time over "
-            f"fastdet's.</p>{_table(head, cells, text_columns=2)}"
+            f"fastdet's.</p>{html_table(head, cells, text_columns=2)}"
         )
     return f"<section><h2>Operators beside torchvision</h2>{body}</section>"
 
 
 def _comparison(comparison: Comparison) -> str:
     images = "".join(
-        f'<div><img alt="{escape(comparison.caption)}, {kind}" src="{_data_url(picture)}">'
+        f'<div><img alt="{escape(comparison.caption)}, {kind}" src="{data_url(picture)}">'
         f"<span>{kind}</span></div>"
         for kind, picture in (("found", comparison.found), ("ground truth", comparison.truth))
     )
     return f"<figure>{images}<figcaption>{escape(comparison.caption)}</figcaption></figure>"
 
 
-def _table(
+def html_table(
     head: Sequence[str],
     rows: Sequence[Sequence[str]],
     text_columns: int = 1,
     escaped: bool = False,
 ) -> str:
+    """A table, whose first `text_columns` are aligned to the left.
+
+    Args:
+        head, rows: text; with `escaped`, HTML.
+        text_columns: the others have numbers.
+        escaped: nothing is left to escape.
+    """
+
     def cell(tag: str, column: int, text: str) -> str:
         kind = ' class="text"' if column < text_columns else ""
         return f"<{tag}{kind}>{text if escaped else escape(text)}</{tag}>"
@@ -215,7 +227,8 @@ def _ceiling(lines: Sequence[Line]) -> float | None:
     return max(late) * 1.05 if late else None
 
 
-def _data_url(picture: Image.Image) -> str:
+def data_url(picture: Image.Image) -> str:
+    """A picture as an address that holds it, for a page of one file."""
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", quality=88)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
