@@ -16,7 +16,7 @@ from fastdet.checking.reading import CheckedSplit
 OUTSIDE = 0.5  # pixels beyond the border that rounding explains
 NEAR_IOU = 0.95
 ENOUGH = 10  # boxes that must agree before a convention is suspected
-AT_BORDER = 5  # boxes at a border that must agree
+AT_BORDER, IN_PICTURES = 5, 3  # boxes at a border that must agree, in how many pictures
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def box_findings(split: CheckedSplit) -> list[Finding]:
 
 def _box_findings(split: CheckedSplit) -> list[Finding]:
     kinds = box_kinds(split.corners, split.limits)
-    sized = (split.limits > 0).all(1)  # pictures of unknown size cut nothing
+    sized = np.all(split.limits > 0, axis=1)  # pictures of unknown size cut nothing
     findings = [
         _finding(split, "box-empty", kinds.empty),
         _finding(split, "box-flipped", kinds.flipped),
@@ -66,8 +66,8 @@ def box_kinds(corners: np.ndarray, limits: np.ndarray) -> BoxKinds:
         limits: (A, 2) width and height of the images.
     """
     side = corners[:, 2:] - corners[:, :2]
-    flipped = (side < 0).any(1)
-    empty = ~flipped & (side == 0).any(1)
+    flipped = np.any(side < 0, axis=1)
+    empty = ~flipped & np.any(side == 0, axis=1)
     bounds = np.concatenate([limits, limits], axis=1)
     clipped = corners.clip(0, bounds).astype(np.float32)  # as the data set cuts them
     outside = ~(flipped | empty) & (clipped[:, 2:] <= clipped[:, :2]).any(1)
@@ -145,7 +145,7 @@ def _written(split: CheckedSplit, row: int) -> str:
 def _covers(split: CheckedSplit) -> np.ndarray:
     """(A,) bool: boxes that are at most 1 % of the side away from every border."""
     away = np.concatenate([split.corners[:, :2], split.limits - split.corners[:, 2:]], axis=1)
-    return (away <= 0.01 * np.concatenate([split.limits, split.limits], axis=1)).all(1)
+    return np.all(away <= 0.01 * np.concatenate([split.limits, split.limits], axis=1), axis=1)
 
 
 def _repeats(split: CheckedSplit, good: np.ndarray) -> Iterator[Finding]:
@@ -154,7 +154,7 @@ def _repeats(split: CheckedSplit, good: np.ndarray) -> Iterator[Finding]:
     boxes = np.column_stack([of.image_index[rows], of.boxes_xywh[rows]])
     first_of_class = rows[repeated_rows(np.column_stack([boxes, of.labels[rows]]))]
     same = first_of_class != rows
-    details = [f"as {_short(split, first)}" for first in first_of_class[same]]
+    details = [f"as {_short(split, first)}" for first in first_of_class[same].tolist()]
     yield _finding(split, "box-repeated", _mask(good, rows[same]), details)
 
     first_box = rows[repeated_rows(boxes)]
@@ -162,7 +162,7 @@ def _repeats(split: CheckedSplit, good: np.ndarray) -> Iterator[Finding]:
     details = [
         f"{of.names[of.labels[row] - 1]}; {_short(split, first)} is "
         f"{of.names[of.labels[first] - 1]}"
-        for row, first in zip(rows[other], first_box[other], strict=True)
+        for row, first in zip(rows[other].tolist(), first_box[other].tolist(), strict=True)
     ]
     yield _finding(split, "box-of-two-categories", _mask(good, rows[other]), details)
 
@@ -172,7 +172,10 @@ def _repeats(split: CheckedSplit, good: np.ndarray) -> Iterator[Finding]:
     order = np.lexsort((first, second))
     later, index = np.unique(second[order], return_index=True)
     chosen = order[index]
-    details = [f"IoU {iou[pair]:.3f} with {_short(split, single[first[pair]])}" for pair in chosen]
+    details = [
+        f"IoU {iou[pair]:.3f} with {_short(split, int(single[first[pair]]))}"
+        for pair in chosen.tolist()
+    ]
     yield _finding(split, "box-nearly-repeated", _mask(good, single[later]), details)
 
 
@@ -205,27 +208,37 @@ def _conventions(split: CheckedSplit, sized: np.ndarray) -> Iterator[Finding]:
             detail = f"{beyond.mean():.0%} of the boxes reach beyond their pictures"
             yield _suspicion(split, "boxes-as-corners", rows[beyond], detail)
             return
-    for axis, name in enumerate("xy"):
-        starts, ends = corners[:, axis], limits[:, axis] - corners[:, 2 + axis]
-        if _piles_up(starts, 1) or (_piles_up(ends, -1) and not (starts < 1).any()):
-            at_1, beyond = starts == 1, int((ends == -1).sum())
-            detail = f"{at_1.sum()} boxes begin at {name} = 1 and none before it"
-            detail += f"; {beyond} end 1 pixel beyond the picture" if beyond else ""
-            yield _suspicion(split, "boxes-from-1", rows[at_1 | (ends == -1)], detail)
-            return
-    for axis, name in enumerate("xy"):
-        starts, ends = corners[:, axis], limits[:, axis] - corners[:, 2 + axis]
-        if _piles_up(ends, 1) and (starts == 0).any():
-            detail = (
-                f"{(ends == 1).sum()} boxes end 1 pixel before the border in {name}, none nearer"
-            )
-            yield _suspicion(split, "boxes-end-inclusive", rows[ends == 1], detail)
-            return
+    yield from _shifts(split, rows, corners[:, :2], limits - corners[:, 2:])
 
 
-def _piles_up(distances: np.ndarray, place: int) -> bool:
+def _shifts(
+    split: CheckedSplit, rows: np.ndarray, starts: np.ndarray, ends: np.ndarray
+) -> Iterator[Finding]:
+    """Suspicions from the distances (N, 2) of the boxes from the borders, in x and y."""
+    from_1, inclusive = np.zeros_like(starts, bool), np.zeros_like(starts, bool)
+    images = split.annotations.image_index[rows]
+    for axis in (0, 1):
+        start, end = starts[:, axis], ends[:, axis]
+        at_start, at_end = _piles_up(start, 1, images), _piles_up(end, -1, images)
+        if at_start or (at_end and not (start < 1).any()):
+            from_1[:, axis] = (start == 1) | (end == -1)
+        elif _piles_up(end, 1, images) and (start == 0).any():
+            inclusive[:, axis] = end == 1
+    at_1, beyond = ((starts == 1) & from_1).sum(0), ((ends == -1) & from_1).sum(0)
+    if from_1.any():
+        detail = f"{at_1[0]} boxes begin at x = 1, {at_1[1]} at y = 1, none before"
+        detail += f"; {beyond.sum()} end 1 pixel beyond the picture" if beyond.any() else ""
+        yield _suspicion(split, "boxes-from-1", rows[from_1.any(1)], detail)
+    elif inclusive.any():
+        yield _suspicion(split, "boxes-end-inclusive", rows[inclusive.any(1)])
+
+
+def _piles_up(distances: np.ndarray, place: int, images: np.ndarray) -> bool:
     """Whether the boxes at a border are all at one distance: many there, none nearer, few next."""
-    there = int((distances == place).sum())
+    at_place = distances == place
+    if len(np.unique(images[at_place])) < IN_PICTURES:
+        return False
+    there = int(at_place.sum())
     farther = int(((distances >= place + 1) & (distances < place + 2)).sum())
     return there >= max(AT_BORDER, 3 * farther + 1) and not (distances < place).any()
 

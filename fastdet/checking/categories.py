@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Checks of the categories of a data set: unused, rare, in one split alone, names that are alike."""
+"""Checks of the categories of a data set: unused, rare, in one split alone, alike by name."""
 
 import re
 from collections import defaultdict

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Checks a data set: its annotations, its pictures, what they have to do with each other, and how
-they suit a detector.
+"""Checks a data set: annotations, pictures, duplicates, and how its objects suit a detector.
 
 Nothing ends the check but a folder without a data set: a file that cannot be read, a broken picture
 or an interruption is part of the result.
@@ -90,7 +89,7 @@ class Report:
         return sum(finding.severity == severity for finding in self.findings)
 
 
-def check(
+def check_dataset(
     folder: Path, options: CheckOptions, progress: Callable[[int, int], None] = lambda _n, _of: None
 ) -> Report:
     """Checks every split of a data set.

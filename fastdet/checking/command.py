@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fastdet.checking.check import CheckOptions, Report, check
+from fastdet.checking.check import CheckOptions, Report, check_dataset
 from fastdet.checking.page import write_json, write_page
 from fastdet.checking.repair import refuse_folder, write_repaired
 from fastdet.checking.tables import tables, verdict
@@ -57,7 +57,7 @@ def run(
         refuse_folder(fix, data)
     try:
         with _progress() as progress:
-            report = check(data, options, progress)
+            report = check_dataset(data, options, progress)
     except KeyboardInterrupt:
         raise Stopped(signal.SIGINT, "stopped: nothing was written") from None
     console = Console()
@@ -106,8 +106,8 @@ def _repair(report: Report, fix: Path) -> None:
 
 def _stop(report: Report, files: list[Path], fix: Path | None) -> None:
     written = " and ".join(map(str, files)) if files else "nothing"
-    stopped = report.stopped
-    number = stopped.code - 128 if isinstance(stopped, Stopped) else signal.SIGINT
+    code = report.stopped.code if isinstance(report.stopped, Stopped) else None
+    number = code - 128 if isinstance(code, int) else signal.SIGINT
     message = (
         f"stopped after {len(report.files)} of {report.pictures} pictures; {written} "
         f"{'were' if files else 'was'} written"

@@ -186,7 +186,8 @@ KINDS: dict[str, Kind] = {
     "boxes-from-1": Kind(
         "warning",
         "Boxes begin at pixel 1 at the border and never at 0: the coordinates count from 1.",
-        "Subtract 1 from x and y, if the source counts pixels from 1 as Pascal VOC does.",
+        "If the source counts pixels from 1, as Pascal VOC does, subtract 1 from x and y; add 1 to "
+        "width and height too, if they are differences of first and last pixels.",
     ),
     "boxes-end-inclusive": Kind(
         "note",
@@ -313,6 +314,7 @@ class Spot:
         detail: what is special about this place.
         box: xyxy in pixels as recorded, for the drawing.
         index: of the image in the split's annotations, for the drawing.
+        also: the other pictures of a group that are the same.
     """
 
     split: str
@@ -322,6 +324,7 @@ class Spot:
     detail: str = ""
     box: Box | None = None
     index: int | None = None
+    also: "tuple[Spot, ...]" = ()
 
     def __str__(self) -> str:
         annotation = "" if self.annotation_id is None else f"annotation id {self.annotation_id}"

@@ -77,8 +77,15 @@ def _as_json(finding: Finding) -> dict[str, Any]:
                 ("file_name", spot.file_name),
                 ("annotation_id", spot.annotation_id),
                 ("detail", spot.detail),
+                (
+                    "also",
+                    [
+                        {"split": o.split, "image_id": o.image_id, "file_name": o.file_name}
+                        for o in spot.also
+                    ],
+                ),
             )
-            if value not in (None, "")
+            if value not in (None, "", [])
         }
         for spot in finding.places
     ]

@@ -121,7 +121,7 @@ def look_at(path: Path, options: PictureOptions, decode: bool) -> PictureFile:
             return PictureFile("picture-missing", f"{path}: no such file")
         with Image.open(path) as image:
             stored = (image.height, image.width)
-            orientation = int(image.getexif().get(ORIENTATION, 1))
+            orientation = _orientation(image)
             mode = _mode(image)
             is_tiff = image.format == "TIFF"  # whose size Pillow gives as displayed
         turned = orientation in (5, 6, 7, 8)
@@ -130,13 +130,13 @@ def look_at(path: Path, options: PictureOptions, decode: bool) -> PictureFile:
     except Exception as error:
         return PictureFile("picture-unreadable", _message(error))
     sizes = (stored,) if options.exif == "ignore" else (displayed, stored)
-    looks = None
+    problem, looks = ("", ""), None
     if decode:
         try:
             looks = _looks(path, options)
         except Exception as error:
-            return PictureFile("picture-truncated", _message(error), sizes, orientation, mode)
-    return PictureFile("", "", sizes, orientation, mode, looks)
+            problem = "picture-truncated", _message(error)
+    return PictureFile(*problem, sizes, orientation, mode, looks)
 
 
 def picture_findings(
@@ -206,6 +206,15 @@ def _not_listed(splits: Sequence[CheckedSplit]) -> Iterator[Finding]:
         yield Finding("picture-not-listed", split, spots)
 
 
+def _orientation(image: Image.Image) -> int:
+    """By EXIF. Of a PNG only what comes before the pixels: getexif() would decode them all."""
+    if image.format != "PNG":
+        return int(image.getexif().get(ORIENTATION, 1))
+    exif = Image.Exif()
+    exif.load(image.info.get("exif", b""))
+    return int(exif.get(ORIENTATION, 1))
+
+
 def _mode(image: Image.Image) -> str:
     tiles = str(getattr(image, "tile", ""))
     deep = ";16" in tiles and image.mode[0] not in "IF"  # of which Pillow shows the upper bytes
@@ -214,7 +223,7 @@ def _mode(image: Image.Image) -> str:
 
 def _looks(path: Path, options: PictureOptions) -> Looks:
     pixels = read_image(path, **asdict(options)).permute(1, 2, 0).numpy()  # (H, W, 3)
-    whole = hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=16)
+    whole = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16)
     whole.update(repr(pixels.shape).encode())
     grey = Image.fromarray(pixels).convert("L")
     coarse = np.asarray(grey.resize((9, 8), Image.Resampling.BOX)).astype(int)

@@ -83,7 +83,7 @@ def corners_of(annotations: Annotations) -> np.ndarray:
 
 
 def spot_of(split: str, annotations: Annotations, row: int, detail: str = "") -> Spot:
-    """The place of an annotation; where the source has no ids, the number of the object is given."""
+    """The place of an annotation; without ids, by the number of the object in its image."""
     index = int(annotations.image_index[row])
     annotation_id = int(annotations.annotation_ids[row]) if annotations.has_ids else None
     if not annotations.has_ids:
@@ -177,12 +177,11 @@ def _unreadable(split: str, source: Split, error: Exception) -> Iterator[Finding
     expected = isinstance(error, OSError | ValueError)
     message = str(error) if expected else f"{source.path}: {type(error).__name__}: {error}"
     yield Finding("annotations-unreadable", split, detail=" ".join(message.split()), count=1)
-    places = [Spot(split, **spot) for spot in _repeated_ids(source)]
-    if places:
+    if places := list(_repeated_ids(split, source)):
         yield Finding("ids-repeated", split, places)
 
 
-def _repeated_ids(source: Split) -> Iterator[dict[str, object]]:
+def _repeated_ids(split: str, source: Split) -> Iterator[Spot]:
     """Every id that occurs more than once in a COCO file."""
     if source.format != "coco":
         return
@@ -190,15 +189,17 @@ def _repeated_ids(source: Split) -> Iterator[dict[str, object]]:
         content = json.loads(source.path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return
-    for noun, name in (("image", "images"), ("category", "categories"), (None, "annotations")):
+    for noun, name in (("image", "images"), ("category", "categories"), ("", "annotations")):
         entries = content.get(name) if isinstance(content, dict) else None
-        ids = [
+        ids = Counter(
             entry["id"]
             for entry in (entries if isinstance(entries, list) else [])
             if isinstance(entry, dict) and isinstance(entry.get("id"), int | float | str)
-        ]
-        for identity, count in Counter(ids).items():
-            if count > 1:
-                key = "image_id" if noun == "image" else "annotation_id" if noun is None else ""
-                where = {key: identity} if key else {}
-                yield {**where, "detail": f"{noun or 'annotation'} id {identity}: {count} times"}
+        )
+        for identity in (one for one, count in ids.items() if count > 1):
+            yield Spot(
+                split,
+                image_id=identity if noun == "image" else None,
+                annotation_id=None if noun else identity,
+                detail=f"{noun} id {identity}" if noun == "category" else "",
+            )

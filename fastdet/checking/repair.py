@@ -8,7 +8,6 @@ The pictures are not copied: OUT/images leads to them by symbolic links.
 """
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -147,18 +146,18 @@ def _repair_boxes(
     """All boxes, repaired, and (A,) bool: which of them stay."""
     limits = sizes[of.image_index][:, ::-1]  # (A, 2) width, height
     done["annotations removed with their pictures"] += int((~of_kept_image).sum())
-    corners = corners_of(of).reshape(-1, 2, 2)
-    flipped = (of.boxes_xywh[:, 2:] < 0).any(1)
-    corners = np.where(flipped[:, None, None], np.sort(corners, axis=1), corners)
-    bounds = np.where((limits > 0).all(1)[:, None], limits, np.inf)
-    cut = corners.clip(0, bounds[:, None])
-    low, high = cut[:, 0], cut[:, 1]
+    corners = corners_of(of)
+    flipped = np.any(of.boxes_xywh[:, 2:] < 0, axis=1)
+    ordered = np.sort(corners.reshape(-1, 2, 2), axis=1).reshape(-1, 4)
+    corners = np.where(flipped[:, None], ordered, corners)
+    known = np.all(limits > 0, axis=1, keepdims=True)
+    cut = np.clip(corners, 0, np.where(known, np.tile(limits, 2), np.inf))
     # As DetectionDataset sees them, in float32.
-    empty = (high.astype(np.float32) <= low.astype(np.float32)).any(1)
-    was_cut = (cut != corners).any((1, 2))
-    boxes = np.concatenate([low, high - low], axis=1)
+    empty = np.any(cut[:, 2:].astype(np.float32) <= cut[:, :2].astype(np.float32), axis=1)
+    was_cut = np.any(cut != corners, axis=1)
+    boxes = np.concatenate([cut[:, :2], cut[:, 2:] - cut[:, :2]], axis=1)
     # What was neither flipped nor cut keeps its very numbers.
-    boxes = np.where((flipped | was_cut)[:, None], boxes, of.boxes_xywh)
+    boxes = np.where(np.logical_or(flipped, was_cut)[:, None], boxes, of.boxes_xywh)
     keep = of_kept_image & ~empty
     done["flipped boxes with exchanged corners"] += int((flipped & keep).sum())
     done["boxes cut at the border"] += int((was_cut & ~flipped & keep).sum())
@@ -174,7 +173,7 @@ def _repair_boxes(
 def _link_images(results: Sequence[Repaired], out: Path, written: list[Path]) -> list[str]:
     """Links the pictures; returns for each split what its file names get before them."""
     folders = [result.split.annotations.images for result in results]
-    known = {Path(os.path.abspath(folder)) for folder in folders if folder is not None}
+    known = {folder.absolute() for folder in folders if folder is not None}
     images = out / "images"
     if len(known) == 1:
         images.symlink_to(known.pop(), target_is_directory=True)
@@ -187,7 +186,7 @@ def _link_images(results: Sequence[Repaired], out: Path, written: list[Path]) ->
             prefixes.append("")
             continue
         link = images / result.split.name
-        link.symlink_to(Path(os.path.abspath(folder)), target_is_directory=True)
+        link.symlink_to(folder.absolute(), target_is_directory=True)
         written.append(link)
         prefixes.append(f"{result.split.name}/")
     return prefixes

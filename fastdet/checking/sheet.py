@@ -33,7 +33,7 @@ def drawing(report: Report, finding: Finding, most: int) -> Iterator[tuple[str, 
     """
     splits = {split.name: split for split in report.splits}
     grouped: dict[tuple[str, int], list[Spot]] = {}
-    for spot in finding.places:
+    for spot in (one for place in finding.places for one in (place, *place.also[:3])):
         if spot.index is None or spot.split not in splits:
             continue
         key = (spot.split, spot.index)
