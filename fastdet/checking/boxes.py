@@ -15,6 +15,7 @@ from fastdet.checking.reading import CheckedSplit
 
 OUTSIDE = 0.5  # pixels beyond the border that rounding explains
 NEAR_IOU = 0.95
+COMPARED = 1000  # boxes that begin right after another
 ENOUGH = 10  # boxes that must agree before a convention is suspected
 AT_BORDER, IN_PICTURES = 5, 3  # boxes at a border that must agree, in how many pictures
 
@@ -88,7 +89,8 @@ def near_pairs(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs of boxes of one group whose IoU is above a threshold.
 
-    Cost: a sort, then one comparison with each box that begins at most 5 % of a width later.
+    Cost: a sort, then one comparison with each box that begins at most 5 % of a width later, up to
+    the next COMPARED boxes: a file may have any number of boxes at one place.
 
     Args:
         groups: (N,) int64; boxes of different groups are no pair.
@@ -103,7 +105,7 @@ def near_pairs(
     width = sorted_corners[:, 2] - sorted_corners[:, 0]
     rows, found = np.arange(len(order)), []
     step = 1
-    while len(rows := rows[rows + step < len(order)]):
+    while step <= COMPARED and len(rows := rows[rows + step < len(order)]):
         later = rows + step
         # The overlap is above threshold * width, so the later box begins within the rest of it.
         begins = sorted_corners[later, 0] - sorted_corners[rows, 0]

@@ -204,6 +204,11 @@ KINDS: dict[str, Kind] = {
         "A segmentation is no mask of its image; a training with masks leaves it out.",
         "Correct or remove the segmentation.",
     ),
+    "segmentation-empty": Kind(
+        "warning",
+        "A segmentation covers no pixel; a training with masks leaves it out.",
+        "Draw it again, or remove it.",
+    ),
     "segmentation-off-box": Kind(
         "warning",
         "The box around a segmentation is not the annotation's box.",
@@ -217,7 +222,7 @@ KINDS: dict[str, Kind] = {
     # ---- categories ------------------------------------------------------------------------------
     "category-unused": Kind(
         "note",
-        "A category has no annotation in any split.",
+        "A category has no object in any split; crowds are none.",
         "Remove it, or nothing is learned for one of the model's outputs.",
     ),
     "category-not-trained": Kind(

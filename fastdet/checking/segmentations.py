@@ -15,7 +15,7 @@ AREA_SHARE, AREA_PIXELS = 0.1, 4.0
 
 def segmentation_findings(split: CheckedSplit) -> list[Finding]:
     """Where box or area are not those of the segmentation; without one, of the box."""
-    findings = [] if split.masked is None else [_off_box(split)]
+    findings = [] if split.masked is None else [_off_box(split), _empty(split)]
     findings.append(_area_differs(split))
     return [finding for finding in findings if finding.count]
 
@@ -34,6 +34,12 @@ def _off_box(split: CheckedSplit) -> Finding:
         for row in np.flatnonzero(off).tolist()
     ]
     return Finding("segmentation-off-box", split.name, places)
+
+
+def _empty(split: CheckedSplit) -> Finding:
+    of: Any = split.masked
+    rows = np.flatnonzero(areas(of.masks) == 0).tolist()
+    return Finding("segmentation-empty", split.name, [spot_of(split.name, of, r) for r in rows])
 
 
 def _area_differs(split: CheckedSplit) -> Finding:

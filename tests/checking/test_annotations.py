@@ -212,6 +212,7 @@ def test_segmentations(data: DataSet) -> None:
         annotation(903, 3, [10, 10, 30, 30]),
         annotation(904, 3, [60, 10, 30, 30], segmentation=[[1, 2, 3]]),
         annotation(905, 4, [10, 10, 30, 30], segmentation={"size": [9, 9], "counts": [81]}),
+        annotation(907, 4, [50, 9, 20, 30], segmentation=polygon(300, 9, 20, 30)),
         annotation(906, 4, [90, 90, 40, 60], segmentation=polygon(90, 90, 40, 60), area=1200),
     )
     findings = data.check().findings
@@ -219,6 +220,7 @@ def test_segmentations(data: DataSet) -> None:
         ("box-partly-outside", (4, 906)),  # where its mask ends too, and with it the area
         ("segmentation-off-box", (1, 901)),
         ("segmentation-missing", (3, 903)),
+        ("segmentation-empty", (4, 907)),
         ("segmentation-unreadable", (3, 904)),
         ("segmentation-unreadable", (4, 905)),
         ("area-differs", (2, 902)),  # that of 901 is its box's

@@ -308,7 +308,6 @@ def test_other_formats_are_repaired_with_their_masks(data: DataSet, tmp_path: Pa
     assert sum(mask is not None for mask in masks) == 6
 
 
-@pytest.mark.skip
 def test_the_page_names_every_finding() -> None:
     page = (Path(__file__).parents[2] / "docs" / "checking.md").read_text()
     rows = dict(re.findall(r"^\| `([a-z0-9-]+)` \| (\w+) \|", page, re.MULTILINE))
