@@ -60,10 +60,10 @@ def write_page(path: Path, report: Report, pictures: int) -> None:
     sections = [_overview(report), _anchors(report)]
     sections += [_section(report, finding, pictures) for finding in report.findings]
     title = f"Check of {report.folder.resolve().name}"
+    page = html_page(title, f"{verdict(report)}.", sections, _STYLE)
     with replacing(path) as temporary:
-        temporary.write_text(
-            html_page(title, f"{verdict(report)}.", sections, _STYLE), encoding="utf-8"
-        )
+        # A name in a broken file may be no text.
+        temporary.write_text(page, encoding="utf-8", errors="replace")
 
 
 def _as_json(finding: Finding) -> dict[str, Any]:
@@ -73,9 +73,9 @@ def _as_json(finding: Finding) -> dict[str, Any]:
             key: value
             for key, value in (
                 ("split", spot.split),
-                ("image_id", spot.image_id),
+                ("image_id", _plain(spot.image_id)),
                 ("file_name", spot.file_name),
-                ("annotation_id", spot.annotation_id),
+                ("annotation_id", _plain(spot.annotation_id)),
                 ("detail", spot.detail),
                 (
                     "also",
@@ -99,6 +99,11 @@ def _as_json(finding: Finding) -> dict[str, Any]:
         "detail": finding.detail,
         "places": places,
     }
+
+
+def _plain(identity: object) -> object:
+    """An id as JSON has it; of a broken file it may be anything."""
+    return identity if identity is None or type(identity) is int else str(identity)
 
 
 def _overview(report: Report) -> str:

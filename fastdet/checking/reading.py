@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from fastdet.checking.findings import Finding, Spot
-from fastdet.data.annotations import Annotations, AnnotationWarning
+from fastdet.data.annotations import Annotations, AnnotationWarning, Place
 from fastdet.data.formats import find_splits
 from fastdet.data.formats.split import Split
 from fastdet.data.images import Exif
@@ -120,7 +120,7 @@ def read_splits(
         except Exception as error:  # whatever a reader meets, the other splits are still checked
             findings += _unreadable(name, source, error)
             continue
-        findings += _findings_of_reader(name, caught)
+        findings += _findings_of_reader(name, caught, annotations)
         known = {str(warning) for warning in caught}
         masked, of_masks = _read_masks(name, source, exif, files_anywhere, known)
         findings += of_masks
@@ -139,7 +139,7 @@ def _read_masks(
     if not masked.masks:
         return None, []
     new = [warning for warning in caught if str(warning) not in known]
-    return masked, list(_findings_of_reader(name, new))
+    return masked, list(_findings_of_reader(name, new, masked))
 
 
 @contextmanager
@@ -152,7 +152,12 @@ def _recorded() -> Iterator[list[Warning]]:
     said += [entry.message for entry in caught if isinstance(entry.message, Warning)]
 
 
-def _findings_of_reader(split: str, said: list[Warning]) -> Iterator[Finding]:
+def _findings_of_reader(
+    split: str, said: list[Warning], annotations: Annotations | None = None
+) -> Iterator[Finding]:
+    index_of = {}
+    if said and annotations is not None:
+        index_of = {identity: index for index, identity in enumerate(annotations.image_ids)}
     for warning in said:
         if not isinstance(warning, AnnotationWarning):
             yield Finding("reader-message", split, detail=str(warning), count=1)
@@ -160,17 +165,20 @@ def _findings_of_reader(split: str, said: list[Warning]) -> Iterator[Finding]:
         changed = warning.kind.startswith("kept")
         default = "annotation-changed" if changed else "annotation-left-out"
         kinds = (kind for words, kind in _KIND_OF_WORDS.items() if words in warning.kind)
-        places = [
-            Spot(
-                split,
-                place.image_id,
-                place.file_name,
-                place.annotation_id,
-                "" if place.annotation_id is not None else place.text,
-            )
-            for place in warning.places
-        ]
+        places = [_spot_of_place(split, place, annotations, index_of) for place in warning.places]
         yield Finding(next(kinds, default), split, places, warning.kind, warning.count)
+
+
+def _spot_of_place(
+    split: str, place: Place, annotations: Annotations | None, index_of: dict[int, int]
+) -> Spot:
+    known = isinstance(place.image_id, int)
+    index = index_of.get(place.image_id) if known else None  # pyright: ignore[reportArgumentType]
+    name = place.file_name
+    if index is not None and annotations is not None:
+        name = annotations.file_names[index]
+    detail = "" if place.annotation_id is not None else place.text
+    return Spot(split, place.image_id, name, place.annotation_id, detail, None, index)
 
 
 def _unreadable(split: str, source: Split, error: Exception) -> Iterator[Finding]:

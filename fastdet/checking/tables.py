@@ -3,7 +3,7 @@
 
 from collections.abc import Iterator
 
-from rich.markup import escape
+from rich import markup
 from rich.table import Table
 
 from fastdet.checking.check import Report
@@ -41,6 +41,12 @@ def first_places(finding: Finding) -> str:
     texts = [*([finding.detail] if finding.detail else []), *map(str, places)]
     more = ["..."] if not named and len(finding.places) > len(places) else []
     return "; ".join([*texts, *more])
+
+
+def escape(text: str) -> str:
+    """Text that rich prints as it is; what is not printable becomes a replacement character."""
+    printable = (c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return markup.escape("".join(printable))
 
 
 def _splits(report: Report) -> Table:

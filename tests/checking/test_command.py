@@ -67,6 +67,12 @@ def test_exit_codes_and_the_worst_first(data: DataSet, capsys: Output) -> None:
     assert "annotation id 902" in printed
 
 
+def test_what_a_reader_leaves_out_has_file_names(data: DataSet) -> None:
+    data.plant(annotation(901, 2, [1, float("inf"), 3, 4]))
+    (spot,) = data.found()["box-not-finite"].places
+    assert (spot.file_name, spot.index) == ("002.png", 1)
+
+
 def test_the_files(data: DataSet, tmp_path: Path, capsys: Output) -> None:
     data.plant(*(annotation(900 + i, 1 + i % 4, [90, 10 + i, -20, 20]) for i in range(8)))
     data.plant(annotation(990, 2, [9e18, 10, 1e300, 20]), annotation(991, 2, [-5, -5, 0.1, 3]))
@@ -110,6 +116,32 @@ def test_the_files(data: DataSet, tmp_path: Path, capsys: Output) -> None:
     assert "check.json exists: give --overwrite" in capsys.readouterr().err
     assert run(data.folder, "--out", out, "--overwrite", "--quick", "--model", "None") == 1
     assert not json.loads((out / "check.json").read_text())["pictures_decoded"]
+
+
+def test_hostile_names_and_ids(data: DataSet, tmp_path: Path, capsys: Output) -> None:
+    names = [
+        "\ud800.png",
+        "a\x00b.png",
+        "x" * 5000 + ".png",
+        "\x1b[31mred.png",
+        "[bold].png",
+        "images",
+    ]
+    for identity, name in enumerate(names, 20):
+        data.add_image(identity, name)
+    data.train["categories"][1]["name"] = data.val["categories"][1]["name"] = "[/red]\ud800"
+    data.plant(
+        annotation(901, [float("nan")], [1, 2, 3, 4]), annotation(902, 10**400, [1, 2, 3, 4])
+    )
+    data.write()
+    out = tmp_path / "out"
+    assert run(data.folder, "--out", out, "--fix", tmp_path / "fix", "--model", "None") == 1
+    assert "\x1b[31mred" not in capsys.readouterr().out
+    content = json.loads((out / "check.json").read_text(), parse_constant=pytest.fail)
+    found = {finding["name"]: finding for finding in content["findings"]}
+    assert found["picture-missing"]["count"] + found["picture-unreadable"]["count"] == len(names)
+    assert [place["annotation_id"] for place in found["unknown-image"]["places"]] == [901, 902]
+    check_dataset(tmp_path / "fix", NO_MODEL)
 
 
 MISTAKES = {
