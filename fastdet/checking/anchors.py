@@ -65,6 +65,7 @@ class AnchorReach:
     Attributes:
         split, model: names.
         min_size, max_size: of the training.
+        strides: of the levels, in pixels that the network sees.
         has_anchors: False where there is one square for each location.
         rows: of all objects, by size and by category.
     """
@@ -73,6 +74,7 @@ class AnchorReach:
     model: str
     min_size: int
     max_size: int
+    strides: list[int]
     has_anchors: bool
     rows: list[Reach]
 
@@ -90,7 +92,8 @@ def anchor_reach(
     best = best_iou(seen, padded, grids) if has_anchors else has_location(seen, padded, grids[0])
     table = _table(of, rows, best, np.sqrt((seen[:, 2:] - seen[:, :2]).prod(axis=1)))
     size = border.min_size if isinstance(border.min_size, int) else border.min_size[-1]
-    reach = AnchorReach(split.name, name, size, border.max_size, has_anchors, table)
+    strides = [grid.stride for grid in grids]
+    reach = AnchorReach(split.name, name, size, border.max_size, strides, has_anchors, table)
 
     missed = np.flatnonzero(best < 0.5)
     places: list[Spot] = []

@@ -161,7 +161,8 @@ def _anchors(report: Report) -> str:
     return (
         f"<section><h2>Objects and {escape(first.model)}</h2><p>Objects that have {what} "
         f"{'0.5 and 0.7, ' if first.has_anchors else ''}when it is trained at {first.min_size} to "
-        f"{first.max_size} pixels; and their median size in these pixels.</p>"
+        f"{first.max_size} pixels; and their median size in these pixels. The levels have the "
+        f"strides {', '.join(map(str, first.strides))}.</p>"
         f"{html_table([*head, 'median size'], rows, text_columns=2)}</section>"
     )
 

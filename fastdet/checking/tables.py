@@ -110,7 +110,10 @@ def _anchors(report: Report) -> Table:
         shares = (row.at_50, row.at_70)[: len(found)]
         texts = [f"{row.objects:,}", *(f"{share:.1%}" for share in shares)]
         table.add_row(row.group, *texts, f"{row.median_size:.0f}")
-    table.caption = "median size: square root of the area, in pixels that the network sees"
+    table.caption = (
+        f"strides {', '.join(map(str, reach.strides))}; median size: square root of the area, in "
+        "pixels that the network sees"
+    )
     return table
 
 

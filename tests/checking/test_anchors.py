@@ -88,6 +88,7 @@ def test_objects_that_are_too_small_for_the_anchors(tmp_path: Path) -> None:
 
     points = data.check(CheckOptions(model="fcos", min_size=120, max_size=160))
     assert not points.reaches[0].has_anchors
+    assert points.reaches[0].strides == [8, 16, 32, 64, 128]
     missed = [f for f in points.findings if f.name == "points-miss-objects"]
     assert {spot.annotation_id for spot in missed[0].places} <= places
     larger = data.check(CheckOptions(model="fcos", min_size=480, max_size=640))

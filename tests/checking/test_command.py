@@ -12,15 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fastdet.checking.check import check_dataset
 from fastdet.checking.findings import KINDS
 from fastdet.checking.pictures import PictureFile, look_at
 from fastdet.cli import main
 from fastdet.data import open_dataset
-from tests.checking.planted import NO_MODEL, DataSet, annotation, scene
+from tests.checking.planted import HEIGHT, NO_MODEL, WIDTH, DataSet, annotation, scene
 from tests.checking.test_annotations import polygon
 
 Output = pytest.CaptureFixture[str]
@@ -116,6 +117,36 @@ def test_the_files(data: DataSet, tmp_path: Path, capsys: Output) -> None:
     assert "check.json exists: give --overwrite" in capsys.readouterr().err
     assert run(data.folder, "--out", out, "--overwrite", "--quick", "--model", "None") == 1
     assert not json.loads((out / "check.json").read_text())["pictures_decoded"]
+
+
+def test_options_of_pictures_and_duplicates(data: DataSet, tmp_path: Path, capsys: Output) -> None:
+    def found(*options: object) -> set[str]:
+        run(data.folder, "--model", "None", "--out", tmp_path / "out", "--overwrite", *options)
+        content = json.loads((tmp_path / "out" / "check.json").read_text())
+        return {finding["name"] for finding in content["findings"]}
+
+    turn = Image.Exif()
+    turn[0x0112] = 6
+    scene(60, HEIGHT, WIDTH).save(data.picture("turned.png"), exif=turn)
+    data.add_image(31, "turned.png")
+    data.write()
+    assert found() == {"picture-turned"}
+    assert found("--exif", "ignore") == {"picture-turned", "picture-size-differs"}
+    assert "picture-truncated" in found("--max-pixels", 100)
+
+    Image.fromarray(np.full((HEIGHT, WIDTH), 60_000, np.uint16)).save(data.picture("turned.png"))
+    assert found("--bit-depth", 16) == {"picture-not-rgb"}
+    assert found("--bit-depth", 12) == {"picture-not-rgb", "picture-truncated"}
+
+    ImageOps.mirror(Image.open(data.picture("002.png"))).save(data.picture("turned.png"))
+    assert found() == set()
+    assert found("--flipped") == {"near-duplicate"}
+
+    data.picture("turned.png").rename(data.folder / "beside.png")
+    data.train["images"][-1]["file_name"] = "../beside.png"
+    data.write()
+    assert "annotations-unreadable" in found()
+    assert found("--files-anywhere") == set()
 
 
 def test_hostile_names_and_ids(data: DataSet, tmp_path: Path, capsys: Output) -> None:
