@@ -67,11 +67,11 @@ def _names(split: CheckedSplit) -> Iterator[Finding]:
 
 
 def _listed_in_one(splits: Sequence[CheckedSplit]) -> Iterator[Finding]:
+    listed = {split.name: set(split.annotations.names) for split in splits}
     for split in splits:
-        others = [other for other in splits if other is not split]
         places = [
             Spot(split.name, detail=f"{name}: not in {', '.join(lacking)}")
             for name in split.annotations.names
-            if (lacking := [o.name for o in others if name not in o.annotations.names])
+            if (lacking := [other for other, names in listed.items() if name not in names])
         ]
         yield Finding("category-in-one-split", split.name, places)

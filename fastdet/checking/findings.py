@@ -276,8 +276,8 @@ KINDS: dict[str, Kind] = {
     ),
     "leak-same-name": Kind(
         "note",
-        "Pictures of several splits have the same file name but other content.",
-        "Nothing, if each split counts its files by itself.",
+        "Pictures of several splits have the same file name, in different folders.",
+        "Nothing, if each split counts its files by itself; copies are other findings.",
     ),
     "duplicate-bytes": Kind(
         "warning",

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -75,8 +76,7 @@ class Annotations:
         return numbers
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where an annotation is.
 
     Attributes:
