@@ -18,18 +18,10 @@ from fastdet.checking.findings import KINDS, Finding
 from fastdet.checking.sheet import drawing
 from fastdet.checking.tables import verdict
 from fastdet.files import replacing
-from fastdet.report.page import data_url, html_page, html_table
+from fastdet.report.page import html_table, picture_sheet
+from fastdet.report.page import write_page as write_html
 
 PLACES = 50  # of a finding that the page lists; check.json has all
-
-_STYLE = """
-.sheet { display: grid; gap: 10px; margin: 12px 0;
-  grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); }
-.sheet figure { padding: 8px; } .sheet img { width: 100%; display: block; border-radius: 6px; }
-.sheet figcaption { margin: 6px 0 0; overflow-wrap: anywhere; }
-.error { color: var(--c6); } .warning { color: var(--c4); } .note { color: var(--c5); }
-details { margin: 8px 0; font-size: 0.88rem; } li { overflow-wrap: anywhere; }
-"""
 
 
 def write_json(path: Path, report: Report) -> None:
@@ -60,10 +52,9 @@ def write_page(path: Path, report: Report, pictures: int) -> None:
     sections = [_overview(report), _anchors(report)]
     sections += [_section(report, finding, pictures) for finding in report.findings]
     title = f"Check of {report.folder.resolve().name}"
-    page = html_page(title, f"{verdict(report)}.", sections, _STYLE)
-    with replacing(path) as temporary:
-        # A name in a broken file may be no text.
-        temporary.write_text(page, encoding="utf-8", errors="replace")
+    # A name in a broken file may be no text.
+    sections = [section.encode("utf-8", "replace").decode() for section in sections]
+    write_html(path, title, f"{verdict(report)}.", sections)
 
 
 def _as_json(finding: Finding) -> dict[str, Any]:
@@ -169,12 +160,8 @@ def _anchors(report: Report) -> str:
 
 def _section(report: Report, finding: Finding, pictures: int) -> str:
     kind = KINDS[finding.name]
-    figures = "".join(
-        f'<figure><img alt="{escape(caption)}" src="{data_url(picture)}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-        for caption, picture in drawing(report, finding, pictures)
-    )
-    sheet = f'<div class="sheet">{figures}</div>' if figures else ""
+    drawings = list(drawing(report, finding, pictures))
+    sheet = picture_sheet(drawings) if drawings else ""
     places = [str(spot) for spot in finding.places]
     more = f"<li>and {len(places) - PLACES:,} more</li>" if len(places) > PLACES else ""
     listed = "".join(f"<li>{escape(place)}</li>" for place in places[:PLACES]) + more

@@ -22,16 +22,23 @@ from fastdet.data.formats import find_splits
 from fastdet.data.formats.split import Split
 from fastdet.data.images import Exif
 
-# What a reader says, and the kind of finding that it is. Without one: left out, or changed.
+# What the readers say, and the kind of finding that it is. Anything else: left out, or changed.
 _KIND_OF_WORDS = {
     "the image is not in the file": "unknown-image",
     "the category is not in the file": "unknown-category",
+    "the class is not in the list": "unknown-category",
+    "its label is not in the file": "unknown-category",
     "bbox is not finite": "box-not-finite",
+    "a value is not finite": "box-not-finite",
     "bbox is not four numbers": "box-unreadable",
-    "no segmentation": "segmentation-missing",
-    "segmentation": "segmentation-unreadable",
-    "RLE": "segmentation-unreadable",
-    "polygon": "segmentation-unreadable",
+    "a value is not a number": "box-unreadable",
+    "fewer than five numbers": "box-unreadable",
+    "is broken": "box-unreadable",
+    "no segment": "segmentation-missing",
+    "no mask": "segmentation-missing",
+    "segmentation is": "segmentation-unreadable",
+    "the RLE": "segmentation-unreadable",
+    "without a polygon that": "segmentation-unreadable",
 }
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A report on trainings as one HTML file: no script, no network, a light and a dark theme.
+"""Reports as one HTML file each: no script, no network, a light and a dark theme.
 
 It takes plain data and only writes the page.
 """
@@ -66,20 +66,46 @@ def write_report(
         *(_model_section(model) for model in models),
         _op_section(op_rows),
     ]
-    with replacing(path) as temporary:
-        temporary.write_text(html_page(title, introduction, sections), encoding="utf-8")
+    write_page(path, title, introduction, sections)
 
 
-def html_page(title: str, introduction: str, sections: Sequence[str], style: str = "") -> str:
-    """A whole page: a heading, an introduction, and sections of HTML; `style` is added to STYLE."""
-    return (
+def write_page(path: Path, title: str, introduction: str, sections: Sequence[str]) -> None:
+    """Write a page of the house's style.
+
+    Args:
+        path: the HTML file.
+        title: the heading.
+        introduction: one or two sentences below the heading.
+        sections: HTML.
+    """
+    page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head><body><main>"
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>"
         f'<header><h1>{escape(title)}</h1><p class="lead">{escape(introduction)}</p></header>'
         f"{''.join(sections)}</main></body></html>\n"
     )
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def facts(rows: dict[str, str]) -> str:
+    """HTML of a few names with their values."""
+    items = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in rows.items()
+    )
+    return f'<dl class="facts">{items}</dl>'
+
+
+def picture_sheet(pictures: Sequence[tuple[str, Image.Image]]) -> str:
+    """HTML of a grid of pictures, each with its caption."""
+    figures = "".join(
+        f'<figure><img alt="{escape(caption)}" src="{_data_url(picture)}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        for caption, picture in pictures
+    )
+    return f'<div class="sheet">{figures}</div>'
 
 
 def smoothed(line: Line, weight: float = 0.9) -> Line:
@@ -112,10 +138,6 @@ def _overview(models: Sequence[TrainedModel]) -> str:
 
 
 def _model_section(model: TrainedModel) -> str:
-    facts = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>"
-        for name, text in model.facts.items()
-    )
     ceiling = _ceiling(model.losses)
     losses = line_chart([smoothed(line) for line in model.losses], "step", "loss", y_max=ceiling)
     validation = line_chart(model.validation, "epoch", "AP", y_max=1.0)
@@ -141,7 +163,7 @@ def _model_section(model: TrainedModel) -> str:
     if pictures:
         pictures = f'<h3>Found, and the ground truth</h3><div class="pictures">{pictures}</div>'
     return (
-        f'<section><h2>{escape(model.name)}</h2><dl class="facts">{facts}</dl>'
+        f"<section><h2>{escape(model.name)}</h2>{facts(model.facts)}"
         f'<div class="charts">{figures}{table}</div>{pictures}</section>'
     )
 
@@ -177,7 +199,7 @@ def _op_section(rows: Sequence[OpRow] | None) -> str:
 
 def _comparison(comparison: Comparison) -> str:
     images = "".join(
-        f'<div><img alt="{escape(comparison.caption)}, {kind}" src="{data_url(picture)}">'
+        f'<div><img alt="{escape(comparison.caption)}, {kind}" src="{_data_url(picture)}">'
         f"<span>{kind}</span></div>"
         for kind, picture in (("found", comparison.found), ("ground truth", comparison.truth))
     )
@@ -227,8 +249,7 @@ def _ceiling(lines: Sequence[Line]) -> float | None:
     return max(late) * 1.05 if late else None
 
 
-def data_url(picture: Image.Image) -> str:
-    """A picture as an address that holds it, for a page of one file."""
+def _data_url(picture: Image.Image) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", quality=88)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
@@ -254,6 +275,8 @@ h2 { font-size: 1.35rem; letter-spacing: -0.01em; margin: 56px 0 12px; }
 h3 { font-size: 1.05rem; margin: 32px 0 12px; }
 .lead { font-size: 1.08rem; color: var(--muted); max-width: 68ch; margin: 0 0 32px; }
 .absent { color: var(--muted); font-style: italic; }
+.error { color: var(--c6); } .warning { color: var(--c4); } .note { color: var(--c5); }
+details { margin: 8px 0; font-size: 0.88rem; } li { overflow-wrap: anywhere; }
 .tiles { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); }
 .tile, figure { background: var(--card); border: 1px solid var(--grid); border-radius: 12px; }
 .tile { padding: 18px 22px; }
@@ -295,5 +318,10 @@ tr:last-child td { border-bottom: 0; }
 .pictures figure { display: grid; grid-template-columns: 1fr 1fr; gap: 10px; }
 .pictures figcaption { grid-column: 1 / -1; margin: 0; }
 .pictures img { display: block; width: 100%; height: auto; border-radius: 6px; }
+.sheet { display: grid; gap: 16px; align-items: start;
+  grid-template-columns: repeat(auto-fill, minmax(min(300px, 100%), 1fr)); }
+.sheet figure { padding: 10px; }
+.sheet figcaption { margin: 8px 0 0; }
+.sheet img { display: block; width: 100%; height: auto; border-radius: 6px; }
 .pictures span { display: block; font-size: 0.8rem; color: var(--muted); margin-top: 4px; }
 """

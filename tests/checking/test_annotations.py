@@ -16,8 +16,9 @@ from fastdet.checking import reading
 from fastdet.checking.boxes import near_pairs
 from fastdet.checking.check import check_dataset
 from fastdet.checking.findings import KINDS
-from fastdet.data.annotations import AnnotationNotes, AnnotationWarning
+from fastdet.data.annotations import AnnotationNotes, Annotations, AnnotationWarning
 from fastdet.data.formats import find_splits
+from fastdet.data.formats.split import Split
 from tests.checking.planted import NO_MODEL, DataSet, annotation, ids
 from tests.data_sets import data_sets
 
@@ -312,6 +313,40 @@ def test_what_else_a_reader_says(data: DataSet, monkeypatch: pytest.MonkeyPatch)
     found = data.found()
     assert set(found) == {"reader-message"}
     assert found["reader-message"].detail == f"{data.folder}: two formats fit"
+
+
+READERS = {  # what readers of other formats say
+    "skipped: the class is not in the list of classes": "unknown-category",
+    "skipped: its label is not in the file's list": "unknown-category",
+    "skipped: a value is not finite": "box-not-finite",
+    "skipped: fewer than five numbers": "box-unreadable",
+    "skipped: polygon is broken": "box-unreadable",
+    "skipped: polyline is no box": "annotation-left-out",
+    "kept with the upright box around a turned one": "annotation-changed",
+}
+
+
+def test_readers_of_other_formats(data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    data.write()
+    train = find_splits(data.folder)["train"]
+
+    def read(*, masks: bool, **options: Any) -> Annotations:
+        notes = AnnotationNotes(train.path)
+        for number, kind in enumerate(READERS):
+            notes.add(kind, f"labels/001.txt, line {number}")
+        if masks:
+            notes.add("skipped: no segment", "labels/001.txt, line 99")
+        notes.warn()
+        found = train.read(masks=False, **options)
+        return replace(found, masks=[] if masks else None)
+
+    monkeypatch.setattr(
+        reading, "find_splits", lambda _: {"train": Split("yolo", train.path, read)}
+    )
+    findings = check_dataset(data.folder, NO_MODEL).findings
+    assert {f.detail: f.name for f in findings if f.detail} == READERS
+    (spot,) = next(f for f in findings if f.name == "annotation-left-out").places
+    assert str(spot) == "labels/001.txt, line 5"
 
 
 def test_ids_that_occur_twice(data: DataSet) -> None:
