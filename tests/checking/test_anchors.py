@@ -64,8 +64,10 @@ def test_a_location_inside_a_box() -> None:
     stride = grids[0].stride
     assert stride == 8
     boxes = np.array([[7.9, 15.5, 8.1, 16.5], [9, 9, 15, 15], [9, 9, 17, 15], [9, 9, 17, 17.0]])
-    inside = has_location(boxes, np.tile([64, 64], (4, 1)), grids[0])
-    assert inside.tolist() == [1, 0, 0, 1]
+    at_the_end = [[60, 0, 64, 4.0]]  # the last location is at 56
+    boxes = np.concatenate([boxes, at_the_end])
+    inside = has_location(boxes, np.tile([64, 64], (5, 1)), grids[0])
+    assert inside.tolist() == [1, 0, 0, 1, 0]
 
 
 def test_objects_that_are_too_small_for_the_anchors(tmp_path: Path) -> None:
