@@ -9,6 +9,7 @@ from rich.table import Table
 from fastdet.checking.check import Report
 from fastdet.checking.findings import KINDS, SEVERITIES, Finding
 
+SHOWN = 500  # characters of a place: names and messages of a broken file may have any length
 CATEGORIES = 15  # rows of the terminal's table of categories; the page has all
 _COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
@@ -40,7 +41,8 @@ def first_places(finding: Finding) -> str:
     places = named or finding.places[:8]
     texts = [*([finding.detail] if finding.detail else []), *map(str, places)]
     more = ["..."] if not named and len(finding.places) > len(places) else []
-    return "; ".join([*texts, *more])
+    text = "; ".join([*texts, *more])
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def escape(text: str) -> str:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Each kind of finding in pictures, and in pairs of them, is planted and found."""
 
+import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -107,6 +108,13 @@ def test_a_decoder_that_fails_in_any_way_is_a_finding(
     assert file == PictureFile(
         "picture-truncated", "MemoryError: as much as that", ((120, 160), (120, 160))
     )
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\x00b", "\ud800", "images"])
+def test_a_name_that_no_file_can_have(data: DataSet, name: str) -> None:
+    file = look_at(data.folder / name, PictureOptions(), decode=True)
+    assert file.problem in ("picture-missing", "picture-unreadable")
+    assert file.message
 
 
 def test_pictures_above_the_limit_are_not_decoded(data: DataSet) -> None:
@@ -244,8 +252,7 @@ def test_near_duplicates_of_real_pictures(folder: Path) -> None:
 
 
 def test_missing_pictures_do_not_hide_the_rest(data: DataSet) -> None:
-    for file in (data.folder / "images").iterdir():
-        file.unlink()
+    shutil.rmtree(data.folder / "images")
     data.plant(annotation(901, 1, [90, 10, 0, 20]))
     findings = data.check().findings
     assert {(f.name, f.split, f.count) for f in findings} == {
