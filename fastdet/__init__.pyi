@@ -7,6 +7,7 @@ from fastdet.override_transformers import override_detr as override_detr
 
 from . import adapters as adapters
 from . import bench as bench
+from . import checking as checking
 from . import cli as cli
 from . import data as data
 from . import deploy as deploy

@@ -142,6 +142,7 @@ def predict(
 
 def runs(
     folders: tuple[Path, ...],
+    /,
     sort: str | None = None,
     filter: tuple[str, ...] = (),
     base: Path | None = None,
@@ -354,6 +355,51 @@ def compare(before: Path, after: Path) -> None:
     run_module("benchmarks.compare", str(before.resolve()), str(after.resolve()))
 
 
+def check(
+    data: Path,
+    /,
+    out: Path | None = None,
+    fix: Path | None = None,
+    quick: bool = False,
+    strict: bool = False,
+    flipped: bool = False,
+    model: ModelName | None = "faster_rcnn",
+    min_size: int = 800,
+    max_size: int = 1333,
+    drawn: int = 12,
+    workers: int | None = None,
+    pictures: PictureOptions = PictureOptions(),
+    files_anywhere: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Check a data set: annotations, pictures, duplicates between the splits, and anchors.
+
+    The exit code is 1 if there is an error among the findings, else 0.
+
+    Args:
+        data: Data folder, in the same layout as for training.
+        out: Folder for check.json, with every place, and check.html, with pictures.
+        fix: New folder for a repaired copy in COCO format; the pictures are linked.
+        quick: Read the headers of pictures only: no truncated pictures, no duplicates.
+        strict: Exit with 1 for warnings too.
+        flipped: Find mirror images among near-duplicates too.
+        model: Family whose anchors are compared with the objects; None: none.
+        min_size: Shorter side of the images in the training, in pixels.
+        max_size: Limit of the longer side.
+        drawn: Maximum number of pictures of each finding in check.html.
+        workers: Threads that decode pictures; unset: one for each core, up to 8.
+        files_anywhere: Allow file names in the annotations that point outside the image folder.
+        overwrite: Overwrite check.json and check.html.
+    """
+    from fastdet.checking.check import CheckOptions
+    from fastdet.checking.command import run
+
+    options = CheckOptions(
+        not quick, flipped, model, min_size, max_size, pictures, files_anywhere, workers
+    )
+    sys.exit(run(data, options, out=out, fix=fix, strict=strict, drawn=drawn, overwrite=overwrite))
+
+
 def info() -> None:
     """Print versions, the CPU instruction set in use, and the state of the CUDA ops."""
     from fastdet.ops.library import info as rows
@@ -379,6 +425,7 @@ COMMANDS = {
     "export": export,
     "describe": describe,
     "runs": runs,
+    "check": check,
     "bench": bench,
     "compare": compare,
     "convert": convert,
@@ -386,7 +433,6 @@ COMMANDS = {
     "demo": demo,
     "info": info,
 }
-POSITIONAL = {"runs": ("folders",)}  # arguments without a flag; tyro is not imported here
 EXTRAS = {"bench": "bench", "compare": "bench", "export": "export,train"}  # all others: train
 
 
@@ -449,10 +495,6 @@ def _split_at_equals(argument: str) -> list[str]:
 def _run(arguments: Sequence[str]) -> None:
     import tyro
 
-    for name, positional in POSITIONAL.items():
-        types = COMMANDS[name].__annotations__
-        for argument in positional:
-            types[argument] = tyro.conf.Positional[types[argument]]
     tyro.extras.subcommand_cli_from_dict(
         COMMANDS,
         prog="fastdet",

@@ -6,9 +6,12 @@ and the writers take them, so that no other module knows a format.
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -54,13 +57,24 @@ class Annotations:
     masks: list[Rle] | None
     has_ids: bool = True
 
-    def where(self, row: int) -> str:
+    def where(self, row: int) -> "Place":
         """The place of an annotation, for messages."""
         index = int(self.image_index[row])
         if self.has_ids:
             return place(self.image_ids[index], int(self.annotation_ids[row]))
-        number = np.flatnonzero(self.image_index == index).tolist().index(row) + 1
-        return f"{self.file_names[index]}, object {number}"
+        name = self.file_names[index]
+        text = f"{name}, object {self.object_numbers[row]}"
+        return Place(text, self.image_ids[index], None, name)
+
+    @cached_property
+    def object_numbers(self) -> np.ndarray:
+        """(A,) from 1: which one of its image's annotations each is."""
+        order = np.argsort(self.image_index, kind="stable")
+        ordered = self.image_index[order]
+        first = np.searchsorted(ordered, ordered)
+        numbers = np.empty(len(order), np.int64)
+        numbers[order] = np.arange(len(order)) - first + 1
+        return numbers
 
     def of_images(self, indices: Sequence[int] | np.ndarray) -> "Annotations":
         """Some of the images with what they have; the classes stay, and so does every order.
@@ -87,9 +101,48 @@ class Annotations:
         )
 
 
-def place(image_id: object, annotation_id: object) -> str:
-    """The place of an annotation that has ids, for messages."""
-    return f"image id {image_id}, annotation id {annotation_id}"
+class Place(NamedTuple):
+    """Where an annotation is.
+
+    Attributes:
+        text: for messages; `str()` is this.
+        image_id, annotation_id: as the source has them, which may be no integers; None where there
+            are none.
+        file_name: of the picture, where it is known.
+    """
+
+    text: str
+    image_id: object = None
+    annotation_id: object = None
+    file_name: str | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def place(image_id: object, annotation_id: object) -> Place:
+    """The place of an annotation that has ids."""
+    text = f"image id {image_id}, annotation id {annotation_id}"
+    return Place(text, image_id, annotation_id)
+
+
+class AnnotationWarning(UserWarning):
+    """One kind of defect in the annotations of a source, with every place that was noted.
+
+    Attributes:
+        path: the source.
+        kind: what is wrong, and what was done.
+        count: of annotations; there are fewer places where some were counted without theirs.
+        places: in the order of the source.
+    """
+
+    def __init__(self, path: Path, kind: str, count: int, places: list[Place]) -> None:
+        plural = "s" if count > 1 else ""
+        super().__init__(f"{path}: {count} annotation{plural} {kind} (first: {places[0]})")
+        self.path = path
+        self.kind = kind
+        self.count = count
+        self.places = places
 
 
 class AnnotationNotes:
@@ -97,18 +150,17 @@ class AnnotationNotes:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.found: dict[str, tuple[int, str]] = {}
+        self.counts: Counter[str] = Counter()
+        self.places: dict[str, list[Place]] = {}
 
-    def add(self, kind: str, where: str, count: int = 1) -> None:
-        """Notes `count` more of a kind; the place of its first one is kept."""
-        before, first = self.found.get(kind, (0, where))
-        self.found[kind] = (before + count, first)
+    def add(self, kind: str, where: Place | str, count: int = 1) -> None:
+        """Notes `count` more of a kind, and the place of the first of them."""
+        self.counts[kind] += count
+        where = where if isinstance(where, Place) else Place(where)
+        self.places.setdefault(kind, []).append(where)
 
     def warn(self) -> None:
-        """One UserWarning per kind."""
-        for kind, (count, first) in self.found.items():
-            warnings.warn(
-                f"{self.path}: {count} annotation{'s' if count > 1 else ''} {kind} "
-                f"(first: {first})",
-                stacklevel=3,
-            )
+        """One AnnotationWarning per kind."""
+        for kind, count in self.counts.items():
+            warning = AnnotationWarning(self.path, kind, count, self.places[kind])
+            warnings.warn(warning, stacklevel=3)

@@ -276,6 +276,8 @@ h2 { font-size: 1.35rem; letter-spacing: -0.01em; margin: 56px 0 12px; }
 h3 { font-size: 1.05rem; margin: 32px 0 12px; }
 .lead { font-size: 1.08rem; color: var(--muted); max-width: 68ch; margin: 0 0 32px; }
 .absent { color: var(--muted); font-style: italic; }
+.error { color: var(--c6); } .warning { color: var(--c4); } .note { color: var(--c5); }
+details { margin: 8px 0; font-size: 0.88rem; } li { overflow-wrap: anywhere; }
 .tiles { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); }
 .tile, figure { background: var(--card); border: 1px solid var(--grid); border-radius: 12px; }
 .tile { padding: 18px 22px; }
@@ -317,10 +319,10 @@ tr:last-child td { border-bottom: 0; }
 .pictures figure { display: grid; grid-template-columns: 1fr 1fr; gap: 10px; }
 .pictures figcaption { grid-column: 1 / -1; margin: 0; }
 .pictures img { display: block; width: 100%; height: auto; border-radius: 6px; }
-.pictures span { display: block; font-size: 0.8rem; color: var(--muted); margin-top: 4px; }
 .sheet { display: grid; gap: 16px; align-items: start;
   grid-template-columns: repeat(auto-fill, minmax(min(300px, 100%), 1fr)); }
 .sheet figure { padding: 10px; }
 .sheet figcaption { margin: 8px 0 0; }
 .sheet img { display: block; width: 100%; height: auto; border-radius: 6px; }
+.pictures span { display: block; font-size: 0.8rem; color: var(--muted); margin-top: 4px; }
 """
