@@ -127,7 +127,7 @@ def look_at(path: Path, options: PictureOptions, decode: bool) -> PictureFile:
         turned = orientation in (5, 6, 7, 8)
         displayed = stored[::-1] if turned and not is_tiff else stored
         stored = stored[::-1] if turned and is_tiff else stored
-    # ultralytics 8.4.190 replaces Image.open; its own imports pi_heif for what Pillow does not know.
+    # ultralytics 8.4.190 replaces Image.open; its own imports pi_heif for what Pillow cannot open.
     except ImportError as error:
         return PictureFile("picture-unreadable", f"cannot identify image file ({_message(error)})")
     except Exception as error:
