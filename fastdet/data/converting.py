@@ -11,7 +11,8 @@ from fastdet.data.annotations import Annotations
 from fastdet.data.formats import find_splits, voc
 from fastdet.data.formats.split import Split
 from fastdet.data.splitting import split_annotations
-from fastdet.data.writers import refuse_content, write_dataset
+from fastdet.data.writers import write_dataset
+from fastdet.files import refuse_content, refuse_inside
 
 _READING: dict[str, Any] = {"exif": "apply", "files_anywhere": False}
 _NAMES = ("train", "val", "test")
@@ -51,7 +52,7 @@ def convert(
         FileExistsError, FileNotFoundError, ValueError: as `find_splits`, the format's reader and
             `write_dataset`.
     """
-    refuse_content(out)  # before the data is read, which may take long
+    _refuse(out, folder)
     found = _find(folder, voc_first_pixel)
     splits = {name: split.read(masks=masks, **_READING) for name, split in found.items()}
     return _write(splits, out, format, images)
@@ -88,7 +89,7 @@ def divide(
         raise ValueError(f"fractions: expected the sum 1, got {_listed(fractions)}")
     if seed < 0:
         raise ValueError(f"seed: expected 0 or more, got {seed}")
-    refuse_content(out)
+    _refuse(out, folder)
     found = find_splits(folder)
     if split is None and len(found) > 1:
         raise ValueError(
@@ -100,6 +101,13 @@ def divide(
     annotations = found[name].read(masks=masks, **_READING)
     parts: dict[str, float] = dict(zip(_NAMES, fractions, strict=False))
     return _write(split_annotations(annotations, parts, seed), out, "coco", images)
+
+
+def _refuse(out: Path, folder: Path) -> None:
+    """Refuses a wrong `out` before the data is read, which may take long."""
+    refuse_content(out)
+    if folder.is_dir():
+        refuse_inside(out, folder)
 
 
 def _find(folder: Path, voc_first_pixel: Any) -> dict[str, Split]:

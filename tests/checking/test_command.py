@@ -183,9 +183,9 @@ MISTAKES = {
     "drawn": (["{data}", "--drawn", "-1"], "drawn: expected 0 or more, got -1"),
     "min_size": (["{data}", "--min-size", "0"], "min_size: expected a number from 1 on, got 0"),
     "workers": (["{data}", "--workers", "0"], "workers: expected a number from 1 on, got 0"),
-    "fix in the data": (["{data}", "--fix", "{data}/fixed"], "a folder outside the data set"),
-    "fix the data": (["{data}", "--fix", "{data}"], "exists and is not empty"),
-    "fix over a file": (["{data}", "--fix", "{data}/train.json"], "exists and is not empty"),
+    "fix in the data": (["{data}", "--fix", "{data}/fixed"], "a new folder outside the data"),
+    "fix the data": (["{data}", "--fix", "{data}"], "exists and is not an empty folder"),
+    "fix over a file": (["{data}", "--fix", "{data}/train.json"], "exists and is not an empty folder"),
 }
 
 
@@ -320,7 +320,7 @@ def test_a_repaired_copy(data: DataSet, tmp_path: Path, capsys: Output) -> None:
     assert names == {"segmentation-missing", "picture-not-listed"}  # which are left to a person
     assert len(open_dataset(fix, "train")[0][1]["boxes"]) == 4
     assert run(data.folder, "--fix", fix) == 2
-    assert "fix exists and is not empty" in capsys.readouterr().err
+    assert "fix exists and is not an empty folder" in capsys.readouterr().err
 
 
 def test_a_repaired_copy_of_several_image_folders(data: DataSet, tmp_path: Path) -> None:

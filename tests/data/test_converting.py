@@ -128,6 +128,9 @@ MISTAKES = {
     "no format": ("convert {tmp}/empty {tmp}/o", "empty: no data set of a known format"),
     "out has content": ("convert {shapes} {shapes}", "exists and is not an empty folder"),
     "out is a file": ("convert {shapes} {tmp}/file", "file exists and is not an empty folder"),
+    "out leads nowhere": ("convert {shapes} {tmp}/dangling", "exists and is not an empty folder"),
+    "out in the data": ("convert {shapes} {shapes}/train", "a new folder outside the data set"),
+    "parts in the data": ("split {shapes} {shapes}/o --split val", "folder outside the data set"),
     "a picture is missing": (
         "convert {gone} {tmp}/o",
         "2.png: no such image file (1 of 2 are miss",
@@ -155,6 +158,7 @@ def test_a_mistake_is_answered_by_one_line(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     put(tmp_path / "broken" / "a.xml", "<annotation>")
     put(tmp_path / "video" / "a.xml", "<annotations><track id='0'/></annotations>")
     put(tmp_path / "up" / "Annotations" / "a.xml", xml("1 2 3 4"))
