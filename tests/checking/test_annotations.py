@@ -52,6 +52,12 @@ BOXES = {
 }
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_box_of_absurd_size_is_a_finding_and_no_warning_of_numpy(data: DataSet) -> None:
+    data.plant(annotation(901, 2, [1, 2, 1e308, 1e308], area=None))
+    assert set(data.found()) == {"box-partly-outside"}
+
+
 @pytest.mark.parametrize("name", BOXES)
 def test_boxes(data: DataSet, name: str) -> None:
     data.plant(

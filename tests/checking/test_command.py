@@ -185,7 +185,10 @@ MISTAKES = {
     "workers": (["{data}", "--workers", "0"], "workers: expected a number from 1 on, got 0"),
     "fix in the data": (["{data}", "--fix", "{data}/fixed"], "a new folder outside the data"),
     "fix the data": (["{data}", "--fix", "{data}"], "exists and is not an empty folder"),
-    "fix over a file": (["{data}", "--fix", "{data}/train.json"], "exists and is not an empty folder"),
+    "fix over a file": (
+        ["{data}", "--fix", "{data}/train.json"],
+        "exists and is not an empty folder",
+    ),
 }
 
 

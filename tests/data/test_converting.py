@@ -2,6 +2,8 @@
 """`fastdet convert` and `fastdet split`: every option, and one line for each mistake."""
 
 import json
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -172,6 +174,21 @@ def test_a_mistake_is_answered_by_one_line(
     command, message = MISTAKES[mistake]
     assert message in refused(command.format(tmp=tmp_path, shapes=shapes, **folders).split())
     assert not (tmp_path / "o").exists()
+
+
+def test_a_warning_is_one_line(tmp_path: Path) -> None:
+    picture(tmp_path / "data" / "a.jpg")
+    put(tmp_path / "data" / "a.txt", "0 nan 0.5 0.5 0.5\n")
+    put(tmp_path / "data" / "classes.txt", "cat\n")
+    command = [sys.executable, "-m", "fastdet.cli", "convert"]
+    arguments = [str(tmp_path / "data"), str(tmp_path / "out")]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"fastdet: warning: {tmp_path}/data: 1 annotation skipped: a value is")
+    done = subprocess.run(
+        [*command, arguments[0], f"{arguments[1]}2", "--debug"], capture_output=True, text=True
+    )
+    assert "yolo.py:" in done.stderr
 
 
 def test_mistakes_in_python(shapes: Path, tmp_path: Path) -> None:
