@@ -97,7 +97,9 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
 
 def _repair(report: Report, fix: Path) -> None:
     done = write_repaired(report, fix)
-    print(f"repaired copy: {fix}")
+    print(
+        f"repaired copy: {fix}{'' if any(done.values()) else ', where nothing had to be changed'}"
+    )
     for what, count in done.items():
         if count:
             print(f"  {count} {what}")

@@ -123,7 +123,7 @@ def read_splits(
     for name, source in found.items():
         try:
             with _recorded() as caught:
-                annotations = source.read(masks=False, exif=exif, files_anywhere=files_anywhere)
+                annotations = _read(source, False, exif, files_anywhere)
         except Exception as error:  # whatever a reader meets, the other splits are still checked
             findings += _unreadable(name, source, error)
             continue
@@ -135,12 +135,18 @@ def read_splits(
     return splits, findings
 
 
+def _read(source: Split, masks: bool, exif: Exif, files_anywhere: bool) -> Annotations:
+    """A split, whatever its pictures are: that is checked later."""
+    read = source.read_partly or source.read
+    return read(masks=masks, exif=exif, files_anywhere=files_anywhere)
+
+
 def _read_masks(
     name: str, source: Split, exif: Exif, files_anywhere: bool, known: set[str]
 ) -> tuple[Annotations | None, list[Finding]]:
     try:
         with _recorded() as caught:
-            masked = source.read(masks=True, exif=exif, files_anywhere=files_anywhere)
+            masked = _read(source, True, exif, files_anywhere)
     except Exception:  # without masks it could be read: a size is unknown, which they need
         return None, []
     if not masked.masks:

@@ -68,6 +68,8 @@ def write_repaired(report: Report, out: Path) -> Counter[str]:
     some_exist = any(file.problem != "picture-missing" for file in report.files.values())
     results = [_repair(split, report.files, some_exist, done) for split in report.splits]
     for finding in report.findings:
+        if finding.name == "annotations-unreadable":
+            done[f"splits left out whose annotations cannot be read ({finding.split})"] += 1
         left_out = finding.detail.startswith("skipped")
         if left_out and not finding.name.startswith("segmentation"):
             done[f"annotations removed that cannot be used ({finding.name})"] += finding.count

@@ -15,7 +15,7 @@ import numpy as np
 from fastdet.data.annotations import AnnotationNotes, Annotations
 from fastdet.data.coco_file import LONGEST_SIDE
 from fastdet.data.images import Exif, image_size
-from fastdet.data.picture_files import SUFFIXES
+from fastdet.data.picture_files import SUFFIXES, pictures_below
 from fastdet.ops.mask_rle import Rle
 
 
@@ -90,10 +90,9 @@ def collect(
 def pictures_by_stem(folder: Path) -> dict[str, list[str]]:
     """The pictures in a folder and below it, by their names without suffix."""
     found: dict[str, list[str]] = {}
-    for path in folder.rglob("*"):
-        if path.suffix.lower() in SUFFIXES:
-            name = path.relative_to(folder)
-            found.setdefault(name.with_suffix("").as_posix(), []).append(name.as_posix())
+    for path in pictures_below(folder):
+        name = path.relative_to(folder)
+        found.setdefault(name.with_suffix("").as_posix(), []).append(name.as_posix())
     for names in found.values():
         names.sort(key=lambda name: (SUFFIXES.index(PurePath(name).suffix.lower()), name))
     return found

@@ -34,11 +34,14 @@ class Split:
         format: its name in `FORMATS`.
         path: the file or folder with the annotations, for messages.
         read: reads them.
+        read_partly: as `read`, where a picture that cannot be read would end that, without the
+            annotations of such pictures; None: none ends it.
     """
 
     format: str
     path: Path
     read: Reader
+    read_partly: Reader | None = None
 
 
 def usual_name(name: str) -> str:

@@ -39,13 +39,16 @@ def splits(path: Path) -> dict[str, Split]:
         for name, sources in data.splits.items()
         if usual_name(name) in ("train", "val") or all(data.located(s)[0] for s in sources)
     ]
-    return by_usual_name(
-        [(name, Split("yolo", data.source, partial(_read, data, name))) for name in here]
-    )
+    return by_usual_name([(name, _split(data, name)) for name in here])
+
+
+def _split(data: YoloDataSet, name: str) -> Split:
+    read, read_partly = (partial(_read, data, name, partly) for partly in (False, True))
+    return Split("yolo", data.source, read, read_partly)
 
 
 def _read(
-    data: YoloDataSet, split: str, *, masks: bool, exif: Exif, files_anywhere: bool
+    data: YoloDataSet, split: str, partly: bool, *, masks: bool, exif: Exif, files_anywhere: bool
 ) -> Annotations:
     sources, pictures = data.sources(split), data.pictures(split, files_anywhere)
     names = data.names
@@ -67,6 +70,7 @@ def _read(
         masks,
         exif=exif,
         key_points=data.key_points,
+        partly=partly,
     )
 
 

@@ -17,7 +17,7 @@ from fastdet.data.dataset import DetectionDataset
 from fastdet.data.writers import coco, voc, yolo
 from fastdet.data.writers.pictures import Images, check_images, place_images
 from fastdet.data.writers.plan import Notes, SplitPlan, plan_splits
-from fastdet.files import refuse_content
+from fastdet.files import naming, refuse_content
 
 WRITERS: dict[str, Callable[[list[SplitPlan], Path, Notes], None]] = {
     "coco": coco.write,
@@ -63,12 +63,13 @@ def write_dataset(
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        partial.mkdir()
-        place_images(plans, partial, images)
-        WRITERS[format](plans, partial, notes)
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
+        with naming(out):
+            partial.mkdir()
+            place_images(plans, partial, images)
+            WRITERS[format](plans, partial, notes)
+            if out.exists():
+                out.rmdir()
+            partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return notes.sentences()
