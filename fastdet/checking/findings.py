@@ -117,10 +117,20 @@ KINDS: dict[str, Kind] = {
         "A picture in the folder is named by no annotation file.",
         "Annotate it or list it as an image without objects, if it belongs to the data.",
     ),
+    "split-without-pictures": Kind(
+        "error",
+        "A split has no picture, which a training refuses.",
+        "Check that the right file is there.",
+    ),
+    "nothing-to-learn": Kind(
+        "error",
+        "The training split has no object, which a training refuses.",
+        "Check that the right file is there.",
+    ),
     "split-without-objects": Kind(
         "warning",
-        "A split has no annotation.",
-        "Check that the right file is there; nothing can be learned or measured with it.",
+        "A split has no object, so nothing can be measured with it.",
+        "Check that the right file is there.",
     ),
     # ---- boxes -----------------------------------------------------------------------------------
     "box-outside": Kind(

@@ -290,6 +290,23 @@ def test_rare_categories_and_a_split_without_objects(data: DataSet) -> None:
 
 
 @pytest.mark.parametrize(
+    ("split", "lost", "name"),
+    [
+        ("train", ["annotations"], "nothing-to-learn"),
+        ("train", ["images", "annotations"], "split-without-pictures"),
+        ("val", ["images", "annotations"], "split-without-pictures"),
+    ],
+)
+def test_what_a_training_refuses_is_an_error(
+    data: DataSet, split: str, lost: list[str], name: str
+) -> None:
+    getattr(data, split).update({key: [] for key in lost})
+    found = data.found()
+    assert (found[name].split, found[name].severity) == (split, "error")
+    assert "split-without-objects" not in found
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda _: "{", "not a JSON file"),

@@ -144,11 +144,11 @@ def size_of(path: Path, width: Any, height: Any, picture: Path, exif: Exif) -> t
         return image_size(picture, exif)
     try:
         sides = [float(side) for side in stated]
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         sides = [0.0]
     if not all(1 <= side <= LONGEST_SIDE and side == int(side) for side in sides):
         raise ValueError(
-            f"{path}: expected a width and a height from 1 to {LONGEST_SIDE}, got {width!r} and "
-            f"{height!r}"
+            f"{path}: expected a width and a height from 1 to {LONGEST_SIDE}, got {width!r:.80} "
+            f"and {height!r:.80}"
         )
     return int(sides[1]), int(sides[0])

@@ -94,9 +94,15 @@ def _of_folder(folder: Path) -> YoloDataSet | None:
     for path in sorted(folder.glob("*.data")):
         if path.is_file() and (data := _of_darknet(path)) is not None:
             return data
-    file = next((folder / name for name in _CLASS_LISTS if (folder / name).is_file()), None)
-    data = _of_layout(folder, file or folder, flat=file is not None)
-    return data if file is None or data is None else replace(data, names=_names_of_lines(file))
+    files = _class_lists(folder)
+    data = _of_layout(folder, files[0] if files else folder, flat=bool(files))
+    if data is None or not files:
+        return data
+    names = _names_of_lines(files[0])
+    for file in files[1:]:
+        if _names_of_lines(file) != names:
+            raise ValueError(f"{file}: expected the classes of {files[0]}, got others")
+    return replace(data, names=names)
 
 
 # ---- data.yaml -----------------------------------------------------------------------------------
@@ -289,6 +295,14 @@ def _has_labels(images: Path) -> bool:
         return True
     texts = images.glob("*.txt")
     return any(text.with_suffix(suffix).is_file() for text in texts for suffix in SUFFIXES)
+
+
+def _class_lists(folder: Path) -> list[Path]:
+    """The list of classes in a folder, else those in the folders of its splits."""
+    folders = [folder, *(d for d in sorted(folder.glob("*/")) if _is_split(d))]
+    lists = (next((d / n for n in _CLASS_LISTS if (d / n).is_file()), None) for d in folders)
+    found = [file for file in lists if file is not None]
+    return found[:1] if found and found[0].parent in (folder, folder / "labels") else found
 
 
 def _names_of_lines(path: Path) -> dict[int, str]:

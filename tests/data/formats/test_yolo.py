@@ -614,6 +614,18 @@ def test_classes_without_a_list_are_numbers(tmp_path: Path) -> None:
         assert dataset.target(0)["labels"].tolist() == [label]
 
 
+def test_a_list_of_classes_in_the_folder_of_each_split(tmp_path: Path) -> None:
+    """Two exports of Label Studio, moved into the folders of splits."""
+    names, pictures = "cat\ndog\n", ["train/images/a.png", "val/images/b.png"]
+    texts = {f"{split}/classes.txt": names for split in ("train", "val")}
+    texts |= {"train/labels/a.txt": DOG, "val/labels/b.txt": DOG}
+    write_tree(tmp_path, texts, pictures)
+    assert open_dataset(tmp_path, "val").classes == ["background", "cat", "dog"]
+    (tmp_path / "val" / "classes.txt").write_text("dog\ncat\n")
+    with pytest.raises(ValueError, match=r"val/classes\.txt: expected the classes of .*train/cl"):
+        open_dataset(tmp_path, "val")
+
+
 def test_a_huge_class_without_a_list_is_refused(tmp_path: Path) -> None:
     write_tree(tmp_path, {"labels/a.txt": "999999999 0.5 0.5 0.1 0.1"}, ["images/a.png"])
     with pytest.raises(ValueError, match="class 999999999, and no list of classes"):
