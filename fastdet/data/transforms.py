@@ -12,12 +12,24 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
+from fastdet.data.floats import ToFloat
+
 # ImageNet's mean colour, so that the canvas is near zero once the model has normalised it.
 CANVAS_COLOUR = [124.0, 116.0, 104.0]
+
+
+def on_canvas(image: Tensor, top: int, left: int, height: int, width: int) -> tv_tensors.Image:
+    """A uint8 image (3, h, w) at a place of a grey canvas; v2's pad takes six times as long."""
+    colour = torch.tensor(CANVAS_COLOUR).to(image.dtype)
+    canvas = image.new_empty(height, width, 3)
+    canvas.view(height, width * 3)[:] = colour.repeat(width)
+    canvas[top : top + image.shape[1], left : left + image.shape[2]] = image.permute(1, 2, 0)
+    return tv_tensors.Image(canvas.permute(2, 0, 1))
 
 
 class ScaleJitter(v2.Transform):
@@ -68,9 +80,10 @@ class ScaleJitter(v2.Transform):
                 size=[height, width],
             )
         inpt = self._call_kernel(functional.resize, inpt, [inner_height, inner_width])
+        if isinstance(inpt, tv_tensors.Image):
+            return on_canvas(inpt, top, left, height, width)
         padding = [left, top, width - inner_width - left, height - inner_height - top]
-        fill = CANVAS_COLOUR if isinstance(inpt, tv_tensors.Image) else None
-        return self._call_kernel(functional.pad, inpt, padding, fill=fill)
+        return self._call_kernel(functional.pad, inpt, padding)
 
 
 def train_transforms(
@@ -92,11 +105,11 @@ def train_transforms(
             v2.RandomHorizontalFlip(flip),
             ScaleJitter(scale_jitter),
             v2.SanitizeBoundingBoxes(min_size=1.0, min_area=1.0),
-            v2.ToDtype(torch.float32, scale=True),
+            ToFloat(),
         ]
     )
 
 
 def eval_transforms() -> v2.Transform:
     """Image to float32 in 0..1; boxes as the dataset gives them, which are valid already."""
-    return v2.ToDtype(torch.float32, scale=True)
+    return ToFloat()
