@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 from torch.utils.weak import WeakTensorKeyDictionary
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -21,8 +22,8 @@ _bytes_of = WeakTensorKeyDictionary()
 class ToFloat(v2.ToDtype):
     """v2.ToDtype(torch.float32, scale=True), whose images are contiguous.
 
-    It also remembers the bytes of each image, so that `collate` can send those, a quarter of the
-    floats, from a worker process to the training.
+    In a worker process it remembers the bytes of each image: `collate` sends those, a quarter of
+    the floats, to the training.
     """
 
     def __init__(self) -> None:
@@ -34,7 +35,8 @@ class ToFloat(v2.ToDtype):
             return super().transform(inpt, params)
         planes = contiguous(inpt.as_subclass(torch.Tensor))
         image = tv_tensors.Image(from_bytes(planes))
-        _bytes_of[image] = planes
+        if get_worker_info() is not None:
+            _bytes_of[image] = planes
         return image
 
 

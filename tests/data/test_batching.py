@@ -17,6 +17,7 @@ from fastdet.data import (
     batching,
     collate,
     eval_transforms,
+    floats,
     open_dataset,
     train_transforms,
     write_shapes,
@@ -100,7 +101,8 @@ def test_batches_of_workers_are_those_without(batch_size):
 
 
 def test_a_worker_sends_bytes(monkeypatch):
-    monkeypatch.setattr(batching, "get_worker_info", lambda: 0)
+    for module in (batching, floats):
+        monkeypatch.setattr(module, "get_worker_info", lambda: 0)
     items = [(ToFloat()(image_of(100, 100)), {"boxes": torch.rand(3, 4)}) for _ in range(4)]
     packed = collate(items)
     _, (joined, shapes, _) = packed.__reduce__()
@@ -126,8 +128,8 @@ def test_floats_are_torchvisions(channels_last):
         assert got.is_contiguous()
     boxes = tv_tensors.BoundingBoxes(torch.ones(1, 4), format="XYXY", canvas_size=(9, 9))
     assert ToFloat()(boxes) is boxes
-    floats = tv_tensors.Image(torch.rand(3, 4, 4))
-    assert torch.equal(ToFloat()(floats), floats)
+    already = tv_tensors.Image(torch.rand(3, 4, 4))
+    assert torch.equal(ToFloat()(already), already)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (9, 17), (64, 63), (100, 131)], ids=str)
