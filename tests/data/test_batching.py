@@ -100,6 +100,15 @@ def test_batches_of_workers_are_those_without(batch_size):
         targets[0]["labels"].zero_()
 
 
+@pytest.mark.parametrize("at", [0, 2**18 - 1, 2**18, -1])
+def test_an_image_that_was_written_to_is_sent_as_floats(monkeypatch, at):
+    monkeypatch.setattr(floats, "get_worker_info", lambda: 0)
+    image = ToFloat()(image_of(300, 400))
+    assert torch.equal(bytes_of(image), image_of(300, 400))
+    image.numpy().reshape(-1)[at] += 1e-3
+    assert bytes_of(image) is None
+
+
 def test_a_worker_sends_bytes(monkeypatch):
     for module in (batching, floats):
         monkeypatch.setattr(module, "get_worker_info", lambda: 0)
