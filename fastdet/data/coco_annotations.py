@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from fastdet.data.annotations import AnnotationNotes, place
+from fastdet.data.annotations import AnnotationNotes, Place, place
 from fastdet.data.coco_json import check_records, integer, is_number, objects, parsed
 from fastdet.data.segmentations import Rle, read_segmentation, without_bad_polygons
 
@@ -166,7 +166,7 @@ class AnnotationReader:
         columns: Any = zip(*kept, strict=True) if kept else [()] * 6
         return _columns(*columns)
 
-    def _mask(self, where: str, segmentation: Any, index: int) -> Rle | None:
+    def _mask(self, where: Place, segmentation: Any, index: int) -> Rle | None:
         """Of an annotation of the image at index; None, noted, where it has no usable one."""
         assert self.sizes is not None
         usable = without_bad_polygons(segmentation)
