@@ -15,6 +15,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from fastdet.data.memory import keep_freed_memory
+
 # The bytes that an image was made of, as long as that image lives.
 _bytes_of = WeakTensorKeyDictionary()
 
@@ -33,9 +35,12 @@ class ToFloat(v2.ToDtype):
         """Of an image; anything else is returned as it is."""
         if not (isinstance(inpt, tv_tensors.Image) and inpt.dtype == torch.uint8):
             return super().transform(inpt, params)
+        in_worker = get_worker_info() is not None
+        if in_worker:
+            keep_freed_memory()
         planes = contiguous(inpt.as_subclass(torch.Tensor))
         image = tv_tensors.Image(from_bytes(planes))
-        if get_worker_info() is not None:
+        if in_worker:
             _bytes_of[image] = planes
         return image
 
