@@ -9,13 +9,22 @@ import functools
 import itertools
 import json
 import re
+import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks import results
-from benchmarks.results import BACKBONES, CPU_DETECTORS, CPU_OPS, Result, Row, SideResult
+from benchmarks.results import (
+    BACKBONES,
+    CPU_DETECTORS,
+    CPU_OPS,
+    LOADER,
+    Result,
+    Row,
+    SideResult,
+)
 from benchmarks.tables import ABSENT, errors, others, times
 from fastdet.report.figures import three_digits
 
@@ -25,7 +34,10 @@ PAGES = (
     ROOT / "benchmarks" / "README.md",
     ROOT / "docs" / "backbones.md",
     ROOT / "docs" / "cascade_rcnn.md",
-    *(results.FOLDER / f"{name}.md" for name in ("bccd", "cpu_numpy", "cpu_ops", "gpus", "nuclei")),
+    *(
+        results.FOLDER / f"{name}.md"
+        for name in ("bccd", "cpu_numpy", "cpu_ops", "gpus", "loader", "nuclei")
+    ),
 )
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -296,6 +308,42 @@ def cascade_table(result: dict[str, Any]) -> str:
     return markdown(header, rows) + settings + made_by(result["machine"])
 
 
+def loading_table(result: dict[str, Any]) -> str:
+    """The whole loader: medians over the rounds, and the ratio of each round."""
+    rows = []
+    for workers, sides in result["loading"].items():
+        for key, unit in (("images_per_second", "images/s"), ("processor_ms_per_image", "ms")):
+            before, ours = (sides[name][key] for name in ("before", "fastdet"))
+            of_rounds = [a / b for a, b in zip(ours, before, strict=True)]
+            if unit == "ms":
+                of_rounds = [1 / x for x in of_rounds]
+            what = {"images/s": "images/s", "ms": "processor ms an image, all but workers' start"}
+            rows.append(
+                [
+                    f"{workers} workers, {what[unit]}",
+                    *(three_digits(statistics.median(x)) for x in (before, ours)),
+                    times(statistics.median(of_rounds)),
+                ]
+            )
+    header = ["", "before", "fastdet", "ratio"]
+    return markdown(header, rows) + made_by(result["machine"])
+
+
+def opening_table(result: dict[str, Any]) -> str:
+    """One row for each file."""
+    rows = []
+    for name, sides in result["opening"].items():
+        cells = [f"{result['annotations']:,} annotations, {name}, {sides['mib']:.0f} MiB"]
+        for key in ("seconds", "processor_seconds", "peak_mib"):
+            cells += [
+                three_digits(statistics.median(sides[side][key])) for side in ("before", "fastdet")
+            ]
+        rows.append(cells)
+    header = ["", "s before", "s", "processor s before", "processor s"]
+    header += ["peak MiB before", "peak MiB"]
+    return markdown(header, rows) + made_by(result["machine"])
+
+
 def training(name: str) -> Callable[[], str]:
     """The table of a training beside torchvision."""
     return lambda: training_table(json.loads(CPU_OPS.with_name(f"{name}.json").read_text()))
@@ -324,6 +372,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "bccd_faster_rcnn_cpu": training("bccd_faster_rcnn_cpu"),
     "bccd_retinanet_cpu": training("bccd_retinanet_cpu"),
     "nuclei_mask_rcnn_cpu": training("nuclei_mask_rcnn_cpu"),
+    "loading": lambda: loading_table(json.loads(LOADER.read_text())),
+    "opening": lambda: opening_table(json.loads(LOADER.read_text())),
 }
 
 

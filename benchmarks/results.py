@@ -12,6 +12,7 @@ FOLDER = Path(__file__).resolve().parent / "results"
 CPU_OPS = FOLDER / "cpu_ops.json"
 CPU_DETECTORS = FOLDER / "cpu_detectors.json"
 BACKBONES = FOLDER / "backbones.json"  # of `python -m benchmarks.backbone_table`
+LOADER = FOLDER / "loader.json"  # of `python -m benchmarks.loader`
 CUDA = "cuda_{}.json"  # of a GPU's name
 
 

@@ -16,6 +16,7 @@ from benchmarks import (
     cascade_beside_faster_rcnn,
     compare,
     detector_profile,
+    loader,
     plots,
     readme_tables,
     results,
@@ -129,6 +130,24 @@ def test_training_beside_torchvision(
             assert 0 <= one[side]["segm_AP"] <= 1
             assert one[side]["seconds_per_step"] > 0
             assert list(one[side]["AP50_by_step"]) == ["1", "2"]
+
+
+@pytest.mark.slow
+def test_the_loader_beside_another_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = write_shapes(tmp_path / "shapes", train=8, val=2, size=64), tmp_path / "result.json"
+    options = f"--before {TREE} --data {data} --rounds 1 --annotations 50 --out {out}"
+    monkeypatch.setattr(sys, "argv", ["loader", *options.split()])
+    loader.main()
+    written = json.loads(out.read_text())
+    assert set(written["loading"]) == {"0", "2"}
+    for sides in written["loading"].values():
+        assert sides["fastdet"]["images_per_second"][0] > 0
+    for sides in written["opening"].values():
+        assert 0 <= sides["fastdet"]["peak_mib"][0] < 100
+    assert "| 2 workers, images/s |" in readme_tables.loading_table(written)
+    assert "| 50 annotations, boxes, 0 MiB |" in readme_tables.opening_table(written)
 
 
 @pytest.mark.slow

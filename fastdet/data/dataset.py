@@ -21,7 +21,8 @@ from torchvision import tv_tensors
 from fastdet.data.annotations import AnnotationNotes, Annotations
 from fastdet.data.classes import Classes
 from fastdet.data.coco_file import read_coco_file
-from fastdet.data.images import MAX_PIXELS, Exif, read_image
+from fastdet.data.floats import contiguous
+from fastdet.data.images import MAX_PIXELS, Exif, read_pixels
 from fastdet.data.segmentations import areas, decode
 
 Target = dict[str, Any]
@@ -122,7 +123,7 @@ class DetectionDataset(Dataset[tuple[Any, Target]]):
     def __getitem__(self, index: int) -> tuple[Any, Target]:
         height, width = self._sizes[index].tolist()
         try:
-            image = read_image(
+            pixels = read_pixels(
                 self.image_path(index),
                 (height, width),
                 exif=self.exif,
@@ -131,8 +132,11 @@ class DetectionDataset(Dataset[tuple[Any, Target]]):
             )
         except (FileNotFoundError, ValueError) as error:
             raise type(error)(f"{error} (image id {self.image_ids[index]})") from error
+        planes = torch.from_numpy(pixels).permute(2, 0, 1)
         target = self.target(index)
-        return (image, target) if self.transforms is None else self.transforms(image, target)
+        if self.transforms is None:
+            return tv_tensors.Image(contiguous(planes)), target
+        return self.transforms(tv_tensors.Image(planes), target)
 
     def image_path(self, index: int) -> Path:
         """The path of an item's picture."""

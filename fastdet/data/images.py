@@ -19,6 +19,8 @@ import torch
 from PIL import Image, ImageFile
 from torchvision import tv_tensors
 
+from fastdet.data.jpeg import decode_jpeg
+
 Exif = Literal["apply", "ignore"]
 
 _ORIENTATION, _MAX_SAMPLE_VALUE = 0x0112, 281  # tags of EXIF and of TIFF
@@ -69,6 +71,19 @@ def read_image(
         ValueError: not decodable, not of the stated size, more than `max_pixels`, samples that do
             not fit the bit depth.
     """
+    pixels = read_pixels(path, size, exif=exif, bit_depth=bit_depth, max_pixels=max_pixels)
+    return tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))))
+
+
+def read_pixels(
+    path: str | Path,
+    size: tuple[int, int] | None = None,
+    *,
+    exif: Exif = "apply",
+    bit_depth: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
+    """As `read_image`, (height, width, 3): as decoders give it, without a copy to three planes."""
     path = Path(path)
     with _opened(path) as image:
         # By the header, before a pixel is decoded.
@@ -82,7 +97,9 @@ def read_image(
         # Pillow turns a TIFF while it decodes, and then knows the orientation no more.
         is_tiff = image.format == "TIFF"
         orientation = image.getexif().get(_ORIENTATION, 1) if is_tiff else 1
-        pixels = _rgb(path, image, bit_depth)  # (height, width, 3)
+        pixels = decode_jpeg(image)  # (height, width, 3)
+        if pixels is None:
+            pixels = _rgb(path, image, bit_depth)
         if not is_tiff:
             orientation = image.getexif().get(_ORIENTATION, 1)
         elif orientation in _TURNS:
@@ -93,7 +110,7 @@ def read_image(
             pixels = turned
     if size is not None and pixels.shape[:2] != size:
         _refuse_size(path, pixels.shape[:2], size)
-    return tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))))
+    return np.ascontiguousarray(pixels)
 
 
 def image_size(path: str | Path, exif: Exif = "apply") -> tuple[int, int]:

@@ -8,7 +8,6 @@ Invariant: every Rle decodes to a mask of its image's size. Masks equal pycocoto
 input that pycocotools accepts without a check is checked here first.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,7 +36,8 @@ def read_segmentation(segmentation: Any, height: int, width: int) -> Rle:
     if isinstance(segmentation, list):
         if not all(map(_is_polygon, segmentation)):
             raise ValueError("segmentation is not lists of three or more finite points")
-        return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+        rles = coco_mask.frPyObjects(segmentation, height, width)
+        return rles[0] if len(rles) == 1 else coco_mask.merge(rles)
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= set(segmentation):
         raise ValueError("segmentation is neither polygons nor RLE")
     if segmentation["size"] != [height, width]:
@@ -57,7 +57,7 @@ def without_bad_polygons(segmentation: Any) -> Any:
 
     pycocotools gives a fragment of fewer than three points no pixel, and the others theirs.
     """
-    if isinstance(segmentation, list):
+    if isinstance(segmentation, list) and len(segmentation) > 1:
         polygons = [points for points in segmentation if _is_polygon(points)]
         if 0 < len(polygons) < len(segmentation):
             return polygons
@@ -86,8 +86,8 @@ def _is_polygon(points: Any) -> bool:
         isinstance(points, list)
         and len(points) >= 6
         and len(points) % 2 == 0
-        and all(isinstance(x, int | float) and math.isfinite(x) for x in points)
-        and max(map(abs, points)) <= FARTHEST
+        and {*map(type, points)} <= {int, float, bool}
+        and all(-FARTHEST <= x <= FARTHEST for x in points)  # which NaN is not
     )
 
 

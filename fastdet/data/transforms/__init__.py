@@ -2,7 +2,7 @@
 """Transforms of an image and its target before the model, built on torchvision.transforms.v2."""
 
 from fastdet.data.transforms.albumentations import from_albumentations
-from fastdet.data.transforms.canvas import CANVAS_COLOUR
+from fastdet.data.transforms.canvas import CANVAS_COLOUR, on_canvas
 from fastdet.data.transforms.crop import CropKeepingBoxes
 from fastdet.data.transforms.large_scale_jitter import large_scale_jitter
 from fastdet.data.transforms.recipes import eval_transforms, train_transforms
@@ -17,5 +17,6 @@ __all__ = [
     "eval_transforms",
     "from_albumentations",
     "large_scale_jitter",
+    "on_canvas",
     "train_transforms",
 ]

@@ -6,9 +6,9 @@ A detector resizes, normalises and pads by itself. What is here decides what a p
 
 from typing import Any
 
-import torch
 from torchvision.transforms import v2
 
+from fastdet.data.floats import ToFloat
 from fastdet.data.transforms.crop import CropKeepingBoxes
 from fastdet.data.transforms.large_scale_jitter import large_scale_jitter
 from fastdet.data.transforms.scale_jitter import ScaleJitter
@@ -60,9 +60,9 @@ def train_transforms(
     steps.append(clamp_and_sanitize)
     if crop or lsj is not None:
         steps.append(drop_hidden)
-    return v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True)])
+    return v2.Compose([*steps, ToFloat()])
 
 
 def eval_transforms() -> v2.Transform:
     """Image to float32 in 0..1; boxes as the dataset gives them, which are valid already."""
-    return v2.ToDtype(torch.float32, scale=True)
+    return ToFloat()

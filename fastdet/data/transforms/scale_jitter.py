@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from fastdet.data.transforms.canvas import CANVAS_COLOUR
+from fastdet.data.transforms.canvas import on_canvas
 from fastdet.data.transforms.resize import resize
 
 
@@ -73,6 +73,7 @@ class ScaleJitter(v2.Transform):
                 size=[height, width],
             )
         inpt = resize(inpt, [inner_height, inner_width])
+        if isinstance(inpt, tv_tensors.Image):
+            return on_canvas(inpt, top, left, height, width)
         padding = [left, top, width - inner_width - left, height - inner_height - top]
-        fill = CANVAS_COLOUR if isinstance(inpt, tv_tensors.Image) else None
-        return self._call_kernel(functional.pad, inpt, padding, fill=fill)
+        return self._call_kernel(functional.pad, inpt, padding)

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A loading process keeps the memory that it frees; a training process is left as it is."""
+
+import resource
+
+import numpy as np
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+from fastdet.data import memory
+from fastdet.data.memory import keep_freed_memory
+
+BYTES = 5_000_000
+PAGES = BYTES // resource.getpagesize()
+
+
+class Faults(Dataset):
+    """Pages that the kernel gives for a large block that is made 20 times."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> tuple[bool, int]:
+        kept = keep_freed_memory()
+        np.ones(BYTES, np.uint8)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(20):
+            np.ones(BYTES, np.uint8)
+        return kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def test_memory_that_is_freed_is_used_again() -> None:
+    ((kept, faults),) = DataLoader(Faults(), batch_size=None, num_workers=1)
+    if not kept:
+        pytest.skip("a C library without mallopt")
+    assert faults < PAGES  # of 20 times as many
+
+
+def test_another_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: object())
+    assert keep_freed_memory.__wrapped__() is False
