@@ -378,7 +378,7 @@ def check(
     The exit code is 1 if there is an error among the findings, else 0.
 
     Args:
-        data: Data folder, in the same layout as for training.
+        data: Data set, as for training.
         out: Folder for check.json, with every place, and check.html, with pictures.
         fix: New folder for a repaired copy in COCO format; the pictures are linked.
         quick: Read the headers of pictures only: no truncated pictures, no duplicates.

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastdet.data.annotations import Annotations
 from fastdet.data.formats import find_splits, voc
-from fastdet.data.formats.split import Split
+from fastdet.data.formats.split import Split, usual_name
 from fastdet.data.splitting import split_annotations
 from fastdet.data.writers import write_dataset
 from fastdet.files import refuse_content, refuse_inside
@@ -95,9 +95,9 @@ def divide(
         raise ValueError(
             f"split: expected the name of one of {', '.join(found)}, which {folder} has already"
         )
-    name = next(iter(found)) if split is None else split
+    name = next(iter(found)) if split is None else usual_name(split)
     if name not in found:
-        raise ValueError(f"split: expected {' or '.join(found)}, got {name}")
+        raise ValueError(f"split: expected {' or '.join(found)}, got {split}")
     annotations = found[name].read(masks=masks, **_READING)
     parts: dict[str, float] = dict(zip(_NAMES, fractions, strict=False))
     return _write(split_annotations(annotations, parts, seed), out, "coco", images)

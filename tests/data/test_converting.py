@@ -98,6 +98,10 @@ def test_split(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
             assert target["boxes"].equal(expected["boxes"])
 
 
+def test_a_split_is_divided_by_its_other_name(shapes: Path, tmp_path: Path) -> None:
+    assert divide(shapes, tmp_path / "o", [0.5, 0.5], split="validation").counts["val"][0] == 1
+
+
 def test_the_same_seed_gives_the_same_division(shapes: Path, tmp_path: Path) -> None:
     def names(out: str, *options: str) -> list[list[str]]:
         main(["split", str(shapes), str(tmp_path / out), "--split", "train", *options])
@@ -142,6 +146,10 @@ MISTAKES = {
     "broken": ("convert {broken} {tmp}/o", "a.xml: not an XML file: "),
     "a video": ("convert {video} {tmp}/o", "expected CVAT for images 1.1, got the tracks of a v"),
     "several splits": ("split {shapes} {tmp}/o", "split: expected the name of one of train, val"),
+    "no such split by its other name": (
+        "split {gone} {tmp}/o --split valid",
+        "expected train, got valid",
+    ),
     "no such split": ("split {shapes} {tmp}/o --split test", "expected train or val, got test"),
     "data over itself": ("split {shapes} {shapes} --split val", "is not an empty folder"),
     "one fraction": ("split {shapes} {tmp}/o --fractions 1", "expected two or three numbers"),

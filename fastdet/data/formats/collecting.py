@@ -98,19 +98,6 @@ def pictures_by_stem(folder: Path) -> dict[str, list[str]]:
     return found
 
 
-def lines_of(path: Path) -> list[str]:
-    """The lines of a text file, stripped, without the empty ones.
-
-    Raises:
-        ValueError: not text.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected text in UTF-8: {error}") from error
-    return [stripped for line in text.split("\n") if (stripped := line.strip())]
-
-
 def refuse_outside(path: Path, name: str, anywhere: bool) -> None:
     """Raises ValueError for what is no file name.
 

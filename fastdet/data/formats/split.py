@@ -58,6 +58,8 @@ def by_usual_name(splits: list[tuple[str, Split]]) -> dict[str, Split]:
     found: dict[str, Split] = {}
     for name, split in splits:
         name = usual_name(name)
+        if name in found and found[name].path == split.path:
+            raise ValueError(f"{split.path}: two of its names both are the split '{name}'")
         if name in found:
             raise ValueError(
                 f"{found[name].path} and {split.path}: both are the split '{name}'; rename or "

@@ -17,8 +17,9 @@ from fastdet.data.annotations import Annotations
 from fastdet.data.formats.split import USUAL_NAMES, Split, by_usual_name, usual_name
 from fastdet.data.images import Exif
 from fastdet.data.picture_files import SUFFIXES
+from fastdet.data.text_lines import text_lines
 from fastdet.data.yolo_labels import largest_class, read_yolo_labels
-from fastdet.data.yolo_pictures import YoloDataSet, image_folder, lines
+from fastdet.data.yolo_pictures import YoloDataSet, image_folder
 
 _SPLIT_KEYS = ("train", "val", "valid", "validation", "test", "minival")
 _CLASS_LISTS = ("classes.txt", "obj.names", "labels/classes.txt")
@@ -306,7 +307,7 @@ def _class_lists(folder: Path) -> list[Path]:
 
 
 def _names_of_lines(path: Path) -> dict[int, str]:
-    names = dict(enumerate(lines(path)))
+    names = dict(enumerate(text_lines(path)))
     if not names or not all(names.values()):
         raise ValueError(f"{path}: expected the name of a class in each line, got a blank one")
     return names

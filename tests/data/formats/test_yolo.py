@@ -582,7 +582,7 @@ def test_lists_with_gaps_and_repeats(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"data\.yaml: val: no picture in .*val\.txt"):
         open_dataset(folder, "val")
     (folder / "val.txt").write_bytes(b"\xff\0")
-    with pytest.raises(ValueError, match=r"val\.txt: not a text file"):
+    with pytest.raises(ValueError, match=r"val\.txt: expected text in UTF-8"):
         open_dataset(folder, "val")
 
 
