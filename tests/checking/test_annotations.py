@@ -345,6 +345,10 @@ READERS = {  # what readers of other formats say
     "skipped: fewer than five numbers": "box-unreadable",
     "skipped: polygon is broken": "box-unreadable",
     "skipped: polyline is no box": "annotation-left-out",
+    "skipped: no bndbox of four finite numbers": "box-unreadable",
+    "skipped: the class is not a whole number from 0 on": "unknown-category",
+    "skipped: no label": "unknown-category",
+    "skipped: no name": "unknown-category",
     "kept with the upright box around a turned one": "annotation-changed",
 }
 
