@@ -34,8 +34,8 @@ class Split:
         format: its name in `FORMATS`.
         path: the file or folder with the annotations, for messages.
         read: reads them.
-        read_partly: as `read`, where a picture that cannot be read would end that, without the
-            annotations of such pictures; None: none ends it.
+        read_partly: as `read`, but leaves out the annotations of pictures that cannot be read, of
+            which `read` makes an error; None: it is `read`.
     """
 
     format: str
