@@ -27,6 +27,9 @@ from fastdet.data.annotations import AnnotationNotes, Annotations, Place
 from fastdet.data.images import Exif, image_size
 from fastdet.data.segmentations import Rle, read_segmentation
 
+_UNKNOWN_CLASS = "the class is not in the list of classes"
+_ENOUGH = 10  # objects of unknown classes, before numbers from 1 are suspected
+
 # Of an object: the index of its picture, label, x y width height, area, mask.
 _Row = tuple[int, int, list[float], float, Rle | None]
 
@@ -82,6 +85,13 @@ def read_yolo_labels(
         )
     columns: Any = zip(*rows, strict=True) if rows else [()] * 5
     image_index, labels, boxes, areas, rles = columns
+    unknown = notes.counts[f"skipped: {_UNKNOWN_CLASS}"]
+    if labels and 0 in names and 1 not in labels and unknown >= _ENOUGH:
+        warnings.warn(
+            f"{path}: no object has class 0, and {unknown} have a class that is not in the list: "
+            "the numbers may count from 1, which makes all classes wrong",
+            stacklevel=2,
+        )
     return Annotations(
         path=path,
         images=images,
@@ -120,7 +130,7 @@ def _rows(
             number, values, extra = parsed_row(row, key_points)
             label = label_of.get(number)
             if label is None:
-                raise ValueError("the class is not in the list of classes")
+                raise ValueError(_UNKNOWN_CLASS)
             box, area, outline = _in_pixels(values, *size)
             if masks:
                 if outline is None:

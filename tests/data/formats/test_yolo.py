@@ -462,6 +462,15 @@ def test_class_names(tmp_path: Path, names: str, classes: list[str], ids: list[i
     assert dataset.target(0)["labels"].tolist() == [2]
 
 
+@pytest.mark.parametrize(("unknown", "told"), [(10, True), (9, False)])
+def test_numbers_that_may_count_from_1_are_told(tmp_path: Path, unknown: int, told: bool) -> None:
+    """sahi 0.12.8 writes the category ids of a COCO file, which may count from 1."""
+    folder = yolo(tmp_path, DOG + unknown * DOG.replace("1", "2", 1))
+    with pytest.warns(UserWarning, match="class") as caught:
+        open_dataset(folder, "train")
+    assert any("may count from 1" in str(one.message) for one in caught) == told
+
+
 def test_a_class_in_a_hole_is_left_out(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="1 annotation skipped: the class is not in the list"):
         assert open_dataset(yolo(tmp_path, DOG, "names: {0: a, 2: b}\n"), "train").num_objects == 0
