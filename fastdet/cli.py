@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -377,7 +378,7 @@ def check(
     The exit code is 1 if there is an error among the findings, else 0.
 
     Args:
-        data: Data folder, in the same layout as for training.
+        data: Data set, as for training.
         out: Folder for check.json, with every place, and check.html, with pictures.
         fix: New folder for a repaired copy in COCO format; the pictures are linked.
         quick: Read the headers of pictures only: no truncated pictures, no duplicates.
@@ -439,8 +440,8 @@ EXTRAS = {"bench": "bench", "compare": "bench", "export": "export,train"}  # all
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line `arguments`; None: the arguments of the process.
 
-    An error is printed as one line on stderr. The exit code is 2 if other arguments or files can
-    solve it, else 1. With `--debug` the traceback is shown instead.
+    An error is printed as one line on stderr, and so is a warning. The exit code is 2 if other
+    arguments or files can solve it, else 1. With `--debug` the traceback is shown instead.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments
@@ -450,7 +451,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     _quiet()
     try:
-        with stopping_at_sigterm():
+        with stopping_at_sigterm(), _short_warnings(not debug):
             _run(_with_options_of_file(arguments))
     except Exception as error:
         if debug:
@@ -541,6 +542,23 @@ def _print_written(written: "Written", out: Path) -> None:
     for note in written.notes:
         print(note)
     print(out)
+
+
+@contextmanager
+def _short_warnings(wanted: bool) -> Iterator[None]:
+    """Prints fastdet's own warnings as one line, without their place in the source."""
+    as_before = warnings.formatwarning
+
+    def formatted(message: Warning | str, category: type[Warning], filename: str, *place) -> str:
+        if Path(filename).is_relative_to(Path(__file__).parent):
+            return f"fastdet: warning: {' '.join(str(message).split())}\n"
+        return as_before(message, category, filename, *place)
+
+    warnings.formatwarning = formatted if wanted else as_before
+    try:
+        yield
+    finally:
+        warnings.formatwarning = as_before
 
 
 def _quiet() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Atomic replacement of files: write a temporary file beside the target, then rename it."""
+"""Outputs: files are replaced as a whole, and what exists is not overwritten."""
 
 import glob
 import os
@@ -7,6 +7,17 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Puts `path` into an error of the system that names no file, such as "No space left"."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
 
 
 @contextmanager
@@ -23,8 +34,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{os.getpid()}-{target.name}")
     try:
-        yield temporary
-        temporary.replace(target)
+        with naming(target):
+            yield temporary
+            temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -33,6 +45,19 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
     """Raises FileExistsError if `path` exists, unless the user asked to overwrite it."""
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists: give --overwrite, or another --out")
+
+
+def refuse_content(out: Path) -> None:
+    """Raises FileExistsError if `out` is anything but a new or an empty folder."""
+    exists = out.exists() or out.is_symlink()
+    if exists and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} exists and is not an empty folder: give another one")
+
+
+def refuse_inside(out: Path, folder: Path) -> None:
+    """Raises ValueError if `out` is a folder or lies in it: a data set must not find its copy."""
+    if folder.resolve() in (out.resolve(), *out.resolve().parents):
+        raise ValueError(f"expected a new folder outside the data set {folder}, got {out}")
 
 
 def remove_leftovers(path: str | os.PathLike[str]) -> None:

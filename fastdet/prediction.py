@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastdet.data import Classes, eval_transforms, read_image
 from fastdet.data.coco_file import file_name, read_json, records
-from fastdet.data.picture_files import SUFFIXES
+from fastdet.data.picture_files import SUFFIXES, pictures_below
 from fastdet.evaluation import coco_results
 from fastdet.evaluation.pictures import draw_boxes
 from fastdet.files import refuse_existing, replacing
@@ -214,7 +214,7 @@ def propose(module: DetectorModule, image: Tensor, number: int) -> dict[str, Ten
 def picture_files(paths: Sequence[Path]) -> list[Picture]:
     """The picture files in `paths`, and those in folders in `paths`, at any depth.
 
-    Hidden files in folders are skipped, for example the "._" files of macOS.
+    See `pictures_below`.
 
     Raises:
         FileNotFoundError: a path does not exist, or there is no picture.
@@ -222,9 +222,7 @@ def picture_files(paths: Sequence[Path]) -> list[Picture]:
     pictures: list[Picture] = []
     for path in paths:
         if path.is_dir():
-            files = (f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES)
-            shown = (f for f in files if f.is_file() and not f.name.startswith("."))
-            pictures += [Picture(f, f.relative_to(path)) for f in sorted(shown)]
+            pictures += [Picture(f, f.relative_to(path)) for f in sorted(pictures_below(path))]
         elif path.exists():
             pictures.append(Picture(path, PurePath(path.name)))
         else:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A file is replaced completely or not at all."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -16,6 +17,12 @@ def test_replacing_makes_folder_and_file(tmp_path) -> None:
         temporary.write_text("new")
         assert not (tmp_path / "a" / "b.txt").exists()
     assert [(f.name, f.read_text()) for f in (tmp_path / "a").iterdir()] == [("b.txt", "new")]
+
+
+def test_an_error_without_a_place_gets_the_file(tmp_path) -> None:
+    with pytest.raises(OSError, match=r"No space left on device: '.*b\.txt'"):  # noqa: SIM117
+        with replacing(tmp_path / "b.txt"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_failure_leaves_the_old_file_and_nothing_else(tmp_path) -> None:

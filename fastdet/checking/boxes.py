@@ -30,13 +30,9 @@ class BoxKinds:
     partly_outside: np.ndarray
 
 
+@np.errstate(over="ignore", invalid="ignore")  # boxes of absurd size
 def box_findings(split: CheckedSplit) -> list[Finding]:
     """What is wrong with the boxes of a split."""
-    with np.errstate(over="ignore", invalid="ignore"):  # boxes of absurd size
-        return _box_findings(split)
-
-
-def _box_findings(split: CheckedSplit) -> list[Finding]:
     kinds = box_kinds(split.corners, split.limits)
     sized = np.all(split.limits > 0, axis=1)  # pictures of unknown size cut nothing
     findings = [

@@ -34,10 +34,20 @@ def category_findings(splits: Sequence[CheckedSplit]) -> list[Finding]:
             if 0 < number < RARE
         ]
         findings.append(Finding("category-rare", "train", rare))
-    for split in splits:
-        if split.annotations.image_ids and not len(split.annotations.labels):
-            findings.append(Finding("split-without-objects", split.name, count=1))
+    findings += [
+        Finding(_emptiness(split), split.name, count=1)
+        for split in splits
+        if not sum(counts[split.name].values())
+    ]
     return [finding for finding in findings if finding.count]
+
+
+def _emptiness(split: CheckedSplit) -> str:
+    """The kind of finding that a split without objects is."""
+    if not split.annotations.image_ids:
+        return "split-without-pictures"
+    is_learned = split.name in ("train", "default")  # of which train and val are made
+    return "nothing-to-learn" if is_learned else "split-without-objects"
 
 
 def object_counts(split: CheckedSplit) -> dict[str, int]:

@@ -12,9 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fastdet.checking.check import CheckOptions, Report, check_dataset
 from fastdet.checking.page import write_json, write_page
-from fastdet.checking.repair import refuse_folder, write_repaired
+from fastdet.checking.repair import write_repaired
 from fastdet.checking.tables import tables, verdict
-from fastdet.files import refuse_existing
+from fastdet.files import refuse_content, refuse_existing, refuse_inside
 from fastdet.training.stopping import Stopped
 
 
@@ -54,7 +54,8 @@ def run(
     for file in files:
         refuse_existing(file, overwrite)
     if fix is not None:
-        refuse_folder(fix, data)
+        refuse_content(fix)
+        refuse_inside(fix, data if data.is_dir() else data.parent)
     try:
         with _progress() as progress:
             report = check_dataset(data, options, progress)
@@ -96,7 +97,9 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
 
 def _repair(report: Report, fix: Path) -> None:
     done = write_repaired(report, fix)
-    print(f"repaired copy: {fix}")
+    print(
+        f"repaired copy: {fix}{'' if any(done.values()) else ', where nothing had to be changed'}"
+    )
     for what, count in done.items():
         if count:
             print(f"  {count} {what}")

@@ -2,7 +2,7 @@
 """What the check of a data set may find: every kind with its name, severity, meaning and advice.
 
 The names are stable: scripts read them in check.json. An error stops a training, makes its result
-wrong or loses annotations; a warning is probably a mistake; a note is worth knowing.
+wrong or loses objects; a warning is probably a mistake; a note is worth knowing.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ KINDS: dict[str, Kind] = {
     ),
     "unknown-category": Kind(
         "error",
-        "The category of an annotation is not in the file, so the annotation is left out.",
+        "An annotation has no category, or one that is not in the file, and is left out.",
         "Add the category, or remove the annotation (--fix removes it).",
     ),
     "box-not-finite": Kind(
@@ -117,10 +117,20 @@ KINDS: dict[str, Kind] = {
         "A picture in the folder is named by no annotation file.",
         "Annotate it or list it as an image without objects, if it belongs to the data.",
     ),
+    "split-without-pictures": Kind(
+        "error",
+        "A split has no picture, which a training refuses.",
+        "Check that the right file is there.",
+    ),
+    "nothing-to-learn": Kind(
+        "error",
+        "The training split has no object, which a training refuses.",
+        "Check that the right file is there.",
+    ),
     "split-without-objects": Kind(
         "warning",
-        "A split has no annotation.",
-        "Check that the right file is there; nothing can be learned or measured with it.",
+        "A split has no object, so nothing can be measured with it.",
+        "Check that the right file is there.",
     ),
     # ---- boxes -----------------------------------------------------------------------------------
     "box-outside": Kind(

@@ -21,9 +21,9 @@ from PIL import Image
 from fastdet.checking.findings import Finding, Spot
 from fastdet.checking.reading import CheckedSplit
 from fastdet.data.images import read_image
+from fastdet.data.picture_files import pictures_below
 from fastdet.training.options import PictureOptions
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 ORIENTATION = 0x0112  # the tag of EXIF
 THUMBNAIL = 32  # pixels a side
 
@@ -195,15 +195,8 @@ def _not_listed(splits: Sequence[CheckedSplit]) -> Iterator[Finding]:
             folders[folder] = "" if folder in folders else split.name
     seen: set[Path] = set()
     for folder, split in folders.items():
-        files = sorted(
-            path
-            for path in folder.rglob("*")
-            if path.suffix.lower() in SUFFIXES
-            and not path.name.startswith(".")
-            and path not in listed
-            and path not in seen
-            and path.is_file()
-        )
+        below = pictures_below(folder) if folder.is_dir() else []
+        files = [path for path in below if path not in listed and path not in seen]
         seen.update(files)
         spots = [Spot(split, file_name=str(path.relative_to(folder))) for path in files]
         yield Finding("picture-not-listed", split, spots)

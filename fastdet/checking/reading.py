@@ -27,12 +27,16 @@ _KIND_OF_WORDS = {
     "the image is not in the file": "unknown-image",
     "the category is not in the file": "unknown-category",
     "the class is not in the list": "unknown-category",
+    "the class is not a whole number": "unknown-category",
     "its label is not in the file": "unknown-category",
+    "no label": "unknown-category",
+    "no name": "unknown-category",
     "bbox is not finite": "box-not-finite",
     "a value is not finite": "box-not-finite",
     "bbox is not four numbers": "box-unreadable",
     "a value is not a number": "box-unreadable",
     "fewer than five numbers": "box-unreadable",
+    "no bndbox of four finite numbers": "box-unreadable",
     "is broken": "box-unreadable",
     "no segment": "segmentation-missing",
     "no mask": "segmentation-missing",
@@ -123,7 +127,7 @@ def read_splits(
     for name, source in found.items():
         try:
             with _recorded() as caught:
-                annotations = source.read(masks=False, exif=exif, files_anywhere=files_anywhere)
+                annotations = _read(source, False, exif, files_anywhere)
         except Exception as error:  # whatever a reader meets, the other splits are still checked
             findings += _unreadable(name, source, error)
             continue
@@ -135,12 +139,18 @@ def read_splits(
     return splits, findings
 
 
+def _read(source: Split, masks: bool, exif: Exif, files_anywhere: bool) -> Annotations:
+    """A split, whatever its pictures are: that is checked later."""
+    read = source.read_partly or source.read
+    return read(masks=masks, exif=exif, files_anywhere=files_anywhere)
+
+
 def _read_masks(
     name: str, source: Split, exif: Exif, files_anywhere: bool, known: set[str]
 ) -> tuple[Annotations | None, list[Finding]]:
     try:
         with _recorded() as caught:
-            masked = source.read(masks=True, exif=exif, files_anywhere=files_anywhere)
+            masked = _read(source, True, exif, files_anywhere)
     except Exception:  # without masks it could be read: a size is unknown, which they need
         return None, []
     if not masked.masks:

@@ -48,24 +48,12 @@ class Repaired:
     resized: set[int]
 
 
-def refuse_folder(out: Path, data: Path) -> None:
-    """Raises FileExistsError or ValueError for a folder that a repaired copy cannot be written to.
-
-    It must be new or empty, and outside the data set.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} exists and is not empty: give another --fix")
-    folder = data if data.is_dir() else data.parent
-    if folder.resolve() in (out.resolve(), *out.resolve().parents):
-        raise ValueError(f"fix: expected a folder outside the data set {data}, got {out}")
-
-
 def write_repaired(report: Report, out: Path) -> Counter[str]:
     """Writes the repaired copy.
 
     Args:
         report: of a complete check.
-        out: a new or empty folder; see `refuse_folder`.
+        out: a new or empty folder, outside the data set.
 
     Returns:
         How often each thing was done, in words.
@@ -80,6 +68,8 @@ def write_repaired(report: Report, out: Path) -> Counter[str]:
     some_exist = any(file.problem != "picture-missing" for file in report.files.values())
     results = [_repair(split, report.files, some_exist, done) for split in report.splits]
     for finding in report.findings:
+        if finding.name == "annotations-unreadable":
+            done[f"splits left out whose annotations cannot be read ({finding.split})"] += 1
         left_out = finding.detail.startswith("skipped")
         if left_out and not finding.name.startswith("segmentation"):
             done[f"annotations removed that cannot be used ({finding.name})"] += finding.count

@@ -13,6 +13,7 @@ PIXELS, SHARE = 2.0, 0.05  # what a box may differ from its segmentation, plus t
 AREA_SHARE, AREA_PIXELS = 0.1, 4.0
 
 
+@np.errstate(over="ignore", invalid="ignore")  # boxes of absurd size
 def segmentation_findings(split: CheckedSplit) -> list[Finding]:
     """Where box or area are not those of the segmentation; without one, of the box."""
     findings = [] if split.masked is None else [_off_box(split), _empty(split)]

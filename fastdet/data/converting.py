@@ -9,9 +9,10 @@ from typing import Any
 
 from fastdet.data.annotations import Annotations
 from fastdet.data.formats import find_splits, voc
-from fastdet.data.formats.split import Split
+from fastdet.data.formats.split import Split, usual_name
 from fastdet.data.splitting import split_annotations
-from fastdet.data.writers import refuse_content, write_dataset
+from fastdet.data.writers import write_dataset
+from fastdet.files import refuse_content, refuse_inside
 
 _READING: dict[str, Any] = {"exif": "apply", "files_anywhere": False}
 _NAMES = ("train", "val", "test")
@@ -51,7 +52,7 @@ def convert(
         FileExistsError, FileNotFoundError, ValueError: as `find_splits`, the format's reader and
             `write_dataset`.
     """
-    refuse_content(out)  # before the data is read, which may take long
+    _refuse(out, folder)
     found = _find(folder, voc_first_pixel)
     splits = {name: split.read(masks=masks, **_READING) for name, split in found.items()}
     return _write(splits, out, format, images)
@@ -88,18 +89,25 @@ def divide(
         raise ValueError(f"fractions: expected the sum 1, got {_listed(fractions)}")
     if seed < 0:
         raise ValueError(f"seed: expected 0 or more, got {seed}")
-    refuse_content(out)
+    _refuse(out, folder)
     found = find_splits(folder)
     if split is None and len(found) > 1:
         raise ValueError(
             f"split: expected the name of one of {', '.join(found)}, which {folder} has already"
         )
-    name = next(iter(found)) if split is None else split
+    name = next(iter(found)) if split is None else usual_name(split)
     if name not in found:
-        raise ValueError(f"split: expected {' or '.join(found)}, got {name}")
+        raise ValueError(f"split: expected {' or '.join(found)}, got {split}")
     annotations = found[name].read(masks=masks, **_READING)
     parts: dict[str, float] = dict(zip(_NAMES, fractions, strict=False))
     return _write(split_annotations(annotations, parts, seed), out, "coco", images)
+
+
+def _refuse(out: Path, folder: Path) -> None:
+    """Refuses a wrong `out` before the data is read, which may take long."""
+    refuse_content(out)
+    if folder.is_dir():
+        refuse_inside(out, folder)
 
 
 def _find(folder: Path, voc_first_pixel: Any) -> dict[str, Split]:

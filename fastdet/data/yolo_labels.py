@@ -23,9 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from fastdet.data.annotations import AnnotationNotes, Annotations
+from fastdet.data.annotations import AnnotationNotes, Annotations, Place
 from fastdet.data.images import Exif, image_size
 from fastdet.data.segmentations import Rle, read_segmentation
+
+_UNKNOWN_CLASS = "the class is not in the list of classes"
+_ENOUGH = 10  # objects of unknown classes, before numbers from 1 are suspected
 
 # Of an object: the index of its picture, label, x y width height, area, mask.
 _Row = tuple[int, int, list[float], float, Rle | None]
@@ -40,6 +43,7 @@ def read_yolo_labels(
     *,
     exif: Exif = "apply",
     key_points: int = 0,
+    partly: bool = False,
 ) -> Annotations:
     """Reads the label files of pictures.
 
@@ -51,11 +55,12 @@ def read_yolo_labels(
         masks: make masks of the segments.
         exif: see `read_image`.
         key_points: how many numbers of key points stand behind each box.
+        partly: leave out the labels of a picture that cannot be read, and give it the size (0, 0).
 
     Raises:
         ValueError: a label file that is no text; a picture that cannot be read.
     """
-    sizes = _sizes(path, images, file_names, exif)
+    sizes = _sizes(path, images, file_names, exif, partly)
     numbers = sorted(names)
     label_of = {number: label for label, number in enumerate(numbers, 1)}
     notes, missing = AnnotationNotes(path), 0
@@ -63,6 +68,12 @@ def read_yolo_labels(
     for index, (name, size) in enumerate(zip(file_names, sizes, strict=True)):
         file, text = label_file(images / name)
         missing += text is None
+        if not all(size):
+            count = sum(1 for row in (text or "").splitlines() if row.strip())
+            if count:
+                where = Place(str(file), index + 1, None, name)
+                notes.add("skipped: the picture cannot be read", where, count)
+            continue
         rows += _rows(index, file, text or "", size, label_of, masks, key_points, notes)
     notes.warn()
     if file_names and missing == len(file_names):
@@ -74,6 +85,13 @@ def read_yolo_labels(
         )
     columns: Any = zip(*rows, strict=True) if rows else [()] * 5
     image_index, labels, boxes, areas, rles = columns
+    unknown = notes.counts[f"skipped: {_UNKNOWN_CLASS}"]
+    if labels and 0 in names and 1 not in labels and unknown >= _ENOUGH:
+        warnings.warn(
+            f"{path}: no object has class 0, and {unknown} have a class that is not in the list: "
+            "the numbers may count from 1, which makes all classes wrong",
+            stacklevel=2,
+        )
     return Annotations(
         path=path,
         images=images,
@@ -112,7 +130,7 @@ def _rows(
             number, values, extra = parsed_row(row, key_points)
             label = label_of.get(number)
             if label is None:
-                raise ValueError("the class is not in the list of classes")
+                raise ValueError(_UNKNOWN_CLASS)
             box, area, outline = _in_pixels(values, *size)
             if masks:
                 if outline is None:
@@ -218,7 +236,7 @@ def _expect_finite(values: list[float]) -> None:
 
 
 def _sizes(
-    path: Path, images: Path, file_names: Sequence[str], exif: Exif
+    path: Path, images: Path, file_names: Sequence[str], exif: Exif, partly: bool
 ) -> list[tuple[int, int]]:
     sizes, refused = [], []
     for name in file_names:
@@ -226,7 +244,8 @@ def _sizes(
             sizes.append(image_size(images / name, exif))
         except (FileNotFoundError, ValueError) as error:
             refused.append(error)
-    if refused:
+            sizes.append((0, 0))
+    if refused and not partly:
         raise ValueError(
             f"{path}: {len(refused)} of {len(file_names)} pictures cannot be read, and labels are "
             f"parts of their sizes (first: {refused[0]})"

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastdet.data.picture_files import is_picture, pictures_below
+from fastdet.data.text_lines import text_lines
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class YoloDataSet:
         """The pictures that a text file lists, line by line, less those that do not exist."""
         allowed = [file.parent, *self.roots]
         missing, some = [], False
-        for number, line in enumerate(lines(file), 1):
+        for number, line in enumerate(text_lines(file), 1):
             if not line:
                 continue
             place = _listed_picture(line.replace("\\", "/"), allowed)
@@ -125,19 +126,6 @@ def image_folder(sources: list[Path], pictures: list[Path]) -> Path:
     """The split's folder, or the deepest one that has all of its pictures."""
     folders = sources if all(s.is_dir() for s in sources) else [p.parent for p in pictures]
     return Path(os.path.commonpath(list(dict.fromkeys(folders))))
-
-
-def lines(path: Path) -> list[str]:
-    """The lines of a text file, without blank ones at its end.
-
-    Raises:
-        ValueError: it is no text.
-    """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except ValueError as error:
-        raise ValueError(f"{path}: not a text file: {error}") from error
-    return [line.strip() for line in text.rstrip().splitlines()]
 
 
 def _listed_picture(name: str, folders: list[Path]) -> Path | None:

@@ -209,7 +209,7 @@ class TrainOptions:
     """One training, from a data set to checkpoints and a log."""
 
     data: Path
-    """Data set: a folder in COCO or YOLO format, or its COCO file or data.yaml."""
+    """Data set: a folder in a format that fastdet reads, or the file that describes it."""
     out: Path
     """Folder for last.ckpt, best.ckpt (highest val/AP), metrics.csv, options.yaml and run.yaml."""
     model: ModelName = "faster_rcnn"

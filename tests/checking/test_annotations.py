@@ -52,6 +52,12 @@ BOXES = {
 }
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_box_of_absurd_size_is_a_finding_and_no_warning_of_numpy(data: DataSet) -> None:
+    data.plant(annotation(901, 2, [1, 2, 1e308, 1e308], area=None))
+    assert set(data.found()) == {"box-partly-outside"}
+
+
 @pytest.mark.parametrize("name", BOXES)
 def test_boxes(data: DataSet, name: str) -> None:
     data.plant(
@@ -284,6 +290,23 @@ def test_rare_categories_and_a_split_without_objects(data: DataSet) -> None:
 
 
 @pytest.mark.parametrize(
+    ("split", "lost", "name"),
+    [
+        ("train", ["annotations"], "nothing-to-learn"),
+        ("train", ["images", "annotations"], "split-without-pictures"),
+        ("val", ["images", "annotations"], "split-without-pictures"),
+    ],
+)
+def test_what_a_training_refuses_is_an_error(
+    data: DataSet, split: str, lost: list[str], name: str
+) -> None:
+    getattr(data, split).update({key: [] for key in lost})
+    found = data.found()
+    assert (found[name].split, found[name].severity) == (split, "error")
+    assert "split-without-objects" not in found
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda _: "{", "not a JSON file"),
@@ -322,6 +345,10 @@ READERS = {  # what readers of other formats say
     "skipped: fewer than five numbers": "box-unreadable",
     "skipped: polygon is broken": "box-unreadable",
     "skipped: polyline is no box": "annotation-left-out",
+    "skipped: no bndbox of four finite numbers": "box-unreadable",
+    "skipped: the class is not a whole number from 0 on": "unknown-category",
+    "skipped: no label": "unknown-category",
+    "skipped: no name": "unknown-category",
     "kept with the upright box around a turned one": "annotation-changed",
 }
 

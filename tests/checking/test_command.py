@@ -19,8 +19,10 @@ from PIL import Image, ImageOps
 from fastdet.checking.check import check_dataset
 from fastdet.checking.findings import KINDS
 from fastdet.checking.pictures import PictureFile, look_at
+from fastdet.checking.repair import write_repaired
 from fastdet.cli import main
 from fastdet.data import open_dataset
+from fastdet.data.writers import write_dataset
 from fastdet.evaluation.pictures import class_colour
 from tests.checking.planted import HEIGHT, NO_MODEL, WIDTH, DataSet, annotation, scene
 from tests.checking.test_annotations import polygon
@@ -183,9 +185,12 @@ MISTAKES = {
     "drawn": (["{data}", "--drawn", "-1"], "drawn: expected 0 or more, got -1"),
     "min_size": (["{data}", "--min-size", "0"], "min_size: expected a number from 1 on, got 0"),
     "workers": (["{data}", "--workers", "0"], "workers: expected a number from 1 on, got 0"),
-    "fix in the data": (["{data}", "--fix", "{data}/fixed"], "a folder outside the data set"),
-    "fix the data": (["{data}", "--fix", "{data}"], "exists and is not empty"),
-    "fix over a file": (["{data}", "--fix", "{data}/train.json"], "exists and is not empty"),
+    "fix in the data": (["{data}", "--fix", "{data}/fixed"], "a new folder outside the data"),
+    "fix the data": (["{data}", "--fix", "{data}"], "exists and is not an empty folder"),
+    "fix over a file": (
+        ["{data}", "--fix", "{data}/train.json"],
+        "exists and is not an empty folder",
+    ),
 }
 
 
@@ -320,7 +325,7 @@ def test_a_repaired_copy(data: DataSet, tmp_path: Path, capsys: Output) -> None:
     assert names == {"segmentation-missing", "picture-not-listed"}  # which are left to a person
     assert len(open_dataset(fix, "train")[0][1]["boxes"]) == 4
     assert run(data.folder, "--fix", fix) == 2
-    assert "fix exists and is not empty" in capsys.readouterr().err
+    assert "fix exists and is not an empty folder" in capsys.readouterr().err
 
 
 def test_a_repaired_copy_of_several_image_folders(data: DataSet, tmp_path: Path) -> None:
@@ -341,6 +346,45 @@ def test_a_repaired_copy_of_several_image_folders(data: DataSet, tmp_path: Path)
     assert (fix / "images" / "val").is_symlink()
 
 
+def test_a_repaired_copy_names_the_split_that_it_lacks(
+    data: DataSet, tmp_path: Path, capsys: Output
+) -> None:
+    (data.folder / "val.json").write_text("{")
+    assert run(data.folder, "--model", "None", "--fix", tmp_path / "fix") == 1
+    told = "  1 splits left out whose annotations cannot be read (val)"
+    assert told in capsys.readouterr().out.splitlines()
+    assert not (tmp_path / "fix" / "val.json").exists()
+
+
+def test_nothing_to_repair(data: DataSet, tmp_path: Path, capsys: Output) -> None:
+    assert run(data.folder, "--model", "None", "--fix", tmp_path / "fix") == 0
+    told = f"repaired copy: {tmp_path}/fix, where nothing had to be changed"
+    assert capsys.readouterr().out.splitlines()[-1] == told
+
+
+def test_a_broken_picture_does_not_end_the_check_of_yolo(data: DataSet, tmp_path: Path) -> None:
+    yolo, fix = tmp_path / "yolo", tmp_path / "fix"
+    write_dataset(
+        {name: open_dataset(data.folder, name) for name in ("train", "val")}, yolo, "yolo"
+    )
+    (yolo / "images" / "train" / "002.png").write_text("no picture")
+    with pytest.raises(ValueError, match="1 of 4 pictures cannot be read"):
+        open_dataset(yolo, "train")
+    report = check_dataset(yolo, NO_MODEL)
+    found = {finding.name: finding for finding in report.findings}
+    assert set(found) == {"picture-unreadable", "annotation-left-out"}
+    assert [str(place.file_name) for place in found["picture-unreadable"].places] == ["002.png"]
+    assert found["annotation-left-out"].count == 2
+    done = write_repaired(report, fix)
+    assert done["pictures removed that are missing or cannot be decoded"] == 1
+    assert open_dataset(fix, "train").annotations.file_names == [
+        f"train/{name}" for name in ("001.png", "003.png", "004.png")
+    ]
+    assert {finding.name for finding in check_dataset(fix, NO_MODEL).findings} == {
+        "picture-not-listed"
+    }
+
+
 def test_nothing_is_repaired_without_a_split(data: DataSet, tmp_path: Path, capsys: Output) -> None:
     for name in ("train", "val"):
         (data.folder / f"{name}.json").write_text("{")
@@ -351,8 +395,6 @@ def test_nothing_is_repaired_without_a_split(data: DataSet, tmp_path: Path, caps
 
 
 def test_other_formats_are_repaired_with_their_masks(data: DataSet, tmp_path: Path) -> None:
-    from fastdet.checking.repair import write_repaired
-
     plant_what_can_be_repaired(data)
     report = check_dataset(data.folder, NO_MODEL)
     as_other = [

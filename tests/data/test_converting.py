@@ -2,6 +2,8 @@
 """`fastdet convert` and `fastdet split`: every option, and one line for each mistake."""
 
 import json
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -96,6 +98,10 @@ def test_split(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
             assert target["boxes"].equal(expected["boxes"])
 
 
+def test_a_split_is_divided_by_its_other_name(shapes: Path, tmp_path: Path) -> None:
+    assert divide(shapes, tmp_path / "o", [0.5, 0.5], split="validation").counts["val"][0] == 1
+
+
 def test_the_same_seed_gives_the_same_division(shapes: Path, tmp_path: Path) -> None:
     def names(out: str, *options: str) -> list[list[str]]:
         main(["split", str(shapes), str(tmp_path / out), "--split", "train", *options])
@@ -128,6 +134,9 @@ MISTAKES = {
     "no format": ("convert {tmp}/empty {tmp}/o", "empty: no data set of a known format"),
     "out has content": ("convert {shapes} {shapes}", "exists and is not an empty folder"),
     "out is a file": ("convert {shapes} {tmp}/file", "file exists and is not an empty folder"),
+    "out leads nowhere": ("convert {shapes} {tmp}/dangling", "exists and is not an empty folder"),
+    "out in the data": ("convert {shapes} {shapes}/train", "a new folder outside the data set"),
+    "parts in the data": ("split {shapes} {shapes}/o --split val", "folder outside the data set"),
     "a picture is missing": (
         "convert {gone} {tmp}/o",
         "2.png: no such image file (1 of 2 are miss",
@@ -137,6 +146,10 @@ MISTAKES = {
     "broken": ("convert {broken} {tmp}/o", "a.xml: not an XML file: "),
     "a video": ("convert {video} {tmp}/o", "expected CVAT for images 1.1, got the tracks of a v"),
     "several splits": ("split {shapes} {tmp}/o", "split: expected the name of one of train, val"),
+    "no such split by its other name": (
+        "split {gone} {tmp}/o --split valid",
+        "expected train, got valid",
+    ),
     "no such split": ("split {shapes} {tmp}/o --split test", "expected train or val, got test"),
     "data over itself": ("split {shapes} {shapes} --split val", "is not an empty folder"),
     "one fraction": ("split {shapes} {tmp}/o --fractions 1", "expected two or three numbers"),
@@ -155,6 +168,7 @@ def test_a_mistake_is_answered_by_one_line(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     put(tmp_path / "broken" / "a.xml", "<annotation>")
     put(tmp_path / "video" / "a.xml", "<annotations><track id='0'/></annotations>")
     put(tmp_path / "up" / "Annotations" / "a.xml", xml("1 2 3 4"))
@@ -168,6 +182,21 @@ def test_a_mistake_is_answered_by_one_line(
     command, message = MISTAKES[mistake]
     assert message in refused(command.format(tmp=tmp_path, shapes=shapes, **folders).split())
     assert not (tmp_path / "o").exists()
+
+
+def test_a_warning_is_one_line(tmp_path: Path) -> None:
+    picture(tmp_path / "data" / "a.jpg")
+    put(tmp_path / "data" / "a.txt", "0 nan 0.5 0.5 0.5\n")
+    put(tmp_path / "data" / "classes.txt", "cat\n")
+    command = [sys.executable, "-m", "fastdet.cli", "convert"]
+    arguments = [str(tmp_path / "data"), str(tmp_path / "out")]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"fastdet: warning: {tmp_path}/data: 1 annotation skipped: a value is")
+    done = subprocess.run(
+        [*command, arguments[0], f"{arguments[1]}2", "--debug"], capture_output=True, text=True
+    )
+    assert "yolo.py:" in done.stderr
 
 
 def test_mistakes_in_python(shapes: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """One data set in every format gives identical boxes; what is written is whole or not there."""
 
+import errno
 import json
 import os
 import shutil
@@ -16,15 +17,12 @@ from PIL import Image
 
 from fastdet.data import Annotations, open_dataset, write_shapes
 from fastdet.data.coco_file import read_coco_file
-from fastdet.data.formats import FORMATS, find_splits
+from fastdet.data.formats import find_splits
 from fastdet.data.segmentations import decode, read_segmentation
 from fastdet.data.writers import WRITERS, pictures, write_dataset
 from fastdet.training import options
 from fastdet.training.data_module import DetectionDataModule
 from tests.data_sets import data_sets
-
-needs_yolo = pytest.mark.skipif("yolo" not in FORMATS, reason="no reader of YOLO")
-READABLE = ["coco", "voc", pytest.param("yolo", marks=needs_yolo)]
 
 COLUMNS = ("annotation_ids", "image_index", "labels", "boxes_xywh", "areas", "crowd")
 NO_CROWDS = "crowd regions of train left out, which YOLO does not have"
@@ -104,7 +102,7 @@ def said(split: Annotations, crowd: bool = True, exact: bool = True) -> dict[str
     return objects
 
 
-@pytest.mark.parametrize("format", READABLE)
+@pytest.mark.parametrize("format", WRITERS)
 def test_a_data_set_is_read_back(data, tmp_path, format) -> None:
     """To the bit in COCO and VOC; in YOLO without crowds, and equal in float32."""
     before = read(data)
@@ -126,7 +124,7 @@ def test_a_data_set_is_read_back(data, tmp_path, format) -> None:
             assert target["boxes"].equal(found_target["boxes"])
 
 
-@pytest.mark.parametrize("format", READABLE)
+@pytest.mark.parametrize("format", WRITERS)
 @pytest.mark.parametrize("folder", data_sets("coco_by", "bccd"))
 def test_real_data_is_read_back(folder, tmp_path, format) -> None:
     before = read(folder)
@@ -185,7 +183,6 @@ def test_yolo_outlines_are_the_masks(data, tmp_path) -> None:
     assert np.array_equal(found[0], decode(before.masks[:1], 30, 40)[0])
 
 
-@needs_yolo
 def test_yolo_outlines_are_read_back(data, tmp_path) -> None:
     before = read(data, masks=True)["val"]
     write_dataset({"val": before}, tmp_path / "out", "yolo")
@@ -433,6 +430,16 @@ def test_nothing_is_overwritten(data, tmp_path) -> None:
     with pytest.raises(FileExistsError, match="exists and is not an empty folder"):
         write_dataset(read(data), out / "train.json", "voc")
     assert sorted(out.rglob("*")) == before
+
+
+def test_a_full_disk_leaves_nothing_and_is_named(data, tmp_path, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setitem(WRITERS, "coco", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/full/out'"):
+        write_dataset(read(data), tmp_path / "full" / "out", "coco")
+    assert list((tmp_path / "full").iterdir()) == []
 
 
 def test_a_data_set_opened_for_training_is_written_whole(data, tmp_path) -> None:

@@ -49,8 +49,9 @@ def find_splits(path: Path, format: str | None = None) -> dict[str, Split]:
         if splits := find(path):
             if others := [other for other, find in formats if _finds(find, path)]:
                 warnings.warn(
-                    f"{path}: read as {name}; it is a data set in the format "
-                    f"{' and '.join(others)} too, which format= chooses",
+                    f"{path}: read as {name}; it is also a data set in the format "
+                    f"{' and '.join(others)}, which its own file in place of the folder, or "
+                    "format= in Python, chooses",
                     stacklevel=2,
                 )
             return splits

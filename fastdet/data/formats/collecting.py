@@ -15,7 +15,7 @@ import numpy as np
 from fastdet.data.annotations import AnnotationNotes, Annotations
 from fastdet.data.coco_file import LONGEST_SIDE
 from fastdet.data.images import Exif, image_size
-from fastdet.data.picture_files import SUFFIXES
+from fastdet.data.picture_files import SUFFIXES, pictures_below
 from fastdet.ops.mask_rle import Rle
 
 
@@ -90,26 +90,12 @@ def collect(
 def pictures_by_stem(folder: Path) -> dict[str, list[str]]:
     """The pictures in a folder and below it, by their names without suffix."""
     found: dict[str, list[str]] = {}
-    for path in folder.rglob("*"):
-        if path.suffix.lower() in SUFFIXES:
-            name = path.relative_to(folder)
-            found.setdefault(name.with_suffix("").as_posix(), []).append(name.as_posix())
+    for path in pictures_below(folder):
+        name = path.relative_to(folder)
+        found.setdefault(name.with_suffix("").as_posix(), []).append(name.as_posix())
     for names in found.values():
         names.sort(key=lambda name: (SUFFIXES.index(PurePath(name).suffix.lower()), name))
     return found
-
-
-def lines_of(path: Path) -> list[str]:
-    """The lines of a text file, stripped, without the empty ones.
-
-    Raises:
-        ValueError: not text.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected text in UTF-8: {error}") from error
-    return [stripped for line in text.split("\n") if (stripped := line.strip())]
 
 
 def refuse_outside(path: Path, name: str, anywhere: bool) -> None:
@@ -145,11 +131,11 @@ def size_of(path: Path, width: Any, height: Any, picture: Path, exif: Exif) -> t
         return image_size(picture, exif)
     try:
         sides = [float(side) for side in stated]
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         sides = [0.0]
     if not all(1 <= side <= LONGEST_SIDE and side == int(side) for side in sides):
         raise ValueError(
-            f"{path}: expected a width and a height from 1 to {LONGEST_SIDE}, got {width!r} and "
-            f"{height!r}"
+            f"{path}: expected a width and a height from 1 to {LONGEST_SIDE}, got {width!r:.80} "
+            f"and {height!r:.80}"
         )
     return int(sides[1]), int(sides[0])

@@ -34,11 +34,14 @@ class Split:
         format: its name in `FORMATS`.
         path: the file or folder with the annotations, for messages.
         read: reads them.
+        read_partly: as `read`, but leaves out the annotations of pictures that cannot be read, of
+            which `read` makes an error; None: it is `read`.
     """
 
     format: str
     path: Path
     read: Reader
+    read_partly: Reader | None = None
 
 
 def usual_name(name: str) -> str:
@@ -55,6 +58,8 @@ def by_usual_name(splits: list[tuple[str, Split]]) -> dict[str, Split]:
     found: dict[str, Split] = {}
     for name, split in splits:
         name = usual_name(name)
+        if name in found and found[name].path == split.path:
+            raise ValueError(f"{split.path}: two of its names both are the split '{name}'")
         if name in found:
             raise ValueError(
                 f"{found[name].path} and {split.path}: both are the split '{name}'; rename or "

@@ -18,7 +18,6 @@ from fastdet.data.formats.collecting import (
     Object,
     Picture,
     collect,
-    lines_of,
     pictures_by_stem,
     refuse_outside,
     size_of,
@@ -38,6 +37,7 @@ from fastdet.data.formats.voc_file import (
 from fastdet.data.formats.xml_file import root_tag
 from fastdet.data.images import Exif
 from fastdet.data.picture_files import SUFFIXES
+from fastdet.data.text_lines import text_lines
 
 _ANNOTATIONS = ("Annotations", "annotations")
 _IMAGES = ("JPEGImages", "images", "Images")
@@ -133,7 +133,7 @@ class _DataSet:
         found = {item.name for file in files for item in file.objects}
         labels = self.root / "labels.txt"
         if labels.is_file() and {file.database for file in files} == {WRITTEN_HERE}:
-            listed = lines_of(labels)
+            listed = _lines(labels)
             if found <= set(listed) and len(set(listed)) == len(listed):
                 return listed
         return sorted(found)
@@ -193,13 +193,17 @@ def _suffix(stem: str) -> str:
 
 def _has_flags(file: Path) -> bool:
     """Whether the lines end with -1, 0 or 1: absent, difficult, present."""
-    lines = lines_of(file)
+    lines = _lines(file)
     return all(re.fullmatch(r".*\S\s+(-1|0|1)", line) for line in lines)
+
+
+def _lines(file: Path) -> list[str]:
+    return [line for line in text_lines(file) if line]
 
 
 def _listed(file: Path) -> list[str]:
     """The names in a list, each once; Datumaro puts quotes around those with spaces."""
-    names = [re.sub(r'^"(.*)"$', r"\1", line) for line in lines_of(file)]
+    names = [re.sub(r'^"(.*)"$', r"\1", line) for line in _lines(file)]
     return list(dict.fromkeys(_stem(PurePosixPath(name)) for name in names))
 
 

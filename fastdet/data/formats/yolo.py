@@ -17,8 +17,9 @@ from fastdet.data.annotations import Annotations
 from fastdet.data.formats.split import USUAL_NAMES, Split, by_usual_name, usual_name
 from fastdet.data.images import Exif
 from fastdet.data.picture_files import SUFFIXES
+from fastdet.data.text_lines import text_lines
 from fastdet.data.yolo_labels import largest_class, read_yolo_labels
-from fastdet.data.yolo_pictures import YoloDataSet, image_folder, lines
+from fastdet.data.yolo_pictures import YoloDataSet, image_folder
 
 _SPLIT_KEYS = ("train", "val", "valid", "validation", "test", "minival")
 _CLASS_LISTS = ("classes.txt", "obj.names", "labels/classes.txt")
@@ -39,13 +40,16 @@ def splits(path: Path) -> dict[str, Split]:
         for name, sources in data.splits.items()
         if usual_name(name) in ("train", "val") or all(data.located(s)[0] for s in sources)
     ]
-    return by_usual_name(
-        [(name, Split("yolo", data.source, partial(_read, data, name))) for name in here]
-    )
+    return by_usual_name([(name, _split(data, name)) for name in here])
+
+
+def _split(data: YoloDataSet, name: str) -> Split:
+    read, read_partly = (partial(_read, data, name, partly) for partly in (False, True))
+    return Split("yolo", data.source, read, read_partly)
 
 
 def _read(
-    data: YoloDataSet, split: str, *, masks: bool, exif: Exif, files_anywhere: bool
+    data: YoloDataSet, split: str, partly: bool, *, masks: bool, exif: Exif, files_anywhere: bool
 ) -> Annotations:
     sources, pictures = data.sources(split), data.pictures(split, files_anywhere)
     names = data.names
@@ -67,6 +71,7 @@ def _read(
         masks,
         exif=exif,
         key_points=data.key_points,
+        partly=partly,
     )
 
 
@@ -90,9 +95,15 @@ def _of_folder(folder: Path) -> YoloDataSet | None:
     for path in sorted(folder.glob("*.data")):
         if path.is_file() and (data := _of_darknet(path)) is not None:
             return data
-    file = next((folder / name for name in _CLASS_LISTS if (folder / name).is_file()), None)
-    data = _of_layout(folder, file or folder, flat=file is not None)
-    return data if file is None or data is None else replace(data, names=_names_of_lines(file))
+    files = _class_lists(folder)
+    data = _of_layout(folder, files[0] if files else folder, flat=bool(files))
+    if data is None or not files:
+        return data
+    names = _names_of_lines(files[0])
+    for file in files[1:]:
+        if _names_of_lines(file) != names:
+            raise ValueError(f"{file}: expected the classes of {files[0]}, got others")
+    return replace(data, names=names)
 
 
 # ---- data.yaml -----------------------------------------------------------------------------------
@@ -287,8 +298,16 @@ def _has_labels(images: Path) -> bool:
     return any(text.with_suffix(suffix).is_file() for text in texts for suffix in SUFFIXES)
 
 
+def _class_lists(folder: Path) -> list[Path]:
+    """The list of classes in a folder, else those in the folders of its splits."""
+    folders = [folder, *(d for d in sorted(folder.glob("*/")) if _is_split(d))]
+    lists = (next((d / n for n in _CLASS_LISTS if (d / n).is_file()), None) for d in folders)
+    found = [file for file in lists if file is not None]
+    return found[:1] if found and found[0].parent in (folder, folder / "labels") else found
+
+
 def _names_of_lines(path: Path) -> dict[int, str]:
-    names = dict(enumerate(lines(path)))
+    names = dict(enumerate(text_lines(path)))
     if not names or not all(names.values()):
         raise ValueError(f"{path}: expected the name of a class in each line, got a blank one")
     return names

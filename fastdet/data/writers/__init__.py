@@ -17,6 +17,7 @@ from fastdet.data.dataset import DetectionDataset
 from fastdet.data.writers import coco, voc, yolo
 from fastdet.data.writers.pictures import Images, check_images, place_images
 from fastdet.data.writers.plan import Notes, SplitPlan, plan_splits
+from fastdet.files import naming, refuse_content
 
 WRITERS: dict[str, Callable[[list[SplitPlan], Path, Notes], None]] = {
     "coco": coco.write,
@@ -51,8 +52,8 @@ def write_dataset(
     if format not in WRITERS:
         raise ValueError(f"format: expected {', '.join(WRITERS)}, got {format!r}")
     check_images(images)
-    out = Path(out).absolute()
-    refuse_content(out)
+    refuse_content(Path(out))
+    out = Path(out).resolve()
     annotations = {
         name: split.annotations if isinstance(split, DetectionDataset) else split
         for name, split in splits.items()
@@ -62,18 +63,13 @@ def write_dataset(
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        partial.mkdir()
-        place_images(plans, partial, images)
-        WRITERS[format](plans, partial, notes)
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
+        with naming(out):
+            partial.mkdir()
+            place_images(plans, partial, images)
+            WRITERS[format](plans, partial, notes)
+            if out.exists():
+                out.rmdir()
+            partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return notes.sentences()
-
-
-def refuse_content(out: Path) -> None:
-    """Raises FileExistsError where `out` is anything but an empty folder."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise FileExistsError(f"{out} exists and is not an empty folder: give another one")

@@ -349,7 +349,7 @@ def test_a_format_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     write_tree(tmp_path, {"train.json": coco("a.png"), "val.json": coco("b.png")})
     monkeypatch.setitem(FORMATS, "other", other)
-    with pytest.warns(UserWarning, match="read as coco; it is a data set in the format other too"):
+    with pytest.warns(UserWarning, match="read as coco; it is also a data set in the format other"):
         assert find_splits(tmp_path)["train"].format == "coco"
     chosen: DetectionDataset = open_dataset(tmp_path, "train", format="other")
     assert chosen.annotations.file_names == ["b.png"]

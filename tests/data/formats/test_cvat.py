@@ -327,6 +327,13 @@ def test_a_file_and_several_files(tmp_path) -> None:
         find_splits(tmp_path)
 
 
+def test_one_subset_in_two_spellings_is_an_error(tmp_path) -> None:
+    images = "".join(f"<image id='{n}' name='a.png' subset='{n}' />" for n in ("Train", "train"))
+    path = put(tmp_path / "a.xml", f"<annotations>{images}</annotations>")
+    with pytest.raises(ValueError, match=r"a\.xml: two of its names both are the split 'train'"):
+        cvat.splits(path)
+
+
 def test_an_empty_file(tmp_path) -> None:
     put(tmp_path / "annotations.xml", "<annotations><version>1.1</version></annotations>")
     found: Annotations = read(tmp_path)

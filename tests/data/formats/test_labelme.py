@@ -298,6 +298,12 @@ def test_a_mask_larger_than_the_image_is_not_decoded(tmp_path, monkeypatch) -> N
             '{"shapes": [], "imagePath": "a.jpg", "imageWidth": "x", "imageHeight": 3}',
             "expected a width and a height from 1",
         ),
+        (
+            '{"shapes": [], "imagePath": "a.jpg", "imageWidth": 1'
+            + 400 * "0"
+            + ', "imageHeight": 3}',
+            "expected a width and a height from 1",
+        ),
         (b'{"shapes": [], "imagePath": "\xff"}', "not a JSON file"),
     ],
 )

@@ -462,6 +462,15 @@ def test_class_names(tmp_path: Path, names: str, classes: list[str], ids: list[i
     assert dataset.target(0)["labels"].tolist() == [2]
 
 
+@pytest.mark.parametrize(("unknown", "told"), [(10, True), (9, False)])
+def test_numbers_that_may_count_from_1_are_told(tmp_path: Path, unknown: int, told: bool) -> None:
+    """sahi 0.12.8 writes the category ids of a COCO file, which may count from 1."""
+    folder = yolo(tmp_path, DOG + unknown * DOG.replace("1", "2", 1))
+    with pytest.warns(UserWarning, match="class") as caught:
+        open_dataset(folder, "train")
+    assert any("may count from 1" in str(one.message) for one in caught) == told
+
+
 def test_a_class_in_a_hole_is_left_out(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="1 annotation skipped: the class is not in the list"):
         assert open_dataset(yolo(tmp_path, DOG, "names: {0: a, 2: b}\n"), "train").num_objects == 0
@@ -582,7 +591,7 @@ def test_lists_with_gaps_and_repeats(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"data\.yaml: val: no picture in .*val\.txt"):
         open_dataset(folder, "val")
     (folder / "val.txt").write_bytes(b"\xff\0")
-    with pytest.raises(ValueError, match=r"val\.txt: not a text file"):
+    with pytest.raises(ValueError, match=r"val\.txt: expected text in UTF-8"):
         open_dataset(folder, "val")
 
 
@@ -612,6 +621,18 @@ def test_classes_without_a_list_are_numbers(tmp_path: Path) -> None:
         dataset = open_dataset(tmp_path, split)
         assert dataset.classes == ["background", "0", "1", "2", "3"]
         assert dataset.target(0)["labels"].tolist() == [label]
+
+
+def test_a_list_of_classes_in_the_folder_of_each_split(tmp_path: Path) -> None:
+    """Two exports of Label Studio, moved into the folders of splits."""
+    names, pictures = "cat\ndog\n", ["train/images/a.png", "val/images/b.png"]
+    texts = {f"{split}/classes.txt": names for split in ("train", "val")}
+    texts |= {"train/labels/a.txt": DOG, "val/labels/b.txt": DOG}
+    write_tree(tmp_path, texts, pictures)
+    assert open_dataset(tmp_path, "val").classes == ["background", "cat", "dog"]
+    (tmp_path / "val" / "classes.txt").write_text("dog\ncat\n")
+    with pytest.raises(ValueError, match=r"val/classes\.txt: expected the classes of .*train/cl"):
+        open_dataset(tmp_path, "val")
 
 
 def test_a_huge_class_without_a_list_is_refused(tmp_path: Path) -> None:
