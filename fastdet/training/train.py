@@ -86,6 +86,8 @@ def train(
         Stopped: SIGTERM or Ctrl-C came.
     """
     options.check()
+    if options.device == "gpu" and not torch.cuda.is_available():
+        raise ValueError("device: expected a GPU that torch can use, got none: give cpu or auto")
     options = options.complete(on_gpu(options.device))
     options.check()
     with ExitStack() as block:

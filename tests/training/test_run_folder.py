@@ -167,6 +167,45 @@ def test_a_report_is_written(runs: Path) -> None:
     assert "Not measured" not in page
 
 
+def test_a_checkpoint_of_an_older_version_ends_without_a_report(
+    runs: Path, shapes: Path, tmp_path: Path, capsys
+) -> None:
+    """It has neither metrics nor the options of the optimiser."""
+    for name in ("last.ckpt", "best.ckpt"):
+        content = torch.load(runs / "a" / name, weights_only=True)
+        del content["metrics"]
+        for key in ("optimization", "multi_scale"):
+            del content["hyper_parameters"][key]
+        torch.save(content, tmp_path / name)
+    config = f"--config {runs / 'a' / 'options.yaml'} --resume --out {tmp_path}"
+    main(f"train {config}".split())
+    assert "of an older version, without its metrics" in capsys.readouterr().out
+    main(f"eval --checkpoint {tmp_path / 'best.ckpt'} --data {shapes}".split())
+
+
+def test_a_report_that_cannot_be_written_costs_nothing(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "report.html").mkdir()
+    for name in ("last.ckpt", "best.ckpt"):
+        (tmp_path / name).write_bytes((runs / "a" / name).read_bytes())
+    config = f"--config {runs / 'a' / 'options.yaml'} --resume --out {tmp_path}"
+    with pytest.raises(SystemExit) as stop:
+        main(f"train {config}".split())
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert f"checkpoints and log: {tmp_path}\n" in printed.out
+    assert "retinanet, best.ckpt, of epoch" in printed.out
+    assert len(printed.err.splitlines()) == 1
+
+
+def test_the_pictures_of_a_training_are_shown_from_its_options(runs: Path, tmp_path: Path) -> None:
+    page = tmp_path / "pictures.html"
+    main(f"show --config {runs / 'a' / 'options.yaml'} --out {page} --mosaic 1".split())
+    assert page.read_text().count("<img") == 6
+    assert "mosaic" in page.read_text()
+
+
 # ---- the table of runs ---------------------------------------------------------------------------
 
 
