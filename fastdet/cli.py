@@ -48,17 +48,21 @@ def train(training: TrainOptions) -> None:
     run(training)
     if not is_first():
         return
-    best = kept_metrics(training.out / "best.ckpt")
-    if best is not None:
-        metrics, epoch = best
-        _print_metrics(metrics, f"{training.model}, best.ckpt, of epoch {epoch}")
-    print(f"checkpoints and log: {training.out}; report: {write_run_page(training.out)}")
+    print(f"checkpoints and log: {training.out}", flush=True)
+    file = training.out / "best.ckpt"
+    best = kept_metrics(file)
+    if best is None:
+        print(f"{file} is of an older version, without its metrics: fastdet eval prints them")
+        return
+    metrics, epoch = best
+    _print_metrics(metrics, f"{training.model}, best.ckpt, of epoch {epoch}")
+    print(f"report: {write_run_page(training.out)}")
 
 
 def show(training: ShowOptions) -> None:
     """Write a page of the pictures that a training sees, after augmentation.
 
-    Takes the options of train; those that do not change the pictures are ignored.
+    Takes the options of train, also --config; those that do not change the pictures are ignored.
     """
     from fastdet.report.training_pictures import show as run
 
@@ -466,8 +470,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _with_options_of_file(arguments: list[str]) -> list[str]:
-    """The arguments of `train --config FILE ...` with the options of the file among them."""
-    if not arguments or arguments[0] != "train":
+    """The arguments of `train --config FILE ...` with the options of the file among them.
+
+    `show` has the same, except that its `--out` is another.
+    """
+    if not arguments or arguments[0] not in ("train", "show"):
         return arguments
     given = [word for one in arguments[1:] for word in _split_at_equals(one)]
     if "--config" not in given:
@@ -480,12 +487,15 @@ def _with_options_of_file(arguments: list[str]) -> list[str]:
     file = Path(given[at + 1])
     given = given[:at] + given[at + 2 :]
     options = read_options(file)
-    if "--out" not in given and "--resume" not in given and options.get("out"):
+    names = {argument.partition("=")[0] for argument in given}
+    if arguments[0] == "show":
+        options.pop("out", None)
+    elif not names & {"--out", "--resume"} and options.get("out"):
         out = Path(str(options["out"]))
         if out.exists():
             options["out"] = str(next_to(out))
             print(f"{out} exists: this training goes to {options['out']}", flush=True)
-    return ["train", *as_arguments(options, given), *given]
+    return [arguments[0], *as_arguments(options, given), *given]
 
 
 def _split_at_equals(argument: str) -> list[str]:
@@ -564,7 +574,12 @@ def _short_warnings(wanted: bool) -> Iterator[None]:
 def _quiet() -> None:
     """Hides Lightning's messages about itself. Warnings about data and training stay."""
     logging.disable(logging.INFO)
-    for known in ("does not have many workers", "exists and is not empty", "treespec, LeafSpec"):
+    for known in (
+        "does not have many workers",
+        "exists and is not empty",
+        "treespec, LeafSpec",
+        "sync_dist=True",  # every process computes the metrics of all
+    ):
         warnings.filterwarnings("ignore", message=f".*{known}.*")
 
 

@@ -16,13 +16,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from fastdet.files import refuse_existing, replacing
 from fastdet.report.charts import Line, line_chart
 from fastdet.report.page import html_table, write_page
-from fastdet.training.metrics_log import Row, read_metrics
+from fastdet.training.metrics_log import Row, is_log, read_metrics
 from fastdet.training.options import RunsFormat
-from fastdet.training.options_file import read_options
+from fastdet.training.options_file import read_any_options
 from fastdet.training.run_record import read_record
 
 APS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -86,7 +87,7 @@ class Table:
 
 
 def find_runs(folders: Sequence[Path]) -> list[Run]:
-    """The trainings in folders, and in their subfolders.
+    """The trainings in folders, and in their subfolders. Other programs' metrics.csv are left out.
 
     Raises:
         FileNotFoundError: a folder without a training.
@@ -94,7 +95,8 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
     """
     found: dict[Path, Run] = {}
     for folder in folders:
-        logs = sorted(folder.rglob("metrics.csv")) if folder.is_dir() else []
+        files = sorted(folder.rglob("metrics.csv")) if folder.is_dir() else []
+        logs = [file for file in files if file.is_file() and is_log(file)]
         if not logs:
             raise FileNotFoundError(f"{folder}: no training (metrics.csv) in it or below it")
         for log in logs:
@@ -103,12 +105,12 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def read_run(folder: Path) -> Run:
-    """The training in a folder; options and record are empty where an older version wrote none."""
+    """The training in a folder, of any version; options and record are empty where it has none."""
     options, record = folder / "options.yaml", folder / "run.yaml"
     content: dict[str, Any] = read_record(record) if record.is_file() else {"sessions": []}
     return Run(
         name=folder.as_posix(),
-        options=read_options(options) if options.is_file() else {},
+        options=read_any_options(options) if options.is_file() else {},
         rows=read_metrics(folder / "metrics.csv"),
         sessions=content["sessions"],
         fingerprint=content.get("data", {}).get("val", {}).get("fingerprint"),
@@ -184,7 +186,7 @@ def _numbers(run: Run, base: Run | None) -> list[str]:
         f"{best['epoch'] + 1:.0f}" if best else ABSENT,
         *(_metric(run, f"val/{name}", base) for name in APS),
         f"{losses[-1]:.3f}" if losses and best else ABSENT,
-        f"{best['val/loss']:.3f}" if best else ABSENT,
+        f"{best['val/loss']:.3f}" if "val/loss" in best else ABSENT,
         f"{run.seconds:.0f}" if run.sessions else ABSENT,
         f"{memory}" if memory else ABSENT,
     ]
@@ -200,7 +202,9 @@ def _metric(run: Run, name: str, base: Run | None) -> str:
 
 def _notes(runs: Sequence[Run]) -> list[str]:
     notes = [
-        f"{run.name}: {run.options['hypothesis']}" for run in runs if run.options.get("hypothesis")
+        f"{run.name}: {' '.join(str(run.options['hypothesis']).split())}"
+        for run in runs
+        if run.options.get("hypothesis")
     ]
     if len({run.fingerprint for run in runs}) > 1:
         notes.append("Not all of these runs were validated on the same data.")
@@ -221,13 +225,16 @@ def _text(value: Any) -> str:
 def as_markdown(table: Table) -> str:
     """A table of Markdown, and the notes as a list."""
 
+    def literal(text: str) -> str:
+        return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
     def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+        return f"| {' | '.join(map(literal, cells))} |"
 
     first = table.head.index("best epoch")
     rule = [" --- " if i < first else " ---: " for i in range(len(table.head))]
     lines = [line(table.head), f"|{'|'.join(rule)}|", *map(line, table.rows)]
-    notes = [f"- {note}" for note in table.notes]
+    notes = [f"- {literal(note)}" for note in table.notes]
     return "\n".join([*lines, *([""] if notes else []), *notes]) + "\n"
 
 
@@ -316,9 +323,9 @@ def _print(table: Table, out: Path | None) -> None:
     """As a table of the terminal, as wide as it must be."""
     shown = RichTable(*(Column(name, no_wrap=True) for name in table.head))
     for row in table.rows:
-        shown.add_row(*row)
+        shown.add_row(*map(Text, row))  # a name in brackets is no markup
     text = io.StringIO()
-    console = Console(file=text, width=400)
+    console = Console(file=text, width=10_000)
     console.print(shown)
     for note in table.notes:
         console.print(note, markup=False, highlight=False)

@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
 
 from fastdet.training.detector_module import DetectorModule
 
@@ -87,6 +87,42 @@ class ValidationLine(lightning.Callback):
             + f"  {duration(time.monotonic() - self.started)}",
             flush=True,
         )
+
+
+class Patience(EarlyStopping):
+    """Stops a training after some validations without a better AP.
+
+    It decides before the checkpoints are written. So a resumed training stops where an unbroken one
+    does, and one that stopped early stays stopped, unless it now has more patience.
+
+    Args:
+        validations: how many.
+    """
+
+    def __init__(self, validations: int) -> None:
+        super().__init__("val/AP", mode="max", patience=validations, check_on_train_epoch_end=False)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the state of a checkpoint, without its patience."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+    def on_fit_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Stop at once where a checkpoint is of a training that stopped early."""
+        self._stop_if_over(trainer)
+
+    def on_validation_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Stop, and say so."""
+        super().on_validation_end(trainer, pl_module)
+        self._stop_if_over(trainer)
+
+    def _stop_if_over(self, trainer: lightning.Trainer) -> None:
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
+            print(f"stopped early: {self.wait_count} validations without a better AP", flush=True)
 
 
 class ShapesLine(lightning.Callback):

@@ -94,6 +94,7 @@ class DetectorModule(lightning.LightningModule):
         self.losses = self.model.losses
         self.metrics: CocoMetrics | None = None
         self.batch_shapes: Counter[tuple[int, ...]] = Counter()  # (B, H, W, G), of this process
+        self.resumed_at = (0, 0)  # epochs and steps that were done
 
     def compile_losses(self) -> None:
         """Computes the losses of training by one compiled graph for each shape of a batch."""
@@ -144,6 +145,8 @@ class DetectorModule(lightning.LightningModule):
         self.evaluator = CocoEvaluator(
             dataset.annotations, dataset.category_ids, self.model.learns_masks
         )
+        # Two-stage detectors sample for their losses; how much was drawn before, a resume changes.
+        torch.manual_seed(hash((self.seed, self.current_epoch)))
         self.validation_losses: dict[str, float] = defaultdict(float)
         self.validated_images = 0
 
@@ -189,32 +192,54 @@ class DetectorModule(lightning.LightningModule):
             checkpoint["metrics"] = as_plain(self.metrics)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let the epoch be over that the checkpoint ended, if epochs now have more or less batches.
+        """Go on after the epoch that the checkpoint ended, with the learning rate of now.
 
         Lightning counts the batches of the epoch: after a change of the batch size it would go on
-        in the middle of one.
+        in the middle of one. And it would take the learning rate of before.
         """
         data = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
         if data is None:
             return
+        self.resumed_at = checkpoint["epoch"] + 1, checkpoint["global_step"]
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
         more = len(data.train_dataloader()) - progress["ready"]
         for name in progress:
             progress[name] += more
+        before = checkpoint["hyper_parameters"]["lr"]
+        if self.lr != before:
+            _scale_lr(checkpoint, self.lr / before)
 
     def configure_optimizers(self) -> Any:
-        """The optimiser and, step by step, the schedule of `optimization`."""
+        """The optimiser and, step by step, the schedule of `optimization`.
+
+        A resumed training is in its schedule where its epoch is, also with another batch size.
+        """
         # Lightning cannot clip a fused step in mixed precision.
         fused = not str(self.trainer.precision).endswith("-mixed")
         steps = optimizer(self.model, self.optimization, self.lr, fused=fused)
         total, epochs = int(self.trainer.estimated_stepping_batches), self.trainer.max_epochs
         assert epochs is not None
         factor = schedule(self.optimization, total, epochs)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(steps, factor)
+
+        def of_step(step: int) -> float:
+            epochs_done, steps_done = self.resumed_at
+            return factor(max(0, step - steps_done + epochs_done * total // epochs))
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(steps, of_step)
         return {
             "optimizer": steps,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+
+def _scale_lr(checkpoint: dict[str, Any], ratio: float) -> None:
+    """Changes the learning rates of a checkpoint, in place."""
+    for state in checkpoint["optimizer_states"]:
+        for group in state["param_groups"]:
+            group["lr"] *= ratio
+            group["initial_lr"] *= ratio
+    for state in checkpoint["lr_schedulers"]:
+        state["base_lrs"] = [lr * ratio for lr in state["base_lrs"]]
 
 
 def _with_segmentations(found: Detections, images: list[Tensor]) -> list[dict[str, Any]]:

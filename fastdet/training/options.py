@@ -129,7 +129,8 @@ class OptimizationOptions:
         for name, choices in (("optimizer", get_args(Optimizer)), ("schedule", get_args(Schedule))):
             value = getattr(self, name)
             _expect(value in choices, name, " or ".join(choices), value)
-        for name in ("weight_decay", "momentum", "warmup_epochs", "warmup_steps"):
+        _expect(0 <= self.momentum < 1, "momentum", "a number in [0, 1)", self.momentum)
+        for name in ("weight_decay", "warmup_epochs", "warmup_steps"):
             value = getattr(self, name)
             _expect(value is None or 0 <= value < math.inf, name, "a number from 0 on", value)
         for name in ("gamma", "backbone_lr", "layer_decay", "clip"):
@@ -303,6 +304,12 @@ class TrainOptions:
         for name, choices in (("preset", get_args(Preset)), ("device", get_args(Device))):
             value = getattr(self, name)
             _expect(value in choices, name, " or ".join(choices), value)
+        _expect(0 <= self.seed < 2**32, "seed", "a number from 0 to 4294967295", self.seed)
+        low, high = self.min_size, self.max_size
+        fits = low is None or high is None or low <= high
+        _expect(fits, "max_size", f"at least min_size, {low}", high)
+        loggers = self.loggers
+        _expect(len({*loggers}) == len(loggers), "loggers", "each once", " ".join(loggers))
         sizes = self.anchor_sizes
         if sizes not in (None, "auto"):
             fine = isinstance(sizes, tuple) and all(0 < size < math.inf for size in sizes)

@@ -16,6 +16,16 @@ from fastdet.files import replacing
 from fastdet.training.options import TrainOptions
 
 NOT_KEPT = ("resume",)  # belongs to one command
+# What a resumed training takes from its checkpoint, whether it is given again or not.
+OF_THE_START = (
+    "pretrained",
+    "backbone_weights",
+    "weights",
+    "anchor_sizes",
+    "neck",
+    "fpn_channels",
+    "batch_norm",
+)
 
 
 def flat(options: Any) -> dict[str, Any]:
@@ -33,10 +43,19 @@ def flat(options: Any) -> dict[str, Any]:
 
 
 def write_options(options: TrainOptions, path: Path) -> None:
-    """Writes all options but `resume`."""
+    """Writes all options but `resume`.
+
+    Where a resumed training does not repeat how it started, the file keeps that.
+    """
     kept = {name: value for name, value in flat(options).items() if name not in NOT_KEPT}
+    if options.resume and path.is_file() and is_options(path):
+        before = read_options(path)
+        for name in (*OF_THE_START, "hypothesis"):
+            kept[name] = kept[name] or before.get(name)
     with replacing(path) as temporary:
-        temporary.write_text(yaml.safe_dump(kept, sort_keys=False), encoding="utf-8")
+        temporary.write_text(
+            yaml.safe_dump(kept, sort_keys=False, allow_unicode=True), encoding="utf-8"
+        )
 
 
 def read_options(path: Path) -> dict[str, Any]:
@@ -46,6 +65,19 @@ def read_options(path: Path) -> dict[str, Any]:
         FileNotFoundError: no such file.
         ValueError: no YAML mapping; a key that is no option.
     """
+    content = read_any_options(path)
+    known = set(flat(TrainOptions(Path(), Path()))) - set(NOT_KEPT)
+    unknown = [str(key) for key in content if key not in known]
+    if unknown:
+        raise ValueError(
+            f"{path}: expected options of fastdet train, got {', '.join(unknown)}; there are: "
+            f"{', '.join(sorted(known))}"
+        )
+    return content
+
+
+def read_any_options(path: Path) -> dict[str, Any]:
+    """The options in a file, also those of another version of fastdet; see `read_options`."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of options")
     try:
@@ -54,13 +86,6 @@ def read_options(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not a YAML file: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected options and their values, got {content!r:.60}")
-    known = set(flat(TrainOptions(Path(), Path()))) - set(NOT_KEPT)
-    unknown = [str(key) for key in content if key not in known]
-    if unknown:
-        raise ValueError(
-            f"{path}: expected options of fastdet train, got {', '.join(unknown)}; there are: "
-            f"{', '.join(sorted(known))}"
-        )
     return content
 
 
@@ -76,20 +101,29 @@ def as_arguments(content: dict[str, Any], given: Sequence[str]) -> list[str]:
     """Options of a file as arguments, without those that the command line gives.
 
     Args:
-        content: of `read_options`; what is null is unset.
+        content: of `read_options`; null is unset, of `clip` no limit.
         given: the arguments of the command line.
     """
     names = {argument.partition("=")[0] for argument in given if argument.startswith("--")}
-    return [word for name, value in content.items() for word in _argument(name, value, names)]
+    unset = flat(TrainOptions(Path(), Path()))
+    return [
+        word
+        for name, value in content.items()
+        if value is not None or unset[name] is not None  # null is a value where it is no default
+        for word in _argument(name, value, names)
+    ]
 
 
 def _argument(name: str, value: Any, given: set[str]) -> Iterator[str]:
     flag = f"--{name.replace('_', '-')}"
     negated = f"--no-{name.replace('_', '-')}"
-    if value is None or value == [] or given & {flag, negated, f"--{name}", f"--no-{name}"}:
+    if value == [] or given & {flag, negated, f"--{name}", f"--no-{name}"}:
         return
     if isinstance(value, bool):
         yield flag if value else negated
+        return
+    if isinstance(value, str) and value.startswith("-"):
+        yield f"{flag}={value}"
         return
     yield flag
     for one in value if isinstance(value, list) else [value]:

@@ -18,6 +18,16 @@ WITH_WEIGHTS = {
     "trainable_backbone_layers": LAYERS_WITH_WEIGHTS,
 }
 
+# Options of the optimiser that its state in the checkpoint belongs to or contains.
+OF_THE_STATE = (
+    "optimizer",
+    "weight_decay",
+    "decay_norms",
+    "momentum",
+    "backbone_lr",
+    "layer_decay",
+)
+
 
 @dataclass(frozen=True)
 class Before:
@@ -44,7 +54,7 @@ def resumed(last: Path, options: TrainOptions, model_options: dict[str, Any]) ->
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a checkpoint; an option that builds another model.
+        ValueError: not a checkpoint; an option that builds another model or optimiser.
     """
     before = read_checkpoint(last)
     made_with = before["hyper_parameters"]
@@ -55,13 +65,20 @@ def resumed(last: Path, options: TrainOptions, model_options: dict[str, Any]) ->
     _check(last, "backbone", made_with["backbone"], plain_backbone(str(options.backbone)))
     builder = inspect.signature(MODELS[options.model]).parameters
     defaults = {name: builder[name].default for name in ("neck", "fpn_channels")}
-    of_default = defaults | {"batch_norm": "train"} | built_before
+    of_default = defaults | {"batch_norm": "train", "anchor_sizes": None} | built_before
     for name, given in model_options.items():
         _check(last, name, of_default.get(name, given), given)
+    optimized_with = made_with.get("optimization") or {}  # an older checkpoint has none
+    for name in OF_THE_STATE:
+        given = getattr(options.optimization, name)
+        _check(last, name, optimized_with.get(name, given), given)
+    if options.optimization.ema is None:
+        _check(last, "ema", optimized_with.get("ema"), None)
     classes = Classes(made_with["classes"], last)
     return Before(before["global_step"], classes, built_before | model_options)
 
 
 def _check(last: Path, name: str, trained_with: Any, given: Any) -> None:
     if trained_with != given:
-        raise ValueError(f"{name}: {last} was trained with {trained_with}, got {given}")
+        before = "the default" if trained_with is None else trained_with
+        raise ValueError(f"{name}: {last} was trained with {before}, got {given}")

@@ -87,9 +87,17 @@ def read_record(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a YAML file: {error}") from None
-    if not isinstance(content, dict) or not isinstance(content.get("sessions"), list):
+    if not _has_sessions(content):
         raise ValueError(f"{path}: expected the record of a training, got something else")
     return content
+
+
+def _has_sessions(content: Any) -> bool:
+    if not isinstance(content, dict) or not isinstance(content.get("sessions"), list):
+        return False
+    data = content.get("data", {})
+    parts = [*content["sessions"], data, *(data.values() if isinstance(data, dict) else ())]
+    return all(isinstance(part, dict) for part in parts)
 
 
 def is_record(path: Path) -> bool:

@@ -12,7 +12,6 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import Logger
 
 from fastdet.data import Classes
@@ -29,6 +28,7 @@ from fastdet.training.anchor_fit import (
 from fastdet.training.averaging import MovingAverage
 from fastdet.training.callbacks import (
     EpochsFromOne,
+    Patience,
     ProgressLines,
     ShapesLine,
     ValidateLastEpoch,
@@ -86,6 +86,8 @@ def train(
         Stopped: SIGTERM or Ctrl-C came.
     """
     options.check()
+    if options.device == "gpu" and not torch.cuda.is_available():
+        raise ValueError("device: expected a GPU that torch can use, got none: give cpu or auto")
     options = options.complete(on_gpu(options.device))
     options.check()
     with ExitStack() as block:
@@ -167,7 +169,7 @@ def _train(
         for name in FILES:
             remove_leftovers(options.out / name)
     lightning.seed_everything(options.seed, workers=True, verbose=False)
-    before, classes = None, None
+    given, before, classes = options, None, None
     model_options = _of_builder(options) | model_options
     if options.resume:
         before = resumed(last, options, model_options)
@@ -191,7 +193,7 @@ def _train(
         module.compile_losses()
     print(_start(options, module, data), flush=True)
     if is_first():
-        write_options(options, options.out / "options.yaml")
+        write_options(given, options.out / "options.yaml")
     splits = {"train": data.training, "val": data.validation}
     about = {"data": {name: describe_data(split) for name, split in splits.items() if split}}
     record = RunRecord(options.out / "run.yaml", options.resume, about)
@@ -401,7 +403,7 @@ def _callbacks(options: TrainOptions) -> list[lightning.Callback]:
         callbacks.append(MovingAverage(options.optimization.ema))
     callbacks += [*_checkpoints(options.out), ValidationLine(), ShapesLine()]
     if options.patience is not None:
-        callbacks.append(EarlyStopping("val/AP", mode="max", patience=options.patience))
+        callbacks.append(Patience(options.patience))
     if not sys.stdout.isatty():
         callbacks.append(ProgressLines())
     return callbacks

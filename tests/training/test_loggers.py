@@ -118,3 +118,21 @@ def test_a_missing_package_is_named(options: TrainOptions, monkeypatch: pytest.M
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ModuleNotFoundError, match="wandb"):
         train(TrainOptions(**(vars(options) | {"loggers": ("wandb",)})))
+
+
+def test_a_logger_that_fails_does_not_end_the_training(
+    options: TrainOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    calls = []
+
+    def no_space(self, metrics, step=None) -> None:
+        calls.append(step)
+        if step == 1:
+            raise OSError("No space left on device")
+
+    monkeypatch.setattr(TensorBoardLogger, "log_metrics", no_space)
+    with pytest.warns(UserWarning, match="tensorboard failed .* No space left on device"):
+        logged(options, "tensorboard")  # metrics.csv has the values of all steps
+    assert calls[-2:] == [0, 1]

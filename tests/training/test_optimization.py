@@ -188,6 +188,10 @@ def test_sync_batch_norms_need_gpus(shapes: Path, tmp_path: Path, capsys) -> Non
         ("--anchor-sizes 0 1 2 3 4", "anchor_sizes: expected auto or numbers above 0"),
         ("--patience 0", "patience: expected a number from 1 on, got 0"),
         ("--devices 0", "devices: expected a number from 1 on, got 0"),
+        ("--min-size 65", "max_size: expected at least min_size, 65, got 64"),
+        ("--momentum 1 --optimizer sgd", "momentum: expected a number in [0, 1), got 1.0"),
+        ("--seed -1", "seed: expected a number from 0 to 4294967295, got -1"),
+        ("--loggers tensorboard tensorboard", "loggers: expected each once, got tensorboard ten"),
     ],
 )
 def test_values_out_of_range(shapes: Path, tmp_path: Path, capsys, options, message) -> None:

@@ -63,8 +63,9 @@ def test_all_options_go_to_the_file_and_back(tmp_path: Path) -> None:
     at = arguments.index("--anchor-sizes")
     assert arguments[at : at + 3] == ["--anchor-sizes", "4.0", "8.5"]
     assert arguments[arguments.index("--hypothesis") + 1] == "a: b # c"
-    for name in ("--lr", "--compile", "--no-compile", "--milestones", "--clip", "--backbone"):
+    for name in ("--lr", "--compile", "--no-compile", "--milestones", "--backbone"):
         assert name not in arguments
+    assert arguments[arguments.index("--clip") + 1] == "None"  # the default is a number
     assert "--no-pretrained" in arguments
 
 
@@ -166,6 +167,45 @@ def test_a_report_is_written(runs: Path) -> None:
     assert "Not measured" not in page
 
 
+def test_a_checkpoint_of_an_older_version_ends_without_a_report(
+    runs: Path, shapes: Path, tmp_path: Path, capsys
+) -> None:
+    """It has neither metrics nor the options of the optimiser."""
+    for name in ("last.ckpt", "best.ckpt"):
+        content = torch.load(runs / "a" / name, weights_only=True)
+        del content["metrics"]
+        for key in ("optimization", "multi_scale"):
+            del content["hyper_parameters"][key]
+        torch.save(content, tmp_path / name)
+    config = f"--config {runs / 'a' / 'options.yaml'} --resume --out {tmp_path}"
+    main(f"train {config}".split())
+    assert "of an older version, without its metrics" in capsys.readouterr().out
+    main(f"eval --checkpoint {tmp_path / 'best.ckpt'} --data {shapes}".split())
+
+
+def test_a_report_that_cannot_be_written_costs_nothing(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "report.html").mkdir()
+    for name in ("last.ckpt", "best.ckpt"):
+        (tmp_path / name).write_bytes((runs / "a" / name).read_bytes())
+    config = f"--config {runs / 'a' / 'options.yaml'} --resume --out {tmp_path}"
+    with pytest.raises(SystemExit) as stop:
+        main(f"train {config}".split())
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert f"checkpoints and log: {tmp_path}\n" in printed.out
+    assert "retinanet, best.ckpt, of epoch" in printed.out
+    assert len(printed.err.splitlines()) == 1
+
+
+def test_the_pictures_of_a_training_are_shown_from_its_options(runs: Path, tmp_path: Path) -> None:
+    page = tmp_path / "pictures.html"
+    main(f"show --config {runs / 'a' / 'options.yaml'} --out {page} --mosaic 1".split())
+    assert page.read_text().count("<img") == 6
+    assert "mosaic" in page.read_text()
+
+
 # ---- the table of runs ---------------------------------------------------------------------------
 
 
@@ -235,6 +275,62 @@ def test_a_run_of_other_data_is_named(runs: Path, tmp_path: Path, capsys) -> Non
     capsys.readouterr()
     main(["runs", str(runs), str(other)])
     assert "Not all of these runs were validated on the same data." in capsys.readouterr().out
+
+
+def test_a_hypothesis_may_begin_with_a_dash() -> None:
+    arguments = as_arguments({"hypothesis": "--lr is too high"}, [])
+    assert arguments == ["--hypothesis=--lr is too high"]
+
+
+def test_a_resumed_training_keeps_how_it_started(tmp_path: Path) -> None:
+    file = tmp_path / "options.yaml"
+    first = TrainOptions(tmp_path, tmp_path, weights=Path("a.ckpt"), anchor_sizes="auto", lr=1e-3)
+    write_options(first, file)
+    write_options(TrainOptions(tmp_path, tmp_path, resume=True, lr=1e-4), file)
+    content = read_options(file)
+    assert (content["weights"], content["anchor_sizes"], content["lr"]) == ("a.ckpt", "auto", 1e-4)
+    write_options(TrainOptions(tmp_path, tmp_path), file)
+    assert read_options(file)["weights"] is None
+
+
+def test_names_and_hypotheses_are_text_in_every_format(runs: Path, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "a [b] | c"
+    folder.mkdir()
+    for name in ("metrics.csv", "options.yaml"):
+        (folder / name).write_text((runs / "a" / name).read_text())
+    options = {**read_options(folder / "options.yaml"), "hypothesis": "one\ntwo | [red]<b>"}
+    (folder / "options.yaml").write_text(yaml.safe_dump({**options, "of_a_later_version": 3}))
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "metrics.csv").write_text("epoch,step,val/AP,note\n0,1,0.3,text\n")
+    capsys.readouterr()
+    main(["runs", str(tmp_path)])
+    shown = capsys.readouterr().out
+    assert "/a [b] | c │ retinanet" in shown
+    assert "foreign" not in shown
+    assert "/a [b] | c: one two | [red]<b>\n" in shown
+    main(["runs", str(tmp_path), "--format", "markdown"])
+    lines = capsys.readouterr().out.splitlines()
+    assert r"/a [b] \| c | retinanet |" in lines[2]
+    assert lines[-1].endswith(r"one two \| [red]&lt;b>")
+
+
+def test_a_table_is_as_wide_as_it_must_be(runs: Path, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / ("long" * 40) / ("name" * 40) / ("again" * 40)
+    folder.mkdir(parents=True)
+    (folder / "metrics.csv").write_text((runs / "a" / "metrics.csv").read_text())
+    capsys.readouterr()
+    main(["runs", str(folder)])
+    assert "again │" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["sessions: [1]", "sessions: []\ndata: null", "[1]"])
+def test_a_damaged_record_is_named(runs: Path, tmp_path: Path, capsys, content: str) -> None:
+    (tmp_path / "metrics.csv").write_text((runs / "a" / "metrics.csv").read_text())
+    (tmp_path / "run.yaml").write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        main(["runs", str(tmp_path)])
+    assert stop.value.code == 2
+    assert "run.yaml: expected the record of a training" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
