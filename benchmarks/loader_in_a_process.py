@@ -68,7 +68,8 @@ def loading(folder: str, workers: int) -> dict[str, float]:
             for image in images:
                 image[0, 0, 0].item()
         walls.append(count / (time.perf_counter() - start))
-        processors.append(1000 * (processor_seconds(pids) - processor) / count)
+        # The kernel counts ticks of 10 ms; of a few pictures there may be none.
+        processors.append(1000 * max(0.01, processor_seconds(pids) - processor) / count)
     return {
         "images_per_second": sorted(walls[1:])[(EPOCHS - 1) // 2],
         "processor_ms_per_image": sorted(processors[1:])[(EPOCHS - 1) // 2],
