@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from fastdet.models.body_stages import PARTS
 from fastdet.models.detector import Detector
-from fastdet.training.options import DEFAULT_WEIGHT_DECAY, OptimizationOptions
+from fastdet.training.options import OptimizationOptions
 
 FUSED = ("adamw", "adam", "sgd", "adagrad")  # one pass over the weights
 
@@ -32,9 +32,8 @@ def parameter_groups(
     Raises:
         ValueError: layer_decay for a backbone without stages.
     """
-    weight_decay = options.weight_decay
-    if weight_decay is None:
-        weight_decay = DEFAULT_WEIGHT_DECAY.get(options.optimizer, 1e-4)
+    weight_decay = options.complete().weight_decay
+    assert weight_decay is not None
     factors = dict(_backbone_factors(model, options))
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameters, lr_factor in model.parameter_groups():

@@ -124,6 +124,12 @@ class OptimizationOptions:
     """Decay of an exponential moving average of the weights, such as 0.999; it is then what is
     validated and kept."""
 
+    def complete(self) -> Self:
+        """These options, with the optimiser's own weight decay where it is unset."""
+        if self.weight_decay is not None:
+            return self
+        return replace(self, weight_decay=DEFAULT_WEIGHT_DECAY.get(self.optimizer, 1e-4))
+
     def check(self) -> None:
         """Raises ValueError with the name of an option that is out of range."""
         for name, choices in (("optimizer", get_args(Optimizer)), ("schedule", get_args(Schedule))):
@@ -278,18 +284,15 @@ class TrainOptions:
     hypothesis: str | None = None
     """What this training is to show; `fastdet runs` prints it."""
     optimization: OptimizationOptions = OptimizationOptions()
+    augmentation: AugmentOptions = AugmentOptions()
 
     def complete(self, on_gpu: bool) -> Self:
         """These options, with those of the preset and of the optimiser where they are unset."""
         preset = self.preset if self.preset != "auto" else "gpu" if on_gpu else "cpu"
         unset = {k: v for k, v in PRESETS[preset].items() if getattr(self, k) is None}
-        own, name = self.optimization, self.optimization.optimizer
-        if own.weight_decay is None:
-            own = replace(own, weight_decay=DEFAULT_WEIGHT_DECAY.get(name, 1e-4))
-        lr = DEFAULT_LR.get(name, 5e-4) if self.lr is None else self.lr
+        own = self.optimization.complete()
+        lr = DEFAULT_LR.get(own.optimizer, 5e-4) if self.lr is None else self.lr
         return replace(self, **unset, lr=lr, optimization=own)
-
-    augmentation: AugmentOptions = AugmentOptions()
 
     def check(self) -> None:
         """Raises ValueError, naming the option, where one is out of range."""
