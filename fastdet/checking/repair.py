@@ -24,6 +24,7 @@ from fastdet.checking.reading import CheckedSplit, corners_of
 from fastdet.data.annotations import Annotations
 from fastdet.data.coco_file import read_json
 from fastdet.data.segmentations import Rle, as_json
+from fastdet.data.writers.coco import records
 from fastdet.files import replacing
 
 RLE_REMOVED = "run lengths removed whose picture has another size"
@@ -112,20 +113,9 @@ def _repair(
     done["sizes of pictures corrected"] += len(resized)
     boxes, keep = _repair_boxes(of, sizes, keep_image[of.image_index], done)
     changed = (boxes != of.boxes_xywh).any(1)
-    new_index = np.cumsum(keep_image) - 1
     area = boxes[:, 2:].prod(axis=1)
-    repaired = replace(
-        of,
-        image_ids=[one for one, kept in zip(of.image_ids, keep_image, strict=True) if kept],
-        file_names=[one for one, kept in zip(of.file_names, keep_image, strict=True) if kept],
-        image_sizes=sizes[keep_image],
-        annotation_ids=of.annotation_ids[keep],
-        image_index=new_index[of.image_index[keep]],
-        labels=of.labels[keep],
-        boxes_xywh=boxes[keep],
-        areas=np.where(changed, np.minimum(np.abs(of.areas), area), of.areas)[keep],
-        crowd=of.crowd[keep],
-    )
+    areas = np.where(changed, np.minimum(np.abs(of.areas), area), of.areas)
+    repaired = replace(of, image_sizes=sizes, boxes_xywh=boxes, areas=areas).kept(keep_image, keep)
     masks = [rle for rle, kept in zip(_masks(split), keep, strict=True) if kept]
     return Repaired(split, repaired, changed[keep], masks, resized)
 
@@ -217,34 +207,15 @@ def _changed_records(result: Repaired, done: Counter[str]) -> dict[str, Any]:
 
 def _new_records(result: Repaired, done: Counter[str]) -> dict[str, Any]:
     of = result.annotations
-    ids = np.arange(1, len(of.labels) + 1) if not of.has_ids else of.annotation_ids
-    images = [
-        {"id": identity, "file_name": name, "height": height, "width": width}
-        for identity, name, (height, width) in zip(
-            of.image_ids, of.file_names, of.image_sizes.tolist(), strict=True
-        )
-    ]
-    annotations = [
-        {
-            "id": int(ids[row]),
-            "image_id": of.image_ids[of.image_index[row]],
-            "category_id": of.category_ids[of.labels[row] - 1],
-            "bbox": of.boxes_xywh[row].tolist(),
-            "area": float(of.areas[row]),
-            "iscrowd": int(of.crowd[row]),
-        }
-        for row in range(len(of.labels))
-    ]
-    for record, rle in zip(annotations, result.masks, strict=True):
+    if not of.has_ids:  # they count from 1, without holes
+        of = replace(of, annotation_ids=np.arange(1, len(of.labels) + 1))
+    content = {name: list(some) for name, some in records(of, of.file_names).items()}
+    for record, rle in zip(content["annotations"], result.masks, strict=True):
         if rle is not None and record["image_id"] in result.resized:
             done[RLE_REMOVED] += 1
         elif rle is not None:
             record["segmentation"] = as_json(rle)
-    categories = [
-        {"id": identity, "name": name}
-        for identity, name in zip(of.category_ids, of.names, strict=True)
-    ]
-    return {"images": images, "annotations": annotations, "categories": categories}
+    return content
 
 
 def _masks(split: CheckedSplit) -> list[Rle | None]:

@@ -82,22 +82,31 @@ class Annotations:
         Args:
             indices: positions in `image_ids`, each once, in any order.
         """
-        kept = sorted(int(index) for index in indices)
-        new_index = np.full(len(self.image_ids), -1)
-        new_index[kept] = np.arange(len(kept))
-        rows = np.flatnonzero(new_index[self.image_index] >= 0)
+        images = np.zeros(len(self.image_ids), bool)
+        images[np.asarray(indices, np.int64)] = True
+        return self.kept(images, images[self.image_index])
+
+    def kept(self, images: np.ndarray, rows: np.ndarray) -> "Annotations":
+        """What stays of the images and the annotations; the classes stay, and so does every order.
+
+        Args:
+            images: (I,) bool.
+            rows: (A,) bool; none of an image that goes.
+        """
+        shown, own = np.flatnonzero(images).tolist(), np.flatnonzero(rows)
+        new_index = np.cumsum(images) - 1
         return replace(
             self,
-            image_ids=[self.image_ids[i] for i in kept],
-            file_names=[self.file_names[i] for i in kept],
-            image_sizes=self.image_sizes[kept],
-            annotation_ids=self.annotation_ids[rows],
-            image_index=new_index[self.image_index[rows]],
-            labels=self.labels[rows],
-            boxes_xywh=self.boxes_xywh[rows],
-            areas=self.areas[rows],
-            crowd=self.crowd[rows],
-            masks=None if self.masks is None else [self.masks[row] for row in rows],
+            image_ids=[self.image_ids[i] for i in shown],
+            file_names=[self.file_names[i] for i in shown],
+            image_sizes=self.image_sizes[shown],
+            annotation_ids=self.annotation_ids[own],
+            image_index=new_index[self.image_index[own]],
+            labels=self.labels[own],
+            boxes_xywh=self.boxes_xywh[own],
+            areas=self.areas[own],
+            crowd=self.crowd[own],
+            masks=None if self.masks is None else [self.masks[row] for row in own],
         )
 
 

@@ -14,24 +14,33 @@ from fastdet.data.writers.plan import Notes, SplitPlan
 def write(plans: list[SplitPlan], folder: Path, notes: Notes) -> None:
     """Writes the annotation files; one record a line."""
     for plan in plans:
-        annotations = plan.annotations
-        lists = {
-            "images": _images(annotations, plan.file_names),
-            "categories": (
-                {"id": identity, "name": name}
-                for identity, name in zip(annotations.category_ids, annotations.names, strict=True)
-            ),
-            "annotations": _annotations(annotations),
-        }
+        lists = records(plan.annotations, plan.file_names)
         with (folder / f"{plan.name}.json").open("w", encoding="utf-8") as file:
             file.write("{")
-            for number, (name, records) in enumerate(lists.items()):
+            for number, (name, of_list) in enumerate(lists.items()):
                 file.write(f'{"," if number else ""}\n"{name}": [')
-                for position, record in enumerate(records):
+                for position, record in enumerate(of_list):
                     file.write(",\n" if position else "\n")
                     file.write(json.dumps(record))
                 file.write("\n]")
             file.write("\n}\n")
+
+
+def records(annotations: Annotations, file_names: list[str]) -> dict[str, Iterator[dict[str, Any]]]:
+    """The records of a COCO file, by the name of their list.
+
+    Args:
+        annotations: of one split.
+        file_names: (I,) as the file is to have them.
+    """
+    return {
+        "images": _images(annotations, file_names),
+        "categories": (
+            {"id": identity, "name": name}
+            for identity, name in zip(annotations.category_ids, annotations.names, strict=True)
+        ),
+        "annotations": _annotations(annotations),
+    }
 
 
 def _images(annotations: Annotations, file_names: list[str]) -> Iterator[dict[str, Any]]:
