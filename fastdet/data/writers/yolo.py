@@ -7,6 +7,7 @@ file has no sizes: readers take them from the pictures, turned as their EXIF ori
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from fastdet.data.annotations import Annotations
@@ -75,12 +76,18 @@ def _size(annotations: Annotations, picture: Path, height: int, width: int) -> t
     return found
 
 
+def box_values(xywh: Sequence[float], height: int, width: int) -> list[float]:
+    """The centre and the size of a box, as fractions of the picture's sides."""
+    x, y, w, h = xywh
+    return [(x + w / 2) / width, (y + h / 2) / height, w / width, h / height]
+
+
 def _values(plan: SplitPlan, row: int, height: int, width: int, notes: Notes) -> list[float]:
     """The numbers after the class; none of a mask without a pixel."""
     annotations = plan.annotations
     x, y, w, h = annotations.boxes_xywh[row].tolist()
     if annotations.masks is None:
-        return [(x + w / 2) / width, (y + h / 2) / height, w / width, h / height]
+        return box_values([x, y, w, h], height, width)
     mask = decode([annotations.masks[row]], height, width)[0].astype(bool)
     points = mask_outline(mask)
     if not points:

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""COCO: detections.json, a list of results, and images.json, which says what its ids mean.
+
+pycocotools' and hotcoco's loadRes read detections.json. images.json is a COCO file without
+annotations. The list is parsed by msgspec, 1 us a detection.
+"""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fastdet.data.coco_json import integer, read_json, records
+from fastdet.files import replacing
+from fastdet.predicting.format_options import CsvOptions
+from fastdet.predicting.formats.results import Detection, ResultImage, Results
+
+INDEX = "images.json"
+_EXPECTED = (
+    "expected COCO results, a list of detections with image_id, category_id, bbox [x, y, width, "
+    "height] and score"
+)
+
+
+def paths(images: list[ResultImage], out: Path) -> list[Path]:
+    """The files that `write` makes."""
+    return [out / "detections.json", out / INDEX]
+
+
+def write(results: Results, out: Path, csv: CsvOptions) -> None:
+    """Writes the list and the description of its ids."""
+    file, index = paths(results.images, out)
+    write_json(file, detections_of(results))
+    if results.has_images:
+        write_json(index, index_of(results))
+
+
+def detections_of(results: Results) -> list[dict[str, Any]]:
+    """The list of COCO's results."""
+    ids = [image.id for image in results.images]
+    columns = (results.image_index, results.labels, results.boxes_xywh, results.scores)
+    masks = results.segmentations or [None] * len(results.scores)
+    return [
+        {
+            "image_id": ids[index],
+            "category_id": results.category_ids[label - 1],
+            "bbox": bbox,
+            "score": score,
+        }
+        | ({} if mask is None else {"segmentation": mask})
+        for index, label, bbox, score, mask in zip(
+            *(column.tolist() for column in columns), masks, strict=True
+        )
+    ]
+
+
+def index_of(results: Results) -> dict[str, Any]:
+    """The content of images.json."""
+    images = [
+        {
+            name: value
+            for name in ("id", "file_name", "height", "width")
+            if (value := getattr(image, name)) is not None
+        }
+        for image in results.images
+    ]
+    categories = [
+        {"id": category_id, "name": name}
+        for category_id, name in zip(results.category_ids, results.classes, strict=True)
+    ]
+    return {"images": images, "categories": categories}
+
+
+def read_results(path: str | Path, index: str | Path | None = None) -> Results:
+    """Reads COCO results, of fastdet or of any other tool.
+
+    Args:
+        path: a JSON file with a list of detections.
+        index: COCO file with the images and the categories, such as the annotations. None:
+            images.json beside `path`; where there is none, ids are all that is known.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not COCO results; an id that the index lacks; a number that is not finite.
+    """
+    path = Path(path)
+    found = _decoded(path)
+    _check_finite(path, found)
+    beside = path.parent / INDEX
+    if index is None and beside.is_file() and beside != path:
+        index = beside
+    if index is None:
+        images: list[Any] = [{"id": i} for i in sorted({d.image_id for d in found})]
+        ids = sorted({d.category_id for d in found})
+        categories: list[Any] = [{"id": i, "name": str(i)} for i in ids]
+    else:
+        index = Path(index)
+        content = read_json(index)
+        images = records(index, content, "images", ("id", "file_name"))
+        categories = records(index, content, "categories", ("id", "name"))
+        _check_ids(path, index, found, images, categories)
+    results = Results.of_detections(images, categories, found)
+    return replace(results, has_images=index is not None)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Replaces `path` as a whole."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+
+
+def _decoded(path: Path) -> list[Detection]:
+    data = path.read_bytes()
+    try:
+        return msgspec.json.decode(data, type=list[Detection])
+    except (ValueError, RecursionError) as error:
+        reason = str(error)
+    try:  # ids written as 3.0, and NaN, which is named later
+        return msgspec.convert(_with_integer_ids(json.loads(data)), type=list[Detection])
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path}: {_EXPECTED}; got: {reason}") from None
+
+
+def _with_integer_ids(content: Any) -> Any:
+    if isinstance(content, list):
+        for record in content:
+            if isinstance(record, dict):
+                for key in ("image_id", "category_id"):
+                    record[key] = integer(record.get(key))
+    return content
+
+
+def _check_finite(path: Path, found: list[Detection]) -> None:
+    for number, detection in enumerate(found):
+        if not all(map(math.isfinite, (*detection.bbox, detection.score))):
+            raise ValueError(
+                f"{path}: detection {number} of image id {detection.image_id}: expected finite "
+                f"numbers, got bbox {list(detection.bbox)} and score {detection.score}"
+            )
+
+
+def _check_ids(
+    path: Path, index: Path, found: list[Detection], images: list[Any], categories: list[Any]
+) -> None:
+    known = {image["id"] for image in images}
+    strange = next((d.image_id for d in found if d.image_id not in known), None)
+    if strange is not None:
+        raise ValueError(f"{path}: image id {strange} is not among the images of {index}")
+    known = {category["id"] for category in categories}
+    strange = next((d.category_id for d in found if d.category_id not in known), None)
+    if strange is not None:
+        raise ValueError(f"{path}: category id {strange} is not among those of {index}")
