@@ -2,8 +2,7 @@
 """One set of detections from those of several models.
 
 Weighted boxes fusion and NMS run once over the boxes of all pictures: a box's label is its picture
-and class. 500,000 detections take about a second. Soft-NMS, whose cost grows with the square of
-the boxes, runs picture by picture.
+and class. Soft-NMS, whose cost grows with the square of the boxes, runs picture by picture.
 """
 
 import math

@@ -2,7 +2,7 @@
 """COCO: detections.json, a list of results, and images.json, which says what its ids mean.
 
 pycocotools' and hotcoco's loadRes read detections.json. images.json is a COCO file without
-annotations. The list is parsed by msgspec, 1 us a detection.
+annotations.
 """
 
 import json

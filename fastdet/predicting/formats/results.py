@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The detections on many pictures as a few NumPy columns, whatever they are written to.
 
-70 bytes a detection. Boxes are x, y, width, height as in COCO's results, so that reading and
+56 bytes a detection. Boxes are x, y, width, height as in COCO's results, so that reading and
 writing these changes no bit.
 """
 
