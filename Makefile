@@ -1,5 +1,4 @@
-# What a person types. On a machine that has never seen fastdet each of these installs it first, with
-# the commands of the README.
+# What a person types. On a machine that has never seen fastdet each of these installs it first.
 #
 #   make check    before each commit: lint, and the tests that are quick; about 4 minutes on 2 cores
 #   make build    after an edit of C++ or CUDA code: compiles what changed, without pip
