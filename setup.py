@@ -3,7 +3,7 @@
 
 The environment variables FASTDET_CUDA (auto | on | off), FASTDET_CUDA_ARCHS (such as "80;90") and
 FASTDET_SANITIZE (such as "address,undefined") are passed on to CMakeLists.txt, which describes the
-build.
+build. With FASTDET_COMPILE=off nothing is compiled: the Makefile does that beside pip.
 """
 
 import os
@@ -24,6 +24,8 @@ class CMakeBuild(build_ext):
 
     def run(self) -> None:
         """Configures, builds and installs into the package (the source tree's, if editable)."""
+        if os.environ.get("FASTDET_COMPILE") == "off":
+            return
         import pybind11
 
         torch = find_torch()

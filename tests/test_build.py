@@ -2,6 +2,8 @@
 """Which torch, compiler and CUDA kernels a build takes, and the version of what it builds."""
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -38,6 +40,24 @@ def test_asks_for_torch_only_where_there_is_none(tmp_path, monkeypatch):
 def test_the_version_is_that_of_the_package():
     project = pyprojecttoml.read_configuration(TREE / "pyproject.toml")["project"]
     assert project["version"] == fastdet.__version__
+
+
+def test_the_makefile_installs_what_the_build_requires():
+    required = pyprojecttoml.load_file(TREE / "pyproject.toml")["build-system"]["requires"]
+    (command,) = re.findall("pip install (torch torchvision .*)", (TREE / "Makefile").read_text())
+    assert set(required) <= set(shlex.split(command))
+
+
+def test_pip_compiles_nothing_where_the_makefile_does(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--quiet", "build_ext", "--build-lib", tmp_path],
+        cwd=TREE,
+        env={**os.environ, "FASTDET_COMPILE": "off"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ files under several versions of torch, each in a virtual environment of its own 
 tests that cover every operator, under the oldest version that is supported, one between and the
 newest that pip offers. The installed version is left out: `make test` covers it. With the headers
 of the oldest and the newest, the CUDA kernels are also compiled for the emulator. `--all` runs all
-tests of the operators; most of them test the loops, which do not know torch.
+tests of the operators; most of them test the loops, which do not know torch. `--environments` only
+makes the two older environments, which needs no build: `.ci/run` does it while it installs.
 """
 
 import json
@@ -22,6 +23,7 @@ PACKAGE = ROOT / "fastdet"
 OLDEST, BETWEEN = "2.11.0", "2.13.0"
 ALL_TESTS = ["tests/ops", "-m", "not slow and not emulation"]
 EVERY_OPERATOR = ["tests/ops/test_every_op.py", "-m", "not slow and not emulation"]
+LOOPS = ["-k", "not million and not instruction_sets"]  # no torch is in the loops
 EMULATED = ["tests/ops/test_cuda.py", "-m", "emulation"]
 
 # The libraries that ours may need at load time; torch's are already loaded by then.
@@ -104,6 +106,10 @@ def environment(version: str) -> Path:
 
 def main() -> None:
     """Checks the symbols, then runs the operators' tests under each torch."""
+    if "--environments" in sys.argv:
+        for version in (OLDEST, BETWEEN):
+            environment(version)
+        return
     libraries = sorted(PACKAGE.glob("libfastdet*.so"))
     build = ROOT / "build" / f"cpython-{sys.version_info.major}{sys.version_info.minor}"
     loops = sorted(build.glob("CMakeFiles/loops_*.dir/csrc/*/*.loops.cpp.o"))
@@ -124,7 +130,7 @@ def main() -> None:
         if version == installed:
             continue
         print(f"op tests under torch {version}", flush=True)
-        selection = ALL_TESTS if "--all" in sys.argv else EVERY_OPERATOR
+        selection = ALL_TESTS if "--all" in sys.argv else [*EVERY_OPERATOR, *LOOPS]
         for tests in (selection,) if version == BETWEEN else (selection, EMULATED):
             result = subprocess.run(
                 [environment(version), "-m", "pytest", "-p", "no:cacheprovider", *tests],

@@ -2,7 +2,8 @@
 """Runs the operators' tests on libraries built with AddressSanitizer and UBSan: `make sanitize`.
 
 The CUDA kernels run too, on the CPU emulator (tests/cuda_emulation), but only in the tests that
-cover every operator: all emulated tests take far longer. To choose other tests, give
+cover every operator: all emulated tests take far longer. What torch knows of an operator (opcheck,
+graphs) is not of the kernels, whose memory the other tests reach. To choose other tests, give
 pytest's arguments: `python tools/sanitize.py tests/ops -m "not slow and not memory"` runs all.
 
 The package with the sanitized libraries is installed into build/sanitized; the source tree is not
@@ -27,7 +28,11 @@ SANITIZERS = (
     "vla-bound"
 )
 SELECTIONS = (
-    ["tests/ops", "-m", "not slow and not memory and not emulation and not cuda"],
+    [
+        "tests/ops",
+        "-m",
+        "not slow and not memory and not registration and not emulation and not cuda",
+    ],
     # Other orders of lanes and counts of launches run the same kernels again.
     [
         "tests/ops/test_cuda.py",
@@ -52,6 +57,7 @@ def runtime(name: str) -> str:
 def install() -> None:
     """Installs the sanitized package and copies the tests and sources beside it."""
     shutil.rmtree(TARGET, ignore_errors=True)
+    # In pip's isolation, as a user installs: `make install` builds without it.
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
     subprocess.run(
         [*command, "--target", TARGET, ROOT],

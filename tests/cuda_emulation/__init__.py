@@ -108,6 +108,17 @@ def load() -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
+@cache
+def _emulated_operators() -> tuple[str, ...]:
+    """Those with an emulated kernel, of the loaded library."""
+    return tuple(
+        name.removeprefix("fastdet_emulated::")
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("fastdet_emulated::")
+        and torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
+    )
+
+
 def set_lane_order(library: ctypes.CDLL, order: str) -> None:
     library.cuda_emulation_set_lane_order(LANE_ORDERS[order])
 
@@ -118,15 +129,9 @@ def emulated_kernels(order: str = "ascending") -> Iterator[None]:
     library = load()
     set_lane_order(library, order)
     overrides = torch.library.Library("fastdet", "IMPL")
-    names = [
-        name.removeprefix("fastdet_emulated::")
-        for name in torch._C._dispatch_get_all_op_names()
-        if name.startswith("fastdet_emulated::")
-        and torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
-    ]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"(?s).*Overriding a previously registered")
-        for name in names:
+        for name in _emulated_operators():
             overrides.impl(name, getattr(torch.ops.fastdet_emulated, name).default, "CPU")
     try:
         yield

@@ -160,7 +160,7 @@ class Block {
     std::fill_n(reinterpret_cast<unsigned char*>(shared_.data()), shared_bytes, 0xA5);
     start_lanes(size);
     while (num_ended_ < num_lanes_)
-      if (!run_a_warp() && !release_block()) throw std::runtime_error(stuck());
+      if (!run_warps() && !release_block()) throw std::runtime_error(stuck());
   }
 
   void wait(State state) {
@@ -221,20 +221,31 @@ class Block {
     arrived(fake);
   }
 
-  // Runs the lanes of one warp as far as they come: so it is ahead of others, where the block has
-  // no barrier. False where no warp can go on.
-  bool run_a_warp() {
+  // Runs each warp as far as it comes before the next one: so it is ahead of others, where the block
+  // has no barrier. Where warps are shuffled, another warp may go on after each of its barriers.
+  // False where no warp can go on.
+  bool run_warps() {
+    bool ran = false;
     for (size_t w : order_of((num_lanes_ + kWarp - 1) / kWarp)) {
-      std::vector<size_t> ready;
-      for (size_t i = w * kWarp; i < std::min<size_t>((w + 1) * kWarp, num_lanes_); ++i) {
-        if (lanes_[i].state == State::kAtWarpBarrier) release_warp(i);
-        if (lanes_[i].state == State::kReady) ready.push_back(i);
+      while (run_warp(w)) {
+        ran = true;
+        if (lane_order > 1) return true;
       }
-      if (ready.empty()) continue;
-      for (size_t i : ordered(std::move(ready))) resume(i);
-      return true;
     }
-    return false;
+    return ran;
+  }
+
+  // Runs the lanes of a warp up to their next barriers; false where none can go on.
+  bool run_warp(size_t w) {
+    std::vector<size_t> ready;
+    ready.reserve(kWarp);
+    for (size_t i = w * kWarp; i < std::min<size_t>((w + 1) * kWarp, num_lanes_); ++i) {
+      if (lanes_[i].state == State::kAtWarpBarrier) release_warp(i);
+      if (lanes_[i].state == State::kReady) ready.push_back(i);
+    }
+    if (ready.empty()) return false;
+    for (size_t i : ordered(std::move(ready))) resume(i);
+    return true;
   }
 
   // Lets all go on where all wait for the same; false where they do not.

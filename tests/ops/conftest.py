@@ -1,12 +1,22 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Fixtures: the operators' tests also run their CUDA kernels on the CPU, by emulation."""
+"""The operators' tests also run their CUDA kernels on the CPU, by emulation."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests.cuda_emulation import emulated_kernels
+
+REGISTRATION = ("test_opcheck", "test_compiles")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what tests how torch knows an operator, by its name."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.name.startswith(REGISTRATION):
+            item.add_marker(pytest.mark.registration)
 
 
 @pytest.fixture(
