@@ -13,14 +13,14 @@ PARTS := test-models test-rest test-emulation test-smaller-isas test-ops
 # `make -j2 install` compiles while pip downloads and unpacks what the tests and tools need.
 install: .venv/built .venv/installed
 
-# What the build needs; pip would unpack a second torch to build with.
+# What the build needs, for the Makefile and, of torch alone, for pip, which would unpack a second one.
 .venv/tools: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install torch torchvision "cmake>=3.26" ninja "pybind11>=2.13" "setuptools>=77"
 	touch $@
 
 .venv/installed: .venv/tools setup.py build_backend.py
-	FASTDET_COMPILE=off $(BIN)/pip install --no-build-isolation -e ".[dev]"
+	FASTDET_COMPILE=off $(BIN)/pip install -e ".[dev]"
 	touch $@
 
 # The build folder is pip's, build/cpython-*, and stays; the libraries go into fastdet/.
