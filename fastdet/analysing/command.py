@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
@@ -96,7 +97,7 @@ def run(
     analysis = Analysis(annotations, split, options, sides, both)
     console = Console()
     for table in tables(analysis):
-        console.print(_rich(table))
+        console.print(_rich(table, console.width))
     for text in sentences(analysis, weakest):
         print(text)
     write_json(files[0], analysis, weakest)
@@ -104,6 +105,8 @@ def run(
     print(f"analysis: {files[0]}, {files[1]}")
     return analysis
 
+
+WIDE = 100  # columns of a terminal
 
 Read = tuple[Found, Found | None, np.ndarray, np.ndarray]
 """Detections, proposals, (I,) bool of the images looked at, (C,) bool of the known classes."""
@@ -196,12 +199,20 @@ def _side(
     return analyse_side(annotations, found, options, f"{path.parent.name}/{path.name}", recall)
 
 
-def _rich(table: Table) -> RichTable:
-    drawn = RichTable(title=table.title)
-    for column, name in enumerate(table.head):
-        drawn.add_column(name, justify="left" if column < table.text_columns else "right")
+def _rich(table: Table, width: int) -> RichTable:
+    drawn = RichTable(title=table.title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    hidden = table.for_wide if width < WIDE else ()
+    shown = [column for column, name in enumerate(table.head) if name not in hidden]
+    for column in shown:
+        is_text = column < table.text_columns
+        drawn.add_column(
+            table.head[column],
+            justify="left" if is_text else "right",
+            no_wrap=not is_text,
+            min_width=8 if is_text else None,
+        )
     for row in table.rows:
-        drawn.add_row(*row)
+        drawn.add_row(*(row[column] for column in shown))
     return drawn
 
 

@@ -71,7 +71,9 @@ class Drawer:
         for row in rows.tolist():
             text = f"{names[found.labels[row] - 1]} {found.scores[row]:.2f}"
             kind, about = int(errors.kinds[row]), int(errors.about[row])
-            if kind == CLASSIFICATION:
+            if kind == CORRECT:
+                text = f"{found.scores[row]:.2f}"
+            elif kind == CLASSIFICATION:
                 text += f": is {names[self.analysis.annotations.labels[about] - 1]}"
             elif kind > CORRECT:
                 text += f": {KIND_WORDS[kind]}"
@@ -88,12 +90,9 @@ class Drawer:
         for row in rows.tolist():
             said = [_of_object(side, row, annotations.names) for side in self.analysis.sides]
             kinds.append(max(kind for kind, _ in said))
-            texts = [text for _, text in said]
-            if len(texts) == 2 and any(texts):
-                texts = [f"first {texts[0] or 'found'}", f"second {texts[1] or 'found'}"]
-            text = ", ".join(one for one in texts if one)
+            text = _joined([text for _, text in said])
             name = annotations.names[annotations.labels[row] - 1]
-            words.append(f"{name}: {text}" if text else name)
+            words.append(f"{name}: {text}" if text else "")
         masks = None if annotations.masks is None else [annotations.masks[row] for row in rows]
         return self._drawn(index, annotations.boxes_xywh[rows], words, np.array(kinds), masks)
 
@@ -156,6 +155,13 @@ def _of_object(side: Side, row: int, names: list[str]) -> tuple[int, str]:
             return kind, f"found as {names[side.found.labels[by] - 1]}"
         return kind, "badly placed" if kind == LOCALISATION else ""
     return MISSED, f"missed, score {score:.2f}" if kind == CORRECT else "missed"
+
+
+def _joined(texts: list[str]) -> str:
+    """What is said of an object of which each side says something, "" if it finds it."""
+    if len(texts) == 2 and any(texts) and not all(texts):
+        return "only second" if texts[0] else "only first"
+    return " / ".join(dict.fromkeys(text for text in texts if text))
 
 
 def _counts(analysis: Analysis, side: Side, index: int) -> str:

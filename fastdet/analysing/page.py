@@ -17,7 +17,7 @@ from fastdet.analysing.coco import PROPOSALS, SIZES
 from fastdet.analysing.drawing import COLOURS, Drawer
 from fastdet.analysing.errors import KINDS, MEANINGS
 from fastdet.analysing.sentences import sentences, weak_classes
-from fastdet.analysing.tables import Table, error_counts, tables
+from fastdet.analysing.tables import Table, confusion_matrix, error_counts, tables
 from fastdet.files import replacing
 from fastdet.report.charts import Line, line_chart
 from fastdet.report.page import html_table, views_of
@@ -62,10 +62,13 @@ def write_page(
     said = "".join(f"<li>{escape(text)}</li>" for text in sentences(analysis, weakest))
     sections = [f"<section><ul>{said}</ul></section>"]
     sections += [_table_section(table) for table in tables(analysis)]
+    matrices = [confusion_matrix(analysis, side) for side in analysis.sides]
+    sections += [_table_section(table) for table in matrices if table is not None]
     sections += [_charts(analysis, side) for side in analysis.sides]
     sections += _picture_sections(analysis, weakest, drawn, pictures)
-    names = " and ".join(side.name for side in analysis.sides)
-    introduction = f"{names} on {analysis.split} of {analysis.annotations.path}."
+    names = ", second: ".join(side.name for side in analysis.sides)
+    first = "First: " if len(analysis.sides) > 1 else ""
+    introduction = f"{first}{names}. On {analysis.split} of {analysis.annotations.path}."
     write_html(path, "What went wrong", introduction, sections)
 
 
@@ -172,14 +175,14 @@ def _plain(value: Any) -> Any:
 def _table_section(table: Table) -> str:
     body = html_table(table.head, table.rows, text_columns=table.text_columns)
     legend = ""
-    if set(KINDS) <= set(table.head):
+    if table.title.endswith("errors cost"):
         texts = ", ".join(f"<b>{kind}</b>: {MEANINGS[kind]}" for kind in KINDS)
         legend = f"<p>{texts}.</p>"
     return f"<section><h2>{escape(table.title)}</h2>{body}{legend}</section>"
 
 
 def _charts(analysis: Analysis, side: Side) -> str:
-    labels = weak_classes(side, CURVES)
+    labels = weak_classes(analysis.annotations, side, CURVES)
     curves = [
         Line(
             analysis.annotations.names[label - 1],
@@ -241,13 +244,15 @@ def _picture_sections(
             counts = np.bincount(of[rows], minlength=images)
             shown.append((f"Objects that {who}: {rows.sum():,}", _largest(counts, drawn)))
     shown.append(("Pictures with the most errors", worst(analysis, drawn)))
-    for label in weak_classes(analysis.sides[-1], weakest):
+    for label in weak_classes(analysis.annotations, analysis.sides[-1], weakest):
         found = worst(analysis, min(drawn, OF_CLASS), label)
         shown.append((f"Pictures with the most errors of {names[label - 1]}", found))
     sections = []
     for title, indices in shown:
         if indices:
-            views = "".join(views_of(drawer.caption(i), drawer.views(i)) for i in indices)
+            views = "".join(
+                views_of(drawer.caption(i), drawer.views(i), wide=True) for i in indices
+            )
             sections.append(
                 f'<section><h2>{escape(title)}</h2>{note}<div class="pictures">{views}</div>'
                 "</section>"

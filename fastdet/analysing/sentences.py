@@ -24,6 +24,7 @@ from fastdet.analysing.errors import (
 from fastdet.data.annotations import Annotations
 
 SECOND = 0.25  # of the loss of a class, from which its second kind of error is named too
+FEW = 5  # objects
 AREAS = (32**2, 96**2)
 
 
@@ -35,19 +36,27 @@ def sentences(analysis: Analysis, weakest: int) -> list[str]:
         weakest: number of classes that have a sentence, those with the lowest AP.
     """
     said = []
-    for side in analysis.sides:
-        start = f"{side.name}: " if len(analysis.sides) > 1 else ""
+    for place, side in zip(("First: ", "Second: "), analysis.sides, strict=False):
+        start = place if len(analysis.sides) > 1 else ""
         said += [start + text for text in _overall(analysis, side)]
     if analysis.beside is not None:
         said += _of_two(analysis)
-    labels = weak_classes(analysis.sides[-1], weakest)
-    return said + [of_class(analysis.annotations, analysis.sides[-1], label) for label in labels]
+    annotations, last = analysis.annotations, analysis.sides[-1]
+    start = "Second: " if len(analysis.sides) > 1 else ""
+    labels = weak_classes(annotations, last, weakest)
+    return said + [start + of_class(annotations, last, label) for label in labels]
 
 
-def weak_classes(side: Side, most: int) -> list[int]:
-    """The labels with the lowest AP, of those that have objects."""
-    order = np.argsort(side.coco.AP, kind="stable")  # NaN last
-    return [int(c) + 1 for c in order[:most] if not math.isnan(side.coco.AP[c])]
+def weak_classes(annotations: Annotations, side: Side, most: int) -> list[int]:
+    """The labels with the lowest AP, of those that have objects.
+
+    Those with fewer than `FEW` objects come last: their AP is mostly chance.
+    """
+    counts = np.bincount(
+        annotations.labels[~annotations.crowd], minlength=len(annotations.names) + 1
+    )[1:]
+    order = np.lexsort((side.coco.AP, counts < FEW))
+    return [int(c) + 1 for c in order if counts[c] > 0][:most]
 
 
 def of_class(annotations: Annotations, side: Side, label: int) -> str:
@@ -169,12 +178,10 @@ def _of_two(analysis: Analysis) -> list[str]:
         f"The second finds {_count(gained, 'object')} that the first misses, and misses {lost} "
         f"that the first finds, of {objects}."
     ]
-    iou, number = f"{analysis.options.iou_threshold:g}", analysis.options.resamplings
-    for what, value, digits in (
-        (f"AP at IoU {iou}", beside.AP, 3),
-        ("number of objects found", beside.objects, 0),
-    ):
-        said.append(difference_sentence(what, value, number, digits))
+    number = analysis.options.resamplings
+    ap = f"AP at IoU {analysis.options.iou_threshold:g}"
+    said.append(difference_sentence(f"has {{}} {ap}", beside.AP, number, 3))
+    said.append(difference_sentence("finds {} objects", beside.objects, number, 0))
     change = second.coco.AP - first.coco.AP
     if not np.isnan(change).all():
         names, up, down = analysis.annotations.names, np.nanargmax(change), np.nanargmin(change)
@@ -188,24 +195,24 @@ def _of_two(analysis: Analysis) -> list[str]:
     return said
 
 
-def difference_sentence(what: str, value: Difference, resamplings: int, digits: int) -> str:
-    """A difference, its range, and what that means."""
-    text = f"The {what} of the second is {_signed(value.value, digits)} to that of the first"
+def difference_sentence(says: str, value: Difference, resamplings: int, digits: int) -> str:
+    """A difference, its range, and what that means.
+
+    Args:
+        says: what the second does, with {} for how much more or less.
+        value: of the second to the first.
+        resamplings: their number.
+        digits: after the point.
+    """
+    much = f"{abs(value.value):.{digits}f} {'less' if value.value < 0 else 'more'}"
+    text = f"The second {says.format(much)} than the first"
     if math.isnan(value.low):
         return f"{text}; without resamplings of the pictures it cannot be told from chance."
-    means = (
-        f"the second is {'better' if value.low > 0 else 'worse'}, and by more than chance"
-        if value.is_clear
-        else "these pictures do not tell which is better"
-    )
+    means = "more than chance" if value.is_clear else "it may be chance"
     return (
-        f"{text}, in 95 % of {resamplings} resamplings of the pictures between "
-        f"{_signed(value.low, digits)} and {_signed(value.high, digits)}: {means}."
+        f"{text}; in 95 % of {resamplings} resamplings of the pictures the difference lies between "
+        f"{value.low:+.{digits}f} and {value.high:+.{digits}f}: {means}."
     )
-
-
-def _signed(value: float, digits: int) -> str:
-    return f"{value:+.{digits}f}"
 
 
 def _value(value: float) -> str:

@@ -43,7 +43,7 @@ def draw_boxes(
         image: (3, H, W) RGB, uint8 or float in 0..1.
         boxes: (N, 4) xyxy in pixels of the image.
         labels: (N,) indices into `classes`.
-        classes: names by label; None: captions without a name.
+        classes: names by label; None: captions without a name. A box without words has no caption.
         scores: (N,); if given, captions contain the score, and the best box is drawn on top.
         masks: (N, 1, H, W) bool; if given, objects are tinted in the colour of their class.
         colours: by label; None: `class_colour`.
@@ -76,7 +76,7 @@ def draw_boxes(
         canvas.rectangle(corners, outline=colour, width=max(2, text_size // 7))
         words = [] if classes is None else [classes[int(labels[index])]]
         words += [] if scores is None else [f"{float(scores[index]):.2f}"]
-        if words:
+        if any(words):
             captions.append((corners, " ".join(words), colour))
     # Draw captions last, so that no outline covers them.
     for corners, caption, colour in captions:

@@ -202,14 +202,20 @@ def _comparison(comparison: Comparison) -> str:
     return views_of(comparison.caption, views)
 
 
-def views_of(caption: str, views: Mapping[str, Image.Image]) -> str:
-    """HTML of one image in several views, side by side, each with its name."""
+def views_of(caption: str, views: Mapping[str, Image.Image], wide: bool = False) -> str:
+    """HTML of one image in several views, side by side, each with its name.
+
+    Args:
+        caption: below them.
+        views: two, or with `wide` any number.
+        wide: over the whole width of the page.
+    """
     images = "".join(
         f'<div><img alt="{escape(caption)}, {escape(kind)}" src="{_data_url(picture)}">'
         f"<span>{escape(kind)}</span></div>"
         for kind, picture in views.items()
     )
-    columns = f' style="--views:{len(views)}"' if len(views) != 2 else ""
+    columns = f' style="--views:{len(views)};grid-column:1/-1"' if wide else ""
     return f"<figure{columns}>{images}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
