@@ -23,6 +23,7 @@ from fastdet.analysing.matching import Matches, match, overlapping
 from fastdet.analysing.scores import BestF1, Calibration, best_f1, calibration_of
 from fastdet.data.annotations import Annotations
 
+UNKNOWN = 0.5  # score threshold where no detection is correct
 FEWEST = 11  # detections of a class in an image; COCO counts the best 1 and 10 too
 
 
@@ -205,7 +206,7 @@ def analyse_side(
     ]
     threshold = options.score_threshold
     if threshold is None:
-        threshold = 0.5 if math.isnan(best.threshold) else best.threshold
+        threshold = best.threshold if best.f1 > 0 else UNKNOWN
     return Side(
         name or str(found.path),
         found,

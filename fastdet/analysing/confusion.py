@@ -60,7 +60,7 @@ def confusion_of(
     ).objects
     others[own] = matches.objects[own]
     shown = own | left
-    truth = np.where(others >= 0, annotations.labels[others] - 1, background)[shown]
+    truth = np.where(others >= 0, np.append(annotations.labels, 0)[others] - 1, background)[shown]
     said = found.labels[shown] - 1
     free[others[shown & (others >= 0)]] = False
     unfound = annotations.labels[free] - 1

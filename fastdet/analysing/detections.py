@@ -181,6 +181,8 @@ def _columns(
     path: Path, rows: Sequence[Any]
 ) -> tuple[list[Any], list[Any], np.ndarray, np.ndarray]:
     """Image ids, category ids, boxes (D, 4) and scores (D,)."""
+    if not rows:
+        return [], [], np.zeros((0, 4)), np.zeros(0)
     try:
         image_ids = [row["image_id"] for row in rows]
         category_ids = [row["category_id"] for row in rows]
@@ -188,8 +190,6 @@ def _columns(
         scores = np.array([row["score"] for row in rows], np.float64).reshape(len(rows), -1)
     except (KeyError, TypeError, ValueError, IndexError):
         raise ValueError(_bad_row(path, rows)) from None
-    if not rows:
-        return [], [], np.zeros((0, 4)), np.zeros(0)
     if boxes.shape[1] != 4 or scores.shape[1] != 1:
         raise ValueError(_bad_row(path, rows))
     bad = ~(np.isfinite(boxes).all(1) & np.isfinite(scores[:, 0]) & (boxes[:, 2:] >= 0).all(1))

@@ -66,7 +66,8 @@ class Drawer:
         found, errors, names = side.found, side.errors, self.analysis.annotations.names
         shown = (found.image_index == index) & (found.scores >= side.score_threshold)
         rows = np.flatnonzero(shown)
-        rows = rows[np.argsort(found.scores[rows], kind="stable")]  # the best on top
+        # What is wrong is on top, the best of it uppermost.
+        rows = rows[np.lexsort((found.scores[rows], errors.kinds[rows] > CORRECT))]
         words = []
         for row in rows.tolist():
             text = f"{names[found.labels[row] - 1]} {found.scores[row]:.2f}"

@@ -136,7 +136,7 @@ def cost_of(annotations: Annotations, found: Found, errors: Errors) -> Cost:
         if kind in (CLASSIFICATION, LOCALISATION):
             objects = errors.about[order]
             fixing = (kinds == kind) & (np.append(errors.fixing, NONE)[objects] == order)
-            of = np.where(fixing, annotations.labels[objects], labels)
+            of = np.where(fixing, np.append(annotations.labels, 0)[objects], labels)
             correct = correct | fixing
         stays = stays & ((kinds != kind) | correct)
         left = counts - missing if kind == MISSED else counts

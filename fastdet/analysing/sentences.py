@@ -25,6 +25,7 @@ from fastdet.data.annotations import Annotations
 
 SECOND = 0.25  # of the loss of a class, from which its second kind of error is named too
 FEW = 5  # objects
+LOOSE = 0.05  # of AP that is lost at higher IoUs alone
 AREAS = (32**2, 96**2)
 
 
@@ -66,10 +67,11 @@ def of_class(annotations: Annotations, side: Side, label: int) -> str:
     start = f"{name}: AP {side.coco.AP[label - 1]:.3f}, {_count(objects.sum(), 'object')}."
     loss = float(costs.sum())
     if not loss > 0:
-        return (
-            f"{start} No kind of error costs it AP at IoU {side.confusion.iou_threshold}; what it "
-            "lacks is tighter boxes."
-        )
+        text = f"{start} No kind of error costs it AP at IoU {side.confusion.iou_threshold:g}"
+        base = side.cost.base[label - 1]
+        if base - side.coco.AP[label - 1] > LOOSE:
+            return f"{text}, where its AP is {base:.3f}: what it lacks is tighter boxes."
+        return f"{text}."
     order = np.argsort(-costs, kind="stable").tolist()
     kinds = [kind for kind in order[:2] if costs[kind] > 0]
     kinds = [kind for i, kind in enumerate(kinds) if i == 0 or costs[kind] >= SECOND * loss]
@@ -82,16 +84,20 @@ def of_class(annotations: Annotations, side: Side, label: int) -> str:
 
 
 def _detail(annotations: Annotations, side: Side, label: int, kind: int) -> str:
-    own = side.shown() & (side.found.labels == label) & (side.errors.kinds == kind)
-    number, name = int(own.sum()), annotations.names[label - 1]
+    name = annotations.names[label - 1]
     if kind == CLASSIFICATION:
         return _confusions(annotations, side, label)
+    of_kind = (side.found.labels == label) & (side.errors.kinds == kind)
+    own = of_kind & side.shown()
+    low = not own.any()  # all are below the score threshold
+    own = of_kind if low else own
+    number, at = int(own.sum()), f", all below score {side.score_threshold:.2f}" if low else ""
     if kind == LOCALISATION:
-        return f"{_count(number, 'detection')} badly placed"
+        return f"{_count(number, 'detection')} badly placed{at}"
     if kind == BOTH:
-        return f"{_count(number, 'detection')} of another class and badly placed"
+        return f"{_count(number, 'detection')} of another class and badly placed{at}"
     if kind == DUPLICATE:
-        return f"{_count(number, 'second detection')} of an object that is found"
+        return f"{_count(number, 'second detection')} of an object that is found{at}"
     if kind == BACKGROUND:
         having = np.bincount(
             annotations.image_index[annotations.labels == label],
@@ -100,7 +106,7 @@ def _detail(annotations: Annotations, side: Side, label: int, kind: int) -> str:
         without = int((having[side.found.image_index[own]] == 0).sum())
         return (
             f"{_count(number, 'detection')} where nothing is, {without} of them in pictures "
-            f"without {name}"
+            f"without {name}{at}"
         )
     missed = (side.errors.object_kinds == MISSED) & (annotations.labels == label)
     sizes = np.bincount(np.digitize(annotations.areas[missed], AREAS), minlength=3).tolist()
@@ -143,7 +149,9 @@ def _overall(analysis: Analysis, side: Side) -> list[str]:
         worst = np.argsort(-costs, kind="stable")[:2].tolist()
         texts = [f"{KINDS[kind]} {costs[kind]:.3f}" for kind in worst if costs[kind] > 0]
         said.append(f"At IoU {iou} most AP is lost by {' and '.join(texts)}.")
-    if not math.isnan(best.threshold):
+    if best.f1 == 0:
+        said.append(f"No detection finds an object of its class at IoU {iou}.")
+    elif not math.isnan(best.f1):
         said.append(
             f"The best score threshold for all classes is {best.threshold:.2f}: F1 {best.f1:.3f}, "
             f"precision {best.precision:.3f}, recall {best.recall:.3f}."
