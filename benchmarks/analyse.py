@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.machine import describe
-from benchmarks.readme_tables import filled
+from benchmarks.readme_tables import ROOT, filled
 from benchmarks.results import ANALYSE
 from fastdet.files import replacing
 
@@ -67,13 +67,9 @@ def write_problem(folder: Path, images: int, objects: int, detections: int) -> l
     for name in ("first", "second"):
         near = detections // 2
         source = rng.integers(0, objects, near)
-        moved = gt_boxes[source] + rng.normal(0, 0.15, (near, 4)) * np.tile(
-            gt_boxes[source, 2:], 2
-        )
+        moved = gt_boxes[source] + rng.normal(0, 0.15, (near, 4)) * np.tile(gt_boxes[source, 2:], 2)
         moved[:, 2:] = np.maximum(moved[:, 2:], 2)
-        said = np.where(
-            rng.random(near) < 0.8, labels[source], rng.integers(1, CLASSES + 1, near)
-        )
+        said = np.where(rng.random(near) < 0.8, labels[source], rng.integers(1, CLASSES + 1, near))
         far = detections - near
         columns = (
             [*of[source].tolist(), *rng.integers(0, images, far).tolist()],
@@ -105,7 +101,9 @@ def measured(arguments: list[str]) -> dict[str, float]:
 def main() -> None:
     """Measures, and writes the result file and the tables that are made of it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a tiny problem, written to --out only")
+    parser.add_argument(
+        "--quick", action="store_true", help="a tiny problem, written to --out only"
+    )
     parser.add_argument("--out", type=Path, default=ANALYSE)
     options = parser.parse_args()
     shrunk = 100 if options.quick else 1
@@ -127,7 +125,8 @@ def main() -> None:
         temporary.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
     if options.out == ANALYSE:
-        filled()
+        page = ROOT / "docs" / "analysis.md"
+        page.write_text(filled(page.read_text()))
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def hotcoco_errors(annotations: Annotations, found: Found) -> dict:
 
 @pytest.mark.parametrize("ties", [False, True], ids=["", "ties"])
 def test_kinds_and_costs_equal_the_definition(ties: bool) -> None:
-    for seed in range(25):
+    for seed in range(15):
         annotations, found = problem(seed, ties=ties)
         errors, costs = analysed(annotations, found)
         kinds, missed = kinds_of(annotations, found, 0.5, 0.1)

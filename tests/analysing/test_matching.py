@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def matched(
 
 
 def pycocotools_matches(
-    file: Path, results: Path, kind: str, threshold: float
+    file: Path, results: Path, kind: Literal["bbox", "segm"], threshold: float
 ) -> tuple[dict[int, int], set[int]]:
     """Detection number (from 0, in the file) -> annotation id; and the ignored numbers."""
     with contextlib.redirect_stdout(io.StringIO()):
@@ -86,7 +87,9 @@ def test_nothing_to_match() -> None:
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 @pytest.mark.parametrize("folder", data_sets("coco_by"))
-def test_matches_equal_pycocotools(folder: Path, kind: str, tmp_path: Path) -> None:
+def test_matches_equal_pycocotools(
+    folder: Path, kind: Literal["bbox", "segm"], tmp_path: Path
+) -> None:
     masks = kind == "segm"
     annotations = read_split(folder, "val", masks)
     if masks and not annotations.masks:

@@ -27,8 +27,8 @@ def test_the_best_threshold_of_all() -> None:
         shown = scores >= best.threshold
         assert best.precision == pytest.approx(correct[shown].mean())
         assert best.recall == pytest.approx(correct[shown].sum() / 15)
-    assert all(map(math.isnan, best_f1(scores, correct, 0)))
-    assert best_f1(scores[:0], correct[:0], 3).f1 == 0
+    assert all(map(math.isnan, best_f1(np.ones(2), np.zeros(2, bool), 0)))
+    assert best_f1(np.zeros(0), np.zeros(0, bool), 3).f1 == 0
 
 
 def test_calibration_equals_hotcoco_and_the_definition() -> None:

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The sentences say what is wrong, from planted errors; nothing of them is fixed text."""
 
+from pathlib import Path
+
 from fastdet.analysing.analysis import Analysis, AnalysisOptions, analyse_side, compare
 from fastdet.analysing.sentences import sentences, weak_classes
 from tests.analysing.problems import annotations_of, found_of
 
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "analysis.md"
 CLASSES = ["Metal", "Battery", "person"]
 # In each of ten pictures a Metal; in the first eight a Battery; a person in the first seven.
 OBJECTS = [
@@ -18,7 +21,7 @@ def analysis_of(*sides: list, **options) -> Analysis:
     annotations = annotations_of(OBJECTS, 10, CLASSES)
     chosen = AnalysisOptions(resamplings=200, **options)
     found = [analyse_side(annotations, found_of(rows, annotations), chosen) for rows in sides]
-    beside = compare(annotations, *found, 200) if len(found) == 2 else None
+    beside = compare(annotations, found[0], found[1], 200) if len(found) == 2 else None
     return Analysis(annotations, "val", chosen, found, beside)
 
 
@@ -38,8 +41,10 @@ def test_confusion_background_and_missed() -> None:
     said = sentences(analysis, weakest=3)
     battery = next(text for text in said if text.startswith("Battery"))
     assert battery.startswith("Battery: AP 0.129, 8 objects. 97 % of its loss is classification")
+    assert battery in GUIDE.read_text()
     assert "(6 of its objects are found as Metal)" in battery
     person = next(text for text in said if text.startswith("person"))
+    assert person in GUIDE.read_text()
     assert "(6 detections where nothing is, 3 of them in pictures without person)" in person
     # Six wrong detections with lower scores than all correct ones cost Metal nothing.
     metal = next(text for text in said if text.startswith("Metal"))
