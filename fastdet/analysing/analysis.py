@@ -13,7 +13,6 @@ from fastdet.analysing.detections import Found, IouType, check_iou_type
 from fastdet.analysing.errors import (
     CORRECT,
     IGNORED,
-    MISSED,
     Cost,
     Errors,
     cost_of,
@@ -111,12 +110,6 @@ class Side:
     def finds(self) -> np.ndarray:
         """(A,) bool; the objects that a detection finds at the score threshold."""
         return _at_least(self.found, self.matches.detections, self.score_threshold)
-
-    def object_kinds(self) -> np.ndarray:
-        """(A,) `Errors.object_kinds` at the score threshold."""
-        kinds = self.errors.object_kinds
-        fixed = _at_least(self.found, self.errors.fixing, self.score_threshold)
-        return np.where(self.finds() | fixed | (kinds == IGNORED), kinds, MISSED)
 
     def wrong(self, annotations: Annotations, label: int | None = None) -> np.ndarray:
         """(I,) the number of errors in each image: wrong detections and objects not found.

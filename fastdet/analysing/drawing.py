@@ -38,6 +38,13 @@ COLOURS: dict[int, Colour] = {
     IGNORED: (150, 150, 150),
 }
 
+KIND_WORDS = {
+    LOCALISATION: "badly placed",
+    BOTH: "class and place wrong",
+    DUPLICATE: "duplicate",
+    BACKGROUND: "nothing there",
+}
+
 
 class Drawer:
     """Draws images of an analysis; a picture is read once."""
@@ -134,14 +141,6 @@ class Drawer:
             reading = asdict(self.pictures)
             self._kept = (index, *small_picture(path, (height, width), SIDE, **reading))
         return self._kept[1], self._kept[2]
-
-
-KIND_WORDS = {
-    LOCALISATION: "badly placed",
-    BOTH: "class and place wrong",
-    DUPLICATE: "duplicate",
-    BACKGROUND: "nothing there",
-}
 
 
 def _of_object(side: Side, row: int, names: list[str]) -> tuple[int, str]:
