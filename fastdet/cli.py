@@ -151,8 +151,8 @@ def analyse(
         overwrite: Overwrite existing files in the folder.
     """
     from fastdet.analysing.analysis import AnalysisOptions
-    from fastdet.analysing.checkpoints import Reading
     from fastdet.analysing.command import run
+    from fastdet.analysing.reading import Reading
 
     options = AnalysisOptions(
         iou_type,

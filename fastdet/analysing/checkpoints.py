@@ -9,7 +9,7 @@ write is whole or not at all.
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +19,15 @@ from torch.utils.data import DataLoader, Subset
 
 from fastdet.analysing.coco import PROPOSALS
 from fastdet.analysing.detections import Found
+from fastdet.analysing.reading import Reading
 from fastdet.data import Annotations, Classes, DetectionDataset, collate, eval_transforms
 from fastdet.files import replacing
 from fastdet.models.batch import restore
 from fastdet.models.detector import Detector
 from fastdet.ops.mask_rle import Rle
 from fastdet.training.detector_module import load_detector, with_segmentations
-from fastdet.training.options import PictureOptions
 
 WRITE_EVERY = 30.0  # seconds
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How a checkpoint is applied.
-
-    Attributes:
-        batch_size: images at a time.
-        workers: processes that decode pictures.
-        drop_other_classes: leave out what the split has of classes that the checkpoint lacks.
-        pictures: how pictures are read.
-    """
-
-    batch_size: int = 4
-    workers: int = 0
-    drop_other_classes: bool = False
-    pictures: PictureOptions = PictureOptions()
 
 
 class Columns:

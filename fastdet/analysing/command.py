@@ -12,10 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as RichTable
 
 from fastdet.analysing.analysis import Analysis, AnalysisOptions, Side, analyse_side, compare
-from fastdet.analysing.checkpoints import Reading, detections_of, forget
 from fastdet.analysing.coco import proposal_recall
 from fastdet.analysing.detections import Found, read_results, write_results
 from fastdet.analysing.page import write_json, write_page
+from fastdet.analysing.reading import Reading
 from fastdet.analysing.sentences import sentences
 from fastdet.analysing.tables import Table, tables
 from fastdet.data.annotations import Annotations
@@ -140,6 +140,8 @@ def _read(
     if is_results(path):
         found, looked_at = read_results(path, annotations, masks)
         return found, None, looked_at, np.ones(len(annotations.names), bool)
+    from fastdet.analysing.checkpoints import detections_of, forget  # imports the detectors
+
     partial = kept.with_suffix(".partial.npz")
     with _progress(path.name) as progress:
         found, proposals, known = detections_of(
