@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks import results
 from benchmarks.results import (
+    ANALYSE,
     BACKBONES,
     CPU_DETECTORS,
     CPU_OPS,
@@ -32,6 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = (
     ROOT / "README.md",
     ROOT / "benchmarks" / "README.md",
+    ROOT / "docs" / "analysis.md",
     ROOT / "docs" / "backbones.md",
     ROOT / "docs" / "cascade_rcnn.md",
     *(
@@ -308,6 +310,19 @@ def cascade_table(result: dict[str, Any]) -> str:
     return markdown(header, rows) + settings + made_by(result["machine"])
 
 
+def analysing_table(content: dict[str, Any]) -> str:
+    """The seconds of `fastdet analyse`, by the clock and of the processors."""
+    rows = [
+        [name, three_digits(content[key]["wall_s"]), three_digits(content[key]["cpu_s"])]
+        for name, key in (("one file", "one"), ("two files side by side", "two"))
+    ]
+    size = (
+        f"{content['images']:,} pictures, {content['objects']:,} objects of "
+        f"{content['classes']} classes, {content['detections']:,} detections a file"
+    )
+    return markdown([size, "seconds", "processor seconds"], rows) + made_by(content["machine"])
+
+
 def loading_table(result: dict[str, Any]) -> str:
     """The whole loader: medians over the rounds, and the ratio of each round."""
     rows = []
@@ -372,6 +387,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "bccd_faster_rcnn_cpu": training("bccd_faster_rcnn_cpu"),
     "bccd_retinanet_cpu": training("bccd_retinanet_cpu"),
     "nuclei_mask_rcnn_cpu": training("nuclei_mask_rcnn_cpu"),
+    "analysing": lambda: analysing_table(json.loads(ANALYSE.read_text())),
     "loading": lambda: loading_table(json.loads(LOADER.read_text())),
     "opening": lambda: opening_table(json.loads(LOADER.read_text())),
 }

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks import (
+    analyse,
     cascade_beside_faster_rcnn,
     compare,
     detector_profile,
@@ -130,6 +131,17 @@ def test_training_beside_torchvision(
             assert 0 <= one[side]["segm_AP"] <= 1
             assert one[side]["seconds_per_step"] > 0
             assert list(one[side]["AP50_by_step"]) == ["1", "2"]
+
+
+@pytest.mark.slow
+def test_the_time_of_an_analysis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "result.json"
+    monkeypatch.setattr(sys, "argv", ["analyse", "--quick", "--out", str(out)])
+    analyse.main()
+    written = json.loads(out.read_text())
+    assert written["detections"] == 5000
+    assert 0 < written["one"]["cpu_s"] < 60
+    assert "| two files side by side |" in readme_tables.analysing_table(written)
 
 
 @pytest.mark.slow

@@ -106,7 +106,9 @@ def test_every_page_says_what_it_answers() -> None:
             assert re.search(r"This page answers|These pages answer", opening), page.name
 
 
-@pytest.mark.parametrize("package", ["ops", "models", "numpy", "data", "checking", "evaluation"])
+@pytest.mark.parametrize(
+    "package", ["ops", "models", "numpy", "data", "checking", "evaluation", "analysing"]
+)
 def test_public_names_stand_in_the_api_reference(package: str) -> None:
     reference = "\n".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
     shown = re.findall(r"^::: (\S+)$", reference, re.MULTILINE)

@@ -45,12 +45,13 @@ def open_dataset(
         FileNotFoundError: no such split; no picture where they are looked for.
         ValueError: a broken file; as `DetectionDataset`.
     """
-    reading: dict[str, Any] = {"exif": exif, "files_anywhere": files_anywhere}
-    annotations = open_annotations(folder, split, masks, format=format, **reading)
+    annotations = read_split(
+        folder, split, masks, exif=exif, files_anywhere=files_anywhere, format=format
+    )
     return DetectionDataset(annotations, transforms, exif=exif, **options)
 
 
-def open_annotations(
+def read_split(
     folder: str | Path,
     split: str,
     masks: bool = False,
@@ -59,7 +60,7 @@ def open_annotations(
     files_anywhere: bool = False,
     format: str | None = None,
 ) -> Annotations:
-    """What a split of a data set says, without its pictures; see `open_dataset`."""
+    """The annotations of a split; for `Args` and `Raises` see `open_dataset`."""
     folder = Path(folder)
     splits = find_splits(folder, format)
     reading: dict[str, Any] = {"exif": exif, "files_anywhere": files_anywhere}

@@ -13,7 +13,7 @@ import torch
 
 from fastdet.data.annotations import Annotations
 from fastdet.data.classes import Classes
-from fastdet.data.opening import open_annotations
+from fastdet.data.opening import read_split
 from fastdet.data.segmentations import Rle, read_segmentation
 from fastdet.evaluation.coco_metrics import CocoEvaluator, CocoMetrics
 from fastdet.predicting.formats.coco import read_results
@@ -49,7 +49,7 @@ def evaluate_results(
     """
     results = read_results(file)
     masks = bool(results.segmentations) and all(results.segmentations or [])
-    truth = open_annotations(data, split, masks, exif=pictures.exif, files_anywhere=files_anywhere)
+    truth = read_split(data, split, masks, exif=pictures.exif, files_anywhere=files_anywhere)
     if results.has_images:
         image_ids = _image_ids_by_name(file, results.images, truth)
         category_ids = _category_ids_by_name(file, results, truth, drop_other_classes)
