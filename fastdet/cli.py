@@ -103,6 +103,81 @@ def evaluate(
     _print_metrics(metrics, f"{checkpoint} on {split}")
 
 
+def analyse(
+    detections: Path,
+    /,
+    data: Path,
+    split: str = "val",
+    beside: Path | None = None,
+    out: Path = Path("analysis"),
+    iou_type: Literal["bbox", "segm"] = "bbox",
+    iou_threshold: float = 0.5,
+    background_iou: float = 0.1,
+    score_threshold: float | None = None,
+    max_detections: int = 100,
+    bins: int = 10,
+    resamplings: int = 500,
+    weakest: int = 5,
+    drawn: int = 12,
+    batch_size: int = 4,
+    workers: int = 0,
+    drop_other_classes: bool = False,
+    pictures: PictureOptions = PictureOptions(),
+    files_anywhere: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Say what went wrong, on which pictures: errors by kind and class, confusions, thresholds.
+
+    Args:
+        detections: A best.ckpt or last.ckpt, or a COCO results file such as detections.json.
+        data: Data set, as for training.
+        split: Split of the data, by its name.
+        beside: A second checkpoint or results file, to compare with the first.
+        out: Folder for analysis.json, analysis.html, and the detections of a checkpoint.
+        iou_type: Compare boxes, or masks.
+        iou_threshold: IoU from which on an object is found: one of 0.5, 0.55, ... 0.95.
+        background_iou: IoU with any object up to which a detection is background.
+        score_threshold: Score from which on a detection counts in the confusion matrix, on
+            pictures, and in the comparison; unset: the one with the best F1 of all classes.
+        max_detections: Maximum number of detections of a class in an image, the best ones.
+        bins: Ranges of scores for the calibration.
+        resamplings: Of the pictures, to tell a difference of two from chance.
+        weakest: Number of classes with a sentence and pictures, those with the lowest AP.
+        drawn: Maximum number of pictures in a section of the page.
+        batch_size: Number of images in a batch of a checkpoint.
+        workers: Processes that decode pictures for a checkpoint.
+        drop_other_classes: Skip annotations of classes that a checkpoint does not know.
+        files_anywhere: Allow file names in the annotations that point outside the image folder.
+        overwrite: Overwrite existing files in the folder.
+    """
+    from fastdet.analysing.analysis import AnalysisOptions
+    from fastdet.analysing.checkpoints import Reading
+    from fastdet.analysing.command import run
+
+    options = AnalysisOptions(
+        iou_type,
+        iou_threshold,
+        background_iou,
+        score_threshold,
+        max_detections,
+        bins,
+        resamplings,
+    )
+    run(
+        detections,
+        data,
+        out,
+        options,
+        Reading(batch_size, workers, drop_other_classes, pictures),
+        split=split,
+        beside=beside,
+        weakest=weakest,
+        drawn=drawn,
+        files_anywhere=files_anywhere,
+        overwrite=overwrite,
+    )
+
+
 def predict(
     checkpoint: Path,
     images: tuple[Path, ...],
@@ -468,6 +543,7 @@ COMMANDS = {
     "train": train,
     "show": show,
     "eval": evaluate,
+    "analyse": analyse,
     "predict": predict,
     "export": export,
     "describe": describe,

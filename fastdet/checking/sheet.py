@@ -15,12 +15,10 @@ from PIL import Image
 from fastdet.checking.check import Report
 from fastdet.checking.findings import Finding, Spot
 from fastdet.checking.reading import CheckedSplit
-from fastdet.data.images import read_image
-from fastdet.evaluation.pictures import draw_boxes
+from fastdet.evaluation.pictures import draw_boxes, small_picture
 
 SIDE = 320  # pixels of a drawing's longer side
 VISIBLE = 6.0  # pixels of a drawn box
-GREY = 128
 
 
 def drawing(report: Report, finding: Finding, most: int) -> Iterator[tuple[str, Image.Image]]:
@@ -47,7 +45,9 @@ def drawing(report: Report, finding: Finding, most: int) -> Iterator[tuple[str, 
 
 
 def _draw(report: Report, split: CheckedSplit, index: int, spots: list[Spot]) -> Image.Image:
-    small, size = _small(report, split, index)
+    height, width = (int(side) for side in split.annotations.image_sizes[index])
+    path, reading = split.picture(index), asdict(report.options.pictures)
+    small, size = small_picture(path, (height, width), SIDE, **reading)
     width, height = small.size
     scale = np.array([width / size[1], height / size[0]] * 2)
     boxes = np.array([spot.box for spot in spots if spot.box is not None]).reshape(-1, 4)
@@ -62,23 +62,3 @@ def _draw(report: Report, split: CheckedSplit, index: int, spots: list[Spot]) ->
     image = torch.from_numpy(np.asarray(small).copy()).permute(2, 0, 1)
     drawn = torch.from_numpy(np.concatenate([low, high], axis=1))
     return draw_boxes(image, drawn, torch.zeros(len(drawn), dtype=torch.int64), None)
-
-
-def _small(report: Report, split: CheckedSplit, index: int) -> tuple[Image.Image, tuple[int, int]]:
-    """A picture shrunk to SIDE, and the (height, width) that its boxes refer to."""
-    height, width = (int(side) for side in split.annotations.image_sizes[index])
-    path = split.picture(index)
-    try:
-        if path is None:
-            raise FileNotFoundError("no image folder")
-        pixels = read_image(path, **asdict(report.options.pictures)).permute(1, 2, 0).numpy()
-        picture = Image.fromarray(pixels)
-    except Exception:  # a broken picture is shown too, as far as anything is known of it
-        picture = Image.new("RGB", _fitting(width or SIDE, height or SIDE), (GREY,) * 3)
-    picture = picture.resize(_fitting(*picture.size), Image.Resampling.BOX)
-    return picture, (height or picture.height, width or picture.width)
-
-
-def _fitting(width: int, height: int) -> tuple[int, int]:
-    scale = min(1.0, SIDE / max(width, height))
-    return max(1, round(width * scale)), max(1, round(height * scale))

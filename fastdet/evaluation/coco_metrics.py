@@ -135,6 +135,7 @@ class CocoEvaluator:
         self._number_of_image = {file.image_ids[index]: n for n, index in enumerate(order, 1)}
         number_of_index = np.empty(len(order), np.int64)
         number_of_index[order] = np.arange(1, len(order) + 1)
+        self._number_of_index = number_of_index
         self._object_images = number_of_index[file.image_index][~file.crowd]
         self._object_numbers = file.labels[~file.crowd]
         self._ground_truth = COCO.from_arrays(
@@ -192,6 +193,43 @@ class CocoEvaluator:
             self._rows[number] = np.column_stack(
                 [np.full(len(xywh), float(number)), xywh, scores, self._number_of_label[labels]]
             )
+
+    def update_all(
+        self,
+        image_index: np.ndarray,
+        labels: np.ndarray,
+        boxes_xywh: np.ndarray,
+        scores: np.ndarray,
+        masks: list[Rle] | None = None,
+    ) -> None:
+        """Adds all images of the annotations at once, with the columns of all detections.
+
+        The boxes are evaluated as they are, so to the last bit as pycocotools does it.
+
+        Args:
+            image_index: (D,) positions in the annotations' image_ids; detections of an image in
+                the order that decides ties.
+            labels: (D,) 1..C, of category_ids.
+            boxes_xywh: (D, 4) finite, in pixels of the original image.
+            scores: (D,) finite.
+            masks: (D,) run lengths; needed to evaluate masks.
+
+        Raises:
+            ValueError: an image was given before; no masks although masks are evaluated.
+        """
+        if self._rows:
+            raise ValueError("update_all: expected an evaluator without images, got one with some")
+        if self._evaluates_masks and masks is None:
+            raise ValueError("update_all: expected detections with masks")
+        numbers = self._number_of_index[image_index]
+        order = np.argsort(numbers, kind="stable")
+        columns = (numbers, boxes_xywh, scores, self._number_of_label[labels])
+        rows = np.column_stack(columns)[order]  # (D, 7)
+        bounds = np.searchsorted(numbers[order], np.arange(1, len(self._number_of_index) + 2))
+        for number, (start, end) in enumerate(itertools.pairwise(bounds.tolist()), 1):
+            self._rows[number] = rows[start:end]
+            if self._evaluates_masks and masks is not None:
+                self._masks[number] = [masks[row] for row in order[start:end]]
 
     def gather(self) -> None:
         """Gives each process of a distributed run the detections of all; every process calls it.
@@ -338,10 +376,15 @@ def _metrics(
         )
         if count:
             pr_curves[name] = (recall, precision[0, :, k].copy())
-    most = evaluation.params.max_dets[-1]
-    names_of_stats = [f"AR{most}" if name == "AR100" else name for name in STATS]
-    stats = dict(zip(names_of_stats, np.asarray(evaluation.stats).tolist(), strict=True))
+    stats = stats_of(evaluation)
     return CocoMetrics(stats, per_class, pr_curves, images, images_in_file)
+
+
+def stats_of(evaluation: COCOeval) -> dict[str, float]:
+    """COCO's twelve numbers of an evaluation, by the names of `CocoMetrics.stats`."""
+    most = evaluation.params.max_dets[-1]
+    names = [f"AR{most}" if name == "AR100" else name for name in STATS]
+    return dict(zip(names, np.asarray(evaluation.stats).tolist(), strict=True))
 
 
 def _mean(precision: np.ndarray) -> float:

@@ -6,12 +6,17 @@ A small image is first enlarged by an integer factor, so that the captions are r
 
 import colorsys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from fastdet.data.images import read_image
+
 READABLE_SIDE = 384
+GREY = 128
 TINT = 0.45  # opacity of a mask's colour
 
 Colour = tuple[int, int, int]
@@ -30,6 +35,7 @@ def draw_boxes(
     classes: Sequence[str] | None,
     scores: Tensor | None = None,
     masks: Tensor | None = None,
+    colours: Sequence[Colour] | None = None,
 ) -> Image.Image:
     """Draws each box on the image, in the colour of its class and with a caption.
 
@@ -40,10 +46,12 @@ def draw_boxes(
         classes: names by label; None: captions without a name.
         scores: (N,); if given, captions contain the score, and the best box is drawn on top.
         masks: (N, 1, H, W) bool; if given, objects are tinted in the colour of their class.
+        colours: by label; None: `class_colour`.
 
     Returns:
         An RGB picture; its size is an integer multiple of the image's size.
     """
+    colour_of = class_colour if colours is None else colours.__getitem__
     pixels = image.detach().cpu()
     if pixels.is_floating_point():
         pixels = (pixels.clamp(0, 1) * 255).round()
@@ -53,7 +61,7 @@ def draw_boxes(
         array = array.copy()
         for index in order:
             inside = masks[index, 0].cpu().numpy()
-            colour = np.array(class_colour(int(labels[index])))
+            colour = np.array(colour_of(int(labels[index])))
             array[inside] = ((1 - TINT) * array[inside] + TINT * colour).round()
     factor = max(1, round(READABLE_SIDE / max(array.shape[:2])))
     height, width = array.shape[0] * factor, array.shape[1] * factor
@@ -63,7 +71,7 @@ def draw_boxes(
     canvas = ImageDraw.Draw(picture)
     captions: list[tuple[list[float], str, Colour]] = []
     for index in order:
-        colour = class_colour(int(labels[index]))
+        colour = colour_of(int(labels[index]))
         corners = [float(value) * factor for value in boxes[index]]
         canvas.rectangle(corners, outline=colour, width=max(2, text_size // 7))
         words = [] if classes is None else [classes[int(labels[index])]]
@@ -74,6 +82,38 @@ def draw_boxes(
     for corners, caption, colour in captions:
         _write_caption(canvas, picture.size, corners, caption, colour, font)
     return picture
+
+
+def small_picture(
+    path: Path | None, size: tuple[int, int], side: int, **reading: Any
+) -> tuple[Image.Image, tuple[int, int]]:
+    """A picture shrunk to a longer side, or a grey one in its place if it cannot be read.
+
+    Args:
+        path: the file; None: it is not known.
+        size: (height, width) that the annotations state, or zeros.
+        side: the longest that the picture may be.
+        reading: options of `read_image`.
+
+    Returns:
+        The picture; the (height, width) that boxes on the unshrunk picture refer to.
+    """
+    height, width = size
+    try:
+        if path is None:
+            raise FileNotFoundError("no image folder")
+        pixels = read_image(path, **reading).permute(1, 2, 0).numpy()
+        picture = Image.fromarray(pixels)
+    except Exception:  # a broken picture is shown too, as far as anything is known of it
+        stated = _fitting(width or side, height or side, side)
+        picture = Image.new("RGB", stated, (GREY,) * 3)
+    picture = picture.resize(_fitting(picture.width, picture.height, side), Image.Resampling.BOX)
+    return picture, (height or picture.height, width or picture.width)
+
+
+def _fitting(width: int, height: int, side: int) -> tuple[int, int]:
+    scale = min(1.0, side / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def _write_caption(

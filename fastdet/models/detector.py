@@ -211,6 +211,12 @@ class Detector(nn.Module):
         with networks_run_by(run_fused):
             return self.proposals_of(self.outputs(batch), batch)
 
+    def proposals_and_detections(self, batch: Batch) -> tuple[Detections, Detections]:
+        """What both stages of a two-stage detector find, from one run of the networks."""
+        with networks_run_by(run_fused):
+            outputs = self.outputs(batch)
+            return self.proposals_of(outputs, batch), self.detections_of(outputs, batch)
+
     def losses_and_detections(self, batch: Batch) -> tuple[dict[str, Tensor], Detections]:
         """Losses and detections from one run of the networks, for a validation step."""
         batch = with_rows(batch)

@@ -6,7 +6,7 @@ It takes plain data and only writes the page.
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -198,12 +198,19 @@ def _op_section(rows: Sequence[OpRow] | None) -> str:
 
 
 def _comparison(comparison: Comparison) -> str:
+    views = {"found": comparison.found, "ground truth": comparison.truth}
+    return views_of(comparison.caption, views)
+
+
+def views_of(caption: str, views: Mapping[str, Image.Image]) -> str:
+    """HTML of one image in several views, side by side, each with its name."""
     images = "".join(
-        f'<div><img alt="{escape(comparison.caption)}, {kind}" src="{_data_url(picture)}">'
-        f"<span>{kind}</span></div>"
-        for kind, picture in (("found", comparison.found), ("ground truth", comparison.truth))
+        f'<div><img alt="{escape(caption)}, {escape(kind)}" src="{_data_url(picture)}">'
+        f"<span>{escape(kind)}</span></div>"
+        for kind, picture in views.items()
     )
-    return f"<figure>{images}<figcaption>{escape(comparison.caption)}</figcaption></figure>"
+    columns = f' style="--views:{len(views)}"' if len(views) != 2 else ""
+    return f"<figure{columns}>{images}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def html_table(
@@ -316,7 +323,7 @@ tr:last-child td { border-bottom: 0; }
 .bar { display: inline-block; vertical-align: middle; width: 90px; height: 8px; margin-left: 10px;
   border-radius: 4px; background: var(--grid); overflow: hidden; }
 .bar i { display: block; height: 100%; background: var(--accent); }
-.pictures figure { display: grid; grid-template-columns: 1fr 1fr; gap: 10px; }
+.pictures figure { display: grid; grid-template-columns: repeat(var(--views, 2), 1fr); gap: 10px; }
 .pictures figcaption { grid-column: 1 / -1; margin: 0; }
 .pictures img { display: block; width: 100%; height: auto; border-radius: 6px; }
 .sheet { display: grid; gap: 16px; align-items: start;

@@ -160,7 +160,7 @@ class DetectorModule(lightning.LightningModule):
         self.validated_images += len(images)
         found = restore(detections, padded)
         image_ids = [target["image_id"] for target in targets]
-        self.evaluator.update(image_ids, _with_segmentations(found, images))
+        self.evaluator.update(image_ids, with_segmentations(found, images))
 
     def on_validation_epoch_end(self) -> None:
         """Log the losses' means over the images, and the COCO metrics, at one step.
@@ -242,7 +242,7 @@ def _scale_lr(checkpoint: dict[str, Any], ratio: float) -> None:
         state["base_lrs"] = [lr * ratio for lr in state["base_lrs"]]
 
 
-def _with_segmentations(found: Detections, images: list[Tensor]) -> list[dict[str, Any]]:
+def with_segmentations(found: Detections, images: list[Tensor]) -> list[dict[str, Any]]:
     """Each image's detections, with masks as run lengths: no mask of image size is made."""
     answers: list[dict[str, Any]] = [*found.to_list()]
     for answer, image in zip(answers, images, strict=True):
