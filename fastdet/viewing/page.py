@@ -80,15 +80,14 @@ def plain(text: str) -> str:
 def _filter(collection: Collection) -> Filter:
     annotations, sides = collection.annotations, collection.sides
     side, scores, kinds, found_by = 0, [], [], FOUND_BY[0]
-    if sides:
-        if len(sides) > 1:
-            side = st.radio(
-                "Detections",
-                range(len(sides)),
-                format_func=lambda number: plain(sides[number].name),
-                key="detections",
-                bind="query-params",
-            )
+    if len(sides) > 1:
+        side = st.radio(
+            "Detections",
+            range(len(sides)),
+            format_func=lambda number: plain(sides[number].name),
+            key="detections",
+            bind="query-params",
+        )
     labels = {name: label for label, name in enumerate(annotations.names, 1)}
     names = st.multiselect("Class", list(labels), key="class", bind="query-params")
     if sides:
@@ -214,12 +213,8 @@ def _numbers(collection: Collection, chosen: Selection, colouring: str) -> None:
         text += f", **{int(chosen.detections.sum()):,}** detections"
     st.markdown(text)
     if chosen.counts:
-        cells = [
-            f'<div data-kind="{kind}">{_spot(KIND_COLOURS[kind])}{kind}<b>{found:,}</b>'
-            f"<small>{objects:,} objects</small></div>"
-            for kind, (found, objects) in chosen.counts.items()
-        ]
-        st.html(f'<div class="kinds">{"".join(cells)}</div>')
+        cells = "".join(_cell(kind, *numbers) for kind, numbers in chosen.counts.items())
+        st.html(f'<div class="kinds">{cells}</div>')
     if colouring == "class":
         names = annotations.names[:CLASSES_IN_LEGEND]
         spots = [
@@ -227,6 +222,17 @@ def _numbers(collection: Collection, chosen: Selection, colouring: str) -> None:
             for label, name in enumerate(names, 1)
         ]
         st.html(f'<div class="legend">{"".join(spots)}</div>')
+
+
+def _cell(kind: str, detections: int, objects: int) -> str:
+    """The numbers of a kind; what is missed is objects."""
+    number, words = detections, f"detections, {objects:,} objects"
+    if kind == "missed":
+        number, words = objects, "objects"
+    return (
+        f'<div id="kind-{kind}">{_spot(KIND_COLOURS[kind])}{kind}<b>{number:,}</b>'
+        f"<small>{words}</small></div>"
+    )
 
 
 def _spot(colour: Colour) -> str:
