@@ -497,7 +497,8 @@ def view(
 
     Args:
         data: Data set, as for training.
-        detections: COCO results files, such as the detections.json of predict.
+        detections: A COCO results file, such as the detections.json of predict; give the option
+            again for each further file.
         split: Split of the data, by its name.
         iou_threshold: IoU from which on a detection finds an object.
         background_iou: IoU with any object up to which a detection is background.
@@ -630,8 +631,10 @@ def _split_at_equals(argument: str) -> list[str]:
 def _run(arguments: Sequence[str]) -> None:
     import tyro
 
+    # view DATA --detections A.json --detections B.json
+    repeated = tyro.conf.configure(tyro.conf.UseAppendAction)(view)
     tyro.extras.subcommand_cli_from_dict(
-        COMMANDS,
+        {**COMMANDS, "view": repeated},
         prog="fastdet",
         description="Object detection on its own C++/CUDA kernels. --debug shows tracebacks.",
         args=arguments,

@@ -140,7 +140,7 @@ def _row(
     return {
         "": what,
         "class": name,
-        "score": score,
+        "score": "" if score is None else f"{score:.3f}",
         "kind": kind,
         "of": about,
         "x": x,

@@ -47,8 +47,7 @@ STYLE = """<style>
 .stMainBlockContainer { padding: 3.5rem 2.5rem 3rem; }
 .kinds { display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(118px, 1fr)); }
 .kinds div { padding: 8px 12px; border-radius: 10px; border: 1px solid #8883; font-size: 0.85rem; }
-.kinds b { display: block; font-size: 1.35rem; line-height: 1.3; }
-.kinds small { opacity: 0.7; }
+.kinds p { margin: 0; font-size: 0.8rem; line-height: 1.5; } .kinds b { font-size: 1.15rem; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 16px; font-size: 0.85rem; }
 .kinds i, .legend i { display: inline-block; width: 10px; height: 10px; border-radius: 3px;
   margin-right: 6px; }
@@ -225,13 +224,13 @@ def _numbers(collection: Collection, chosen: Selection, colouring: str) -> None:
 
 
 def _cell(kind: str, detections: int, objects: int) -> str:
-    """The numbers of a kind; what is missed is objects."""
-    number, words = detections, f"detections, {objects:,} objects"
-    if kind == "missed":
-        number, words = objects, "objects"
+    """The numbers of a kind, of what there can be of it."""
+    lines = [] if kind == "missed" else [f"<b>{detections:,}</b> detections"]
+    if kind not in ("both", "duplicate", "background"):
+        lines.append(f"<b>{objects:,}</b> objects")
     return (
-        f'<div id="kind-{kind}">{_spot(KIND_COLOURS[kind])}{kind}<b>{number:,}</b>'
-        f"<small>{words}</small></div>"
+        f'<div id="kind-{kind}">{_spot(KIND_COLOURS[kind])}{kind}'
+        f"{''.join(f'<p>{line}</p>' for line in lines)}</div>"
     )
 
 
@@ -332,12 +331,12 @@ def _steps(collection: Collection, chosen: Selection, index: int) -> None:
         place = int(at[0])
         before = int(chosen.images[place - 1]) if place else None
         after = int(chosen.images[place + 1]) if place + 1 < len(chosen.images) else None
-    back, previous, following, text = st.columns([1, 1, 1, 9], vertical_alignment="center")
-    if back.button("All", icon=":material/grid_view:", shortcut="Escape", width="stretch"):
+    back, previous, following, text = st.columns([1.2, 1.5, 1.4, 8], vertical_alignment="center")
+    if back.button("All", shortcut="Escape", width="stretch"):
         del st.query_params["picture"]
         st.rerun()
     for column, label, to, key in (
-        (previous, "Before", before, "Left"),
+        (previous, "Previous", before, "Left"),
         (following, "Next", after, "Right"),
     ):
         if column.button(label, shortcut=key, disabled=to is None, width="stretch"):
