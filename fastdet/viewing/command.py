@@ -39,10 +39,11 @@ def run(
     annotations = collection.annotations
     texts = [f"{len(annotations.image_ids):,} pictures", f"{len(annotations.labels):,} annotations"]
     texts += [f"{len(side.found):,} detections of {side.name}" for side in collection.sides]
-    print(f"{data}, {split}: {', '.join(texts)}")
-    host = f"[{address}]" if ":" in address else address
+    print(f"{data}, {split}: {', '.join(texts)}", flush=True)
     if not is_local(address):
-        print("other machines that reach this address see the pictures, without a password")
-    print(f"http://{host}:{port} (Ctrl-C ends it)", flush=True)
+        print(
+            "other machines that reach this address see the pictures, without a password",
+            flush=True,
+        )
     serve(collection, address, port, open_browser)
     print("ended")

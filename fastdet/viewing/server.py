@@ -5,11 +5,14 @@ Streamlit runs `page.py` in this process at each change of a filter, so all page
 share the one collection that was read before the server starts. The page writes nothing.
 """
 
+import contextlib
 import errno
 import importlib.util
 import ipaddress
 import socket
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +88,7 @@ def serve(collection: Collection, address: str, port: int, open_browser: bool) -
     from streamlit.web import bootstrap
 
     show(collection)
+    threading.Thread(target=_say_when_it_answers, args=(address, port), daemon=True).start()
     options: dict[str, Any] = {
         "server_address": address,
         "server_port": port,
@@ -100,6 +104,15 @@ def serve(collection: Collection, address: str, port: int, open_browser: bool) -
     }
     bootstrap.load_config_options(options)
     bootstrap.run(str(Path(__file__).with_name("page.py")), False, [], options)
+
+
+def _say_when_it_answers(address: str, port: int) -> None:
+    host = f"[{address}]" if ":" in address else address
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection((address, port), 1.0):
+            print(f"http://{host}:{port} (Ctrl-C ends it)", flush=True)
+            return
+        time.sleep(0.05)
 
 
 def _bind(address: str, port: int) -> None:

@@ -16,7 +16,7 @@ from tests.viewing.made_up import make_up
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 HOSTILE = "<img src=x onerror=alert(1)> :red[a] [b](http://192.0.2.1) ![c](http://192.0.2.1/c.png)"
-WAIT = 120_000  # ms, of a busy machine
+WAIT = 60_000  # ms, of a busy machine
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = [
@@ -96,6 +96,11 @@ def numbers(page: "sync_api.Page") -> dict[str, list[int]]:
     }
 
 
+def settle(page: "sync_api.Page") -> None:
+    """Waits until the page has been drawn anew."""
+    page.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for()
+
+
 def test_filters_counts_and_a_picture(
     page: "sync_api.Page", server: tuple[subprocess.Popen[str], str]
 ) -> None:
@@ -106,6 +111,7 @@ def test_filters_counts_and_a_picture(
     expect(tiles.first).to_contain_text("<img src=x onerror=alert(1)>")
     expect(tiles.nth(2)).to_contain_text("110.png")
     expect(tiles.nth(2)).to_contain_text("cannot be read")
+    settle(page)
     before = numbers(page)
     assert before["kind-missed"][0] > 0
 
@@ -113,6 +119,7 @@ def test_filters_counts_and_a_picture(
     page.get_by_role("option", name=HOSTILE).click()
     page.keyboard.press("Escape")
     expect(line).not_to_contain_text("223 objects")
+    settle(page)
     of_class = numbers(page)
     assert 0 < of_class["kind-missed"][0] < before["kind-missed"][0]
     assert 0 < of_class["kind-correct"][0] < before["kind-correct"][0]
@@ -120,6 +127,7 @@ def test_filters_counts_and_a_picture(
     page.get_by_role("button", name="missed").click()
     expect(line).to_contain_text(f"{of_class['kind-missed'][0]} objects, 0 detections")
     expect(line).not_to_contain_text("25 of 25")
+    settle(page)
     assert numbers(page) == of_class
     assert "kind=missed" in page.url
     shown = tiles.count()
@@ -133,6 +141,7 @@ def test_filters_counts_and_a_picture(
     assert "picture=" in page.url
     page.reload()  # the address has all
     expect(page.get_by_text(name, exact=True)).to_be_visible()
+    settle(page)
     page.get_by_role("button", name="All").click()
     expect(tiles).to_have_count(shown)
 
