@@ -45,8 +45,8 @@ FOUND_BY_TEXTS = {
 
 STYLE = """<style>
 .stMainBlockContainer { padding: 3.5rem 2.5rem 3rem; }
-.kinds { display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(118px, 1fr)); }
-.kinds div { padding: 8px 12px; border-radius: 10px; border: 1px solid #8883; font-size: 0.85rem; }
+.kinds { display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); }
+.kinds div { padding: 8px 10px; border-radius: 10px; border: 1px solid #8883; font-size: 0.85rem; }
 .kinds p { margin: 0; font-size: 0.8rem; line-height: 1.5; } .kinds b { font-size: 1.15rem; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 16px; font-size: 0.85rem; }
 .kinds i, .legend i { display: inline-block; width: 10px; height: 10px; border-radius: 3px;
@@ -332,7 +332,7 @@ def _steps(collection: Collection, chosen: Selection, index: int) -> None:
         before = int(chosen.images[place - 1]) if place else None
         after = int(chosen.images[place + 1]) if place + 1 < len(chosen.images) else None
     back, previous, following, text = st.columns([1.2, 1.5, 1.4, 8], vertical_alignment="center")
-    if back.button("All", shortcut="Escape", width="stretch"):
+    if back.button("Back", shortcut="Escape", width="stretch"):
         del st.query_params["picture"]
         st.rerun()
     for column, label, to, key in (

@@ -48,7 +48,7 @@ def test_a_picture_with_two_files_of_detections(files: list[Path]) -> None:
     opened = run(picture="104")
     assert "**104\\.png**" in text(opened)
     assert len(opened.dataframe) == 2
-    assert [button.label for button in opened.button] == ["All", "Previous", "Next"]
+    assert [button.label for button in opened.button] == ["Back", "Previous", "Next"]
     opened.button[2].click().run()
     assert "**110\\.png**" in text(opened)
 
