@@ -80,12 +80,15 @@ def _filter(collection: Collection) -> Filter:
     annotations, sides = collection.annotations, collection.sides
     side, scores, kinds, found_by = 0, [], [], FOUND_BY[0]
     if len(sides) > 1:
-        side = st.radio(
-            "Detections",
-            range(len(sides)),
-            format_func=lambda number: plain(sides[number].name),
-            key="detections",
-            bind="query-params",
+        side = int(
+            st.radio(
+                "Detections",
+                range(len(sides)),
+                format_func=lambda number: plain(sides[number].name),
+                key="detections",
+                bind="query-params",
+            )
+            or 0
         )
     labels = {name: label for label, name in enumerate(annotations.names, 1)}
     names = st.multiselect("Class", list(labels), key="class", bind="query-params")
@@ -117,11 +120,11 @@ def _filter(collection: Collection) -> Filter:
         kinds=frozenset(kinds),
         scores=tuple(scores),
         side=side,
-        found_by=found_by,
+        found_by=found_by or "any",
         name=part,
         objects=objects,
         size=size,
-        order=order,
+        order=order or "file",
     )
 
 
@@ -340,6 +343,7 @@ def _steps(collection: Collection, chosen: Selection, index: int) -> None:
         (following, "Next", after, "Right"),
     ):
         if column.button(label, shortcut=key, disabled=to is None, width="stretch"):
+            assert to is not None  # else it is disabled
             st.query_params["picture"] = str(annotations.image_ids[to])
             st.rerun()
     height, width = annotations.image_sizes[index].tolist()
