@@ -2,8 +2,8 @@
 """The command `fastdet`: each subcommand is a function here, and its arguments are the options.
 
 `fastdet info` needs only torch and numpy. `bench` and `compare` need the extra `bench`, `export`
-the extras `export` and `train`, all others the extra `train`. Heavy packages are imported only when
-a command runs, so that `--help` is fast.
+the extras `export` and `train`, `view` the extras `train` and `view`, all others the extra `train`.
+Heavy packages are imported only when a command runs, so that `--help` is fast.
 """
 
 import logging
@@ -541,6 +541,49 @@ def check(
     sys.exit(run(data, options, out=out, fix=fix, strict=strict, drawn=drawn, overwrite=overwrite))
 
 
+def view(
+    data: Path,
+    /,
+    detections: tuple[Path, ...] = (),
+    split: str = "val",
+    iou_threshold: float = 0.5,
+    background_iou: float = 0.1,
+    address: str = "127.0.0.1",
+    port: int | None = None,
+    open: bool = True,
+    pictures: PictureOptions = PictureOptions(),
+    files_anywhere: bool = False,
+) -> None:
+    """Show a data set, and detections on it, in the browser; Ctrl-C ends it.
+
+    Args:
+        data: Data set, as for training.
+        detections: A COCO results file, such as the detections.json of predict; give the option
+            again for each further file.
+        split: Split of the data, by its name.
+        iou_threshold: IoU from which on a detection finds an object.
+        background_iou: IoU with any object up to which a detection is background.
+        address: Address of this machine that answers; 0.0.0.0 answers other machines, too.
+        port: Port of the page; unset: the first free one from 8501 on.
+        open: Open the page in the browser.
+        files_anywhere: Allow file names in the annotations that point outside the image folder.
+    """
+    from fastdet.viewing.command import run
+
+    run(
+        data,
+        detections,
+        split,
+        iou_threshold=iou_threshold,
+        background_iou=background_iou,
+        address=address,
+        port=port,
+        open_browser=open,
+        pictures=pictures,
+        files_anywhere=files_anywhere,
+    )
+
+
 def info() -> None:
     """Print versions, the CPU instruction set in use, and the state of the CUDA ops."""
     from fastdet.ops.library import info as rows
@@ -569,6 +612,7 @@ COMMANDS = {
     "describe": describe,
     "runs": runs,
     "check": check,
+    "view": view,
     "bench": bench,
     "compare": compare,
     "convert": convert,
@@ -576,7 +620,12 @@ COMMANDS = {
     "demo": demo,
     "info": info,
 }
-EXTRAS = {"bench": "bench", "compare": "bench", "export": "export,train"}  # all others: train
+EXTRAS = {  # all others: train
+    "bench": "bench",
+    "compare": "bench",
+    "export": "export,train",
+    "view": "train,view",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -644,8 +693,10 @@ def _split_at_equals(argument: str) -> list[str]:
 def _run(arguments: Sequence[str]) -> None:
     import tyro
 
+    # view DATA --detections A.json --detections B.json
+    repeated = tyro.conf.configure(tyro.conf.UseAppendAction)(view)
     tyro.extras.subcommand_cli_from_dict(
-        COMMANDS,
+        {**COMMANDS, "view": repeated},
         prog="fastdet",
         description="Object detection on its own C++/CUDA kernels. --debug shows tracebacks.",
         args=arguments,

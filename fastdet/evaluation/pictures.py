@@ -80,7 +80,7 @@ def draw_boxes(
             captions.append((corners, " ".join(words), colour))
     # Draw captions last, so that no outline covers them.
     for corners, caption, colour in captions:
-        _write_caption(canvas, picture.size, corners, caption, colour, font)
+        write_caption(canvas, picture.size, corners, caption, colour, font)
     return picture
 
 
@@ -116,7 +116,7 @@ def _fitting(width: int, height: int, side: int) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _write_caption(
+def write_caption(
     canvas: ImageDraw.ImageDraw,
     size: tuple[int, int],
     corners: list[float],
@@ -124,6 +124,7 @@ def _write_caption(
     colour: Colour,
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
 ) -> None:
+    """Writes a caption above a box, or where it has room inside the picture."""
     left, top, right, bottom = canvas.textbbox((0, 0), caption, font=font)
     width, height = right - left + 6, bottom - top + 6
     x = min(max(0.0, corners[0]), max(0.0, size[0] - width))

@@ -101,7 +101,7 @@ def facts(rows: dict[str, str]) -> str:
 def picture_sheet(pictures: Sequence[tuple[str, Image.Image]]) -> str:
     """HTML of a grid of pictures, each with its caption."""
     figures = "".join(
-        f'<figure><img alt="{escape(caption)}" src="{_data_url(picture)}">'
+        f'<figure><img alt="{escape(caption)}" src="{data_url(picture)}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
         for caption, picture in pictures
     )
@@ -211,7 +211,7 @@ def views_of(caption: str, views: Mapping[str, Image.Image], wide: bool = False)
         wide: over the whole width of the page.
     """
     images = "".join(
-        f'<div><img alt="{escape(caption)}, {escape(kind)}" src="{_data_url(picture)}">'
+        f'<div><img alt="{escape(caption)}, {escape(kind)}" src="{data_url(picture)}">'
         f"<span>{escape(kind)}</span></div>"
         for kind, picture in views.items()
     )
@@ -263,7 +263,8 @@ def _ceiling(lines: Sequence[Line]) -> float | None:
     return max(late) * 1.05 if late else None
 
 
-def _data_url(picture: Image.Image) -> str:
+def data_url(picture: Image.Image) -> str:
+    """A picture as the source of an HTML image."""
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", quality=88)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
