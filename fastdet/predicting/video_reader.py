@@ -164,24 +164,22 @@ class VideoReader:
                     yield frame
 
     def _decoded(self) -> Generator[Frame, None, None]:
-        number, packets, damaged, first = 0, 0, 0, None
+        number, packets, damaged, first, seconds = 0, 0, 0, None, 0.0
         try:
             for packet in self._container.demux(self._stream):
                 packets += packet.size > 0
                 try:
                     decoded = packet.decode()
                 except self._errors:
-                    damaged += 1
+                    damaged, number = damaged + 1, number + 1
                     continue
                 for frame in decoded:
-                    if frame.is_corrupt:
-                        damaged += 1
-                        continue
                     pts = frame.pts
                     if pts is None:  # a raw stream has none
                         pts = (first or 0) + round(number / (self.rate * self.time_base))
                     first = pts if first is None else first
-                    yield Frame(number, float((pts - first) * self.time_base), pts - first, frame)
+                    seconds = float((pts - first) * self.time_base)
+                    yield Frame(number, seconds, pts - first, frame)
                     number += 1
         except self._errors as error:
             self.problem = f"ends after frame {number - 1}: {_reason(error)}"
@@ -191,9 +189,18 @@ class VideoReader:
         elif damaged:
             self.problem = f"{damaged} damaged frames were left out"
         elif packets < self._stream.frames:
-            self.problem = (
-                f"ends early: {packets} of the {self._stream.frames} frames that its header states"
-            )
+            stated = self._stream.frames
+            self.problem = f"ends early: {packets} of the {stated} frames that its header states"
+        elif (stated := self._stated_seconds()) and seconds + 1 + 1 / self.rate < stated:
+            self.problem = f"ends early: {seconds:.1f} of the {stated:.1f} s that its header states"
+
+    def _stated_seconds(self) -> float | None:
+        """The duration in the header; None where it may be that of the sound, or of no end."""
+        if self._stream.duration is not None:
+            return float(self._stream.duration * self.time_base)
+        if self.live or self._container.duration is None or len(self._container.streams) > 1:
+            return None
+        return self._container.duration / 1e6
 
 
 def _reason(error: Exception) -> str:
