@@ -15,9 +15,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from fastdet.predicting.format_options import CsvOptions, ResultsFormat
+from fastdet.predicting.format_options import (
+    ConfType,
+    CsvOptions,
+    EnsembleMethod,
+    ResultsFormat,
+)
 from fastdet.predicting.options import SpeedOptions, VideoOptions, ViewOptions
 from fastdet.training.options import (
     DataFormat,
@@ -73,36 +78,42 @@ def show(training: ShowOptions) -> None:
 
 
 def evaluate(
-    checkpoint: Path,
     data: Path,
+    checkpoint: Path | None = None,
+    results: Path | None = None,
     split: str = "val",
     batch_size: int = 8,
     drop_other_classes: bool = False,
     pictures: PictureOptions = PictureOptions(),
     files_anywhere: bool = False,
 ) -> None:
-    """Print the COCO metrics of a checkpoint.
+    """Print the COCO metrics of a checkpoint, or of a file of results.
 
     Args:
-        checkpoint: A best.ckpt or last.ckpt.
         data: Data set, as for training.
+        checkpoint: A best.ckpt or last.ckpt.
+        results: COCO results, such as detections.json, instead of a checkpoint.
         split: Split of the data to evaluate, by its name.
         batch_size: Number of images in a batch.
-        drop_other_classes: Skip annotations of classes that the checkpoint does not know.
+        drop_other_classes: Skip annotations of classes that the checkpoint or the results lack.
         files_anywhere: Allow file names in the annotations that point outside the image folder.
     """
-    from fastdet.training.train import evaluate as run
+    reading: dict[str, Any] = {
+        "drop_other_classes": drop_other_classes,
+        "pictures": pictures,
+        "files_anywhere": files_anywhere,
+    }
+    if checkpoint is not None and results is None:
+        from fastdet.training.train import evaluate as run
 
-    metrics = run(
-        checkpoint,
-        data,
-        split,
-        batch_size,
-        drop_other_classes=drop_other_classes,
-        pictures=pictures,
-        files_anywhere=files_anywhere,
-    )
-    _print_metrics(metrics, f"{checkpoint} on {split}")
+        metrics = run(checkpoint, data, split, batch_size, **reading)
+    elif results is not None and checkpoint is None:
+        from fastdet.predicting.evaluating import evaluate_results
+
+        metrics = evaluate_results(results, data, split, **reading)
+    else:
+        raise ValueError(f"expected --checkpoint or --results, got {'both' if results else 'none'}")
+    _print_metrics(metrics, f"{checkpoint or results} on {split}")
 
 
 def predict(
@@ -163,6 +174,55 @@ def predict(
     if found.unreadable:
         print(f"fastdet: {len(found.unreadable)} pictures could not be read", file=sys.stderr)
         sys.exit(1)
+
+
+def ensemble(
+    files: tuple[Path, ...],
+    /,
+    out: Path,
+    weights: tuple[float, ...] = (),
+    method: EnsembleMethod = "wbf",
+    iou_threshold: float | None = None,
+    skip_score_threshold: float = 0.0,
+    conf_type: ConfType = "avg",
+    annotations: Path | None = None,
+    format: ResultsFormat = "coco",
+    csv_options: CsvOptions = CsvOptions(),
+    overwrite: bool = False,
+) -> None:
+    """Fuse the detections of several models: files of COCO results on the same pictures.
+
+    Args:
+        files: COCO results, such as detections.json; images.json beside each says what its ids
+            mean.
+        out: A .json file, with --format csv a .csv file, with yolo and voc a folder.
+        weights: Of the models, one each; unset: all 1.
+        method: Weighted boxes fusion, NMS (the best of boxes that overlap is kept), or soft-nms
+            (the scores of the others are lowered).
+        iou_threshold: Boxes with a higher IoU are of one object; unset: 0.55 for wbf, 0.5 for nms.
+        skip_score_threshold: Detections with a lower score take no part.
+        conf_type: With wbf, the score of a fused box: with avg it falls where models find nothing.
+        annotations: COCO file with images and categories, instead of images.json.
+        format: Format of the result.
+        overwrite: Overwrite existing files.
+    """
+    from fastdet.predicting.ensemble import ensemble as run
+
+    results = run(
+        files,
+        out,
+        weights,
+        method,
+        iou_threshold,
+        skip_score_threshold,
+        conf_type,
+        annotations,
+        format,
+        csv_options,
+        overwrite,
+    )
+    pictures = len(results.images)
+    print(f"{len(results.scores)} detections on {pictures} pictures of {len(files)} models: {out}")
 
 
 def runs(
@@ -447,6 +507,7 @@ COMMANDS = {
     "show": show,
     "eval": evaluate,
     "predict": predict,
+    "ensemble": ensemble,
     "export": export,
     "describe": describe,
     "runs": runs,

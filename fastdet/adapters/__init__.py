@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Puts fastdet's operators where other packages have a suppression of their own.
 
-Each function is an override like `fastdet.override_torchvision`: call it, or use it in a `with`
-statement. While one is active it holds for the whole process and in all threads. Call and undo it
-while no other thread runs the package. Overrides may be nested and undone in any order; the
-package's own code returns after the last undo. A handle that nobody keeps is never undone.
+`sahi`, `supervision` and `ultralytics` are overrides like `fastdet.override_torchvision`: call one,
+or use it in a `with` statement. While one is active it holds for the whole process and in all
+threads. Call and undo it while no other thread runs the package. Overrides may be nested and undone
+in any order; the package's own code returns after the last undo. A handle that nobody keeps is
+never undone. `to_supervision` replaces nothing: it hands a detector's output to supervision.
 
 Importing this module imports neither torch nor any of the packages.
 """
@@ -12,6 +13,7 @@ Importing this module imports neither torch nor any of the packages.
 from fastdet.replacement import Override
 
 from . import sahi_postprocess, supervision_boxes
+from .supervision_detections import to_supervision as to_supervision
 
 
 def sahi() -> Override:

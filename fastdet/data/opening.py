@@ -45,18 +45,31 @@ def open_dataset(
         FileNotFoundError: no such split; no picture where they are looked for.
         ValueError: a broken file; as `DetectionDataset`.
     """
+    reading: dict[str, Any] = {"exif": exif, "files_anywhere": files_anywhere}
+    annotations = open_annotations(folder, split, masks, format=format, **reading)
+    return DetectionDataset(annotations, transforms, exif=exif, **options)
+
+
+def open_annotations(
+    folder: str | Path,
+    split: str,
+    masks: bool = False,
+    *,
+    exif: Exif = "apply",
+    files_anywhere: bool = False,
+    format: str | None = None,
+) -> Annotations:
+    """What a split of a data set says, without its pictures; see `open_dataset`."""
     folder = Path(folder)
     splits = find_splits(folder, format)
     reading: dict[str, Any] = {"exif": exif, "files_anywhere": files_anywhere}
     if has_split(splits, split) and usual_name(split) not in splits:
         (whole,) = splits.values()
-        annotations = _made_split(whole, usual_name(split), masks, reading)
-    elif has_split(splits, split):
-        annotations = splits[usual_name(split)].read(masks=masks, **reading)
-    else:
-        hint = "; `fastdet split` makes them of one" if split in MADE_SPLITS else ""
-        raise FileNotFoundError(f"no split '{split}' in {folder}: it has {', '.join(splits)}{hint}")
-    return DetectionDataset(annotations, transforms, exif=exif, **options)
+        return _made_split(whole, usual_name(split), masks, reading)
+    if has_split(splits, split):
+        return splits[usual_name(split)].read(masks=masks, **reading)
+    hint = "; `fastdet split` makes them of one" if split in MADE_SPLITS else ""
+    raise FileNotFoundError(f"no split '{split}' in {folder}: it has {', '.join(splits)}{hint}")
 
 
 def has_split(splits: dict[str, Split], split: str) -> bool:
@@ -76,7 +89,7 @@ def _made_split(whole: Split, split: str, masks: bool, reading: dict[str, Any]) 
     warnings.warn(
         f"{whole.path}: no splits; its pictures are divided by a hash of their names, {counts}; "
         "`fastdet split` writes splits to files",
-        stacklevel=3,
+        stacklevel=4,
     )
     if not masks:
         return parts[split]

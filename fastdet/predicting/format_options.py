@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The options of the formats of results. Importing this is quick, as the command line needs."""
+"""The options of what results become. Importing this is quick, as the command line needs."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 ResultsFormat = Literal["coco", "csv", "yolo", "voc"]
+EnsembleMethod = Literal["wbf", "nms", "soft-nms"]
+ConfType = Literal["avg", "max", "box_and_model_avg", "absent_model_aware_avg"]
 CsvImage = Literal["stem", "file_name", "id"]
 
 ROW_WORDS = ("label", "name", "score", "x1", "y1", "x2", "y2", "cx", "cy", "w", "h")

@@ -174,6 +174,9 @@ class VideoReader:
                     damaged, number = damaged + 1, number + 1
                     continue
                 for frame in decoded:
+                    if frame.is_corrupt:
+                        damaged, number = damaged + 1, number + 1
+                        continue
                     pts = frame.pts
                     if pts is None:  # a raw stream has none
                         pts = (first or 0) + round(number / (self.rate * self.time_base))

@@ -34,8 +34,30 @@ def write(results: Results, out: Path, csv: CsvOptions) -> None:
     """Writes the list and the description of its ids."""
     file, index = paths(results.images, out)
     write_json(file, detections_of(results))
-    if results.has_images:
+    write_index(results, index)
+
+
+def write_index(results: Results, index: Path) -> None:
+    """Writes images.json, unless nothing is known or the file says the same already."""
+    if results.has_images and not (index.is_file() and describes(index, results)):
         write_json(index, index_of(results))
+
+
+def describes(index: Path, results: Results) -> bool:
+    """Whether a COCO file has exactly the images and the categories of results.
+
+    Raises:
+        ValueError: not a COCO file.
+    """
+    content = read_json(index)
+    images = records(index, content, "images", ())
+    categories = records(index, content, "categories", ("name",))
+    other = Results.of_detections(images, categories, [])
+    return (other.images, other.classes, other.category_ids) == (
+        results.images,
+        results.classes,
+        results.category_ids,
+    )
 
 
 def detections_of(results: Results) -> list[dict[str, Any]]:
