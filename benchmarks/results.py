@@ -13,6 +13,7 @@ CPU_OPS = FOLDER / "cpu_ops.json"
 CPU_DETECTORS = FOLDER / "cpu_detectors.json"
 BACKBONES = FOLDER / "backbones.json"  # of `python -m benchmarks.backbone_table`
 LOADER = FOLDER / "loader.json"  # of `python -m benchmarks.loader`
+PREDICT = FOLDER / "predict.json"  # of `python -m benchmarks.predict`
 CUDA = "cuda_{}.json"  # of a GPU's name
 
 
