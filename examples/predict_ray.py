@@ -51,6 +51,7 @@ class Detector:
         self.score_threshold = score_threshold
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        """A row for each picture of the batch."""
         rows = [{"path": path} for path in batch["path"].to_pylist()]
         images, of_image = [], []
         for row, data in zip(rows, batch["bytes"], strict=True):
@@ -116,7 +117,9 @@ def main() -> None:
         ray.init()
     cpus = ray.cluster_resources()["CPU"]
     if options.workers * WORKER_CPUS > cpus - 1:
-        parser.error(f"--workers: expected at most {(cpus - 1) / WORKER_CPUS:.0f}, got more")
+        parser.error(
+            f"--workers: expected at most {(cpus - 1) / WORKER_CPUS:.0f}, got {options.workers}"
+        )
     (
         ray.data.read_binary_files(waiting, filesystem=store, include_paths=True)
         .map_batches(

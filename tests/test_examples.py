@@ -4,8 +4,10 @@
 import csv
 import re
 import runpy
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,11 +15,13 @@ import torch
 from PIL import Image
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
-from fastdet.data import eval_transforms, open_dataset, write_shapes
+from fastdet.data import eval_transforms, open_dataset, read_image, write_shapes
 from fastdet.deploy.export import export_detector
 from fastdet.models import retinanet
+from fastdet.prediction import detect
 
 from .models.scenes import spread_scores
+from .test_cli import checkpoint_of
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -122,6 +126,74 @@ def test_deploy_onnxruntime(shapes: Path, tmp_path: Path) -> None:
     assert scores == pytest.approx([float(score) for _, score in ours], abs=2e-3)
     corners = [re.findall(r"-?\d+\.\d", line) for line in printed.splitlines() if "large" in line]
     assert max(float(y2) for *_, y2 in corners) > 64
+
+
+@pytest.fixture
+def two_workers() -> Iterator[None]:
+    """A local Ray, small and silent."""
+    import ray
+
+    ray.init(num_cpus=2, object_store_memory=200_000_000, include_dashboard=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.slow
+def test_predict_ray(
+    shapes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    two_workers: None,
+) -> None:
+    """A run that goes on where a killed one stopped: it has a finished file and an unfinished."""
+    import pyarrow.parquet as pq
+
+    checkpoint, out = tmp_path / "any.ckpt", tmp_path / "found"
+    module = checkpoint_of("retinanet", checkpoint)
+    spread_scores(module.model)
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save({**content, "state_dict": module.state_dict()}, checkpoint)
+    pictures = tmp_path / "pictures"
+    shutil.copytree(shapes / "images", pictures / "inner")
+    (pictures / "broken.jpg").write_bytes(b"no picture")
+    arguments = ["predict_ray", "--checkpoint", str(checkpoint), "--images", str(pictures)]
+    arguments += ["--batch-size", "3", "--rows-per-file", "3", "--score-threshold", "0.1"]
+    arguments += ["--out", str(out)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    example = runpy.run_path(str(EXAMPLES / "predict_ray.py"))
+    first, *others = sorted(map(str, (pictures / "inner").iterdir()))
+    out.mkdir()
+    done = example["pa"].Table.from_pylist([{"path": first}], schema=example["SCHEMA"])
+    pq.write_table(done, out / "a.parquet")
+    (out / "b.parquet").write_bytes((out / "a.parquet").read_bytes()[:-9])
+
+    example["main"]()
+    printed = capsys.readouterr().out
+    assert f"unfinished file removed: {out}/b.parquet" in printed
+    assert f"{len(others) + 2} pictures, 1 done before" in printed
+    assert len(list(out.glob("*.parquet"))) > 2
+    rows = {row["path"]: row for row in pq.read_table(out).to_pylist()}
+    assert sorted(rows) == sorted([first, *others, str(pictures / "broken.jpg")])
+    assert rows[first]["boxes"] is None  # not detected again
+    assert (
+        f"{pictures}/broken.jpg: cannot be decoded" in rows[str(pictures / "broken.jpg")]["error"]
+    )
+    for path in others:
+        (expected,) = detect(module, [read_image(path)], 0.1)
+        row = rows[path]
+        assert (row["height"], row["width"], row["error"]) == (64, 64, None)
+        assert len(row["scores"]) == len(expected["scores"]) > 0
+        torch.testing.assert_close(torch.tensor(row["boxes"]), expected["boxes"])
+        assert row["labels"] == expected["labels"].tolist()
+        assert row["classes"] == [module.classes[label] for label in row["labels"]]
+
+    example["main"]()
+    assert "9 pictures, 9 done before" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [*arguments[:-1], "new", "--workers", "3"])
+    with pytest.raises(SystemExit):
+        example["main"]()
+    assert "--workers: expected at most 2, got 3" in capsys.readouterr().err
 
 
 def test_every_example_is_run_here() -> None:

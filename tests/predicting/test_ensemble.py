@@ -193,6 +193,15 @@ def test_an_ensemble_to_hand_in(files: list[Path], content: dict[str, Any], tmp_
     assert sum(len(text.split()) for _, text in lines) == 6 * len(fused.scores)
     labels = {int(label) for _, text in lines for label in text.split()[::6]}
     assert labels == set(fused.labels.tolist())
+    words = ["--csv-row", "name score cx cy w h", "--csv-fractions", "--csv-nothing", "nothing"]
+    words += ["--skip-score-threshold", 1, "--csv-image", "file_name", "--overwrite"]
+    run(files, "--out", out, "--format", "csv", *words)
+    lines = list(csv.reader(out.read_text().splitlines()))[1:]
+    assert lines == [[image["file_name"], "nothing"] for image in content["images"]]
+    run(files, "--out", out, "--format", "csv", *words[:3], "--overwrite")
+    texts = [text.split() for _, text in csv.reader(out.read_text().splitlines())][1:]
+    assert {text[0] for text in texts if text} <= {c["name"] for c in content["categories"]}
+    assert all(-1 < float(x) < 2 for text in texts for x in (*text[1:6], *text[7:12]))
     for format, folder in (("yolo", "labels"), ("voc", "Annotations")):
         run(files, "--out", tmp_path / format, "--format", format)
         written = [f for f in (tmp_path / format / folder).rglob("*") if f.is_file()]
