@@ -25,7 +25,7 @@ def main() -> None:
     from fastdet.training.detector_module import load_detector
 
     assert str(Path(str(fastdet.__file__)).parent.parent) == ROOT, fastdet.__file__
-    is_new = (Path(ROOT) / "fastdet" / "predicting").is_dir()
+    is_new = (Path(ROOT) / "fastdet" / "predicting" / "run.py").is_file()
     place: Any = importlib.import_module(
         "fastdet.predicting.run" if is_new else "fastdet.prediction"
     )
