@@ -8,7 +8,7 @@ BIN := .venv/bin
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 PARTS := test-models test-rest test-emulation test-smaller-isas test-ops
 
-.PHONY: install build check demo test test-quick $(PARTS) bench lint format clang aarch64 abi abi-environments sanitize cuda-resources clean
+.PHONY: install build check demo test test-quick $(PARTS) bench experiments lint format clang aarch64 abi abi-environments sanitize cuda-resources clean
 
 # `make -j2 install` compiles while pip downloads and unpacks what the tests and tools need.
 install: .venv/built .venv/installed
@@ -70,6 +70,15 @@ bench: install
 	$(BIN)/fastdet bench --out benchmarks/results/cpu_ops.json --overwrite
 	$(BIN)/python -m benchmarks.detector_profile
 	$(BIN)/python -m benchmarks.plots
+	$(BIN)/python -m benchmarks.readme_tables
+
+# The trainings of examples/experiments on blood cells, and docs/experiments.md: an hour on 2 cores.
+# Other data: make experiments DATA=FOLDER. What is done is not repeated.
+DATA ?= ../shared/data/bccd
+EXPERIMENTS := runs/experiments
+experiments: install
+	FASTDET=$(BIN)/fastdet examples/experiments/run.sh $(DATA) $(EXPERIMENTS)
+	$(BIN)/fastdet runs $(EXPERIMENTS) --sort AP --format csv --out benchmarks/results/experiments.csv --overwrite
 	$(BIN)/python -m benchmarks.readme_tables
 
 lint: install

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import results
+from benchmarks import experiments, results
 from benchmarks.results import (
     ANALYSE,
     BACKBONES,
@@ -36,6 +36,7 @@ PAGES = (
     ROOT / "docs" / "analysis.md",
     ROOT / "docs" / "backbones.md",
     ROOT / "docs" / "cascade_rcnn.md",
+    ROOT / "docs" / "experiments.md",
     *(
         results.FOLDER / f"{name}.md"
         for name in ("bccd", "cpu_numpy", "cpu_ops", "gpus", "loader", "nuclei")
@@ -359,6 +360,11 @@ def opening_table(result: dict[str, Any]) -> str:
     return markdown(header, rows) + made_by(result["machine"])
 
 
+def experiment(*names: str) -> Callable[[], str]:
+    """What the experiments with these names found."""
+    return lambda: experiments.sentences(experiments.read(), *names)
+
+
 def training(name: str) -> Callable[[], str]:
     """The table of a training beside torchvision."""
     return lambda: training_table(json.loads(CPU_OPS.with_name(f"{name}.json").read_text()))
@@ -388,6 +394,14 @@ TABLES: dict[str, Callable[[], str]] = {
     "bccd_retinanet_cpu": training("bccd_retinanet_cpu"),
     "nuclei_mask_rcnn_cpu": training("nuclei_mask_rcnn_cpu"),
     "analysing": lambda: analysing_table(json.loads(ANALYSE.read_text())),
+    "experiments": lambda: experiments.table(experiments.read()),
+    "experiment_backbone": experiment("resnet50"),
+    "experiment_anchors": experiment("anchors-half", "anchors-double"),
+    "experiment_mosaic": experiment("mosaic"),
+    "experiment_optimizer": experiment("sgd"),
+    "experiment_norms": experiment("frozen-norms"),
+    "experiment_neck": experiment("pafpn"),
+    "experiment_family": experiment("cascade-rcnn", "retinanet", "fcos"),
     "loading": lambda: loading_table(json.loads(LOADER.read_text())),
     "opening": lambda: opening_table(json.loads(LOADER.read_text())),
 }

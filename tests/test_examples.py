@@ -2,6 +2,8 @@
 """Each example runs as a person would run it, for a few steps, and learns something in them."""
 
 import csv
+import json
+import os
 import re
 import runpy
 import shutil
@@ -12,13 +14,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import tyro
 from PIL import Image
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
+from benchmarks.experiments import sentences
 from fastdet.data import eval_transforms, open_dataset, read_image, write_shapes
 from fastdet.deploy.export import export_detector
 from fastdet.models import retinanet
 from fastdet.predicting import detect
+from fastdet.training.options import TrainOptions
+from fastdet.training.options_file import flat
 
 from .models.scenes import spread_scores
 from .test_cli import checkpoint_of
@@ -199,3 +205,67 @@ def test_predict_ray(
 def test_every_example_is_run_here() -> None:
     tests = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     assert {path.stem for path in EXAMPLES.glob("*.py")} <= tests
+
+
+RECORDER = """\
+import json, pathlib, sys
+out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+out.mkdir(exist_ok=True)
+(out / "arguments.json").write_text(json.dumps(sys.argv[2:]))
+(out / ("report.html" if out.name != "mosaic" else "last.ckpt")).touch()
+"""
+
+
+def recorded(folder: Path, data: Path) -> dict[str, list[str]]:
+    """The arguments of each training that run.sh starts, which does nothing else."""
+    recorder = folder / "recorder.py"
+    recorder.write_text(RECORDER)
+    command = ["bash", str(EXAMPLES / "experiments" / "run.sh"), str(data), str(folder / "runs")]
+    environment = os.environ | {"FASTDET": f"{sys.executable} {recorder}"}
+    subprocess.run(command, env=environment, check=True, timeout=60)
+    files = sorted(folder.glob("runs/*/arguments.json"))
+    found = {file.parent.name: json.loads(file.read_text()) for file in files}
+    for file in files:
+        file.unlink()
+    return found
+
+
+def test_experiments_are_valid_and_change_one_thing_each(tmp_path: Path, shapes: Path) -> None:
+    trainings = {
+        name: tyro.cli(TrainOptions, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+        for name, arguments in recorded(tmp_path, shapes).items()
+    }
+    assert len(trainings) == 13
+    base = flat(trainings["base"])
+    for name, options in trainings.items():
+        options.check()
+        given = flat(options)
+        differing = {key for key in base if base[key] != given[key]} - {"out", "hypothesis"}
+        assert len(differing) == (name != "base"), name
+    assert set(recorded(tmp_path, shapes)) == {"mosaic"}  # all others are done
+    assert "--resume" in recorded(tmp_path, shapes)["mosaic"]
+
+
+def test_sentences_of_experiments() -> None:
+    def run(ap: str, small: str) -> dict[str, str]:
+        return {"AP": ap, "APs": small, "APm": "0.4", "APl": ""}
+
+    runs = {
+        "base": run("0.40", "0.1"),
+        "seed-1": run("0.42", "0.2"),
+        "seed-2": run("0.41", "0.3"),
+        "same": run("0.435", "0.2"),
+        "better": run("0.47", "0.25"),
+        "worse": run("0.30", "0.1"),
+        "stopped": run("", ""),
+    }
+    names = ("same", "better", "worse", "stopped")
+    assert sentences(runs, *names).splitlines() == [
+        "- `same`: AP 0.435 beside 0.400 to 0.420 of the base: no difference beyond what "
+        "seeds make.",
+        "- `better`: AP 0.470 beside 0.400 to 0.420 of the base: better than all three by 0.050 or "
+        "more, most for small objects (AP 0.250 beside 0.200).",
+        "- `worse`: AP 0.300 beside 0.400 to 0.420 of the base: worse than all three by 0.100 or "
+        "more, most for small objects (AP 0.100 beside 0.200).",
+        "- `stopped`: stopped before its first validation.",
+    ]

@@ -301,6 +301,9 @@ class TrainOptions:
         self.augmentation.check()
         for name in _COUNTS:
             _expect_count(self, name)
+        ends = self.optimization.milestones
+        expected = f"ends of epochs below {self.epochs}, the number of epochs"
+        _expect(all(end < self.epochs for end in ends), "milestones", expected, ends)
         lr = self.lr
         _expect(lr is None or 0 < lr < math.inf, "lr", "a finite number above 0", lr)
         _expect(self.workers is None or self.workers >= 0, "workers", "0 or more", self.workers)

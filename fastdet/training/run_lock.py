@@ -11,7 +11,7 @@ import os
 import socket
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _held: set[int] = set()  # file descriptors
@@ -29,13 +29,14 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Holds the lock of `folder`, which is created if it is missing.
+    """Holds the lock of `folder`, which is created if it is missing, and removed if it stays empty.
 
     The lock that a killed training left is taken over if that ran on this host.
 
     Raises:
         BlockingIOError: another training has it; the message names its process id and host.
     """
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "training.lock"
     descriptor = _lock(path)
@@ -47,6 +48,9 @@ def run_lock(folder: Path) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+            if is_new:
+                with suppress(OSError):  # not empty
+                    folder.rmdir()
     finally:
         _held.discard(descriptor)
         os.close(descriptor)

@@ -184,6 +184,10 @@ def test_sync_batch_norms_need_gpus(shapes: Path, tmp_path: Path, capsys) -> Non
         ("--ema 1", "ema: expected a number in (0, 1), got 1.0"),
         ("--milestones 3 2 --schedule step", "milestones: expected ascending numbers of epochs"),
         ("--milestones 3", "milestones: expected the schedule step, got cosine"),
+        (
+            "--milestones 1 2 --schedule step --epochs 2",
+            "milestones: expected ends of epochs below 2, the number of epochs, got (1.0, 2.0)",
+        ),
         ("--warmup-steps 3 --warmup-epochs 1", "warmup_epochs: expected no value together with"),
         ("--anchor-sizes 0 1 2 3 4", "anchor_sizes: expected auto or numbers above 0"),
         ("--patience 0", "patience: expected a number from 1 on, got 0"),

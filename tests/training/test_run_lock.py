@@ -64,6 +64,15 @@ def test_an_error_releases_the_lock(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_new_folder_that_stays_empty_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "given").mkdir()
+    for name in ("given", "new", "used"):
+        with run_lock(tmp_path / name):
+            if name == "used":
+                (tmp_path / name / "log").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["given", "used"]
+
+
 def test_a_lock_file_that_was_removed_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
