@@ -22,6 +22,7 @@ from benchmarks.results import (
     CPU_DETECTORS,
     CPU_OPS,
     LOADER,
+    PREDICT,
     Result,
     Row,
     SideResult,
@@ -37,6 +38,7 @@ PAGES = (
     ROOT / "docs" / "backbones.md",
     ROOT / "docs" / "cascade_rcnn.md",
     ROOT / "docs" / "experiments.md",
+    ROOT / "docs" / "prediction.md",
     *(
         results.FOLDER / f"{name}.md"
         for name in ("bccd", "cpu_numpy", "cpu_ops", "gpus", "loader", "nuclei")
@@ -324,6 +326,19 @@ def analysing_table(content: dict[str, Any]) -> str:
     return markdown([size, "seconds", "processor seconds"], rows) + made_by(content["machine"])
 
 
+def predicting_table(result: dict[str, Any]) -> str:
+    """Pictures a second: medians, and the ratio of each round."""
+    rows = []
+    for family, of_family in result["families"].items():
+        before, ours = (of_family["pictures_per_second"][side] for side in ("before", "fastdet"))
+        ratios = [a / b for a, b in zip(ours, before, strict=True)]
+        medians = (three_digits(statistics.median(side)) for side in (before, ours))
+        rows.append([f"`{family}`", *medians, times(statistics.median(ratios))])
+    return markdown(["", "one at a time", "side by side", "ratio"], rows) + made_by(
+        result["machine"]
+    )
+
+
 def loading_table(result: dict[str, Any]) -> str:
     """The whole loader: medians over the rounds, and the ratio of each round."""
     rows = []
@@ -402,6 +417,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "experiment_norms": experiment("frozen-norms"),
     "experiment_neck": experiment("pafpn"),
     "experiment_family": experiment("cascade-rcnn", "retinanet", "fcos"),
+    "predicting": lambda: predicting_table(json.loads(PREDICT.read_text())),
     "loading": lambda: loading_table(json.loads(LOADER.read_text())),
     "opening": lambda: opening_table(json.loads(LOADER.read_text())),
 }
