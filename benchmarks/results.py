@@ -14,6 +14,7 @@ CPU_DETECTORS = FOLDER / "cpu_detectors.json"
 BACKBONES = FOLDER / "backbones.json"  # of `python -m benchmarks.backbone_table`
 LOADER = FOLDER / "loader.json"  # of `python -m benchmarks.loader`
 ANALYSE = FOLDER / "analyse.json"  # of `python -m benchmarks.analyse`
+PREDICT = FOLDER / "predict.json"  # of `python -m benchmarks.predict`
 CUDA = "cuda_{}.json"  # of a GPU's name
 
 

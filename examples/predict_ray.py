@@ -22,7 +22,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType
 
 from fastdet.data import read_image
 from fastdet.data.picture_files import is_picture
-from fastdet.prediction import detect
+from fastdet.predicting import detect
 from fastdet.training.detector_module import load_detector
 
 SCHEMA = pa.schema(

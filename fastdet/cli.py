@@ -23,6 +23,7 @@ from fastdet.predicting.format_options import (
     EnsembleMethod,
     ResultsFormat,
 )
+from fastdet.predicting.options import SpeedOptions, VideoOptions, ViewOptions
 from fastdet.training.options import (
     DataFormat,
     Images,
@@ -192,41 +193,59 @@ def analyse(
 
 def predict(
     checkpoint: Path,
-    images: tuple[Path, ...],
+    images: tuple[str, ...],
     out: Path,
     score_threshold: float = 0.5,
     annotations: Path | None = None,
     show: Show = "detections",
     num_proposals: int = 20,
+    views: ViewOptions = ViewOptions(),
+    videos: VideoOptions = VideoOptions(),
+    speed: SpeedOptions = SpeedOptions(),
+    format: ResultsFormat = "coco",
+    csv: CsvOptions = CsvOptions(),
     pictures: PictureOptions = PictureOptions(),
     overwrite: bool = False,
 ) -> None:
-    """Detect objects on pictures: write annotated copies and detections.json (COCO results format).
+    """Detect objects on pictures and videos: write annotated copies and detections.json (COCO).
 
     Args:
         checkpoint: A best.ckpt or last.ckpt.
-        images: Picture files and folders of pictures.
+        images: Pictures, videos, folders of them, quoted patterns such as "in/*.jpg", addresses of
+            streams such as rtsp://camera/stream, and cameras: /dev/video0, or 0.
         out: Folder for the results.
         score_threshold: Minimum score of a detection.
         annotations: COCO file whose image ids are used; unset: image ids count from 1.
         show: Draw detections, or what the first stage of a two-stage detector proposed.
         num_proposals: With --show proposals, how many of the best proposals are drawn.
+        format: Write this too: PredictionString rows (csv), text files (yolo) or XML (voc).
         overwrite: Overwrite existing files in the folder.
     """
-    from fastdet.prediction import predict as run
+    from fastdet.predicting import predict as run
 
-    found = run(
-        checkpoint,
-        images,
-        out,
-        score_threshold,
-        annotations,
-        show=show,
-        num_proposals=num_proposals,
-        pictures=pictures,
-        overwrite=overwrite,
-    )
-    print(f"{len(found.detections)} detections: {out / 'detections.json'}")
+    file = out / "detections.json"
+    try:
+        found = run(
+            checkpoint,
+            images,
+            out,
+            score_threshold,
+            annotations,
+            show=show,
+            num_proposals=num_proposals,
+            pictures=pictures,
+            views=views,
+            videos=videos,
+            speed=speed,
+            format=format,
+            csv=csv,
+            overwrite=overwrite,
+        )
+    except (KeyboardInterrupt, Stopped) as error:
+        number = signal.SIGTERM if isinstance(error, Stopped) else signal.SIGINT
+        kept = f"; what was found until then: {file}" if file.exists() else ""
+        raise Stopped(number, f"stopped{kept}") from None
+    print(f"{len(found.detections)} detections: {file}")
     if found.unreadable:
         print(f"fastdet: {len(found.unreadable)} pictures could not be read", file=sys.stderr)
         sys.exit(1)
@@ -626,6 +645,7 @@ EXTRAS = {  # all others: train
     "export": "export,train",
     "view": "train,view",
 }
+EXTRA_OF_PACKAGE = {"av": "video"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -710,7 +730,7 @@ def _stop(error: Exception, arguments: Sequence[str]) -> None:
         sys.exit(error.returncode)
     message, code = " ".join(str(error).split()), 2
     if isinstance(error, ModuleNotFoundError) and _package(error) != "fastdet":
-        extra = EXTRAS.get(arguments[0], "train")
+        extra = EXTRA_OF_PACKAGE.get(_package(error)) or EXTRAS.get(arguments[0], "train")
         message += f'. This command needs more packages: pip install "fastdet[{extra}]"'
     elif isinstance(error, FloatingPointError):
         code = 1

@@ -90,7 +90,7 @@ def test_train_resume_evaluate_predict(
 
 def test_predict_writes_and_draws_masks(shapes: Path, tmp_path: Path) -> None:
     from fastdet.evaluation.pictures import class_colour
-    from fastdet.prediction import predict
+    from fastdet.predicting import predict
     from fastdet.training.detector_module import DetectorModule
 
     torch.manual_seed(0)
@@ -142,7 +142,7 @@ TWO_STAGES = [name for name in MODELS if name.endswith("rcnn")]
 def test_predict_draws_what_the_first_stage_proposes(model: str, tmp_path: Path) -> None:
     from fastdet.evaluation.pictures import class_colour
     from fastdet.models.batch import xyxy_ratios
-    from fastdet.prediction import propose
+    from fastdet.predicting import propose
 
     module = checkpoint_of(model, tmp_path / "any.ckpt", representation_size=16)
     file = write_pictures(tmp_path, "a.png") / "a.png"
@@ -173,7 +173,7 @@ def test_predict_draws_what_the_first_stage_proposes(model: str, tmp_path: Path)
 
 
 def test_what_cannot_be_shown(checkpoint: Path, tmp_path: Path, refused: Refused) -> None:
-    from fastdet.prediction import predict
+    from fastdet.predicting import predict
 
     images = write_pictures(tmp_path / "images", "a.png")
     command = f"predict --checkpoint {checkpoint} --images {images} --out {tmp_path / 'out'}"
@@ -200,7 +200,7 @@ def write_pictures(folder: Path, *names: str) -> Path:
 
 
 def ids(images: Path, annotations: Path | None) -> list[int]:
-    from fastdet.prediction import match_images, picture_files, read_ids
+    from fastdet.predicting import match_images, picture_files, read_ids
 
     given = None if annotations is None else read_ids(annotations)
     return [record["id"] for record in match_images(picture_files([images]), given)]
@@ -311,22 +311,22 @@ def test_predict_goes_on_after_a_picture_that_cannot_be_read(
 def test_what_predict_found_is_kept_when_it_is_stopped(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastdet import prediction
+    from fastdet.predicting import predict, recording, run
 
     images = write_pictures(tmp_path / "images", "a.png", "b.png", "c.png")
-    read = prediction.read_image
+    take = run._Run.take
 
-    def stopped_at_c(path: Path, *args: Any, **options: Any) -> torch.Tensor:
-        if path.name == "c.png":
+    def stopped_at_c(self: run._Run, answers: list[Any]) -> None:
+        if answers[0].job.path.name == "c.png":
             # What a kill would leave: the file is written as results come.
             assert json.loads((tmp_path / "out" / "detections.json").read_text())
             raise KeyboardInterrupt
-        return read(path, *args, **options)
+        take(self, answers)
 
-    monkeypatch.setattr(prediction, "read_image", stopped_at_c)
-    monkeypatch.setattr(prediction, "WRITE_EVERY", 0.0)
+    monkeypatch.setattr(run._Run, "take", stopped_at_c)
+    monkeypatch.setattr(recording, "WRITE_EVERY", 0.0)
     with pytest.raises(KeyboardInterrupt):
-        prediction.predict(checkpoint, [images], tmp_path / "out", 0.0)
+        predict(checkpoint, [images], tmp_path / "out", 0.0)
     results = json.loads((tmp_path / "out" / "detections.json").read_text())
     assert {result["image_id"] for result in results} == {1, 2}
 
@@ -365,7 +365,7 @@ def test_the_options_of_pictures_are_those_of_read_image() -> None:
 
 
 def test_detections_below_the_threshold_are_left_out() -> None:
-    from fastdet.prediction import detect
+    from fastdet.predicting import detect
 
     found = {
         "boxes": torch.arange(12.0).view(3, 4),
@@ -380,7 +380,7 @@ def test_detections_below_the_threshold_are_left_out() -> None:
 
 
 def test_pictures_of_one_name_are_refused(tmp_path: Path) -> None:
-    from fastdet.prediction import drawing_names, picture_files
+    from fastdet.predicting import drawing_names, picture_files
 
     folder = write_pictures(tmp_path, "cam1/a.png", "cam2/a.png", "cam2/notes.txt.png")
     (folder / "b.txt").touch()

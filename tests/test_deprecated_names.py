@@ -17,6 +17,7 @@ from tests.models.scenes import NUM_CLASSES, scene, small_model
     ("old", "new"),
     [
         ("fastdet.export", "fastdet.deploy.export"),
+        ("fastdet.prediction", "fastdet.predicting"),
         ("fastdet.models.fused", "fastdet.engine.fused"),
     ],
 )

@@ -18,7 +18,7 @@ from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 from fastdet.data import eval_transforms, open_dataset, read_image, write_shapes
 from fastdet.deploy.export import export_detector
 from fastdet.models import retinanet
-from fastdet.prediction import detect
+from fastdet.predicting import detect
 
 from .models.scenes import spread_scores
 from .test_cli import checkpoint_of

@@ -7,7 +7,7 @@ from pathlib import Path
 import fastdet
 
 PACKAGE = Path(fastdet.__file__).parent
-ALIASES = {"export.py", "models/fused.py"}  # deprecated names, which only pass on
+ALIASES = {"export.py", "models/fused.py", "prediction.py"}  # deprecated names, which only pass on
 
 
 def imports_of(folder: str) -> dict[str, set[str]]:

@@ -2,6 +2,7 @@
 """Which files of a folder are pictures: by their names, at any depth."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 # In the order in which one of several pictures with the same name is taken.
@@ -12,7 +13,12 @@ SUFFIXES = (
 
 
 def pictures_below(folder: Path) -> list[Path]:
-    """The paths of the picture files of a folder, sorted.
+    """The paths of the picture files of a folder, sorted; see `files_below`."""
+    return files_below(folder, is_picture)
+
+
+def files_below(folder: Path, wanted: Callable[[str], bool]) -> list[Path]:
+    """The paths of the files of a folder whose names are wanted, sorted.
 
     Links are followed, and a folder that links lead to again is read once. Hidden files are left
     out, for example the "._" files of macOS.
@@ -31,7 +37,7 @@ def pictures_below(folder: Path) -> list[Path]:
                     continue
                 if entry.is_dir():
                     waiting.append(Path(entry.path))
-                elif is_picture(entry.name) and entry.is_file():
+                elif wanted(entry.name) and entry.is_file():
                     found.append(entry.path)
     return [Path(path) for path in sorted(found)]
 

@@ -22,7 +22,7 @@ from fastdet.data.opening import has_split
 from fastdet.deploy.metadata import metadata
 from fastdet.deploy.onnx_pictures import Arrays, OnnxDetector, coco_metrics
 from fastdet.files import replacing
-from fastdet.prediction import picture_files
+from fastdet.predicting import picture_files
 
 OP_TYPES = ["Conv", "Gemm"]
 MOST_PICTURES = 128  # that the ranges of the activations are measured on

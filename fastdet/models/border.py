@@ -129,7 +129,7 @@ class Border:
             # The same random draw as in torchvision, so that a seed gives the same sizes.
             draw = int(torch.empty(1).uniform_(0, len(min_size))) if training else -1
             min_size = min_size[draw]
-        scale = min(min_size / min(height, width), self.max_size / max(height, width))
+        scale = self._scale(height, width, min_size)
         if scale == 1:
             return image
         # scale_factor instead of size, so that the size is rounded as in torchvision.
@@ -140,6 +140,19 @@ class Border:
             recompute_scale_factor=True,
             align_corners=False,
         )[0]
+
+    def scale_of(self, height: int, width: int) -> float:
+        """Pixels after resizing per pixel of an image, in eval mode.
+
+        With fixed_size, that of the side that shrinks more.
+        """
+        if self.fixed_size is not None:
+            return min(self.fixed_size[0] / height, self.fixed_size[1] / width)
+        min_size = self.min_size if isinstance(self.min_size, int) else self.min_size[-1]
+        return self._scale(height, width, min_size)
+
+    def _scale(self, height: int, width: int, min_size: int) -> float:
+        return min(min_size / min(height, width), self.max_size / max(height, width))
 
 
 def image_sizes(images: Sequence[Tensor]) -> Tensor:

@@ -20,7 +20,7 @@ from fastdet.data import DetectionDataset, open_dataset, write_shapes
 from fastdet.evaluation import CocoMetrics, class_table, stats_table
 from fastdet.evaluation.pictures import draw_boxes
 from fastdet.files import replacing
-from fastdet.prediction import detect
+from fastdet.predicting import detect
 from fastdet.report.charts import Line
 from fastdet.report.page import Comparison, OpRow, TrainedModel, write_report
 from fastdet.training.detector_module import load_detector

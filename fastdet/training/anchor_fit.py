@@ -55,6 +55,15 @@ def boxes_in_training(dataset: DetectionDataset, border: Border) -> np.ndarray:
     return boxes_wh * scale[:, None]
 
 
+def object_scale(dataset: DetectionDataset, border: Border) -> float | None:
+    """Pixels after the resizing per pixel of a picture: the median over the boxes; None of none."""
+    sizes, of_box = np.unique(dataset.box_and_image_sizes()[1], axis=0, return_inverse=True)
+    if not len(sizes) or not sizes.all():
+        return None
+    scales = np.array([border.scale_of(height, width) for height, width in sizes.tolist()])
+    return float(np.median(scales[of_box]))
+
+
 def anchor_fit(cells: Cells, boxes_wh: np.ndarray) -> AnchorFit:
     """How anchors fit boxes.
 

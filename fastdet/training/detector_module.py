@@ -52,6 +52,10 @@ class DetectorModule(lightning.LightningModule):
         optimization: further fields of `OptimizationOptions`.
         multi_scale: range of the min_size of training batches; see `batch_border`. None: the
             model's own, which validation always has.
+
+    Attributes:
+        object_scale: pixels that the detector saw per pixel of a training picture, without
+            augmentation: the median over the objects. None: not known.
     """
 
     def __init__(
@@ -93,6 +97,7 @@ class DetectorModule(lightning.LightningModule):
         )
         self.losses = self.model.losses
         self.metrics: CocoMetrics | None = None
+        self.object_scale: float | None = None
         self.batch_shapes: Counter[tuple[int, ...]] = Counter()  # (B, H, W, G), of this process
         self.resumed_at = (0, 0)  # epochs and steps that were done
 
@@ -187,7 +192,9 @@ class DetectorModule(lightning.LightningModule):
         return sums, sum(images for _, images in parts)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the metrics of the validation with the weights that they are of."""
+        """Keep the metrics of the validation with the weights, and the scale of the objects."""
+        if self.object_scale is not None:
+            checkpoint["object_scale"] = self.object_scale
         if self.metrics is not None:
             checkpoint["metrics"] = as_plain(self.metrics)
 
@@ -197,6 +204,7 @@ class DetectorModule(lightning.LightningModule):
         Lightning counts the batches of the epoch: after a change of the batch size it would go on
         in the middle of one. And it would take the learning rate of before.
         """
+        self.object_scale = self.object_scale or checkpoint.get("object_scale")
         data = getattr(self.trainer, "datamodule", None) if self._trainer is not None else None
         if data is None:
             return

@@ -24,6 +24,7 @@ from fastdet.training.anchor_fit import (
     fit_line,
     fitting_sizes,
     matched_by_iou,
+    object_scale,
 )
 from fastdet.training.averaging import MovingAverage
 from fastdet.training.callbacks import (
@@ -186,6 +187,8 @@ def _train(
         )
     data = training_data(options, classes, transforms)
     module = _module(options, model_options, data)
+    assert data.training is not None
+    module.object_scale = object_scale(data.training, module.model.border)
     _report_weights(module, options.out / "backbone_weights.txt")
     if module.model.learns_masks:
         data.read_masks()
