@@ -13,7 +13,8 @@ class Reading:
     Attributes:
         batch_size: images at a time.
         workers: processes that decode pictures.
-        drop_other_classes: leave out what the split has of classes that the detector lacks.
+        drop_other_classes: leave out what the split has of classes that the detector lacks;
+            that of results too.
         pictures: how pictures are read.
     """
 

@@ -5,7 +5,7 @@ import contextlib
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -29,7 +29,9 @@ def write_results(folder: Path, content: dict[str, Any], found: list[dict[str, A
     return folder / "detections.json"
 
 
-def pycocotools_stats(truth: Path, file: Path, kind: str = "bbox") -> list[float]:
+def pycocotools_stats(
+    truth: Path, file: Path, kind: Literal["bbox", "segm"] = "bbox"
+) -> list[float]:
     with contextlib.redirect_stdout(io.StringIO()):
         annotations = COCO(str(truth))
         evaluation = COCOeval(annotations, annotations.loadRes(str(file)), kind)

@@ -107,21 +107,21 @@ def slowly(collection: Collection, asked: Filter) -> tuple[list[int], set[int], 
 
     objects = {
         row
-        for row, index in enumerate(annotations.image_index)
+        for row, index in enumerate(annotations.image_index.tolist())
         if index in images
         and of_classes(annotations.labels[row])
         and (asked.found_by == "any" or found_as_asked(row))
     }
     detections = set()
-    for row, index in enumerate(side.found.image_index):
-        about = side.errors.about[row]
+    for row, index in enumerate(side.found.image_index.tolist()):
+        about = int(side.errors.about[row])
         if index not in images or not low <= side.found.scores[row] <= high:
             continue
         if asked.found_by != "any":
             if about in objects:
                 detections.add(row)
-        elif of_classes(side.found.labels[row]) or (
-            about >= 0 and of_classes(annotations.labels[about])
+        elif of_classes(int(side.found.labels[row])) or (
+            about >= 0 and of_classes(int(annotations.labels[about]))
         ):
             detections.add(row)
     if numbers:

@@ -2,6 +2,7 @@
 """The page in Streamlit's own test harness, without a server and a browser."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,7 +61,7 @@ def test_only_the_pictures_of_the_shown_page_are_read(
     opened: list[str] = []
     read = pictures.read_pixels
 
-    def counted(path: Path, *arguments: object, **options: object):
+    def counted(path: Path, *arguments: Any, **options: Any):
         opened.append(path.name)
         return read(path, *arguments, **options)
 

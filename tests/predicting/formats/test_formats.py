@@ -135,7 +135,7 @@ def test_masks_are_read_back_pixel_for_pixel(data: Path, tmp_path: Path) -> None
     assert results.segmentations is not None
     masks = dict(zip(map(str, got.file_names), masks_by_picture(got), strict=True))
     for image, rows in zip(results.images, results.rows(), strict=True):
-        size = image.height, image.width
+        size = image.height or 0, image.width or 0
         expected = [read_segmentation(results.segmentations[row], *size) for row in rows]
         assert masks[str(image.file_name)] == expected
 
