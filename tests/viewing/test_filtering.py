@@ -128,8 +128,8 @@ def slowly(collection: Collection, asked: Filter) -> tuple[list[int], set[int], 
         objects = {row for row in objects if kinds[asked.side][row] in numbers}
         detections = {row for row in detections if side.errors.kinds[row] in numbers}
     if asked.classes or asked.kinds or asked.found_by != "any":
-        having = {annotations.image_index[row] for row in objects}
-        having |= {side.found.image_index[row] for row in detections}
+        having = {int(annotations.image_index[row]) for row in objects}
+        having |= {int(side.found.image_index[row]) for row in detections}
         images = [index for index in images if index in having]
     return images, objects, detections
 
