@@ -159,7 +159,7 @@ def analyse(
         drawn: Maximum number of pictures in a section of the page.
         batch_size: Number of images in a batch of a checkpoint.
         workers: Processes that decode pictures for a checkpoint.
-        drop_other_classes: Skip annotations of classes that a checkpoint does not know.
+        drop_other_classes: Skip annotations of classes that a checkpoint or the results lack.
         files_anywhere: Allow file names in the annotations that point outside the image folder.
         overwrite: Overwrite existing files in the folder.
     """

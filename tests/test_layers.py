@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Which package may import which: ops <- engine <- models <- training, deploy, evaluation."""
+"""Which part of the package may import which: the arrows of docs/architecture.md."""
 
 import ast
+from functools import cache
 from pathlib import Path
+
+import pytest
 
 import fastdet
 
@@ -10,6 +13,7 @@ PACKAGE = Path(fastdet.__file__).parent
 ALIASES = {"export.py", "models/fused.py", "prediction.py"}  # deprecated names, which only pass on
 
 
+@cache
 def imports_of(folder: str) -> dict[str, set[str]]:
     """The modules that each file of a folder imports, by its path in the package."""
     found: dict[str, set[str]] = {}
@@ -35,46 +39,44 @@ def importers(folder: str, *packages: str) -> set[str]:
     }
 
 
-def test_ops_know_nothing_above_them() -> None:
-    above = (
-        "analysing",
-        "checking",
-        "data",
-        "deploy",
-        "engine",
-        "evaluation",
-        "models",
-        "report",
-        "training",
-    )
-    assert importers("ops", *above) == set()
+# The parts of the package, as docs/architecture.md has them: each knows those before it alone.
+LAYERS = (
+    ("ops",),
+    ("engine",),
+    ("models",),
+    ("data",),
+    ("evaluation",),
+    ("training",),
+    ("predicting",),
+    ("deploy", "report"),
+    ("checking", "analysing"),
+    ("viewing",),
+)
 
 
-def test_the_engine_knows_no_detector() -> None:
-    above = (
-        "analysing",
-        "checking",
-        "data",
-        "deploy",
-        "evaluation",
-        "models",
-        "report",
-        "training",
-    )
-    assert importers("engine", *above) == set()
+@pytest.mark.parametrize("level", range(len(LAYERS) - 1), ids=[layer[0] for layer in LAYERS[:-1]])
+def test_a_part_knows_nothing_of_what_stands_above_it(level: int) -> None:
+    above = [part for layer in LAYERS[level + 1 :] for part in layer]
+    for part in LAYERS[level]:
+        beside = [other for other in LAYERS[level] if other != part]
+        assert importers(part, *above, *beside) == set()
+
+
+def test_the_documented_arrows_are_these() -> None:
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    drawn = page[page.index("fastdet.ops  <-") :].split("```")[0]
+    parts = [part.strip().removeprefix("fastdet.") for part in drawn.split("<-")]
+    assert parts == [*(", ".join(layer) for layer in LAYERS), "cli"]
 
 
 def test_models_meet_the_engine_in_one_place() -> None:
     assert importers("models", "engine") == {"models/detector.py"}
-    assert (
-        importers("models", "analysing", "checking", "deploy", "evaluation", "report", "training")
-        == set()
-    )
 
 
-def test_data_is_below_its_check() -> None:
-    above = ("analysing", "checking", "deploy", "report", "training")
-    assert importers("data", *above) == set()
+def test_results_are_decoded_in_one_place() -> None:
+    for folder in ("analysing", "viewing"):
+        users = [file for file, names in imports_of(folder).items() if "msgspec" in names]
+        assert not users, folder
 
 
 def test_training_and_deployment_name_no_family() -> None:
@@ -88,7 +90,7 @@ def test_training_and_deployment_name_no_family() -> None:
         "rpn",
     )
     names = {"CascadeMaskRCNN", "CascadeRCNN", "FCOS", "FasterRCNN", "MaskRCNN", "RetinaNet"}
-    for folder in ("analysing", "checking", "deploy", "evaluation", "training"):
+    for folder in ("analysing", "checking", "deploy", "evaluation", "predicting", "training"):
         assert importers(folder, *(f"models.{family}" for family in families)) == set()
         for file, modules in imports_of(folder).items():
             assert not names & {module.rpartition(".")[2] for module in modules}, file

@@ -9,7 +9,7 @@ from fastdet.analysing.analysis import (
     analyse_side,
     compare,
 )
-from fastdet.analysing.detections import Found, read_results
+from fastdet.analysing.detections import Found, read_found
 
 __all__ = [
     "Analysis",
@@ -19,5 +19,5 @@ __all__ = [
     "Side",
     "analyse_side",
     "compare",
-    "read_results",
+    "read_found",
 ]

@@ -15,14 +15,16 @@ from fastdet.analysing.errors import (
     IGNORED,
     Cost,
     Errors,
+    Objects,
     cost_of,
     find_errors,
+    objects_from,
 )
 from fastdet.analysing.matching import Matches, match, overlapping
 from fastdet.analysing.scores import BestF1, Calibration, best_f1, calibration_of
 from fastdet.data.annotations import Annotations
 
-UNKNOWN = 0.5  # score threshold where no detection is correct
+UNKNOWN_SCORE = 0.5  # threshold where no detection is correct
 FEWEST = 11  # detections of a class in an image; COCO counts the best 1 and 10 too
 
 
@@ -85,6 +87,7 @@ class Side:
         best: the score threshold with the best F1 of all classes together.
         best_of_class: (C,) that of each class.
         score_threshold: that is used.
+        objects: what keeps each object from being found by the detections from this score on.
         confusion: from this score on.
         calibration: None where scores lie outside [0, 1].
         recall: see `proposal_recall`; None where there are no proposals.
@@ -99,6 +102,7 @@ class Side:
     best: BestF1
     best_of_class: list[BestF1]
     score_threshold: float
+    objects: Objects
     confusion: Confusion
     calibration: Calibration | None
     recall: np.ndarray | None = None
@@ -109,7 +113,7 @@ class Side:
 
     def finds(self) -> np.ndarray:
         """(A,) bool; the objects that a detection finds at the score threshold."""
-        return _at_least(self.found, self.matches.detections, self.score_threshold)
+        return self.objects.kinds == CORRECT
 
     def wrong(self, annotations: Annotations, label: int | None = None) -> np.ndarray:
         """(I,) the number of errors in each image: wrong detections and objects not found.
@@ -199,7 +203,7 @@ def analyse_side(
     ]
     threshold = options.score_threshold
     if threshold is None:
-        threshold = best.threshold if best.f1 > 0 else UNKNOWN
+        threshold = best.threshold if best.f1 > 0 else UNKNOWN_SCORE
     return Side(
         name or str(found.path),
         found,
@@ -212,6 +216,7 @@ def analyse_side(
         best,
         of_class,
         threshold,
+        objects_from(annotations, found, matches, errors.kinds, errors.about, threshold),
         confusion_of(annotations, found, pairs, matches, threshold, options.iou_threshold),
         calibration_of(scores, labels, correct, ious, classes, options.bins),
         recall,
@@ -239,8 +244,3 @@ def compare(annotations: Annotations, first: Side, second: Side, number: int) ->
             float(finds[1].sum() - finds[0].sum()), (weights @ (gains[1] - gains[0])).astype(float)
         ),
     )
-
-
-def _at_least(found: Found, rows: np.ndarray, threshold: float) -> np.ndarray:
-    """Whether each row is one (not -1) with a score from the threshold on."""
-    return (rows >= 0) & (np.append(found.scores, -np.inf)[rows] >= threshold)

@@ -13,7 +13,7 @@ from rich.table import Table as RichTable
 
 from fastdet.analysing.analysis import Analysis, AnalysisOptions, Side, analyse_side, compare
 from fastdet.analysing.coco import proposal_recall
-from fastdet.analysing.detections import Found, read_results, write_results
+from fastdet.analysing.detections import Found, read_found, write_results
 from fastdet.analysing.page import write_json, write_page
 from fastdet.analysing.reading import Reading
 from fastdet.analysing.sentences import sentences
@@ -138,8 +138,8 @@ def _read(
 ) -> Read:
     masks = options.iou_type == "segm"
     if is_results(path):
-        found, looked_at = read_results(path, annotations, masks)
-        return found, None, looked_at, np.ones(len(annotations.names), bool)
+        found, here = read_found(path, annotations, masks, reading.drop_other_classes)
+        return found, None, here.looked_at, here.known
     from fastdet.analysing.checkpoints import detections_of, forget  # imports the detectors
 
     partial = kept.with_suffix(".partial.npz")

@@ -22,7 +22,7 @@ from fastdet.analysing.errors import (
     MISSED,
 )
 from fastdet.data.segmentations import decode
-from fastdet.evaluation.pictures import Colour, draw_boxes, small_picture
+from fastdet.evaluation.pictures import Colour, Shrunk, draw_boxes, shrunk_picture
 from fastdet.ops.mask_rle import Rle
 from fastdet.training.options import PictureOptions
 
@@ -52,7 +52,7 @@ class Drawer:
     def __init__(self, analysis: Analysis, pictures: PictureOptions) -> None:
         self.analysis = analysis
         self.pictures = pictures
-        self._kept: tuple[int, Image.Image, tuple[int, int]] | None = None
+        self._kept: tuple[int, Shrunk] | None = None
 
     def views(self, index: int) -> dict[str, Image.Image]:
         """An image by what is on it: the detections of each side, and the ground truth."""
@@ -112,15 +112,16 @@ class Drawer:
         kinds: np.ndarray,
         masks: list[Rle] | None,
     ) -> Image.Image:
-        small, (height, width) = self._picture(index)
+        shown = self._picture(index)
+        small, (height, width) = shown.picture, shown.size
         scale = np.array([small.width / width, small.height / height] * 2)
         boxes = np.concatenate([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], axis=1)
         limits = np.array([small.width - 1, small.height - 1] * 2)
         boxes = np.clip(boxes * scale, 0, limits)
-        shrunk = None
+        tints = None
         if masks is not None:
             whole = torch.from_numpy(decode(masks, height, width))[:, None]
-            shrunk = torch.nn.functional.interpolate(whole, (small.height, small.width)) > 0
+            tints = torch.nn.functional.interpolate(whole, (small.height, small.width)) > 0
         image = torch.from_numpy(np.asarray(small).copy()).permute(2, 0, 1)
         colours = [COLOURS[kind] for kind in kinds.tolist()]
         return draw_boxes(
@@ -128,33 +129,30 @@ class Drawer:
             torch.from_numpy(boxes),
             torch.arange(len(boxes)),
             words,
-            masks=shrunk if len(boxes) else None,
+            masks=tints if len(boxes) else None,
             colours=colours,
         )
 
-    def _picture(self, index: int) -> tuple[Image.Image, tuple[int, int]]:
+    def _picture(self, index: int) -> Shrunk:
         if self._kept is None or self._kept[0] != index:
             annotations = self.analysis.annotations
             folder = annotations.images
             path = None if folder is None else folder / annotations.file_names[index]
             height, width = annotations.image_sizes[index].tolist()
             reading = asdict(self.pictures)
-            self._kept = (index, *small_picture(path, (height, width), SIDE, **reading))
-        return self._kept[1], self._kept[2]
+            self._kept = index, shrunk_picture(path, (height, width), SIDE, **reading)
+        return self._kept[1]
 
 
 def _of_object(side: Side, row: int, names: list[str]) -> tuple[int, str]:
     """The kind of an object at the score threshold, and what is said of it; "" if it is found."""
-    kind = int(side.errors.object_kinds[row])
-    if kind == IGNORED:
-        return IGNORED, "crowd"
-    by = int(side.matches.detections[row] if kind == CORRECT else side.errors.fixing[row])
-    score = side.found.scores[by] if by >= 0 else -np.inf
-    if score >= side.score_threshold:
-        if kind == CLASSIFICATION:
-            return kind, f"found as {names[side.found.labels[by] - 1]}"
-        return kind, "badly placed" if kind == LOCALISATION else ""
-    return MISSED, f"missed, score {score:.2f}" if kind == CORRECT else "missed"
+    kind, by = int(side.objects.kinds[row]), int(side.objects.by[row])
+    if kind == CLASSIFICATION:
+        return kind, f"found as {names[side.found.labels[by] - 1]}"
+    if kind == MISSED and (weak := int(side.matches.detections[row])) >= 0:
+        return kind, f"missed, score {side.found.scores[weak]:.2f}"
+    said = {IGNORED: "crowd", CORRECT: "", LOCALISATION: "badly placed", MISSED: "missed"}
+    return kind, said[kind]
 
 
 def _joined(texts: list[str]) -> str:

@@ -53,6 +53,19 @@ class Errors(NamedTuple):
     fixing: np.ndarray
 
 
+class Objects(NamedTuple):
+    """What keeps each object from being found.
+
+    Attributes:
+        kinds: (A,) see `Errors.object_kinds`.
+        by: (A,) the detection that finds it, or the best one that would find it but for its class
+            or its place; else -1.
+    """
+
+    kinds: np.ndarray
+    by: np.ndarray
+
+
 class Cost(NamedTuple):
     """The AP that errors cost, at the IoU threshold of the matches.
 
@@ -109,16 +122,41 @@ def find_errors(
     kinds[correct], about[correct] = CORRECT, matches.objects[correct]
     kinds[matches.ignored], about[matches.ignored] = IGNORED, NONE
 
-    object_kinds = np.where(matches.detections >= 0, CORRECT, MISSED)
-    fixing = np.full(len(annotations.labels), NONE)
-    would = np.flatnonzero((kinds == CLASSIFICATION) | (kinds == LOCALISATION))
-    would = would[matches.detections[about[would]] < 0]
-    would = would[np.argsort(-found.scores[would], kind="stable")[::-1]]
-    fixing[about[would]] = would  # the best comes last
-    fixed = fixing >= 0
-    object_kinds[fixed] = kinds[fixing[fixed]]
-    object_kinds[annotations.crowd] = IGNORED
-    return Errors(kinds, about, object_kinds, fixing)
+    objects = objects_from(annotations, found, matches, kinds, about)
+    return Errors(kinds, about, objects.kinds, np.where(objects.kinds >= 0, objects.by, NONE))
+
+
+def objects_from(
+    annotations: Annotations,
+    found: Found,
+    matches: Matches,
+    kinds: np.ndarray,
+    about: np.ndarray,
+    score: float = -np.inf,
+) -> Objects:
+    """What keeps each object from being found if only detections from a score on count.
+
+    It equals `find_errors` on these detections alone (tested): better detections choose first, so
+    that worse ones change nothing for them.
+
+    Args:
+        annotations: of the split.
+        found: the detections.
+        matches: of all of them.
+        kinds, about: see `Errors`.
+        score: from which on a detection counts.
+    """
+    matched = matches.detections
+    is_found = (matched >= 0) & (np.append(found.scores, -np.inf)[matched] >= score)
+    would = np.isin(kinds, (CLASSIFICATION, LOCALISATION)) & (found.scores >= score)
+    rows = np.flatnonzero(would)
+    rows = rows[~is_found[about[rows]]]
+    rows = rows[np.argsort(-found.scores[rows], kind="stable")[::-1]]
+    by = np.where(is_found, matched, NONE)
+    by[about[rows]] = rows  # the best comes last
+    of_objects = np.where(by >= 0, np.append(kinds, NONE)[by], MISSED)
+    of_objects[annotations.crowd] = IGNORED
+    return Objects(of_objects, by)
 
 
 def cost_of(annotations: Annotations, found: Found, errors: Errors) -> Cost:

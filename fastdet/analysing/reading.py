@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How a checkpoint is applied. Apart from `checkpoints`, which imports the detectors."""
+"""How a detector is applied or read. Apart from `checkpoints`, which imports the detectors."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,8 @@ class Reading:
     Attributes:
         batch_size: images at a time.
         workers: processes that decode pictures.
-        drop_other_classes: leave out what the split has of classes that the checkpoint lacks.
+        drop_other_classes: leave out what the split has of classes that the detector lacks;
+            that of results too.
         pictures: how pictures are read.
     """
 

@@ -15,7 +15,7 @@ from PIL import Image
 from fastdet.checking.check import Report
 from fastdet.checking.findings import Finding, Spot
 from fastdet.checking.reading import CheckedSplit
-from fastdet.evaluation.pictures import draw_boxes, small_picture
+from fastdet.evaluation.pictures import draw_boxes, shrunk_picture
 
 SIDE = 320  # pixels of a drawing's longer side
 VISIBLE = 6.0  # pixels of a drawn box
@@ -47,9 +47,10 @@ def drawing(report: Report, finding: Finding, most: int) -> Iterator[tuple[str, 
 def _draw(report: Report, split: CheckedSplit, index: int, spots: list[Spot]) -> Image.Image:
     height, width = (int(side) for side in split.annotations.image_sizes[index])
     path, reading = split.picture(index), asdict(report.options.pictures)
-    small, size = small_picture(path, (height, width), SIDE, **reading)
+    shrunk = shrunk_picture(path, (height, width), SIDE, **reading)
+    small = shrunk.picture
     width, height = small.size
-    scale = np.array([width / size[1], height / size[0]] * 2)
+    scale = np.array([width / shrunk.size[1], height / shrunk.size[0]] * 2)
     boxes = np.array([spot.box for spot in spots if spot.box is not None]).reshape(-1, 4)
     with np.errstate(all="ignore"):
         boxes = np.nan_to_num(boxes * scale)

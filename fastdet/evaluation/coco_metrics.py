@@ -201,6 +201,8 @@ class CocoEvaluator:
         boxes_xywh: np.ndarray,
         scores: np.ndarray,
         masks: list[Rle] | None = None,
+        *,
+        looked_at: np.ndarray | None = None,
     ) -> None:
         """Adds all images of the annotations at once, with the columns of all detections.
 
@@ -213,6 +215,7 @@ class CocoEvaluator:
             boxes_xywh: (D, 4) finite, in pixels of the original image.
             scores: (D,) finite.
             masks: (D,) run lengths; needed to evaluate masks.
+            looked_at: (I,) bool; the images to add, which have all detections. None: all.
 
         Raises:
             ValueError: an image was given before; no masks although masks are evaluated.
@@ -226,7 +229,12 @@ class CocoEvaluator:
         columns = (numbers, boxes_xywh, scores, self._number_of_label[labels])
         rows = np.column_stack(columns)[order]  # (D, 7)
         bounds = np.searchsorted(numbers[order], np.arange(1, len(self._number_of_index) + 2))
+        added = np.ones(len(bounds) - 1, bool)
+        if looked_at is not None:
+            added[self._number_of_index - 1] = looked_at
         for number, (start, end) in enumerate(itertools.pairwise(bounds.tolist()), 1):
+            if not added[number - 1]:
+                continue
             self._rows[number] = rows[start:end]
             if self._evaluates_masks and masks is not None:
                 self._masks[number] = [masks[row] for row in order[start:end]]

@@ -6,6 +6,7 @@ A small image is first enlarged by an integer factor, so that the captions are r
 
 import colorsys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from fastdet.data.images import read_image
+from fastdet.data.images import read_pixels
 
 READABLE_SIDE = 384
 GREY = 128
@@ -84,36 +85,64 @@ def draw_boxes(
     return picture
 
 
-def small_picture(
-    path: Path | None, size: tuple[int, int], side: int, **reading: Any
-) -> tuple[Image.Image, tuple[int, int]]:
-    """A picture shrunk to a longer side, or a grey one in its place if it cannot be read.
+@dataclass(frozen=True)
+class Shrunk:
+    """A decoded picture.
+
+    Attributes:
+        picture: as large as it is shown; grey where nothing can be read.
+        size: height and width that boxes refer to.
+        error: why a training could not read it, such as another size than the annotations state.
+    """
+
+    picture: Image.Image
+    size: tuple[int, int]
+    error: str | None = None
+
+
+def shrunk_picture(
+    path: Path | None, size: tuple[int, int], most: int, least: int = 0, **reading: Any
+) -> Shrunk:
+    """Decodes a picture and brings its longer side to between `least` and `most` pixels.
 
     Args:
-        path: the file; None: it is not known.
-        size: (height, width) that the annotations state, or zeros.
-        side: the longest that the picture may be.
+        path: of the file; None: it is not known.
+        size: the height and width that the annotations state, or zeros.
+        most: of the longer side.
+        least: from which on a picture is not enlarged. The factor is an integer.
         reading: options of `read_image`.
-
-    Returns:
-        The picture; the (height, width) that boxes on the unshrunk picture refer to.
     """
-    height, width = size
-    try:
-        if path is None:
-            raise FileNotFoundError("no image folder")
-        pixels = read_image(path, **reading).permute(1, 2, 0).numpy()
+    pixels, error = None, "no image folder"
+    if path is not None:
+        pixels, error = _pixels(path, size, reading)
+    if pixels is None:
+        height, width = (length or least or most for length in size)
+        scale = min(1.0, most / max(height, width))
+        grey = max(1, round(width * scale)), max(1, round(height * scale))
+        picture = Image.new("RGB", grey, (GREY,) * 3)
+    else:
         picture = Image.fromarray(pixels)
-    except Exception:  # a broken picture is shown too, as far as anything is known of it
-        stated = _fitting(width or side, height or side, side)
-        picture = Image.new("RGB", stated, (GREY,) * 3)
-    picture = picture.resize(_fitting(picture.width, picture.height, side), Image.Resampling.BOX)
-    return picture, (height or picture.height, width or picture.width)
+    referred = size[0] or picture.height, size[1] or picture.width
+    side = max(picture.size)
+    factor = most / side if side > most else max(1, round(least / side))
+    if factor != 1:
+        method = Image.Resampling.BOX if factor < 1 else Image.Resampling.BICUBIC
+        width, height = (max(1, round(length * factor)) for length in picture.size)
+        picture = picture.resize((width, height), method)
+    return Shrunk(picture, referred, error)
 
 
-def _fitting(width: int, height: int, side: int) -> tuple[int, int]:
-    scale = min(1.0, side / max(width, height))
-    return max(1, round(width * scale)), max(1, round(height * scale))
+def _pixels(
+    path: Path, size: tuple[int, int], reading: dict[str, Any]
+) -> tuple[np.ndarray | None, str | None]:
+    """(height, width, 3), where they can be read at all, and what is wrong with the file."""
+    error = None
+    for stated in (size, None) if min(size) > 0 else (None,):
+        try:
+            return read_pixels(path, stated, **reading), error
+        except Exception as problem:  # a broken picture is shown too, with what is wrong
+            error = error or " ".join(str(problem).split()) or type(problem).__name__
+    return None, error
 
 
 def write_caption(

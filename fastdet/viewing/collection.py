@@ -15,26 +15,24 @@ from pathlib import Path
 
 import numpy as np
 
-from fastdet.analysing.analysis import AnalysisOptions
-from fastdet.analysing.detections import Found, read_results
+from fastdet.analysing.analysis import UNKNOWN_SCORE, AnalysisOptions
+from fastdet.analysing.detections import Found, read_found
 from fastdet.analysing.errors import (
-    CLASSIFICATION,
     CORRECT,
     IGNORED,
     KINDS,
-    LOCALISATION,
-    MISSED,
     Errors,
     find_errors,
+    objects_from,
 )
-from fastdet.analysing.matching import Matches, match, overlapping
+from fastdet.analysing.matching import NONE, Matches, match, overlapping
 from fastdet.analysing.scores import best_f1
 from fastdet.data.annotations import Annotations
 from fastdet.data.opening import read_split
 from fastdet.data.segmentations import Rle
 from fastdet.training.options import PictureOptions
 
-UNKNOWN = IGNORED - 1  # of an object in a picture that the detector has not seen
+UNKNOWN = IGNORED - 1  # of an object that the detector cannot know
 KIND_NUMBERS = {
     "correct": CORRECT,
     **{name: number for number, name in enumerate(KINDS)},
@@ -51,6 +49,7 @@ class Side:
         name: unique among the sides.
         found: the detections.
         looked_at: (I,) bool; the pictures that the detector has seen.
+        known: (C,) bool; the classes that it knows.
         matches, errors: at the IoU threshold.
         best_score: the score threshold with the best F1; 0.5 where nothing is found.
     """
@@ -58,6 +57,7 @@ class Side:
     name: str
     found: Found
     looked_at: np.ndarray
+    known: np.ndarray
     matches: Matches
     errors: Errors
     best_score: float
@@ -76,22 +76,21 @@ class Side:
         """The detections on a picture, best score first."""
         return self.order[self.starts[index] : self.starts[index + 1]]
 
+    def judged(self, annotations: Annotations) -> np.ndarray:
+        """(A,) bool; the objects that the detector can know."""
+        return self.looked_at[annotations.image_index] & self.known[annotations.labels - 1]
+
     def object_kinds(self, annotations: Annotations, score: float) -> np.ndarray:
         """(A,) the kind of each object if only detections from a score on count.
 
         CORRECT: found; CLASSIFICATION and LOCALISATION: a detection would find it but for that;
-        MISSED; IGNORED: a crowd; UNKNOWN: in a picture that the detector has not seen.
+        MISSED; IGNORED: a crowd; UNKNOWN: in a picture that the detector has not seen, or of a
+        class that it does not know.
         """
-        kinds = np.full(len(annotations.labels), MISSED)
-        wrong = np.isin(self.errors.kinds, (CLASSIFICATION, LOCALISATION))
-        rows = np.flatnonzero(wrong & (self.found.scores >= score))
-        rows = rows[np.argsort(-self.found.scores[rows], kind="stable")[::-1]]
-        kinds[self.errors.about[rows]] = self.errors.kinds[rows]  # the best comes last
-        matched = self.matches.detections
-        found = (matched >= 0) & (np.append(self.found.scores, -np.inf)[matched] >= score)
-        kinds[found] = CORRECT
-        kinds[annotations.crowd] = IGNORED
-        kinds[~self.looked_at[annotations.image_index]] = UNKNOWN
+        kinds = objects_from(
+            annotations, self.found, self.matches, self.errors.kinds, self.errors.about, score
+        ).kinds
+        kinds[~self.judged(annotations)] = UNKNOWN
         return kinds
 
 
@@ -171,7 +170,8 @@ class Collection:
         masks: list[list[Rle] | None] = []
         for side in self.sides:
             try:
-                masks.append(read_results(side.found.path, self.annotations, masks=True)[0].masks)
+                found, _ = read_found(side.found.path, self.annotations, True, True)
+                masks.append(found.masks)
             except (OSError, ValueError):
                 masks.append(None)
         return masks
@@ -208,18 +208,61 @@ def open_collection(
     annotations = _read(data, split, pictures, files_anywhere, masks=False)
     if annotations.images is None:
         raise ValueError(f"{annotations.path}: expected annotations with an image folder")
-    sides = []
-    for name, path in zip(names, detections, strict=True):
-        found, looked_at = read_results(path, annotations, masks=False)
-        pairs = overlapping(annotations, found, background_iou, masks=False)
-        matches = match(annotations, found, pairs, iou_threshold)
-        errors = find_errors(annotations, found, pairs, matches, iou_threshold, background_iou)
-        seen = ~annotations.crowd & looked_at[annotations.image_index]
-        counted = ~matches.ignored
-        best = best_f1(found.scores[counted], (matches.objects >= 0)[counted], int(seen.sum()))
-        score = best.threshold if np.isfinite(best.threshold) else 0.5
-        sides.append(Side(name, found, looked_at, matches, errors, float(score)))
+    sides = [
+        _side(name, path, annotations, iou_threshold, background_iou)
+        for name, path in zip(names, detections, strict=True)
+    ]
     return Collection(data, split, annotations, sides, pictures, files_anywhere)
+
+
+def _side(
+    name: str, path: Path, annotations: Annotations, iou_threshold: float, background_iou: float
+) -> Side:
+    """A file of detections. As in an analysis, objects of classes that it lacks are left out."""
+    found, here = read_found(path, annotations, masks=False, drop_other_classes=True)
+    rows = np.flatnonzero(here.known[annotations.labels - 1])
+    known = annotations
+    if len(rows) < len(annotations.labels):
+        images = np.ones(len(annotations.image_ids), bool)
+        known = annotations.kept(images, here.known[annotations.labels - 1])
+        others = (annotations.names[label] for label in np.flatnonzero(~here.known))
+        warnings.warn(
+            f"{path}: no detections of {', '.join(others)}: such objects are not judged",
+            stacklevel=3,
+        )
+    pairs = overlapping(known, found, background_iou, masks=False)
+    matches = match(known, found, pairs, iou_threshold)
+    errors = find_errors(known, found, pairs, matches, iou_threshold, background_iou)
+    seen = ~known.crowd & here.looked_at[known.image_index]
+    counted = ~matches.ignored
+    best = best_f1(found.scores[counted], (matches.objects >= 0)[counted], int(seen.sum()))
+    score = best.threshold if best.f1 > 0 else UNKNOWN_SCORE
+    matches, errors = _with_all_rows(matches, errors, rows, len(annotations.labels))
+    return Side(name, found, here.looked_at, here.known, matches, errors, float(score))
+
+
+def _with_all_rows(
+    matches: Matches, errors: Errors, rows: np.ndarray, objects: int
+) -> tuple[Matches, Errors]:
+    """With the rows of all annotations, where `rows` were looked at."""
+    if len(rows) == objects:
+        return matches, errors
+    of = np.append(rows, NONE)
+
+    def spread(values: np.ndarray, other: int) -> np.ndarray:
+        everything = np.full(objects, other)
+        everything[rows] = values
+        return everything
+
+    matches = matches._replace(
+        objects=of[matches.objects], detections=spread(matches.detections, NONE)
+    )
+    errors = errors._replace(
+        about=of[errors.about],
+        object_kinds=spread(errors.object_kinds, UNKNOWN),
+        fixing=spread(errors.fixing, NONE),
+    )
+    return matches, errors
 
 
 def _read(

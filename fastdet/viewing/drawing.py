@@ -14,13 +14,11 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from fastdet.data.images import read_image
 from fastdet.data.segmentations import Rle, decode
-from fastdet.evaluation.pictures import TINT, Colour, write_caption
+from fastdet.evaluation.pictures import TINT, Colour, Shrunk, shrunk_picture, write_caption
 from fastdet.training.options import PictureOptions
 
 KEPT = 384  # small pictures in memory, of 0.3 MB each
-GREY = 128
 DASH = 4  # widths of a line
 
 Style = Literal["solid", "dashed", "hatched"]
@@ -45,54 +43,17 @@ class Mark:
     mask: Rle | None = None
 
 
-@dataclass(frozen=True)
-class Shrunk:
-    """A decoded picture.
-
-    Attributes:
-        picture: as large as it is shown.
-        size: height and width that boxes refer to.
-        error: why it could not be read; then the picture is grey.
-    """
-
-    picture: Image.Image
-    size: tuple[int, int]
-    error: str | None = None
+@lru_cache(maxsize=KEPT)
+def small(path: Path, size: tuple[int, int], options: PictureOptions, side: int) -> Shrunk:
+    """See `large`; kept in memory. Small pictures are enlarged to about `side`, too."""
+    return large(path, size, options, side, side)
 
 
-def shrunk(
+def large(
     path: Path, size: tuple[int, int], options: PictureOptions, least: int, most: int
 ) -> Shrunk:
-    """Decodes a picture and brings its longer side to between `least` and `most` pixels.
-
-    Args:
-        path: of the file.
-        size: the height and width of the annotations; (0, 0) where they are not known.
-        options: how pictures are read.
-        least: from which on a picture is not enlarged. The factor is an integer.
-        most: of the longer side.
-    """
-    stated = size if min(size) > 0 else None
-    try:
-        pixels = read_image(path, stated, **asdict(options)).permute(1, 2, 0).numpy()
-        picture, error = Image.fromarray(pixels), None
-    except Exception as problem:  # a broken picture is shown too, with what is wrong
-        error = " ".join(str(problem).split()) or type(problem).__name__
-        height, width = stated or (least, least)
-        scale = min(1.0, most / max(height, width))
-        shape = max(1, round(width * scale)), max(1, round(height * scale))
-        picture = Image.new("RGB", shape, (GREY,) * 3)
-    size = stated or (picture.height, picture.width)
-    side = max(picture.size)
-    factor = most / side if side > most else max(1, round(least / side))
-    if factor != 1:
-        method = Image.Resampling.BOX if factor < 1 else Image.Resampling.BICUBIC
-        width, height = (max(1, round(length * factor)) for length in picture.size)
-        picture = picture.resize((width, height), method)
-    return Shrunk(picture, size, error)
-
-
-small = lru_cache(maxsize=KEPT)(shrunk)
+    """A picture with the options of a training; see `shrunk_picture`."""
+    return shrunk_picture(path, size, most, least, **asdict(options))
 
 
 def draw(shown: Shrunk, marks: Sequence[Mark], captions: bool) -> Image.Image:

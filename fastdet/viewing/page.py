@@ -18,7 +18,7 @@ from fastdet.analysing.errors import MEANINGS
 from fastdet.evaluation.pictures import Colour, class_colour
 from fastdet.report.page import data_url
 from fastdet.viewing.collection import KIND_NUMBERS, Collection
-from fastdet.viewing.drawing import draw, shrunk, small
+from fastdet.viewing.drawing import draw, large, small
 from fastdet.viewing.filtering import FOUND_BY, ORDERS, Filter, Range, Selection, select
 from fastdet.viewing.gallery import Tile, gallery
 from fastdet.viewing.marks import KIND_COLOURS, marks_on, picture_path, summary, table_of
@@ -279,9 +279,7 @@ def _tile(
 ) -> Tile:
     annotations = collection.annotations
     height, width = annotations.image_sizes[index].tolist()
-    picture = small(
-        picture_path(collection, index), (height, width), collection.pictures, SMALL, SMALL
-    )
+    picture = small(picture_path(collection, index), (height, width), collection.pictures, SMALL)
     objects, detections = _rows(collection, asked, chosen, looks, index)
     marks = _marks(collection, asked, chosen, looks, index, objects, detections)
     kinds = []
@@ -304,7 +302,7 @@ def _large(
     _steps(collection, chosen, index)
     height, width = annotations.image_sizes[index].tolist()
     path = picture_path(collection, index)
-    picture = shrunk(path, (height, width), collection.pictures, LEAST_LARGE, LARGE)
+    picture = large(path, (height, width), collection.pictures, LEAST_LARGE, LARGE)
     if picture.error:
         st.error(plain(picture.error))
     sides = range(len(collection.sides)) if len(collection.sides) > 1 else [asked.side]

@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from fastdet.analysing.coco import PROPOSALS, coco_numbers, proposal_recall
-from fastdet.analysing.detections import read_results, write_results
+from fastdet.analysing.detections import read_found, write_results
 from fastdet.data.opening import read_split
 from tests.analysing.test_matching import shifted
 from tests.data_sets import data_sets
@@ -26,7 +26,7 @@ def test_numbers_and_recall_equal_pycocotools(folder: Path, tmp_path: Path) -> N
     annotations = read_split(folder, "val")
     results = tmp_path / "found.json"
     write_results(results, shifted(annotations, 1), annotations)
-    found, _ = read_results(results, annotations, masks=False)
+    found, _ = read_found(results, annotations, masks=False)
     numbers = coco_numbers(annotations, found, "bbox", 100, 0.75)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(annotations.path))

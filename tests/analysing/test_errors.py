@@ -15,6 +15,7 @@ from fastdet.analysing.errors import (
     Errors,
     cost_of,
     find_errors,
+    objects_from,
 )
 from fastdet.analysing.matching import match, overlapping
 from fastdet.data.annotations import Annotations
@@ -87,6 +88,26 @@ def test_costs_equal_hotcoco_without_crowds() -> None:
         assert costs.mean == pytest.approx(theirs["ap_base"], abs=1e-9)
         compared += 1
     assert compared > 50
+
+
+@pytest.mark.parametrize("ties", [False, True], ids=["", "ties"])
+def test_objects_from_a_score_on_are_those_of_these_detections_alone(ties: bool) -> None:
+    below_and_wrong = 0
+    for seed in range(15):
+        annotations, found = problem(seed, ties=ties)
+        errors, _ = analysed(annotations, found)
+        pairs = overlapping(annotations, found, 0.1, masks=False)
+        matches = match(annotations, found, pairs, 0.5)
+        for score in (0.0, 0.3, 0.7, 2.0):
+            rows = np.flatnonzero(found.scores >= score)
+            alone, _ = analysed(annotations, found.rows(rows))
+            objects = objects_from(annotations, found, matches, errors.kinds, errors.about, score)
+            assert np.array_equal(objects.kinds, alone.object_kinds)
+            assert np.array_equal(errors.kinds[rows], alone.kinds)
+            fixing = np.append(rows, -1)[alone.fixing]
+            assert np.array_equal(objects.by[objects.kinds >= 0], fixing[objects.kinds >= 0])
+            below_and_wrong += ((errors.object_kinds == CORRECT) & (fixing >= 0)).sum()
+    assert below_and_wrong > 10
 
 
 def test_a_crowd_is_no_object() -> None:

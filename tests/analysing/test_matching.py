@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import fastdet.analysing.matching as matching
-from fastdet.analysing.detections import Found, read_results, write_results
+from fastdet.analysing.detections import Found, read_found, write_results
 from fastdet.analysing.matching import Matches, match, overlapping
 from fastdet.data.annotations import Annotations
 from fastdet.data.opening import read_split
@@ -97,8 +97,8 @@ def test_matches_equal_pycocotools(
     found = shifted(annotations, 0)
     results = tmp_path / "found.json"
     write_results(results, found, annotations)
-    again, looked_at = read_results(results, annotations, masks)
-    assert looked_at.all()
+    again, here = read_found(results, annotations, masks)
+    assert here.looked_at.all()
     matches = matched(annotations, again, 0.5, masks)
     found_by, ignored = pycocotools_matches(annotations.path, results, kind, 0.5)
     rows = np.flatnonzero(matches.objects >= 0).tolist()

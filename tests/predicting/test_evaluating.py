@@ -5,7 +5,7 @@ import contextlib
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -29,7 +29,9 @@ def write_results(folder: Path, content: dict[str, Any], found: list[dict[str, A
     return folder / "detections.json"
 
 
-def pycocotools_stats(truth: Path, file: Path, kind: str = "bbox") -> list[float]:
+def pycocotools_stats(
+    truth: Path, file: Path, kind: Literal["bbox", "segm"] = "bbox"
+) -> list[float]:
     with contextlib.redirect_stdout(io.StringIO()):
         annotations = COCO(str(truth))
         evaluation = COCOeval(annotations, annotations.loadRes(str(file)), kind)
@@ -70,7 +72,7 @@ def test_masks_are_evaluated_too(tmp_path: Path) -> None:
     assert [metrics.masks.stats[name] for name in STATS] == expected
     found[3]["segmentation"] = {"size": [1, 1], "counts": [1]}
     file = write_results(tmp_path / "broken", content, found)
-    with pytest.raises(ValueError, match=r"detections.json: a detection of image id .*: the RLE's"):
+    with pytest.raises(ValueError, match=r"row 3, a detection of image id .*got .*RLE's"):
         evaluate_results(file, SAMPLE)
 
 
@@ -105,7 +107,15 @@ def test_a_part_of_the_pictures(tmp_path: Path) -> None:
     shown = {image["id"] for image in content["images"]}
     found = [d for d in guesses(content, 0) if d["image_id"] in shown]
     file = write_results(tmp_path / "results", content, found)
-    assert evaluate_results(file, SAMPLE).images == 5
+    few = evaluate_results(file, SAMPLE)
+    assert (few.images, few.images_in_file) == (5, 25)
+    # A picture that the split lacks is left out, and the numbers stay.
+    content["images"].append({"id": 10**6, "file_name": "strange.jpg"})
+    found.append({**found[0], "image_id": 10**6, "score": 1.0})
+    file = write_results(tmp_path / "more", content, found)
+    with pytest.warns(UserWarning, match="1 of 6 pictures are not in .* left out: strange.jpg"):
+        more = evaluate_results(file, SAMPLE)
+    assert (more.images, more.stats) == (5, few.stats)
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,16 +136,17 @@ def test_refused(tmp_path: Path, refused) -> None:
     both = [*command, "--results", str(file), "--checkpoint", "best.ckpt"]
     assert "expected --checkpoint or --results, got both" in refused(both)
     command += ["--results"]
-    content["images"][0]["file_name"] = "strange.jpg"
+    for image in content["images"]:
+        image["file_name"] = f"strange{image['file_name']}"
     file = write_results(tmp_path / "picture", content, found)
-    assert "but strange.jpg is not among them" in refused([*command, str(file)])
+    assert "none of its 25 is among them, such as strange" in refused([*command, str(file)])
     content = json.loads((SAMPLE / "val.json").read_text())
     content["categories"][0]["name"] = "strange"
     file = write_results(tmp_path / "class", content, found)
     assert "strange is only in" in refused([*command, str(file)])
     (file.parent / "images.json").unlink()
     file.write_text(json.dumps([{**found[0], "image_id": 10**9}]))
-    assert f"{file}: expected the image ids of" in refused([*command, str(file)])
+    assert f"{file}: row 0: expected the image ids of" in refused([*command, str(file)])
 
 
 def test_dropping_other_classes(tmp_path: Path) -> None:

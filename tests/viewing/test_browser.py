@@ -8,11 +8,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.data_sets import SAMPLE
 from tests.viewing.made_up import make_up
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 HOSTILE = "<img src=x onerror=alert(1)> :red[a] [b](http://192.0.2.1) ![c](http://192.0.2.1/c.png)"
@@ -67,7 +71,7 @@ def wrong() -> list[str]:
 
 
 @pytest.fixture
-def page(server: tuple[subprocess.Popen[str], str], wrong: list[str]) -> Iterator["sync_api.Page"]:
+def page(server: tuple[subprocess.Popen[str], str], wrong: list[str]) -> Iterator["Page"]:
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
@@ -88,24 +92,24 @@ def _elsewhere(url: str) -> list[str]:
     return [] if url.startswith(("http://127.0.0.1:", "data:", "blob:")) else [url]
 
 
-def numbers(page: "sync_api.Page") -> dict[str, list[int]]:
+def numbers(page: "Page") -> dict[str, list[int]]:
     """The numbers of each kind that the page shows."""
     kinds = page.locator(".kinds > div")
     return {
-        kinds.nth(i).get_attribute("id"): [
+        str(kinds.nth(i).get_attribute("id")): [
             int(t) for t in kinds.nth(i).locator("b").all_inner_texts()
         ]
         for i in range(kinds.count())
     }
 
 
-def settle(page: "sync_api.Page") -> None:
+def settle(page: "Page") -> None:
     """Waits until the page has been drawn anew."""
     page.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for()
 
 
 def test_filters_counts_and_a_picture(
-    page: "sync_api.Page", server: tuple[subprocess.Popen[str], str], wrong: list[str]
+    page: "Page", server: tuple[subprocess.Popen[str], str], wrong: list[str]
 ) -> None:
     expect = sync_api.expect
     tiles, line = page.locator(".grid button"), page.get_by_text("of 25 pictures")

@@ -98,7 +98,7 @@ def test_the_first_free_port_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         ("{sample}/none", "none: no such folder or file"),
         ("{sample} --detections {sample}/none.json", "none.json"),
         ("{sample} --detections {sample}/val.json", "expected COCO results"),
-        ("{sample} --detections {other}", "expected image_id of .*val.json, got 77"),
+        ("{sample} --detections {other}", "expected the image ids of .*val.json, got 77"),
         (
             "{sample} --detections {results} --detections {results}",
             "expected different files, got .* twice",

@@ -8,26 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastdet.analysing import AnalysisOptions, analyse_side, read_results
+from fastdet.analysing import AnalysisOptions, analyse_side, read_found
 from fastdet.analysing.errors import CORRECT, IGNORED, KINDS, MISSED, find_errors
 from fastdet.analysing.matching import match, overlapping
 from fastdet.data.opening import read_split
 from fastdet.viewing.collection import KIND_NUMBERS, UNKNOWN, Collection, open_collection
 from fastdet.viewing.filtering import EVERY, Filter, select
-from tests.data_sets import SAMPLE, data_sets
+from tests.data_sets import SAMPLE
 from tests.viewing.made_up import make_up
-
-
-@pytest.fixture(scope="module", params=data_sets("bccd"))
-def collection(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Collection:
-    folder = tmp_path_factory.mktemp("results")
-    files = [
-        make_up(request.param / "val.json", folder / f"{name}.json", seed)
-        for seed, name in enumerate(("a", "b"))
-    ]
-    return open_collection(request.param, "val", files)
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +33,10 @@ def everything(collection: Collection) -> Filter:
 
 @pytest.mark.parametrize("score", [0.0, 0.45, 0.6, 0.8, 2.0])
 def test_kinds_of_objects_are_those_of_the_detections_from_a_score_on(
-    collection: Collection, score: float
+    sample: Collection, score: float
 ) -> None:
-    annotations = collection.annotations
-    for side in collection.sides:
+    annotations = sample.annotations
+    for side in sample.sides:
         found = side.found.rows(np.flatnonzero(side.found.scores >= score))
         pairs = overlapping(annotations, found, 0.1, masks=False)
         matches = match(annotations, found, pairs, 0.5)
@@ -58,18 +46,20 @@ def test_kinds_of_objects_are_those_of_the_detections_from_a_score_on(
         assert np.array_equal(kept, expected.kinds)
 
 
-def test_kinds_and_the_first_score_are_those_of_the_analysis(collection: Collection) -> None:
-    for side in collection.sides:
+def test_kinds_and_the_first_score_are_those_of_the_analysis(sample: Collection) -> None:
+    for side in sample.sides:
         path = side.found.path
-        found, _ = read_results(path, collection.annotations, masks=False)
-        analysed = analyse_side(collection.annotations, found, AnalysisOptions(resamplings=0))
+        found, _ = read_found(path, sample.annotations, masks=False)
+        analysed = analyse_side(sample.annotations, found, AnalysisOptions(resamplings=0))
         assert np.array_equal(side.errors.kinds, analysed.errors.kinds)
         assert side.best_score == analysed.score_threshold
+        kinds = side.object_kinds(sample.annotations, side.best_score)
+        assert np.array_equal(kinds, analysed.objects.kinds)
 
 
-def test_all_is_shown_and_counted_where_nothing_is_asked_for(collection: Collection) -> None:
-    chosen = select(collection, everything(collection))
-    annotations, side = collection.annotations, collection.sides[0]
+def test_all_is_shown_and_counted_where_nothing_is_asked_for(sample: Collection) -> None:
+    chosen = select(sample, everything(sample))
+    annotations, side = sample.annotations, sample.sides[0]
     assert chosen.images.tolist() == list(range(len(annotations.image_ids)))
     assert chosen.objects.all()
     assert chosen.detections.all()
@@ -117,29 +107,29 @@ def slowly(collection: Collection, asked: Filter) -> tuple[list[int], set[int], 
 
     objects = {
         row
-        for row, index in enumerate(annotations.image_index)
+        for row, index in enumerate(annotations.image_index.tolist())
         if index in images
         and of_classes(annotations.labels[row])
         and (asked.found_by == "any" or found_as_asked(row))
     }
     detections = set()
-    for row, index in enumerate(side.found.image_index):
-        about = side.errors.about[row]
+    for row, index in enumerate(side.found.image_index.tolist()):
+        about = int(side.errors.about[row])
         if index not in images or not low <= side.found.scores[row] <= high:
             continue
         if asked.found_by != "any":
             if about in objects:
                 detections.add(row)
-        elif of_classes(side.found.labels[row]) or (
-            about >= 0 and of_classes(annotations.labels[about])
+        elif of_classes(int(side.found.labels[row])) or (
+            about >= 0 and of_classes(int(annotations.labels[about]))
         ):
             detections.add(row)
     if numbers:
         objects = {row for row in objects if kinds[asked.side][row] in numbers}
         detections = {row for row in detections if side.errors.kinds[row] in numbers}
     if asked.classes or asked.kinds or asked.found_by != "any":
-        having = {annotations.image_index[row] for row in objects}
-        having |= {side.found.image_index[row] for row in detections}
+        having = {int(annotations.image_index[row]) for row in objects}
+        having |= {int(side.found.image_index[row]) for row in detections}
         images = [index for index in images if index in having]
     return images, objects, detections
 
@@ -234,6 +224,37 @@ def test_objects_of_pictures_that_the_detector_has_not_seen_are_not_missed(tmp_p
     assert (kinds[inside] != UNKNOWN).all()
     chosen = select(collection, replace(everything(collection), kinds=frozenset({"missed"})))
     assert set(chosen.images.tolist()) <= set(range(5))
+
+
+def test_objects_of_classes_that_the_detector_does_not_know_are_not_judged(tmp_path: Path) -> None:
+    content = json.loads((SAMPLE / "val.json").read_text())
+    results = make_up(SAMPLE / "val.json", tmp_path / "detections.json", 0)
+    gone = content["categories"].pop(0)
+    rows = [row for row in json.loads(results.read_text()) if row["category_id"] != gone["id"]]
+    results.write_text(json.dumps(rows))
+    (tmp_path / "images.json").write_text(
+        json.dumps({"images": content["images"], "categories": content["categories"]})
+    )
+    with pytest.warns(UserWarning, match=f"no detections of {gone['name']}: such objects are not"):
+        collection = open_collection(SAMPLE, "val", [results])
+    (side,) = collection.sides
+    annotations = collection.annotations
+    unknown = annotations.labels == annotations.names.index(gone["name"]) + 1
+    for score in (0.0, 0.6):
+        kinds = side.object_kinds(annotations, score)
+        assert ((kinds == UNKNOWN) == unknown).all()
+    # All else is as in an analysis that leaves these classes out.
+    found, here = read_found(results, annotations, False, drop_other_classes=True)
+    assert here.known.sum() == len(annotations.names) - 1
+    kept = annotations.kept(np.ones(len(annotations.image_ids), bool), ~unknown)
+    analysed = analyse_side(kept, found, AnalysisOptions(resamplings=0))
+    assert np.array_equal(side.errors.kinds, analysed.errors.kinds)
+    assert side.best_score == analysed.score_threshold
+    kinds = side.object_kinds(annotations, side.best_score)
+    assert np.array_equal(kinds[~unknown], analysed.objects.kinds)
+    about = side.errors.about >= 0
+    assert np.array_equal(about, analysed.errors.about >= 0)
+    assert not unknown[side.errors.about[about]].any()
 
 
 def test_every_kind_has_its_name() -> None:

@@ -2,10 +2,12 @@
 """The page in Streamlit's own test harness, without a server and a browser."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fastdet.viewing import page, server
+from fastdet.evaluation import pictures
+from fastdet.viewing import drawing, page, server
 from fastdet.viewing.collection import open_collection
 from tests.data_sets import SAMPLE
 from tests.viewing.made_up import make_up
@@ -51,6 +53,30 @@ def test_a_picture_with_two_files_of_detections(files: list[Path]) -> None:
     assert [button.label for button in opened.button] == ["Back", "Previous", "Next"]
     opened.button[2].click().run()
     assert "**110\\.png**" in text(opened)
+
+
+def test_only_the_pictures_of_the_shown_page_are_read(
+    files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    read = pictures.read_pixels
+
+    def counted(path: Path, *arguments: Any, **options: Any):
+        opened.append(path.name)
+        return read(path, *arguments, **options)
+
+    monkeypatch.setattr(pictures, "read_pixels", counted)
+    drawing.small.cache_clear()
+    server.show(open_collection(SAMPLE, "val", files[:1]))
+    assert opened == []
+    names = server.shown().annotations.file_names
+    app = run()
+    assert sorted(opened) == sorted(names[: page.ON_A_PAGE])
+    app.text_input(key="name").set_value(names[0]).run()
+    assert len(opened) == page.ON_A_PAGE  # another filter decodes nothing again
+    opened.clear()
+    run(page="2")
+    assert opened == names[page.ON_A_PAGE :]
 
 
 def test_markdown_in_names_is_text() -> None:

@@ -16,9 +16,25 @@ from fastdet.predicting.formats.results import ResultImage, Results
 
 def agree(name: str, other: str) -> bool:
     """Whether two file names can be of one picture."""
-    parts, others = (PurePosixPath(n.replace("\\", "/")).parts[::-1] for n in (name, other))
+    parts, others = _parts(name), _parts(other)
     shorter = min(len(parts), len(others))
     return parts[:shorter] == others[:shorter]
+
+
+def same_names(names: Sequence[str], others: Sequence[str]) -> list[list[int]]:
+    """For each name the positions of the other names that can be of the same picture."""
+    of_last: dict[tuple[str, ...], list[int]] = {}
+    for index, name in enumerate(others):
+        of_last.setdefault(_parts(name)[:1], []).append(index)
+    return [
+        [index for index in of_last.get(_parts(name)[:1], []) if agree(name, others[index])]
+        for name in names
+    ]
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """The parts of a path, the last one first."""
+    return PurePosixPath(name.replace("\\", "/")).parts[::-1]
 
 
 def same_ids(files: Sequence[Path], parts: Sequence[Results]) -> list[Results]:

@@ -8,6 +8,7 @@ writing these changes no bit.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -107,7 +108,11 @@ class Results:
             [category["id"] for category in categories],
             np.array([index_of[found.image_id] for found in detections], np.int64),
             np.array([label_of[found.category_id] for found in detections], np.int64),
-            np.array([found.bbox for found in detections], np.float64).reshape(-1, 4),
+            np.fromiter(
+                chain.from_iterable([found.bbox for found in detections]),
+                np.float64,
+                4 * len(detections),
+            ).reshape(-1, 4),
             np.array([found.score for found in detections], np.float64),
             masks if any(mask is not None for mask in masks) else None,
         )
