@@ -39,6 +39,8 @@ from fastdet.predicting.video_writer import VideoWriter
 from fastdet.training.detector_module import DetectorModule, load_detector
 from fastdet.training.options import PictureOptions, Show
 
+LARGEST_JPEG = 65_500  # pixels of a side that libjpeg writes
+
 
 @dataclass
 class Prediction:
@@ -106,6 +108,8 @@ def predict(
     """
     for group in (pictures, views, videos, speed, csv):
         group.check()
+    if not 0 <= score_threshold <= 1:
+        raise ValueError(f"score_threshold: expected a number in [0, 1], got {score_threshold}")
     _check_show(show, num_proposals, views)
     planned = plan(sources(images), out, annotations)
     check_outputs(planned, out, format, csv, overwrite)
@@ -203,6 +207,8 @@ class _Run:
             if answer.job.drawing is None:
                 answer.drawn = drawn
             else:
+                if max(drawn.size) > LARGEST_JPEG:
+                    drawn.thumbnail((LARGEST_JPEG, LARGEST_JPEG))
                 with replacing(answer.job.drawing) as temporary:
                     drawn.save(temporary, quality=92)
         return answers
@@ -265,8 +271,8 @@ def _jobs(
     next_id = len(planned.records) + 1
     for target in planned.targets:
         if isinstance(target, PictureTarget):
-            path, size = target.source.path, _stated_size(target.record)
-            load = partial(read_image, path, size, **asdict(pictures))
+            path = target.source.path
+            load = partial(read_image, path, target.stated_size, **asdict(pictures))
             yield _Job(path, target.record, load, target.drawing)
             continue
         with closing(_frames(target, videos, next_id, run)) as frames:
@@ -319,8 +325,3 @@ def _category_ids(module: DetectorModule, checkpoint: Path, ids: Ids | None) -> 
     labels = Classes(module.classes, checkpoint, drop_others=True).labels_of(names, ids.file)
     id_of = dict(zip(labels[1:].tolist(), (c["id"] for c in ids.categories), strict=True))
     return [id_of[label] for label in range(1, len(module.classes))]
-
-
-def _stated_size(record: dict[str, Any]) -> tuple[int, int] | None:
-    height, width = record.get("height"), record.get("width")
-    return (height, width) if height and width else None
