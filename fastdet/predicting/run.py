@@ -25,6 +25,7 @@ from fastdet.evaluation import coco_results
 from fastdet.evaluation.pictures import draw_boxes
 from fastdet.files import replacing
 from fastdet.predicting.format_options import CsvOptions, ResultsFormat
+from fastdet.predicting.formats import check_classes
 from fastdet.predicting.ids import Ids
 from fastdet.predicting.jobs import InOrder, default_workers
 from fastdet.predicting.looking import Look
@@ -104,7 +105,8 @@ def predict(
         FileNotFoundError: no picture.
         FileExistsError: an output file exists, or is an input file.
         ValueError: an option out of range; `annotations` has no image for a picture, or several;
-            show is "proposals" and the detector has one stage; tiles with a detector of masks.
+            show is "proposals" and the detector has one stage; tiles with a detector of masks;
+            a name that the format cannot hold.
     """
     for group in (pictures, views, videos, speed, csv):
         group.check()
@@ -119,6 +121,7 @@ def predict(
             "show=proposals: expected a detector of two stages, such as faster_rcnn, got "
             f"{type(module.model).__name__}, which has one"
         )
+    check_classes(module.classes[1:], format, csv)
     if torch.cuda.is_available():
         module = module.cuda()
     category_ids = _category_ids(module, checkpoint, planned.ids)

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 
 from fastdet.cli import main
 from fastdet.predicting import predict
 from fastdet.predicting.formats import CsvOptions
-from fastdet.predicting.options import SpeedOptions
 
 
 def pictures(folder: Path, *names: str) -> Path:
@@ -112,3 +110,42 @@ def test_a_score_threshold_out_of_range(threshold: str, tmp_path: Path, refused)
     command = f"predict --checkpoint none --images {tmp_path} --out {tmp_path}/out"
     line = refused([*command.split(), "--score-threshold", threshold])
     assert "score_threshold: expected a number in [0, 1], got" in line
+
+
+def test_a_picture_that_is_given_twice(detector, tmp_path: Path, refused) -> None:
+    given = pictures(tmp_path / "in", "a.png")
+    line = refused(
+        f"predict --checkpoint {detector[0]} --images {given} {given}/a.png --out {tmp_path}/out".split()
+    )
+    assert f"expected each picture once, got {given}/a.png twice" in line
+
+
+def test_names_that_are_no_text(detector, tmp_path: Path) -> None:
+    """A file name of Linux may be any bytes: formats that are text refuse it before the work."""
+    given = pictures(tmp_path / "in", "a.png")
+    (given / "a.png").rename(os.fsdecode(os.fsencode(given) + b"/caf\xe9.png"))
+    for format in ("csv", "voc"):
+        with pytest.raises(ValueError, match=r"image id 1 .*: expected a file name in UTF-8"):
+            predict(detector[0], [given], tmp_path / format, 0.0, format=format)
+        assert not (tmp_path / format).exists()
+    by_id = CsvOptions(csv_image="id")
+    predict(detector[0], [given], tmp_path / "id", 0.0, format="csv", csv=by_id)
+    (row,) = (tmp_path / "id" / "detections.csv").read_text().splitlines()[1:]
+    assert row.startswith("1,0 ")
+    predict(detector[0], [given], tmp_path / "yolo", 0.0, format="yolo")
+    assert len(list((tmp_path / "yolo" / "labels").iterdir())) == 1
+
+
+def test_classes_that_a_format_cannot_hold_are_refused_before_the_work(tmp_path: Path) -> None:
+    from tests.predicting.conftest import write_checkpoint
+
+    checkpoint = tmp_path / "dog.ckpt"
+    write_checkpoint(checkpoint, classes=["background", "red dog\n"])
+    given = pictures(tmp_path / "in", "a.png")
+    for format, message in (
+        ("yolo", "expected names of classes that fit on a line"),
+        ("voc", "expected class names of printable characters"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            predict(checkpoint, [given], tmp_path / format, 0.0, format=format)  # type: ignore[arg-type]
+        assert not (tmp_path / format).exists()
