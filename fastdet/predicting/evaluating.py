@@ -76,12 +76,12 @@ def _image_ids_by_name(file: Path, images: list[ResultImage], truth: Annotations
     """The image id of each image in the data set.
 
     Raises:
-        ValueError: the split has no picture of that name, or several.
+        ValueError: the split has no picture of that name, or several; two images are one of it.
     """
     of_base: dict[str, list[int]] = {}
     for index, name in enumerate(truth.file_names):
         of_base.setdefault(PurePosixPath(name).name, []).append(index)
-    found = []
+    found: dict[int, str] = {}
     for image in images:
         name = str(image.file_name)
         same = [
@@ -95,8 +95,14 @@ def _image_ids_by_name(file: Path, images: list[ResultImage], truth: Annotations
                 f"{file}: expected the pictures of {truth.path}, but {name} "
                 + (f"may be any of {names}" if same else "is not among them")
             )
-        found.append(truth.image_ids[same[0]])
-    return found
+        image_id = truth.image_ids[same[0]]
+        if image_id in found:
+            raise ValueError(
+                f"{file}: expected each picture of {truth.path} once, but {found[image_id]} and "
+                f"{name} may both be {truth.file_names[same[0]]}"
+            )
+        found[image_id] = name
+    return list(found)
 
 
 def _category_ids_by_name(

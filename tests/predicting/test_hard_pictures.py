@@ -114,9 +114,8 @@ def test_a_score_threshold_out_of_range(threshold: str, tmp_path: Path, refused)
 
 def test_a_picture_that_is_given_twice(detector, tmp_path: Path, refused) -> None:
     given = pictures(tmp_path / "in", "a.png")
-    line = refused(
-        f"predict --checkpoint {detector[0]} --images {given} {given}/a.png --out {tmp_path}/out".split()
-    )
+    command = f"predict --checkpoint {detector[0]} --images {given} {given}/a.png"
+    line = refused(f"{command} --out {tmp_path}/out".split())
     assert f"expected each picture once, got {given}/a.png twice" in line
 
 

@@ -2,7 +2,7 @@
 """What detections are written to: COCO results, CSV of competitions, YOLO, Pascal VOC.
 
 Each module has the same three functions: `paths(images, out)`, the files that it makes,
-`check_classes(classes, csv)`, and `write(results, out, csv)`. Files are replaced as a whole; whoever
+`check_classes(classes, csv)`, and `write(results, out, csv)`. Files are replaced as a whole; who
 calls asks before overwriting.
 """
 

@@ -111,11 +111,12 @@ def read_results(path: str | Path, index: str | Path | None = None) -> Results:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not COCO results; an id that the index lacks; a number that is not finite.
+        ValueError: not COCO results; an id that the index lacks; a number that is not finite;
+            a negative size of a box; a name or a size of an image that is none.
     """
     path = Path(path)
     found = _decoded(path)
-    _check_finite(path, found)
+    _check_numbers(path, found)
     beside = path.parent / INDEX
     if index is None and beside.is_file() and beside != path:
         index = beside
@@ -128,6 +129,7 @@ def read_results(path: str | Path, index: str | Path | None = None) -> Results:
         content = read_json(index)
         images = records(index, content, "images", ("id", "file_name"))
         categories = records(index, content, "categories", ("id", "name"))
+        _check_images(index, images)
         _check_ids(path, index, found, images, categories)
     results = Results.of_detections(images, categories, found)
     return replace(results, has_images=index is not None)
@@ -160,13 +162,35 @@ def _with_integer_ids(content: Any) -> Any:
     return content
 
 
-def _check_finite(path: Path, found: list[Detection]) -> None:
+def _check_images(index: Path, images: list[Any]) -> None:
+    """Raises ValueError for a name or a size that is none; makes an integer of 480.0."""
+    for image in images:
+        where = f"{index}: image id {image['id']}"
+        name = image["file_name"]
+        if name is not None and (not isinstance(name, str) or "\0" in name):
+            raise ValueError(f"{where}: expected a file_name, got {name!r}")
+        for side in ("height", "width"):
+            given = image.get(side)
+            if given is None:
+                continue
+            image[side] = size = integer(given)
+            if size is None or not 0 <= size < 2**31:
+                raise ValueError(f"{where}: expected a {side} in pixels, got {given!r}")
+
+
+def _check_numbers(path: Path, found: list[Detection]) -> None:
     for number, detection in enumerate(found):
-        if not all(map(math.isfinite, (*detection.bbox, detection.score))):
-            raise ValueError(
-                f"{path}: detection {number} of image id {detection.image_id}: expected finite "
-                f"numbers, got bbox {list(detection.bbox)} and score {detection.score}"
-            )
+        x, y, width, height = detection.bbox
+        if not all(map(math.isfinite, (x, y, x + width, y + height, detection.score))):
+            expected = "finite numbers"
+        elif width < 0 or height < 0:
+            expected = "a width and a height of 0 or more"
+        else:
+            continue
+        raise ValueError(
+            f"{path}: detection {number} of image id {detection.image_id}: expected {expected}, "
+            f"got bbox {list(detection.bbox)} and score {detection.score}"
+        )
 
 
 def _check_ids(
