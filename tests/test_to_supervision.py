@@ -59,6 +59,13 @@ def test_class_ids_as_supervision_keeps_those_of_transformers(supervision: Any) 
     assert to_supervision(boxes_only, CLASSES) == theirs
 
 
+def test_outputs_of_a_detector_in_bfloat16(supervision: Any) -> None:
+    half = {n: v.bfloat16() if v.is_floating_point() else v for n, v in found().items()}
+    detections = to_supervision(half)
+    assert detections.xyxy.tolist() == [[0, 0, 3, 2], [4, 2, 6, 4]]
+    assert detections.confidence.tolist() == [0.75, 0.5]
+
+
 def test_nothing_found(supervision: Any) -> None:
     nothing = {name: value[:0] for name, value in found().items()}
     detections = to_supervision(nothing, CLASSES)
