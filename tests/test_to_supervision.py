@@ -41,7 +41,7 @@ def test_hand_worked(supervision: Any) -> None:
     detections = to_supervision(found(), CLASSES)
     assert isinstance(detections, supervision.Detections)
     assert detections.xyxy.tolist() == [[0, 0, 3, 2], [4, 2, 6, 4]]
-    assert detections.confidence.tolist() == [0.75, 0.5]
+    np.testing.assert_array_equal(detections.confidence, [0.75, 0.5])
     assert detections.class_id.tolist() == [2, 1]
     assert detections.data["class_name"].tolist() == ["red dog", "cat"]
     assert detections.mask.dtype == bool
@@ -57,6 +57,13 @@ def test_class_ids_as_supervision_keeps_those_of_transformers(supervision: Any) 
     boxes_only = {name: value for name, value in found().items() if name != "masks"}
     theirs = supervision.Detections.from_transformers(boxes_only, dict(enumerate(CLASSES)))
     assert to_supervision(boxes_only, CLASSES) == theirs
+
+
+def test_outputs_of_a_detector_in_bfloat16(supervision: Any) -> None:
+    half = {n: v.bfloat16() if v.is_floating_point() else v for n, v in found().items()}
+    detections = to_supervision(half)
+    assert detections.xyxy.tolist() == [[0, 0, 3, 2], [4, 2, 6, 4]]
+    np.testing.assert_array_equal(detections.confidence, [0.75, 0.5])
 
 
 def test_nothing_found(supervision: Any) -> None:

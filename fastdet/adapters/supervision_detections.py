@@ -41,7 +41,7 @@ def to_supervision(
         raise ImportError('to_supervision needs supervision: pip install "supervision"') from error
     if first_label not in (0, 1):
         raise ValueError(f"first_label: expected 0 or 1, got {first_label}")
-    found = {name: value.detach().cpu().numpy() for name, value in detections.items()}
+    found = {name: _array(value) for name, value in detections.items()}
     labels = found["labels"].astype(int)
     data: dict[str, Any] = {}
     if classes is not None:
@@ -61,3 +61,9 @@ def to_supervision(
         class_id=labels + first_label - 1,
         data=data,
     )
+
+
+def _array(value: "Tensor") -> np.ndarray:
+    """A tensor as an array; NumPy has no bfloat16."""
+    value = value.detach().cpu()
+    return (value.float() if value.is_floating_point() else value).numpy()

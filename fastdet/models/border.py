@@ -132,6 +132,9 @@ class Border:
         scale = self._scale(height, width, min_size)
         if scale == 1:
             return image
+        if min(height, width) * scale < 1:  # very slim: torchvision's rounding leaves no pixel
+            size = [max(1, int(side * scale)) for side in (height, width)]
+            return F.interpolate(image[None], size, mode="bilinear", align_corners=False)[0]
         # scale_factor instead of size, so that the size is rounded as in torchvision.
         return F.interpolate(
             image[None],

@@ -35,8 +35,7 @@ class AugmentedViews:
         self._detect = detect
         self._models = [scaled(model, scale) for scale in options.scales]
         self._flips = (False, True) if options.flip else (False,)
-        suppression = model.suppression() or {}
-        self._iou_threshold = suppression.get("iou_threshold", IOU_THRESHOLD)
+        self._iou_threshold = own_iou_threshold(model)
 
     def __call__(self, images: Sequence[Tensor]) -> list[Found]:
         """Detections of each image (3, H, W), in its pixels, best first."""
@@ -59,6 +58,15 @@ class AugmentedViews:
         every = {name: torch.cat([found[name] for found in views]) for name in views[0]}
         kept = batched_nms(every["boxes"], every["scores"], every["labels"], self._iou_threshold)
         return {name: value[kept] for name, value in every.items()}
+
+
+def own_iou_threshold(model: Any) -> float:
+    """That of the detector's NMS: of two stages the last one's, after the proposals'."""
+    suppression = model.suppression()
+    if suppression is not None:
+        return suppression["iou_threshold"]
+    parts = [part.nms_thresh for part in model.modules() if hasattr(part, "nms_thresh")]
+    return parts[-1] if parts else IOU_THRESHOLD
 
 
 def scaled(model: Any, scale: float) -> Any:

@@ -86,8 +86,3 @@ def _record_of(
         names = ", ".join(str(record["file_name"]) for record in best[:3])
         raise ValueError(f"{annotations}: {picture.path} may be any of {names}")
     return best[0]
-
-
-def _stated_size(record: dict[str, Any]) -> tuple[int, int] | None:
-    height, width = record.get("height"), record.get("width")
-    return (height, width) if height and width else None

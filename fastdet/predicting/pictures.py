@@ -65,7 +65,8 @@ def drawing_names(sources: Sequence[Named], suffix: str = ".jpg") -> list[PurePa
     If there are a.png and a.tif, their drawings are a.png.jpg and a.tif.jpg.
 
     Raises:
-        ValueError: two pictures have the same name relative to the given folders.
+        ValueError: two pictures have the same name relative to the given folders, or one is given
+            twice.
     """
     names = [source.name.with_suffix(suffix) for source in sources]
     uses = Counter(names)
@@ -75,6 +76,8 @@ def drawing_names(sources: Sequence[Named], suffix: str = ".jpg") -> list[PurePa
     seen: dict[PurePath, Named] = {}
     for name, source in zip(names, sources, strict=True):
         other = seen.setdefault(name, source)
+        if other is not source and other.path == source.path:
+            raise ValueError(f"expected each picture once, got {source.path} twice")
         if other is not source:
             raise ValueError(
                 f"{other.path} and {source.path} would both be drawn as {name}: give the folder "

@@ -22,12 +22,14 @@ class PictureTarget:
 
     Attributes:
         drawing: the file of its annotated copy.
-        record: COCO's image record.
+        record: COCO's image record; it gets the size when the picture is read.
+        stated_size: the height and the width that an annotation file states.
     """
 
     source: Picture
     drawing: Path
     record: dict[str, Any]
+    stated_size: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -75,15 +77,18 @@ def plan(found: Sequence[Source], out: Path, annotations: Path | None) -> Plan:
             f"annotations: expected pictures, whose ids it has, got the video {videos[0].shown}"
         )
     ids = None if annotations is None else read_ids(annotations)
-    records = match_images(pictures, ids)
+    matched = match_images(pictures, ids)
+    sizes = map(_stated_size, matched)
+    # A record with a size is that of a picture that was read.
+    records = [{k: v for k, v in one.items() if k not in ("height", "width")} for one in matched]
     folders = {picture.name.parent for picture in pictures}
-    of_pictures = iter(zip(drawing_names(pictures), records, strict=True))
+    of_pictures = iter(zip(drawing_names(pictures), records, sizes, strict=True))
     of_videos = iter(drawing_names(videos, ".mp4"))
     targets: list[PictureTarget | VideoTarget] = []
     for source in found:
         if isinstance(source, Picture):
-            name, record = next(of_pictures)
-            targets.append(PictureTarget(source, out / name, record))
+            name, record, size = next(of_pictures)
+            targets.append(PictureTarget(source, out / name, record, size))
         else:
             name = next(of_videos)
             frames = name.with_suffix("")
@@ -116,3 +121,8 @@ def check_outputs(
         if path.resolve() in inputs:
             raise FileExistsError(f"{path} is an input picture: give another folder for the output")
         refuse_existing(path, overwrite)
+
+
+def _stated_size(record: dict[str, Any]) -> tuple[int, int] | None:
+    height, width = record.get("height"), record.get("width")
+    return (height, width) if height and width else None

@@ -54,6 +54,7 @@ class Record:
             write(results, self.out, self.format, self.csv)
 
     def _write(self) -> None:
-        write_json(self.out / "detections.json", self.detections)
+        # In this order: a kill between the two leaves no detection of an unknown image.
         write_json(self.out / "images.json", {"images": self.images, "categories": self.categories})
+        write_json(self.out / "detections.json", self.detections)
         self._written = time.monotonic()

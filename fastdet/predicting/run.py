@@ -25,6 +25,7 @@ from fastdet.evaluation import coco_results
 from fastdet.evaluation.pictures import draw_boxes
 from fastdet.files import replacing
 from fastdet.predicting.format_options import CsvOptions, ResultsFormat
+from fastdet.predicting.formats import check_classes
 from fastdet.predicting.ids import Ids
 from fastdet.predicting.jobs import InOrder, default_workers
 from fastdet.predicting.looking import Look
@@ -38,6 +39,8 @@ from fastdet.predicting.video_reader import VideoReader
 from fastdet.predicting.video_writer import VideoWriter
 from fastdet.training.detector_module import DetectorModule, load_detector
 from fastdet.training.options import PictureOptions, Show
+
+LARGEST_JPEG = 65_500  # pixels of a side that libjpeg writes
 
 
 @dataclass
@@ -102,10 +105,13 @@ def predict(
         FileNotFoundError: no picture.
         FileExistsError: an output file exists, or is an input file.
         ValueError: an option out of range; `annotations` has no image for a picture, or several;
-            show is "proposals" and the detector has one stage; tiles with a detector of masks.
+            show is "proposals" and the detector has one stage; tiles with a detector of masks;
+            a name that the format cannot hold.
     """
     for group in (pictures, views, videos, speed, csv):
         group.check()
+    if not 0 <= score_threshold <= 1:
+        raise ValueError(f"score_threshold: expected a number in [0, 1], got {score_threshold}")
     _check_show(show, num_proposals, views)
     planned = plan(sources(images), out, annotations)
     check_outputs(planned, out, format, csv, overwrite)
@@ -115,6 +121,7 @@ def predict(
             "show=proposals: expected a detector of two stages, such as faster_rcnn, got "
             f"{type(module.model).__name__}, which has one"
         )
+    check_classes(module.classes[1:], format, csv)
     if torch.cuda.is_available():
         module = module.cuda()
     category_ids = _category_ids(module, checkpoint, planned.ids)
@@ -203,6 +210,8 @@ class _Run:
             if answer.job.drawing is None:
                 answer.drawn = drawn
             else:
+                if max(drawn.size) > LARGEST_JPEG:
+                    drawn.thumbnail((LARGEST_JPEG, LARGEST_JPEG))
                 with replacing(answer.job.drawing) as temporary:
                     drawn.save(temporary, quality=92)
         return answers
@@ -265,8 +274,8 @@ def _jobs(
     next_id = len(planned.records) + 1
     for target in planned.targets:
         if isinstance(target, PictureTarget):
-            path, size = target.source.path, _stated_size(target.record)
-            load = partial(read_image, path, size, **asdict(pictures))
+            path = target.source.path
+            load = partial(read_image, path, target.stated_size, **asdict(pictures))
             yield _Job(path, target.record, load, target.drawing)
             continue
         with closing(_frames(target, videos, next_id, run)) as frames:
@@ -319,8 +328,3 @@ def _category_ids(module: DetectorModule, checkpoint: Path, ids: Ids | None) -> 
     labels = Classes(module.classes, checkpoint, drop_others=True).labels_of(names, ids.file)
     id_of = dict(zip(labels[1:].tolist(), (c["id"] for c in ids.categories), strict=True))
     return [id_of[label] for label in range(1, len(module.classes))]
-
-
-def _stated_size(record: dict[str, Any]) -> tuple[int, int] | None:
-    height, width = record.get("height"), record.get("width")
-    return (height, width) if height and width else None

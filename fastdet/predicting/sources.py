@@ -66,13 +66,12 @@ def _matches(pattern: str) -> list[Source]:
     matching = glob.glob(pattern, recursive=True)  # noqa: PTH207  # that of Path gives hidden files
     for path in sorted(map(Path, matching)):
         if path.is_dir():
-            # ** gives folders and their files.
-            found += [] if "**" in parts else _below(path, root)
+            found += _below(path, root)
         elif is_picture(path.name) or is_video(path.name):
             found.append(_file(path, path.relative_to(root)))
     if not found:
         raise FileNotFoundError(f"no picture and no video matches {pattern}")
-    return found
+    return list(dict.fromkeys(found))  # ** gives folders and what lies in them
 
 
 def _below(folder: Path, root: Path) -> list[Source]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A detector without training, and small videos."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning
@@ -12,10 +13,15 @@ from fastdet.training.detector_module import DetectorModule
 NUMBERS = {"fpn_channels": 8, "min_size": 64, "max_size": 64, "detections_per_img": 5}
 
 
-def write_checkpoint(path: Path, model: str = "retinanet", **numbers: object) -> DetectorModule:
+def write_checkpoint(
+    path: Path,
+    model: str = "retinanet",
+    classes: Sequence[str] = ("background", "any"),
+    **numbers: object,
+) -> DetectorModule:
     torch.manual_seed(0)
     module = DetectorModule(
-        model, "resnet10t", ["background", "any"], [7], {**NUMBERS, "score_thresh": 0.0, **numbers}
+        model, "resnet10t", list(classes), [7], {**NUMBERS, "score_thresh": 0.0, **numbers}
     )
     trainer = lightning.Trainer(logger=False, enable_checkpointing=False)
     trainer.strategy.connect(module)

@@ -3,6 +3,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from fastdet.cli import main
-from fastdet.models import Border
+from fastdet.models import Border, cascade_rcnn, faster_rcnn
 from fastdet.predicting import detect
-from fastdet.predicting.augmented_views import flipped, scaled_border
+from fastdet.predicting.augmented_views import flipped, own_iou_threshold, scaled_border
 from fastdet.predicting.looking import Look
 from fastdet.predicting.options import ViewOptions
 
@@ -82,6 +83,13 @@ def test_masks_of_a_mirror_image() -> None:
 def test_the_border_of_a_scale() -> None:
     assert scaled_border(Border((320, 400), 667), 1.5) == Border([480, 600], 1000)
     assert scaled_border(Border(fixed_size=(64, 96)), 0.5).fixed_size == (32, 48)
+
+
+@pytest.mark.parametrize("build", [faster_rcnn, cascade_rcnn])
+def test_views_are_joined_at_the_threshold_of_the_detector(build: Any) -> None:
+    """Of two stages: not that of the proposals."""
+    model = build("resnet10t", 2, fpn_channels=8, box_nms_thresh=0.3)
+    assert own_iou_threshold(model) == 0.3
 
 
 def test_views_in_the_command_line(detector, tmp_path: Path, refused) -> None:

@@ -158,3 +158,13 @@ def test_dropping_other_classes(tmp_path: Path) -> None:
         evaluate_results(file, SAMPLE)
     metrics = evaluate_results(file, SAMPLE, drop_other_classes=True)
     assert len(metrics.per_class) == len(content["categories"])
+
+
+def test_two_pictures_of_one_name(tmp_path: Path) -> None:
+    """Pictures of two folders must not be counted as one picture of the data set."""
+    content = json.loads((SAMPLE / "val.json").read_text())
+    first = content["images"][0]
+    images = [{**first, "id": i, "file_name": f"{i}/{first['file_name']}"} for i in (1, 2)]
+    file = write_results(tmp_path / "results", {**content, "images": images}, [])
+    with pytest.raises(ValueError, match=r"but 1/119.jpg and 2/119.jpg are both"):
+        evaluate_results(file, SAMPLE)

@@ -38,6 +38,7 @@ def test_files_folders_and_patterns(tmp_path: Path) -> None:
     assert found(f"{folder}/**/*.jpg") == ["cam1/a.jpg", "cam2/a.jpg"]
     assert found(f"{folder}/cam2/**") == ["a.jpg", "in/c.PNG"]
     assert found(f"{folder}/cam*") == found(folder)
+    assert found(f"{folder}/**/in") == ["cam2/in/c.PNG"]  # a folder at any depth
     assert found(f"{folder}/cam[1]/*") == ["cam1/a.jpg", "cam1/b.mp4"]
     assert found(folder / "cam1" / "b.mp4", folder / "cam2") == ["b.mp4", "a.jpg", "in/c.PNG"]
     files(folder, "odd[1].jpg")

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What detections are written to: COCO results, CSV of competitions, YOLO, Pascal VOC.
 
-Each module has the same two functions: `paths(images, out)`, the files that it makes, and
-`write(results, out, csv)`. Files are replaced as a whole; whoever calls asks before overwriting.
+Each module has the same three functions: `paths(images, out)`, the files that it makes,
+`check_classes(classes, csv)`, and `write(results, out, csv)`. Files are replaced as a whole; who
+calls asks before overwriting.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from fastdet.predicting.format_options import CsvOptions, ResultsFormat
@@ -12,7 +14,16 @@ from fastdet.predicting.formats import coco, csv, voc, yolo
 from fastdet.predicting.formats.coco import read_results
 from fastdet.predicting.formats.results import ResultImage, Results
 
-__all__ = ["FORMATS", "CsvOptions", "ResultImage", "Results", "paths", "read_results", "write"]
+__all__ = [
+    "FORMATS",
+    "CsvOptions",
+    "ResultImage",
+    "Results",
+    "check_classes",
+    "paths",
+    "read_results",
+    "write",
+]
 
 FORMATS = {"coco": coco, "csv": csv, "yolo": yolo, "voc": voc}
 
@@ -24,6 +35,11 @@ def paths(images: list[ResultImage], out: Path, format: ResultsFormat) -> list[P
         ValueError: an unknown format; a name of a picture that the format cannot use.
     """
     return _module(format).paths(images, out)
+
+
+def check_classes(classes: Sequence[str], format: ResultsFormat, csv: CsvOptions) -> None:
+    """Raises ValueError for a name of a class that the format cannot hold."""
+    _module(format).check_classes(classes, csv)
 
 
 def write(

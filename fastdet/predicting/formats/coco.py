@@ -6,6 +6,7 @@ annotations.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,10 @@ _ROW = "expected image_id and category_id (integers), bbox (four numbers) and sc
 def paths(images: list[ResultImage], out: Path) -> list[Path]:
     """The files that `write` makes."""
     return [out / "detections.json", out / INDEX]
+
+
+def check_classes(classes: Sequence[str], csv: CsvOptions) -> None:
+    """JSON holds any name."""
 
 
 def write(results: Results, out: Path, csv: CsvOptions) -> None:
@@ -105,7 +110,8 @@ def read_results(path: str | Path, index: str | Path | None = None) -> Results:
     Raises:
         FileNotFoundError: no such file.
         ValueError: not COCO results; an id that the index lacks; a number that is not finite; a
-            box with a side below 0. It names the first such row, counted from 0.
+            box with a side below 0; a name or a size of an image that is none. It names the first
+            such row, counted from 0.
     """
     path = Path(path)
     found = _decoded(path)
@@ -121,6 +127,7 @@ def read_results(path: str | Path, index: str | Path | None = None) -> Results:
         content = read_json(index)
         images = records(index, content, "images", ("id", "file_name"))
         categories = records(index, content, "categories", ("id", "name"))
+        _check_images(index, images)
         _check_ids(path, index, found, images, categories)
     results = Results.of_detections(images, categories, found)
     _check_numbers(path, results)
@@ -163,6 +170,22 @@ def _with_integer_ids(rows: list[Any]) -> list[Any]:
     return rows
 
 
+def _check_images(index: Path, images: list[Any]) -> None:
+    """Raises ValueError for a name or a size that is none; makes an integer of 480.0."""
+    for image in images:
+        where = f"{index}: image id {image['id']}"
+        name = image["file_name"]
+        if name is not None and (not isinstance(name, str) or "\0" in name):
+            raise ValueError(f"{where}: expected a file_name, got {name!r}")
+        for side in ("height", "width"):
+            given = image.get(side)
+            if given is None:
+                continue
+            image[side] = size = integer(given)
+            if size is None or not 0 <= size < 2**31:
+                raise ValueError(f"{where}: expected a {side} in pixels, got {given!r}")
+
+
 def _bad_row(rows: list[Any]) -> str:
     """What is wrong with the first row that is no detection."""
     for number, row in enumerate(rows):
@@ -186,7 +209,10 @@ def _noun(value: Any) -> str:
 
 def _check_numbers(path: Path, results: Results) -> None:
     boxes, scores = results.boxes_xywh, results.scores
-    good = np.isfinite(boxes).all(1) & np.isfinite(scores) & (boxes[:, 2:] >= 0).all(1)
+    with np.errstate(over="ignore"):
+        ends = boxes[:, :2] + boxes[:, 2:]  # may overflow where the sides do not
+    finite = np.isfinite(ends).all(1) & np.isfinite(boxes).all(1) & np.isfinite(scores)
+    good = finite & (boxes[:, 2:] >= 0).all(1)
     if not good.all():
         row = int(good.argmin())
         raise ValueError(

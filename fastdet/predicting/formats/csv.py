@@ -6,13 +6,14 @@ in the words, in the number of the first class and in what stands for nothing, s
 """
 
 import csv as standard_csv
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from fastdet.files import replacing
 from fastdet.predicting.format_options import CsvOptions
-from fastdet.predicting.formats.files import size_of
+from fastdet.predicting.formats.files import check_text, size_of
 from fastdet.predicting.formats.results import ResultImage, Results
 
 HEADER = ("image_id", "PredictionString")
@@ -51,11 +52,15 @@ def write_file(results: Results, file: Path, csv: CsvOptions) -> None:
         writer.writerows(lines)
 
 
+def check_classes(classes: Sequence[str], csv: CsvOptions) -> None:
+    """A name is written as it is."""
+
+
 def image_names(images: list[ResultImage], csv: CsvOptions) -> list[str]:
     """What identifies each image in the file.
 
     Raises:
-        ValueError: two images of one name, or an image without a name.
+        ValueError: two images of one name, or an image without a name in UTF-8.
     """
     names: dict[str, ResultImage] = {}
     for image in images:
@@ -70,6 +75,7 @@ def image_names(images: list[ResultImage], csv: CsvOptions) -> list[str]:
             name = image.file_name
             if csv.csv_image == "stem":
                 name = PurePosixPath(name.replace("\\", "/")).stem
+            check_text(image)
         other = names.setdefault(name, image)
         if other is not image:
             raise ValueError(

@@ -42,3 +42,13 @@ def size_of(image: ResultImage) -> tuple[int, int]:
             "the annotations have them"
         )
     return image.height, image.width
+
+
+def check_text(image: ResultImage) -> None:
+    """Raises ValueError for a file name that a text file cannot hold."""
+    try:
+        str(image.file_name).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"image id {image.id} ({image.file_name!a}): expected a file name in UTF-8"
+        ) from None

@@ -6,12 +6,13 @@ VOC skip. Masks have no place. A picture without detections has a file without o
 unknown size no file.
 """
 
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from fastdet.data.writers.voc import check_name, head, object_element
 from fastdet.files import replacing
 from fastdet.predicting.format_options import CsvOptions
-from fastdet.predicting.formats.files import picture_files_in, size_of
+from fastdet.predicting.formats.files import check_text, picture_files_in, size_of
 from fastdet.predicting.formats.results import ResultImage, Results
 
 
@@ -19,9 +20,19 @@ def paths(images: list[ResultImage], out: Path) -> list[Path]:
     """The files that `write` makes.
 
     Raises:
-        ValueError: see `picture_files_in`.
+        ValueError: a name that is not UTF-8; see `picture_files_in`.
     """
+    for image in images:
+        check_text(image)
     return [*picture_files_in(out / "Annotations", ".xml", images), out / "labels.txt"]
+
+
+def check_classes(classes: Sequence[str], csv: CsvOptions) -> None:
+    """Raises ValueError for a name that XML or a list cannot hold, or of two classes."""
+    for number, name in enumerate(classes):
+        check_name(name, "class", Path("labels.txt"))
+        if name in classes[:number]:
+            raise ValueError(f"expected classes of different names, got {name!r} twice")
 
 
 def write(results: Results, out: Path, csv: CsvOptions) -> None:
@@ -31,10 +42,7 @@ def write(results: Results, out: Path, csv: CsvOptions) -> None:
         ValueError: a name that XML or a list cannot hold, or of two classes; see
             `picture_files_in`.
     """
-    for number, name in enumerate(results.classes):
-        check_name(name, "class", out)
-        if name in results.classes[:number]:
-            raise ValueError(f"expected classes of different names, got {name!r} twice")
+    check_classes(results.classes, csv)
     *files, classes = paths(results.images, out)
     for file, image, rows in zip(files, results.images, results.rows(), strict=True):
         if not len(rows) and not image.height:

@@ -7,6 +7,7 @@ Classes count from 0. A picture without detections has an empty file, one of unk
 With the pictures in images/ beside labels/, the folder is a data set.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,20 @@ def paths(images: list[ResultImage], out: Path) -> list[Path]:
     return [*picture_files_in(out / "labels", ".txt", images), out / "classes.txt"]
 
 
+def check_classes(classes: Sequence[str], csv: CsvOptions) -> None:
+    """Raises ValueError for a name that classes.txt cannot hold."""
+    broken = [name for name in classes if name != " ".join(name.split())]
+    if broken:
+        raise ValueError(f"expected names of classes that fit on a line, got {broken[0]!r}")
+
+
 def write(results: Results, out: Path, csv: CsvOptions) -> None:
     """Writes the label files and the list of classes.
 
     Raises:
         ValueError: a name of a class with a line end; see `picture_files_in`.
     """
-    broken = [name for name in results.classes if name != " ".join(name.split())]
-    if broken:
-        raise ValueError(f"expected names of classes that fit on a line, got {broken[0]!r}")
+    check_classes(results.classes, csv)
     *files, classes = paths(results.images, out)
     for file, image, rows in zip(files, results.images, results.rows(), strict=True):
         if not len(rows) and not image.height:

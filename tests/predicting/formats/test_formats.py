@@ -316,6 +316,8 @@ def test_results_of_another_tool(tmp_path: Path) -> None:
             "row 0: .*integers.* got image_id .7.",
         ),
         (json.dumps([{**FOUND[0], "score": float("nan")}]), "row 0: expected a finite score"),
+        (json.dumps([{**FOUND[0], "bbox": [1e308, 0, 1e308, 1]}]), "row 0: expected a finite"),
+        (json.dumps([{**FOUND[0], "bbox": [9, 9, -5, 2]}]), "row 0: .* sides from 0 on, got"),
         (json.dumps([{**FOUND[0], "image_id": 8}]), "image id 8 is not among the images of"),
         (json.dumps([{**FOUND[0], "category_id": 8}]), "category id 8 is not among those of"),
     ],
@@ -328,6 +330,29 @@ def test_broken_results(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message) as error:
         read_results(file)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"file_name": 5}, "images.json: image id 7: expected a file_name, got 5"),
+        ({"file_name": "a\0.jpg"}, "expected a file_name, got 'a.x00.jpg'"),
+        ({"height": "50"}, "image id 7: expected a height in pixels, got '50'"),
+        ({"width": -4}, "expected a width in pixels, got -4"),
+        ({"width": 10**30}, "expected a width in pixels, got 1000"),
+    ],
+)
+def test_broken_images(record: dict[str, Any], message: str, tmp_path: Path) -> None:
+    file, index = tmp_path / "r.json", tmp_path / "images.json"
+    file.write_text(json.dumps(FOUND[:1]))
+    images = [{**RECORDS[0], **record}]
+    index.write_text(json.dumps({"images": images, "categories": CATEGORIES}))
+    with pytest.raises(ValueError, match=message):
+        read_results(file)
+    index.write_text(
+        json.dumps({"images": [{**RECORDS[0], "height": 50.0}], "categories": CATEGORIES})
+    )
+    assert read_results(file).images[0].height == 50
 
 
 def test_ids_and_numbers_as_some_tools_write_them(tmp_path: Path) -> None:
