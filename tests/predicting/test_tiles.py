@@ -239,7 +239,7 @@ def test_tiles_in_the_command_line(detector, tmp_path: Path, refused) -> None:
 
 
 def test_tiles_of_masks_are_refused() -> None:
-    model = SimpleNamespace(learns_masks=True, suppression=lambda: None)
+    model = SimpleNamespace(learns_masks=True, suppression=lambda: None, modules=lambda: [])
     module = SimpleNamespace(model=model, device=torch.device("cpu"))
     with pytest.raises(ValueError, match="tile: expected a detector of boxes, got SimpleNamespace"):
         Look(module, ViewOptions(tile=64), 0.5)  # type: ignore[arg-type]

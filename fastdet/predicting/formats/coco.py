@@ -136,8 +136,12 @@ def read_results(path: str | Path, index: str | Path | None = None) -> Results:
 
 def write_json(path: Path, content: object) -> None:
     """Replaces `path` as a whole."""
+    try:
+        data = msgspec.json.encode(content)
+    except UnicodeEncodeError:  # a file name that is not UTF-8: JSON can escape it
+        data = json.dumps(content).encode()
     with replacing(path) as temporary:
-        temporary.write_bytes(msgspec.json.encode(content))
+        temporary.write_bytes(data)
 
 
 def _decoded(path: Path) -> list[Detection]:
