@@ -29,6 +29,7 @@ from fastdet.models.fcos import FCOS, fcos, fcos_parts
 from fastdet.models.mask_rcnn import MaskRCNN, mask_rcnn, mask_rcnn_parts
 from fastdet.models.new_classes import replace_classes
 from fastdet.models.retinanet import RetinaNet, retinanet, retinanet_parts
+from fastdet.models.rt_detr import RTDETR, rt_detr, rt_detr_parts
 from fastdet.models.tood import TOOD, tood, tood_parts
 from fastdet.models.torchvision_weights import from_torchvision, load_torchvision_weights
 from fastdet.models.vfnet import VFNet, vfnet, vfnet_parts
@@ -42,6 +43,7 @@ MODELS: dict[str, Callable[..., Detector]] = {
     "fcos": fcos,
     "mask_rcnn": mask_rcnn,
     "retinanet": retinanet,
+    "rt_detr": rt_detr,
     "tood": tood,
     "vfnet": vfnet,
 }
@@ -50,6 +52,7 @@ __all__ = [
     "ATSS",
     "FCOS",
     "MODELS",
+    "RTDETR",
     "TOOD",
     "Batch",
     "Border",
@@ -80,6 +83,8 @@ __all__ = [
     "replace_classes",
     "retinanet",
     "retinanet_parts",
+    "rt_detr",
+    "rt_detr_parts",
     "tood",
     "tood_parts",
     "vfnet",

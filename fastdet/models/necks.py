@@ -12,10 +12,14 @@ module of extra levels has the attribute `num_levels`, the number of levels that
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+
+from fastdet.models.batch_norms import AnySizeBatchNorm2d
+from fastdet.models.hybrid_encoder import HybridEncoder
 
 
 class LastLevelMaxPool(nn.Module):
@@ -160,7 +164,7 @@ class BiFPN(nn.Module):
         self.num_maps = len(in_channels)
         self.laterals = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(channels, out_channels, 1, bias=False), _BatchNorm(out_channels)
+                nn.Conv2d(channels, out_channels, 1, bias=False), AnySizeBatchNorm2d(out_channels)
             )
             for channels in in_channels
         )
@@ -222,7 +226,7 @@ class _Fusion(nn.Module):
         self.weights = nn.Parameter(torch.ones(inputs))
         self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
         self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
-        self.norm = _BatchNorm(channels)
+        self.norm = AnySizeBatchNorm2d(channels)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps (B, channels, H, W) -> (B, channels, H, W)."""
@@ -234,28 +238,14 @@ class _Fusion(nn.Module):
         return self.norm(self.pointwise(self.depthwise(F.silu(total))))
 
 
-class _BatchNorm(nn.BatchNorm2d):
-    """BatchNorm2d that also trains on a map of one pixel in a batch of one image.
-
-    One value has no variance. There the running statistics are used and stay as they are.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(B, channels, H, W) -> the same shape."""
-        if not self.training or input.shape[0] * input.shape[2] * input.shape[3] > 1:
-            return super().forward(input)
-        return F.batch_norm(
-            input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
-        )
-
-
-Neck = Callable[[Sequence[int], int, nn.Module], nn.Module]
+Neck = Callable[[Sequence[int], int, Any], nn.Module]
 
 # Arguments: in_channels, out_channels, extra_blocks.
 NECKS: dict[str, Neck] = {
     "fpn": FeaturePyramidNetwork,
     "pafpn": PathAggregationNetwork,
     "bifpn": BiFPN,
+    "hybrid": HybridEncoder,
 }
 
 

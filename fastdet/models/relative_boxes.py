@@ -16,9 +16,7 @@ def relative_boxes(boxes: Tensor, sizes: Tensor) -> Tensor:
         boxes: rows beyond a count may have any finite values.
         sizes: height and width of each image.
     """
-    boxes = boxes / _xyxy_sides(sizes, boxes)
-    low, high = boxes[..., :2], boxes[..., 2:]
-    return torch.cat(((low + high) / 2, high - low), dim=-1)
+    return centred(boxes / _xyxy_sides(sizes, boxes))
 
 
 def absolute_boxes(boxes: Tensor, sizes: Tensor) -> Tensor:
@@ -30,6 +28,12 @@ def corners(boxes: Tensor) -> Tensor:
     """Boxes (..., 4) cxcywh -> (..., 4) xyxy."""
     centre, half = boxes[..., :2], boxes[..., 2:] / 2
     return torch.cat((centre - half, centre + half), dim=-1)
+
+
+def centred(boxes: Tensor) -> Tensor:
+    """Boxes (..., 4) xyxy -> (..., 4) cxcywh."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return torch.cat(((low + high) / 2, high - low), dim=-1)
 
 
 def inverse_sigmoid(values: Tensor, eps: float = 1e-5) -> Tensor:

@@ -17,12 +17,13 @@ ModelName = Literal[
     "fcos",
     "mask_rcnn",
     "retinanet",
+    "rt_detr",
     "tood",
     "vfnet",
 ]
 
 # The keys of fastdet.models.necks.NECKS.
-NeckName = Literal["fpn", "pafpn", "bifpn"]
+NeckName = Literal["fpn", "pafpn", "bifpn", "hybrid"]
 
 # See fastdet.models.batch_norms.
 BatchNorm = Literal["frozen", "eval", "train", "sync", "group"]
