@@ -52,7 +52,9 @@ def _owners(name: str) -> list[str]:
 def _start_anew(layer: nn.Module, before: int, after: int, bias: float) -> None:
     """Gives a layer small random weights for another number of classes."""
     assert isinstance(layer, nn.Linear | nn.Conv2d)
-    outputs = len(layer.weight) // before * after
+    # A layer without a column for background has one class less, and then no multiple of `before`.
+    less = 1 if len(layer.weight) % before else 0
+    outputs = len(layer.weight) // (before - less) * (after - less)
     weight = layer.weight.new_empty((outputs, *layer.weight.shape[1:]))
     layer.weight = nn.Parameter(nn.init.normal_(weight, std=0.01))
     layer.bias = nn.Parameter(weight.new_full((outputs,), bias))
