@@ -24,6 +24,7 @@ from fastdet.models.cascade_rcnn import (
 )
 from fastdet.models.description import Description, describe
 from fastdet.models.detector import Detector
+from fastdet.models.detr import DETR, detr, detr_parts
 from fastdet.models.faster_rcnn import FasterRCNN, faster_rcnn, faster_rcnn_parts
 from fastdet.models.fcos import FCOS, fcos, fcos_parts
 from fastdet.models.mask_rcnn import MaskRCNN, mask_rcnn, mask_rcnn_parts
@@ -39,6 +40,7 @@ MODELS: dict[str, Callable[..., Detector]] = {
     "atss": atss,
     "cascade_mask_rcnn": cascade_mask_rcnn,
     "cascade_rcnn": cascade_rcnn,
+    "detr": detr,
     "faster_rcnn": faster_rcnn,
     "fcos": fcos,
     "mask_rcnn": mask_rcnn,
@@ -50,6 +52,7 @@ MODELS: dict[str, Callable[..., Detector]] = {
 
 __all__ = [
     "ATSS",
+    "DETR",
     "FCOS",
     "MODELS",
     "RTDETR",
@@ -72,6 +75,8 @@ __all__ = [
     "cascade_rcnn",
     "cascade_rcnn_parts",
     "describe",
+    "detr",
+    "detr_parts",
     "faster_rcnn",
     "faster_rcnn_parts",
     "fcos",

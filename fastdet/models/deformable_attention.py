@@ -90,9 +90,9 @@ class DeformableAttention(nn.Module):
     def _locations(self, offsets: Tensor, references: Tensor, shapes: Shapes) -> Tensor:
         """(B, Q, heads, L, P, 2) from references (B, Q, 1, L or 1, 1, 2 or 4)."""
         if references.shape[-1] == 2:
-            # Columns of numbers, not a tensor of a list: that would be copied to a GPU each time.
-            sides = offsets.new_ones(self.levels, 1, 2)
-            for level, (height, width) in enumerate(shapes):
-                sides[level, 0, 0], sides[level, 0, 1] = width, height
-            return references + offsets / sides
+            # Filled on the device: a tensor of a list would be copied to a GPU each time.
+            filled = [
+                offsets.new_full((), side) for height, width in shapes for side in (width, height)
+            ]
+            return references + offsets / torch.stack(filled).view(-1, 1, 2)
         return references[..., :2] + offsets * (references[..., 2:] * (0.5 / self.points))

@@ -12,7 +12,6 @@ module of extra levels has the attribute `num_levels`, the number of levels that
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -238,7 +237,76 @@ class _Fusion(nn.Module):
         return self.norm(self.pointwise(self.depthwise(F.silu(total))))
 
 
-Neck = Callable[[Sequence[int], int, Any], nn.Module]
+class Projections(nn.Module):
+    """Gives each map the same width by a 1x1 convolution, without a path between the maps (DETR).
+
+    Args:
+        in_channels, out_channels, extra_blocks: see FeaturePyramidNetwork.
+        norm: builds the norm after each convolution from the number of channels; None: no norm.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        out_channels: int,
+        extra_blocks: nn.Module | None = None,
+        norm: Callable[[int], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+        self.num_maps = len(in_channels)
+        self.projections = nn.ModuleList(
+            _projection(nn.Conv2d(channels, out_channels, 1), norm) for channels in in_channels
+        )
+        self.extra_blocks = extra_blocks
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Maps (B, in_channels[l], H_l, W_l), finest first -> levels with out_channels channels."""
+        levels = [project(x) for project, x in zip(self.projections, features, strict=True)]
+        return levels if self.extra_blocks is None else self.extra_blocks(levels, features)
+
+
+class HalvedLevels(nn.Module):
+    """Adds levels by 3x3 convolutions of stride 2: the first one of C5, the others of the last one.
+
+    Args:
+        in_channels: of C5, the coarsest map of the body.
+        out_channels: of every level.
+        num_levels: number of levels that it adds.
+        norm: see Projections.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_levels: int = 1,
+        norm: Callable[[int], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_levels = num_levels
+        self.projections = nn.ModuleList(
+            _projection(nn.Conv2d(channels, out_channels, 3, stride=2, padding=1), norm)
+            for channels in [in_channels, *[out_channels] * (num_levels - 1)]
+        )
+
+    def forward(self, pyramid: list[Tensor], features: Sequence[Tensor]) -> list[Tensor]:
+        """Returns the L + num_levels levels, finest first."""
+        x, levels = features[-1], list(pyramid)
+        for project in self.projections:
+            x = project(x)
+            levels.append(x)
+        return levels
+
+
+def _projection(conv: nn.Conv2d, norm: Callable[[int], nn.Module] | None) -> nn.Sequential:
+    """The convolution with Xavier's weights, as in Deformable DETR, and the norm."""
+    nn.init.xavier_uniform_(conv.weight)
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    return nn.Sequential(conv, *([] if norm is None else [norm(conv.out_channels)]))
+
+
+Neck = Callable[[Sequence[int], int, nn.Module | None], nn.Module]
 
 # Arguments: in_channels, out_channels, extra_blocks.
 NECKS: dict[str, Neck] = {

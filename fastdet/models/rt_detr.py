@@ -59,6 +59,7 @@ NARROW = 512  # channels of the coarsest map of ResNet-18 and 34, for which the 
 FINEST_SIDE = 0.05  # of a location's box at the finest level, as a share of the image; then doubled
 MARGIN = 0.01  # locations nearer to the border than this share of the image propose nothing
 FAR = 1e4  # a logit whose sigmoid is 1
+COSTS, DENOISING = MatchingCosts(), DenoisingOptions()
 LEAST = 1e-5  # the smallest side of a reference box; see `inverse_sigmoid`
 
 
@@ -93,7 +94,7 @@ class BoxHead(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.hidden = MLP(channels, channels, channels, 2)
+        self.hidden = MLP(channels, channels, channels, depth=2)
         self.bbox_reg = nn.Linear(channels, 4)
         nn.init.zeros_(self.bbox_reg.weight)
         nn.init.zeros_(self.bbox_reg.bias)
@@ -125,21 +126,19 @@ class QuerySelection(nn.Module):
     Args:
         channels: of the pyramid.
         num_classes: with background.
-        queries: their number, if there are as many locations.
+        num_queries: their number, if there are as many locations.
     """
 
-    def __init__(self, channels: int, num_classes: int, queries: int) -> None:
+    def __init__(self, channels: int, num_classes: int, num_queries: int) -> None:
         super().__init__()
-        self.queries = queries
+        self.num_queries = num_queries
         self.project = nn.Sequential(nn.Linear(channels, channels), nn.LayerNorm(channels))
         self.cls_logits = class_layer(channels, num_classes)
         self.box_head = BoxHead(channels)
         # Tokens of denoising queries by their label; 0 for a query that is not used.
         self.label_embedding = nn.Embedding(num_classes, channels, padding_idx=0)
 
-    def forward(
-        self, pyramid: Tensor, locations: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, pyramid: Tensor, locations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Selects K queries of each image.
 
         Args:
@@ -154,7 +153,7 @@ class QuerySelection(nn.Module):
         tokens = self.project(pyramid * near[..., None])
         logits = self.cls_logits(tokens)
         scores = logits.amax(dim=2).masked_fill(~inside, -torch.inf)
-        chosen = scores.topk(min(self.queries, scores.shape[1]), dim=1).indices  # (B, K)
+        chosen = scores.topk(min(self.num_queries, scores.shape[1]), dim=1).indices  # (B, K)
         starts = torch.logit(locations.where(near[..., None], 0.5)).where(near[..., None], FAR)
         # The boxes of the other locations have no use.
         tokens, starts = take_rows(tokens, chosen), take_rows(starts, chosen)
@@ -210,11 +209,11 @@ class RTDETRHead(nn.Module):
         channels: of the levels.
         num_classes: number of classes with background, which is class 0.
         levels: number of levels.
-        queries: see QuerySelection.
+        num_queries: see QuerySelection.
         layers: of the decoder.
         heads: of attention; fewer if they do not divide channels.
         points: that a query reads at each level and head: one number, or one for each level.
-        feedforward: hidden width of the layers; None: 4 * channels.
+        feedforward_channels: hidden width of the layers; None: 4 * channels.
         offset_scale, discrete: see PyramidReading.
 
     Raises:
@@ -227,11 +226,11 @@ class RTDETRHead(nn.Module):
         num_classes: int,
         levels: int,
         *,
-        queries: int = 300,
+        num_queries: int = 300,
         layers: int = 6,
         heads: int = 8,
         points: int | Sequence[int] = 4,
-        feedforward: int | None = None,
+        feedforward_channels: int | None = None,
         offset_scale: float = 0.5,
         discrete: bool = False,
     ) -> None:
@@ -239,12 +238,12 @@ class RTDETRHead(nn.Module):
         points = (points,) * levels if isinstance(points, int) else tuple(points)
         if len(points) != levels:
             raise ValueError(f"points: expected one number for each of {levels} levels: {points}")
-        check_counts(queries=queries, decoder_layers=layers, points=min(points))
+        check_counts(num_queries=num_queries, decoder_layers=layers, points=min(points))
         self.num_classes = num_classes
         self.inputs = LevelProjections(ConvNorm(channels, channels, 1) for _ in range(levels))
-        self.selection = QuerySelection(channels, num_classes, queries)
-        self.query_positions = MLP(4, 2 * channels, channels, 2)
-        width = 4 * channels if feedforward is None else feedforward
+        self.selection = QuerySelection(channels, num_classes, num_queries)
+        self.query_positions = MLP(4, 2 * channels, channels, depth=2)
+        width = 4 * channels if feedforward_channels is None else feedforward_channels
         heads = math.gcd(channels, heads)
         self.layers = nn.ModuleList(
             Refinement(
@@ -285,7 +284,9 @@ class RTDETRHead(nn.Module):
         refined = self._refined(tokens, boxes, extents, pyramid, shapes, mask)
         denoised, found = (
             Predictions(*parts)
-            for parts in zip(*(x.split([known, x.shape[2] - known], 2) for x in refined), strict=True)
+            for parts in zip(
+                *(x.split([known, x.shape[2] - known], 2) for x in refined), strict=True
+            )
         )
         selection = logits[None].to(found.logits.dtype), selected[None]
         found = Predictions(*(torch.cat(x) for x in zip(selection, found, strict=True)))
@@ -327,20 +328,21 @@ def rt_detr_parts(
     image_mean: Sequence[float] = IMAGE_MEAN,
     image_std: Sequence[float] = IMAGE_STD,
     head: RTDETRHead | None = None,
-    queries: int = 300,
+    num_queries: int = 300,
     decoder_layers: int = 6,
-    attention_heads: int = 8,
+    heads: int = 8,
     points: int | Sequence[int] = 4,
-    feedforward: int | None = None,
+    feedforward_channels: int | None = None,
     discrete: bool = False,
     denoising: int = 100,
     label_noise: float = 0.5,
     box_noise: float = 1.0,
-    score_thresh: float = 0.01,
+    score_thresh: float = 0.0,
     detections_per_img: int = 100,
     varifocal_alpha: float = 0.75,
     varifocal_gamma: float = 2.0,
-    matching_costs: MatchingCosts = MatchingCosts(),
+    costs: MatchingCosts = COSTS,
+    aux_weight: float = 1.0,
     classification_weight: float = 1.0,
     bbox_regression_weight: float = 5.0,
     bbox_giou_weight: float = 2.0,
@@ -353,11 +355,11 @@ def rt_detr_parts(
         num_classes: number of classes with background, which is class 0.
         min_size, max_size, size_divisor, fixed_size, image_mean, image_std: see Border.
         head: replaces the head that the next options build.
-        queries: number of queries, if the pyramid has as many pixels.
-        decoder_layers, attention_heads, points, feedforward, discrete: see RTDETRHead.
+        num_queries: number of queries, if the pyramid has as many pixels.
+        decoder_layers, heads, points, feedforward_channels, discrete: see RTDETRHead.
         denoising, label_noise, box_noise: see DenoisingOptions.
         score_thresh, detections_per_img: see RTDETR.
-        varifocal_alpha, varifocal_gamma, matching_costs: see RTDETR.
+        varifocal_alpha, varifocal_gamma, costs, aux_weight: see RTDETR.
         *_weight: the factor of each loss.
     """
     if head is None:
@@ -365,11 +367,11 @@ def rt_detr_parts(
             backbone.out_channels,
             num_classes,
             len(backbone.strides),
-            queries=queries,
+            num_queries=num_queries,
             layers=decoder_layers,
-            heads=attention_heads,
+            heads=heads,
             points=points,
-            feedforward=feedforward,
+            feedforward_channels=feedforward_channels,
             discrete=discrete,
         )
     return {
@@ -381,7 +383,8 @@ def rt_detr_parts(
         "detections_per_img": detections_per_img,
         "varifocal_alpha": varifocal_alpha,
         "varifocal_gamma": varifocal_gamma,
-        "matching_costs": matching_costs,
+        "costs": costs,
+        "aux_weight": aux_weight,
         "loss_weights": {
             "classification": classification_weight,
             "bbox_regression": bbox_regression_weight,
@@ -403,7 +406,8 @@ class RTDETR(Detector):
         detections_per_img: D, maximum number of detections of an image: the best pairs of query
             and class.
         varifocal_alpha, varifocal_gamma: see `iou_aware_loss`.
-        matching_costs: of a query and an object.
+        costs: of a query and an object in the matching.
+        aux_weight: of the losses of the selection and of each layer but the last.
         loss_weights: the factor of each loss, by name; 1 for a loss that is not named.
 
     Raises:
@@ -416,12 +420,13 @@ class RTDETR(Detector):
         backbone: nn.Module,
         head: RTDETRHead,
         *,
-        denoising: DenoisingOptions = DenoisingOptions(),
-        score_thresh: float = 0.01,
+        denoising: DenoisingOptions = DENOISING,
+        score_thresh: float = 0.0,
         detections_per_img: int = 100,
         varifocal_alpha: float = 0.75,
         varifocal_gamma: float = 2.0,
-        matching_costs: MatchingCosts = MatchingCosts(),
+        costs: MatchingCosts = COSTS,
+        aux_weight: float = 1.0,
         loss_weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(border, head.num_classes, loss_weights=loss_weights)
@@ -435,7 +440,8 @@ class RTDETR(Detector):
         self.detections_per_img = detections_per_img
         self.varifocal_alpha = varifocal_alpha
         self.varifocal_gamma = varifocal_gamma
-        self.matching_costs = matching_costs
+        self.costs = costs
+        self.aux_weight = aux_weight
 
     def class_layers(self) -> dict[str, float]:
         """The last layers of all classifiers, and the embedding of denoising queries."""
@@ -465,10 +471,9 @@ class RTDETR(Detector):
         Follows the authors' criterion.
         """
         targets = set_targets(batch, first_label=1)
-        match = matched(*outputs.found, targets, self.matching_costs)  # (L + 1, B, Q)
-        losses = summed_over_layers(
-            query_losses(*outputs.found, match, targets, self._classification)
-        )
+        match = matched(*outputs.found, targets, self.costs)  # (L + 1, B, Q)
+        losses = query_losses(*outputs.found, match, targets, self._classification)
+        losses = summed_over_layers(losses, self.aux_weight)
         known = outputs.denoising
         if outputs.denoised is None or known is None:
             return losses
@@ -477,7 +482,8 @@ class RTDETR(Detector):
         logits = widened(logits).where(known.used[..., None], -FAR)
         targets = targets._replace(number=(known.match >= 0).sum().clamp(min=1))
         match = known.match.expand(len(logits), -1, -1)
-        more = summed_over_layers(query_losses(logits, boxes, match, targets, self._classification))
+        more = query_losses(logits, boxes, match, targets, self._classification)
+        more = summed_over_layers(more, self.aux_weight)
         return {name: loss + more[name] for name, loss in losses.items()}
 
     def _classification(
@@ -507,6 +513,7 @@ def rt_detr(
     batch_norm: BatchNormMode | None = None,
     neck: str | Neck = "hybrid",
     fpn_channels: int = 256,
+    encoder_layers: int = 1,
     expansion: float | None = None,
     decoder_layers: int | None = None,
     **options: Any,
@@ -522,6 +529,7 @@ def rt_detr(
         batch_norm: see `timm_body`.
         neck: "hybrid", which is RT-DETR's own encoder, or another one; see `timm_pyramid`.
         fpn_channels: number of channels of the neck and the head.
+        encoder_layers: of HybridEncoder.
         expansion: of HybridEncoder; None: as in the paper, 0.5 if the backbone's last map has at
             most 512 channels (ResNet-18 and 34), else 1.
         decoder_layers: see RTDETRHead; None: 3 and 6 in the same cases.
@@ -540,7 +548,7 @@ def rt_detr(
     narrow = channels[-1] <= NARROW
     if build_neck is HybridEncoder:
         expansion = (0.5 if narrow else 1.0) if expansion is None else expansion
-        build_neck = functools.partial(HybridEncoder, expansion=expansion)
+        build_neck = functools.partial(HybridEncoder, layers=encoder_layers, expansion=expansion)
     pyramid = BackboneWithFPN(body, build_neck(channels[-MAPS:], fpn_channels, None))
     layers = (3 if narrow else 6) if decoder_layers is None else decoder_layers
     parts = rt_detr_parts(pyramid, num_classes, decoder_layers=layers, **options)

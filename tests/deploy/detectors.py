@@ -73,7 +73,7 @@ def detect(model: Detector, images: Tensor, sizes: Tensor) -> Detections:
 
 def last_heads(model: Detector) -> Any:
     """The module with the thresholds of the detections."""
-    return [module for module in model.modules() if hasattr(module, "nms_thresh")][-1]
+    return [module for module in model.modules() if hasattr(module, "score_thresh")][-1]
 
 
 def find_few(model: Detector, images: Tensor, sizes: Tensor) -> None:

@@ -67,7 +67,7 @@ def test_the_dropout_of_attention_is_that_of_training() -> None:
 def test_bad_numbers_are_named() -> None:
     with pytest.raises(ValueError, match="heads: expected a divisor of 10 channels, got 4"):
         Attention(10, heads=4)
-    with pytest.raises(ValueError, match="activation: expected one of relu, .*, got 'tanh'"):
+    with pytest.raises(ValueError, match=r"activation: expected one of relu, .*, got 'tanh'"):
         FeedForward(8, 16, activation="tanh")
     with pytest.raises(ValueError, match="channels: expected a multiple of 4, got 6"):
         sine_positions(*real_pixels(IMAGES, IMAGES, SIZES), 6, torch.float32)
