@@ -206,9 +206,10 @@ class RTDETRHead(nn.Module):
     """Selects queries and refines them.
 
     Args:
-        channels: of the levels.
+        channels: of the queries.
         num_classes: number of classes with background, which is class 0.
         levels: number of levels.
+        in_channels: of the levels; None: channels.
         num_queries: see QuerySelection.
         layers: of the decoder.
         heads: of attention; fewer if they do not divide channels.
@@ -226,6 +227,7 @@ class RTDETRHead(nn.Module):
         num_classes: int,
         levels: int,
         *,
+        in_channels: int | None = None,
         num_queries: int = 300,
         layers: int = 6,
         heads: int = 8,
@@ -240,7 +242,8 @@ class RTDETRHead(nn.Module):
             raise ValueError(f"points: expected one number for each of {levels} levels: {points}")
         check_counts(num_queries=num_queries, decoder_layers=layers, points=min(points))
         self.num_classes = num_classes
-        self.inputs = LevelProjections(ConvNorm(channels, channels, 1) for _ in range(levels))
+        before = channels if in_channels is None else in_channels
+        self.inputs = LevelProjections(ConvNorm(before, channels, 1) for _ in range(levels))
         self.selection = QuerySelection(channels, num_classes, num_queries)
         self.query_positions = MLP(4, 2 * channels, channels, depth=2)
         width = 4 * channels if feedforward_channels is None else feedforward_channels
@@ -267,7 +270,7 @@ class RTDETRHead(nn.Module):
         """Predictions of the queries and of the denoising queries.
 
         Args:
-            features: L maps (B, channels, H_l, W_l).
+            features: L maps (B, in_channels, H_l, W_l).
             extents: (B, 2), width and height of each image as shares of the padded image.
             denoising: further queries.
         """

@@ -85,6 +85,8 @@ def with_detections(model: Any) -> Any:
     for name, layer in layers:
         kind = name.split(".")[-1]
         if kind in SPREADS:
+            if not layer.weight.any():  # a DETR's boxes start where their queries are
+                layer.weight.normal_()
             outputs = outputs_of(layer, model, images)
             factor, mean = SPREADS[kind] / outputs.std(), outputs.mean()
             layer.weight.mul_(factor)  # after that, the outputs' mean is 0
