@@ -67,7 +67,7 @@ def theirs_of(kind: str = "basic", **further: Any) -> Any:
         elif tensor.dim() == 1:
             tensor.add_(0.1 * torch.randn(tensor.shape))
         else:
-            tensor.add_(0.3 * torch.randn(tensor.shape) / tensor[0].numel() ** 0.5)
+            tensor.add_(torch.randn(tensor.shape) / tensor[0].numel() ** 0.5)
     return model.eval()
 
 
@@ -106,10 +106,11 @@ def test_the_same_losses(kind: str) -> None:
     """Without denoising, whose random numbers differ."""
     theirs = theirs_of(kind, num_denoising=0)
     ours = rt_detr_from_transformers(theirs, BORDER)
+    boxes = [[[3.0, 4, 60, 50], [20, 20, 31, 29]], [[40.0, 8, 95, 60]]]
     targets = [
-        {"boxes": torch.tensor([[3.0, 4, 60, 50], [20, 20, 31, 29]]), "labels": torch.tensor([1, 3])},
-        {"boxes": torch.tensor([[40.0, 8, 95, 60]]), "labels": torch.tensor([2])},
-    ]  # fmt: skip
+        {"boxes": torch.tensor(own), "labels": torch.tensor(labels)}
+        for own, labels in zip(boxes, ([1, 3], [2]), strict=True)
+    ]
     size = torch.tensor([[HEIGHT, WIDTH]])
     given = [
         {"class_labels": t["labels"] - 1, "boxes": relative_boxes(t["boxes"][None], size)[0]}
