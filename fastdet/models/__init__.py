@@ -22,6 +22,11 @@ from fastdet.models.cascade_rcnn import (
     cascade_rcnn,
     cascade_rcnn_parts,
 )
+from fastdet.models.deformable_detr import (
+    DeformableDETR,
+    deformable_detr,
+    deformable_detr_parts,
+)
 from fastdet.models.description import Description, describe
 from fastdet.models.detector import Detector
 from fastdet.models.detr import DETR, detr, detr_parts
@@ -33,6 +38,7 @@ from fastdet.models.retinanet import RetinaNet, retinanet, retinanet_parts
 from fastdet.models.rt_detr import RTDETR, rt_detr, rt_detr_parts
 from fastdet.models.tood import TOOD, tood, tood_parts
 from fastdet.models.torchvision_weights import from_torchvision, load_torchvision_weights
+from fastdet.models.transformers_weights import from_transformers
 from fastdet.models.vfnet import VFNet, vfnet, vfnet_parts
 from fastdet.ops.detections import Detections
 
@@ -40,6 +46,7 @@ MODELS: dict[str, Callable[..., Detector]] = {
     "atss": atss,
     "cascade_mask_rcnn": cascade_mask_rcnn,
     "cascade_rcnn": cascade_rcnn,
+    "deformable_detr": deformable_detr,
     "detr": detr,
     "faster_rcnn": faster_rcnn,
     "fcos": fcos,
@@ -61,6 +68,7 @@ __all__ = [
     "Border",
     "CascadeMaskRCNN",
     "CascadeRCNN",
+    "DeformableDETR",
     "Description",
     "Detections",
     "Detector",
@@ -74,6 +82,8 @@ __all__ = [
     "cascade_mask_rcnn_parts",
     "cascade_rcnn",
     "cascade_rcnn_parts",
+    "deformable_detr",
+    "deformable_detr_parts",
     "describe",
     "detr",
     "detr_parts",
@@ -82,6 +92,7 @@ __all__ = [
     "fcos",
     "fcos_parts",
     "from_torchvision",
+    "from_transformers",
     "load_torchvision_weights",
     "mask_rcnn",
     "mask_rcnn_parts",

@@ -115,7 +115,7 @@ class DETRDecoder(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         """Tokens and positions (B, N, D), mask (B, 1, 1, N) -> queries (L, B, Q, D)."""
-        own = self.queries.expand(len(tokens), -1, -1)
+        own = self.queries.expand(tokens.shape[0], -1, -1)
         queries, placed = torch.zeros_like(own), tokens + positions
         of_layers = []
         for layer in self.layers:
@@ -316,10 +316,19 @@ class DETR(Detector):
         )
 
 
-def backbone_apart(model: Any, lr_factor: float) -> list[ParameterGroup]:
-    """The trainable parameters of `model.backbone`'s body at `lr_factor`, all others at 1."""
+def backbone_apart(
+    model: Any, lr_factor: float, further: Sequence[nn.Module] = ()
+) -> list[ParameterGroup]:
+    """What is trained, in two groups.
+
+    Args:
+        model: a detector with a backbone.
+        lr_factor: of the learning rate of the backbone's body and of the `further` layers; all
+            else has 1.
+        further: layers.
+    """
     body: nn.Module = getattr(model.backbone, "body", model.backbone)
-    own = {id(parameter) for parameter in body.parameters()}
+    own = {id(parameter) for part in (body, *further) for parameter in part.parameters()}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         ParameterGroup([p for p in trained if id(p) in own], lr_factor),

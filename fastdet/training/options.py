@@ -13,6 +13,7 @@ ModelName = Literal[
     "atss",
     "cascade_mask_rcnn",
     "cascade_rcnn",
+    "deformable_detr",
     "detr",
     "faster_rcnn",
     "fcos",

@@ -76,6 +76,7 @@ LOSSES = {
     "atss": ("classification", "bbox_regression", "bbox_ctrness"),
     "cascade_mask_rcnn": (*CASCADE, "loss_mask"),
     "cascade_rcnn": CASCADE,
+    "deformable_detr": QUERIES,
     "detr": QUERIES,
     "faster_rcnn": TWO_STAGES,
     "fcos": ("classification", "bbox_regression", "bbox_ctrness"),
