@@ -30,9 +30,9 @@ from benchmarks.bench_from_torchvision import expect_same, targets_for, training
 from benchmarks.case import ratio
 from benchmarks.workloads import seeded
 from fastdet.files import replacing
-from fastdet.models import Border
+from fastdet.models import from_transformers
 from fastdet.models.relative_boxes import relative_boxes
-from fastdet.models.transformers_rt_detr import rt_detr_from_transformers
+from fastdet.models.transformers_weights import CONVERTERS
 
 CLASSES = bench_override_detr.CLASSES
 STEPS = ("inference", "training step")
@@ -82,9 +82,12 @@ def theirs_of(name: str) -> Any:
 
 def ours_of(theirs: Any, side: int) -> Any:
     """Our model; None if this one is not converted."""
-    border = Border(fixed_size=(side, side), image_mean=(0, 0, 0), image_std=(1, 1, 1))
-    known = type(theirs).__name__.startswith("RTDetr")
-    return rt_detr_from_transformers(theirs, border) if known else None
+    import transformers
+
+    size = {"height": side, "width": side}
+    processor = transformers.RTDetrImageProcessor(size=size, do_normalize=False)
+    known = type(theirs).__name__ in CONVERTERS
+    return from_transformers(theirs, processor) if known else None
 
 
 def runs(theirs: Any, ours: Any, step: str, side: int) -> dict[str, Callable[[], Any]]:

@@ -19,6 +19,7 @@ from fastdet.models.transformers_detr import (
     deformable_detr_from_transformers,
     detr_from_transformers,
 )
+from fastdet.models.transformers_rt_detr import rt_detr_from_transformers
 
 BILINEAR = 2  # Pillow's number
 PIXEL = 1 / 255  # transformers' factor of pixels in 0 .. 255
@@ -42,6 +43,8 @@ CONVERTERS: dict[str, Converter] = {
     "DeformableDetrForObjectDetection": Converter(
         deformable_detr_from_transformers, "DeformableDetrImageProcessor"
     ),
+    "RTDetrForObjectDetection": Converter(rt_detr_from_transformers, "RTDetrImageProcessor"),
+    "RTDetrV2ForObjectDetection": Converter(rt_detr_from_transformers, "RTDetrImageProcessor"),
 }
 
 
@@ -49,8 +52,8 @@ def from_transformers(model: nn.Module | str | Path, processor: Any = None) -> D
     """Converts a DETR of transformers to ours, with the same weights and options.
 
     Args:
-        model: a DetrForObjectDetection or DeformableDetrForObjectDetection; or a local folder that
-            `save_pretrained` wrote. Nothing is downloaded. The model is not changed.
+        model: of one of the classes of CONVERTERS, such as RTDetrForObjectDetection; or a local
+            folder that `save_pretrained` wrote. Nothing is downloaded. The model is not changed.
         processor: the image processor, which says how images are resized and normalised. None: the
             one in the folder, if there is one, else the default one of the family.
 

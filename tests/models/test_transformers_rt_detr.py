@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """RT-DETR and RT-DETRv2 of transformers, converted: same weights, same detections, same losses."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastdet.models import Border, replace_classes
+from fastdet.deploy.export import export_detector
+from fastdet.models import RTDETR, Border, from_transformers, replace_classes
 from fastdet.models.relative_boxes import relative_boxes
 from fastdet.models.transformers_rt_detr import rt_detr_from_transformers
 
@@ -99,6 +101,42 @@ def test_the_same_detections(kind: str) -> None:
         assert torch.equal(of_image["labels"], wanted["labels"] + 1)
         assert wanted["scores"].std() > 0.01
         assert boxes.std(dim=0).min() > 1
+
+
+@pytest.mark.parametrize("kind", ["bottleneck", "version 2"])
+def test_a_local_folder_with_images_of_another_size(kind: str, tmp_path: Path) -> None:
+    theirs = theirs_of(kind, id2label={0: "cat", 1: "dog", 2: "N/A"})
+    theirs.save_pretrained(tmp_path)
+    processor = transformers.RTDetrImageProcessor(size={"height": HEIGHT, "width": WIDTH})
+    processor.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").exists()
+    ours = from_transformers(tmp_path)
+    assert isinstance(ours, RTDETR)
+    assert ours.classes == ["background", "cat", "dog", "N/A"]
+    image = torch.rand(3, 90, 70, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        outputs = theirs(**processor([image], do_rescale=False, return_tensors="pt"))
+        (found,) = ours([image])
+    (expected,) = processor.post_process_object_detection(
+        outputs, threshold=0.0, target_sizes=[(90, 70)]
+    )
+    boxes = expected["boxes"].clamp(min=0).minimum(torch.tensor([70, 90, 70, 90]))
+    torch.testing.assert_close(found["scores"], expected["scores"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(found["boxes"], boxes, rtol=0, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_it_compiles_and_exports(tmp_path: Path) -> None:
+    """The discrete form, which no family's own options have in the suite of all families."""
+    ours = rt_detr_from_transformers(theirs_of("discrete"), BORDER)
+    batch = ours.pad(list(images())[:1])
+    with torch.no_grad():
+        expected = ours.detect(batch)
+        found = torch.compile(ours.detect, fullgraph=True, backend="aot_eager")(batch)
+    torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-5)
+    export_detector(ours, tmp_path / "it.pt2", (HEIGHT, WIDTH))
+    from_file = torch.export.load(tmp_path / "it.pt2").module()(images()[:1], batch.sizes)
+    torch.testing.assert_close(from_file["scores"], expected.scores, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["basic", "version 2"])
