@@ -153,7 +153,9 @@ class QuerySelection(nn.Module):
         tokens = self.project(pyramid * near[..., None])
         logits = self.cls_logits(tokens)
         scores = logits.amax(dim=2).masked_fill(~inside, -torch.inf)
-        chosen = scores.topk(min(self.num_queries, scores.shape[1]), dim=1).indices  # (B, K)
+        # A stable sort: locations of equal pixels have equal scores, and the first ones are taken.
+        order = scores.sort(dim=1, descending=True, stable=True).indices
+        chosen = order[:, : self.num_queries]  # (B, K)
         starts = torch.logit(locations.where(near[..., None], 0.5)).where(near[..., None], FAR)
         # The boxes of the other locations have no use.
         tokens, starts = take_rows(tokens, chosen), take_rows(starts, chosen)
