@@ -12,6 +12,7 @@ measured with and without the override.
 
 import argparse
 import gc
+import importlib
 import json
 import statistics
 import subprocess
@@ -44,8 +45,7 @@ CALLS_FOR_MEMORY = 2
 
 def rt_detr(small: bool) -> Any:
     """The published RT-DETR with ResNet-18 or ResNet-50."""
-    import transformers
-
+    transformers: Any = importlib.import_module("transformers")
     backbone = transformers.RTDetrResNetConfig(out_features=["stage2", "stage3", "stage4"])
     options: dict[str, Any] = {}
     if small:
@@ -82,8 +82,7 @@ def theirs_of(name: str) -> Any:
 
 def ours_of(theirs: Any, side: int) -> Any:
     """Our model; None if this one is not converted."""
-    import transformers
-
+    transformers: Any = importlib.import_module("transformers")
     size = {"height": side, "width": side}
     processor = transformers.RTDetrImageProcessor(size=size, do_normalize=False)
     known = type(theirs).__name__ in CONVERTERS
@@ -118,8 +117,7 @@ def runs(theirs: Any, ours: Any, step: str, side: int) -> dict[str, Callable[[],
 
 
 def _inference(theirs: Any, ours: Any, image: Tensor) -> dict[str, Callable[[], Any]]:
-    import transformers
-
+    transformers: Any = importlib.import_module("transformers")
     processor = transformers.RTDetrImageProcessor()
     sizes = [tuple(image.shape[2:])]
 
@@ -210,7 +208,8 @@ def main() -> None:
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        print(measure_memory(*options.measure, options.size))
+        name, step, key = options.measure
+        print(measure_memory(name, step, key, options.size))
         return
     keep_freed_memory()
     result: dict[str, Any] = {"machine": machine.describe(), "size": options.size, "models": {}}

@@ -276,10 +276,11 @@ def _fit(first: nn.Conv2d, second: nn.Conv2d) -> bool:
         getattr(first, name) == getattr(second, name)
         for name in ("stride", "groups", "in_channels", "out_channels")
     )
-    centred = all(
-        conv.dilation == (1, 1)
-        and all(k == 2 * p + 1 for k, p in zip(conv.kernel_size, conv.padding, strict=True))
-        for conv in (first, second)
+    geometries: list[Any] = [(conv.kernel_size, conv.padding) for conv in (first, second)]
+    centred = first.dilation == second.dilation == (1, 1) and all(
+        kernel == 2 * pad + 1
+        for sides, padding in geometries
+        for kernel, pad in zip(sides, padding, strict=True)
     )
     return same and centred
 
@@ -288,6 +289,7 @@ def _merged(convs: Sequence[nn.Conv2d], norms: Sequence[nn.Module | None]) -> nn
     """The sum of convolutions, each with its norm, as one convolution in float64."""
     height, width = (max(conv.kernel_size[side] for conv in convs) for side in (0, 1))
     weights, biases = [], []
+    stride: Any = convs[0].stride
     for conv, norm in zip(convs, norms, strict=True):
         weight, bias = _folded(conv, norm)
         down, across = (height - weight.shape[2]) // 2, (width - weight.shape[3]) // 2
@@ -297,7 +299,7 @@ def _merged(convs: Sequence[nn.Conv2d], norms: Sequence[nn.Module | None]) -> nn
         convs[0].in_channels,
         convs[0].out_channels,
         (height, width),
-        convs[0].stride,
+        stride,
         (height // 2, width // 2),
         groups=convs[0].groups,
         device="meta",

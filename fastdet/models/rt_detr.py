@@ -309,6 +309,7 @@ class RTDETRHead(nn.Module):
         """The predictions of each layer, from tokens (B, Q, C) and their boxes (B, Q, 4)."""
         found, undetached = [], boxes
         extents = extents.repeat(1, 2)[:, None]  # (B, 1, 4)
+        refinement: Any
         for refinement in self.layers:
             positions = self.query_positions(boxes.to(pyramid.dtype))
             further = boxes * extents, pyramid, shapes
@@ -466,7 +467,8 @@ class RTDETR(Detector):
             known = denoising_queries(
                 targets.boxes, targets.labels, targets.counts, self.num_classes, self.denoising
             )
-        return Outputs(*self.head(features, extents, known), known)
+        found, denoised = self.head(features, extents, known)
+        return Outputs(found, denoised, known)
 
     def losses_of(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Losses named classification, bbox_regression and bbox_giou.

@@ -86,7 +86,8 @@ def with_detections(model: Any) -> Any:
         kind = name.split(".")[-1]
         if kind in SPREADS:
             if not layer.weight.any():  # a DETR's boxes start where their queries are
-                layer.weight.normal_()
+                layer.weight.normal_(std=0.01)
+                continue
             outputs = outputs_of(layer, model, images)
             factor, mean = SPREADS[kind] / outputs.std(), outputs.mean()
             layer.weight.mul_(factor)  # after that, the outputs' mean is 0
