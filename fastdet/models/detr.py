@@ -105,10 +105,20 @@ class DETRDecoder(nn.Module):
         layers: see DecoderLayer.
         num_queries: Q, maximum number of detections of an image.
         channels: D.
+        norm_between: whether a layer takes the normalised queries of the one before, and the last
+            ones are normalised twice. So transformers computes a DETR with auxiliary_loss, other
+            than the paper's code and than a DETR without.
     """
 
-    def __init__(self, layers: Sequence[DecoderLayer], num_queries: int, channels: int) -> None:
+    def __init__(
+        self,
+        layers: Sequence[DecoderLayer],
+        num_queries: int,
+        channels: int,
+        norm_between: bool = False,
+    ) -> None:
         super().__init__()
+        self.norm_between = norm_between
         self.queries = nn.Parameter(torch.empty(num_queries, channels).normal_())
         self.layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(channels)
@@ -121,6 +131,10 @@ class DETRDecoder(nn.Module):
         for layer in self.layers:
             queries = layer(queries, own, placed, tokens, mask)
             of_layers.append(self.norm(queries))
+            if self.norm_between:
+                queries = of_layers[-1]
+        if self.norm_between:
+            of_layers[-1] = self.norm(queries)
         return torch.stack(of_layers)
 
 

@@ -104,6 +104,7 @@ def detr_from_transformers(model: Any, border: Border) -> DETR:
         **_options(config),
     )
     parts["border"] = border
+    parts["decoder"].norm_between = config.auxiliary_loss
     detector = DETR(**parts)
     given = _renamed(_state(model), OF_DETR)
     for name in ("weight", "bias"):  # transformers has background last

@@ -75,6 +75,7 @@ def deformable_detr(backbone: Any = None, **options: Any) -> Any:
 TWO_STAGE = {"two_stage": True, "with_box_refine": True, "two_stage_num_proposals": 12}
 MODELS: dict[str, Callable[[], Any]] = {
     "detr": detr,
+    "detr_without_auxiliary_loss": lambda: detr(auxiliary_loss=False),
     "detr_timm": lambda: detr(timm_backbone(1, 2, 3, 4), activation_function="gelu"),
     "deformable_detr": deformable_detr,
     "deformable_detr_timm": lambda: deformable_detr(
@@ -180,7 +181,9 @@ def targets() -> list[dict[str, Tensor]]:
     ]
 
 
-@pytest.mark.parametrize("name", ["detr", "deformable_detr", "deformable_detr_refined"])
+@pytest.mark.parametrize(
+    "name", ["detr", "detr_without_auxiliary_loss", "deformable_detr", "deformable_detr_refined"]
+)
 def test_losses_and_gradients_are_those_of_transformers(name: str) -> None:
     pytest.importorskip("scipy", reason="transformers' matchers need SciPy")
     model = spread(MODELS[name]())
@@ -200,7 +203,7 @@ def test_losses_and_gradients_are_those_of_transformers(name: str) -> None:
     total.backward()
     expected.loss.backward()
     ours = detector.get_submodule("backbone.fpn.projections.0.0").weight.grad
-    projection = "input_projection" if name == "detr" else "input_proj.0.0"
+    projection = "input_proj.0.0" if name.startswith("def") else "input_projection"
     other = model.model.get_submodule(projection).weight.grad
     assert float(ours.norm()) > 0  # type: ignore[union-attr]
     torch.testing.assert_close(ours, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))
@@ -342,7 +345,7 @@ def test_bad_folders(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(
         json.dumps({"architectures": ["YolosForObjectDetection"]})
     )
-    with pytest.raises(ValueError, match="architectures: expected Detr.*, got Yolos"):
+    with pytest.raises(ValueError, match=r"architectures: expected Detr.*, got Yolos"):
         from_transformers(tmp_path)
     model = detr()
     state = model.state_dict()
