@@ -90,7 +90,8 @@ def ours_of(theirs: Any, side: int) -> Any:
 
 
 def runs(theirs: Any, ours: Any, step: str, side: int) -> dict[str, Callable[[], Any]]:
-    """What each side runs, by the side's name."""
+    """What each side runs, by the side's name; one of the two models may be absent."""
+    classes = theirs.config.num_labels if ours is None else ours.num_classes - 1
     images = torch.rand(2, 3, side // 32, side // 32, generator=seeded(19))
     images = torch.nn.functional.interpolate(images, (side, side), mode="bilinear")
     for model in (theirs, ours):
@@ -100,7 +101,7 @@ def runs(theirs: Any, ours: Any, step: str, side: int) -> dict[str, Callable[[],
         return _inference(theirs, ours, images[:1])
     targets = targets_for(list(images))
     for target in targets:
-        target["labels"] = target["labels"] % CLASSES + 1
+        target["labels"] = target["labels"] % classes + 1
     size = torch.tensor([[side, side]])
     given = [
         {"class_labels": t["labels"] - 1, "boxes": relative_boxes(t["boxes"][None], size)[0]}
