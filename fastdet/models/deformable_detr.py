@@ -216,7 +216,8 @@ class LearnedQueries(nn.Module):
     def forward(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and positions (B, Q, D), references (B, Q, 2)."""
         references = widened(self.reference_points(self.positions)).sigmoid()
-        return tuple(x.expand(batch, -1, -1) for x in (self.queries, self.positions, references))  # type: ignore[return-value]
+        queries, positions = (x.repeat(batch, 1, 1) for x in (self.queries, self.positions))
+        return queries, positions, references.repeat(batch, 1, 1)
 
 
 class Proposals(nn.Module):

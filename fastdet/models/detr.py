@@ -125,7 +125,7 @@ class DETRDecoder(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         """Tokens and positions (B, N, D), mask (B, 1, 1, N) -> queries (L, B, Q, D)."""
-        own = self.queries.expand(tokens.shape[0], -1, -1)
+        own = self.queries.repeat(tokens.shape[0], 1, 1)
         queries, placed = torch.zeros_like(own), tokens + positions
         of_layers = []
         for layer in self.layers:

@@ -287,7 +287,7 @@ class HalvedLevels(nn.Module):
         self.num_levels = num_levels
         self.projections = nn.ModuleList(
             _projection(nn.Conv2d(channels, out_channels, 3, stride=2, padding=1), norm)
-            for channels in [in_channels, *[out_channels] * (num_levels - 1)]
+            for channels in [in_channels, *[out_channels] * num_levels][:num_levels]
         )
 
     def forward(self, pyramid: list[Tensor], features: Sequence[Tensor]) -> list[Tensor]:

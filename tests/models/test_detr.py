@@ -78,6 +78,15 @@ def test_two_stages_refine() -> None:
         deformable_detr_parts(TinyBody(), 3, two_stage=True)
 
 
+@pytest.mark.parametrize(("extra_levels", "strides"), [(0, 3), (2, 5)])
+def test_extra_levels(extra_levels: int, strides: int) -> None:
+    model = small_model("deformable_detr", extra_levels=extra_levels)
+    images, targets = scene()
+    maps = model.get_submodule("backbone")(model.pad(images).images)
+    assert [x.shape[2] for x in maps] == [20, 10, 5, 3, 2][:strides]
+    assert all(bool(loss > 0) for loss in model(images, targets).values())
+
+
 @pytest.mark.parametrize("option", ["num_queries", "decoder_layers", "detections_per_img"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_numbers_below_one_are_named(family: str, option: str) -> None:

@@ -51,6 +51,7 @@ from tests.deploy.runtimes import RUNTIMES, Arrays, constants
 
 from .scenes import (
     NUM_CLASSES,
+    few,
     garbage_beyond_counts,
     named,
     scene,
@@ -609,7 +610,7 @@ def test_a_resumed_training_is_as_if_unbroken(
         fpn_channels=8,
     )
     broken = replace(unbroken, out=tmp_path / "broken")
-    kind = type(train(unbroken).model)
+    kind = type(train(unbroken, model_options=few(family)).model)
     honest, steps = kind.losses, []
 
     def poisoned(self: Detector, batch: Batch) -> dict[str, Tensor]:
@@ -620,8 +621,8 @@ def test_a_resumed_training_is_as_if_unbroken(
     with monkeypatch.context() as patch:
         patch.setattr(kind, "losses", poisoned)
         with pytest.raises(NonFiniteLossError):
-            train(broken)
-    train(replace(broken, resume=True))
+            train(broken, model_options=few(family))
+    train(replace(broken, resume=True), model_options=few(family))
     ours, theirs = (
         torch.load(options.out / "last.ckpt", weights_only=True) for options in (broken, unbroken)
     )

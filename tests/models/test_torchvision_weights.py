@@ -80,7 +80,9 @@ def with_detections(model: Any) -> Any:
     for norm in norms:
         norm.momentum = 0.1
     model.eval()
-    heads = [model.rpn.head, model.roi_heads] if hasattr(model, "rpn") else [model.head]
+    names = ("rpn.head", "roi_heads") if hasattr(model, "rpn") else ("head", "heads")
+    modules = dict(model.named_modules())
+    heads = [modules[name] for name in names if name in modules]
     layers = [named for head in heads for named in head.named_modules()]
     for name, layer in layers:
         kind = name.split(".")[-1]

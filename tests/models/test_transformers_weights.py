@@ -96,6 +96,8 @@ def spread(model: Any) -> Any:
                 continue
             if name.endswith("running_var"):
                 tensor.uniform_(0.5, 2)
+            elif "query_position" in name:
+                tensor.normal_()
             elif tensor.dim() < 2 or "sampling" in name or "bbox" in name or "class" in name:
                 tensor.add_(torch.randn_like(tensor), alpha=0.2)
     return model.eval()
