@@ -4,6 +4,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from fastdet.deploy.export import export_detector
 from fastdet.models import RTDETR, Border, from_transformers, replace_classes
 from fastdet.models.relative_boxes import relative_boxes
 from fastdet.models.transformers_rt_detr import rt_detr_from_transformers
+from tests.deploy.runtimes import run_onnxruntime
 
 transformers: Any = pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -137,6 +139,10 @@ def test_it_compiles_and_exports(tmp_path: Path) -> None:
     export_detector(ours, tmp_path / "it.pt2", (HEIGHT, WIDTH))
     from_file = torch.export.load(tmp_path / "it.pt2").module()(images()[:1], batch.sizes)
     torch.testing.assert_close(from_file["scores"], expected.scores, rtol=0, atol=1e-5)
+    export_detector(ours, tmp_path / "it.onnx", (HEIGHT, WIDTH))
+    feed = {"images": images()[:1].numpy(), "sizes": batch.sizes.numpy()}
+    found_by_onnx = run_onnxruntime(tmp_path / "it.onnx", feed)
+    np.testing.assert_allclose(found_by_onnx["scores"], expected.scores, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["basic", "version 2"])
