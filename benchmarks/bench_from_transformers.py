@@ -184,7 +184,7 @@ def measure_memory(name: str, step: str, key: str, side: int) -> float:
     before = machine.peak_memory_mib()
     for _ in range(CALLS_FOR_MEMORY):
         run()
-    return machine.peak_memory_mib() - before
+    return max(0.0, machine.peak_memory_mib() - before)
 
 
 def show(result: dict[str, Any]) -> None:
