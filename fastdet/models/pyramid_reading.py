@@ -14,6 +14,9 @@ from fastdet.models.deformable_attention import DeformableAttention, Shapes
 from fastdet.ops import ms_deform_attn
 
 
+NEVER = -1e4  # a logit that gives a point no weight in a softmax
+
+
 class PyramidReading(DeformableAttention):
     """Deformable attention around the box of each query.
 
@@ -69,7 +72,7 @@ class PyramidReading(DeformableAttention):
         places = centres + offsets * (self.scales.to(references.dtype) * sides)
         weights = self.attention_weights(placed).unflatten(2, split)
         if not self.same:
-            weights = weights.masked_fill(self.absent, -torch.inf)
+            weights = weights.masked_fill(self.absent, NEVER)
         values = self.value_proj(pyramid).unflatten(2, (self.heads, -1))
         places = _pixel_centres(places, shapes) if self.discrete else places
         return self.output_proj(ms_deform_attn(values, shapes, places, weights, softmax=True))

@@ -58,7 +58,7 @@ MAPS = 3  # of the body, that the builder's neck takes
 NARROW = 512  # channels of the coarsest map of ResNet-18 and 34, for which the paper has less
 FINEST_SIDE = 0.05  # of a location's box at the finest level, as a share of the image; then doubled
 MARGIN = 0.01  # locations nearer to the border than this share of the image propose nothing
-FAR = 1e4  # a logit whose sigmoid is 1
+FAR = 1e4  # a logit whose sigmoid is 1; finite, as some runtimes need all numbers to be
 COSTS, DENOISING = MatchingCosts(), DenoisingOptions()
 LEAST = 1e-5  # the smallest side of a reference box; see `inverse_sigmoid`
 
@@ -152,7 +152,7 @@ class QuerySelection(nn.Module):
         near = ((locations > MARGIN) & (locations < 1 - MARGIN)).all(dim=2)  # (B, S)
         tokens = self.project(pyramid * near[..., None])
         logits = self.cls_logits(tokens)
-        scores = logits.amax(dim=2).masked_fill(~inside, -torch.inf)
+        scores = logits.amax(dim=2).masked_fill(~inside, -FAR)
         # A stable sort: locations of equal pixels have equal scores, and the first ones are taken.
         order = scores.sort(dim=1, descending=True, stable=True).indices
         chosen = order[:, : self.num_queries]  # (B, K)
