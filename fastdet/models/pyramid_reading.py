@@ -13,7 +13,6 @@ from torch import Tensor
 from fastdet.models.deformable_attention import DeformableAttention, Shapes
 from fastdet.ops import ms_deform_attn
 
-
 NEVER = -1e4  # a logit that gives a point no weight in a softmax
 
 
