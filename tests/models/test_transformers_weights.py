@@ -96,10 +96,10 @@ def spread(model: Any) -> Any:
                 continue
             if name.endswith("running_var"):
                 tensor.uniform_(0.5, 2)
-            elif "query_position" in name:
+            elif "query_position" in name or "class" in name:
                 tensor.normal_()
-            elif "class" in name:
-                tensor.normal_()
+            elif name.endswith("_proj.weight"):  # else all queries attend to the same
+                tensor.normal_(std=0.5)
             elif tensor.dim() < 2 or "sampling" in name or "bbox" in name:
                 tensor.add_(torch.randn_like(tensor), alpha=0.2)
     return model.eval()
@@ -170,10 +170,11 @@ def test_a_local_folder(name: str, tmp_path: Path) -> None:
     assert (tmp_path / "model.safetensors").exists()
     processor = processor_of(model)
     processor.save_pretrained(tmp_path)
-    detector = from_transformers(tmp_path)
+    detector = from_transformers(tmp_path).double()
     assert not detector.training
+    pictures = images(torch.float64)
     with torch.no_grad():
-        assert_same(detector(images()), theirs(model, processor, images()))
+        assert_same(detector(pictures), theirs(model.double(), processor, pictures))
 
 
 def targets() -> list[dict[str, Tensor]]:
@@ -335,6 +336,16 @@ def test_images_get_the_size_of_transformers(height: int, width: int) -> None:
             lambda: detr(
                 transformers.TimmBackboneConfig(
                     backbone="resnet10t", out_indices=[2, 3], use_pretrained_backbone=False
+                )
+            ),
+            r"backbone_config: layer4\..*: expected this weight in both models, got it here alone",
+        ),
+        (  # transformers replaces norms with an activation by norms without
+            lambda: detr(
+                transformers.TimmBackboneConfig(
+                    backbone="mobilenetv3_small_050",
+                    out_indices=[1, 2, 3, 4],
+                    use_pretrained_backbone=False,
                 )
             ),
             "backbone_config: expected a network whose last maps are those of timm's",
