@@ -171,10 +171,9 @@ def _body(backbone: Any, config: Any) -> tuple[nn.Module, list[int]]:
     else:
         _refuse("config.backbone_config.model_type", "timm_backbone or resnet", config.model_type)
     frozen = (FrozenBatchNorm2d, FrozenBatchNormAct2d)
-    module: Any
-    for module in body.modules():
-        if isinstance(module, frozen):
-            module.eps = EPS
+    norms: list[Any] = [module for module in body.modules() if isinstance(module, frozen)]
+    for norm in norms:
+        norm.eps = EPS
     theirs: Any = backbone.model
     _load(body, _renamed(theirs.state_dict(), renames), "config.backbone_config: ")
     trained = _renamed({n: p.requires_grad for n, p in theirs.named_parameters()}, renames)
@@ -311,12 +310,12 @@ def _finished(detector: Any, given: dict[str, Tensor], model: Any) -> Any:
     body = {f"backbone.body.{k}": v for k, v in detector.backbone.body.state_dict().items()}
     _load(detector, given | body, "")
     config = model.config
-    module: Any
-    for module in detector.modules():
+    modules: list[nn.Module] = list(detector.modules())
+    for module in modules:
         if isinstance(module, Attention):
             module.dropout = float(config.attention_dropout)
         if isinstance(module, FeedForward):
-            module.dropout.p = float(config.activation_dropout)
+            module.dropout = nn.Dropout(config.activation_dropout)
             module.activation = ACTIVATIONS[config.activation_function]()
     parameter = next(model.parameters())
     detector.to(device=parameter.device, dtype=parameter.dtype)
