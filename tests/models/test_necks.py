@@ -221,7 +221,9 @@ def test_a_neck_is_one_graph() -> None:
             torch.testing.assert_close(mine, theirs)
 
 
-@pytest.mark.parametrize(("family", "neck"), [("faster_rcnn", "pafpn"), ("retinanet", "bifpn")])
+@pytest.mark.parametrize(
+    ("family", "neck"), [("faster_rcnn", "pafpn"), ("retinanet", "bifpn"), ("fcos", "hybrid")]
+)
 def test_a_detector_with_the_neck(family: str, neck: str) -> None:
     model = small_model(family, neck=neck)
     losses = model(*scene())
