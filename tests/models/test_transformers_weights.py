@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastdet.deploy.export import export_detector
+from fastdet.engine.fused import unfused
 from fastdet.models import (
     DETR,
     Border,
@@ -243,10 +244,10 @@ def test_it_trains(converted: dict[str, Detector]) -> None:
 def test_it_compiles_and_exports(name: str, converted: dict[str, Detector], tmp_path: Path) -> None:
     detector = converted[name].eval()
     batch = detector.pad(images()[:1])
-    with torch.no_grad():
+    with torch.no_grad(), unfused():
         expected = detector.detect(batch)
         found = torch.compile(detector.detect, fullgraph=True, backend="aot_eager")(batch)
-    torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-4)
     size = (batch.images.shape[2], batch.images.shape[3])
     export_detector(detector, tmp_path / "it.pt2", size)
     package = torch.export.load(tmp_path / "it.pt2").module()
@@ -255,10 +256,10 @@ def test_it_compiles_and_exports(name: str, converted: dict[str, Detector], tmp_
         torch.tensor(x)[:, None, None]
         for x in (detector.border.image_mean, detector.border.image_std)
     )
-    with torch.no_grad():
+    with torch.no_grad(), unfused():
         expected = detector.detect(batch._replace(images=(pixels - mean) / std))
     from_file = package(pixels, batch.sizes)
-    torch.testing.assert_close(from_file["scores"], expected.scores, rtol=0, atol=1e-5)
+    torch.testing.assert_close(from_file["scores"], expected.scores, rtol=0, atol=1e-4)
 
 
 def test_other_classes(converted: dict[str, Detector]) -> None:
