@@ -3,8 +3,10 @@
 
 import ast
 from pathlib import Path
+from typing import get_type_hints
 
 import fastdet
+from fastdet.models import MODELS
 
 PACKAGE = Path(fastdet.__file__).parent
 ALIASES = {"export.py", "models/fused.py", "prediction.py"}  # deprecated names, which only pass on
@@ -78,16 +80,8 @@ def test_data_is_below_its_check() -> None:
 
 
 def test_training_and_deployment_name_no_family() -> None:
-    families = (
-        "cascade_rcnn",
-        "faster_rcnn",
-        "fcos",
-        "mask_rcnn",
-        "retinanet",
-        "roi_heads",
-        "rpn",
-    )
-    names = {"CascadeMaskRCNN", "CascadeRCNN", "FCOS", "FasterRCNN", "MaskRCNN", "RetinaNet"}
+    families = *MODELS, "roi_heads", "rpn"
+    names = {get_type_hints(build)["return"].__name__ for build in MODELS.values()}
     for folder in ("analysing", "checking", "deploy", "evaluation", "training"):
         assert importers(folder, *(f"models.{family}" for family in families)) == set()
         for file, modules in imports_of(folder).items():
