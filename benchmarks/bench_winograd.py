@@ -48,7 +48,7 @@ class Layer:
 @pytest.mark.parametrize("name", LAYERS)
 def bench_inference(beside: Beside, name: str) -> None:
     layer = Layer(beside, name)
-    conv = WinogradConv(layer.weight, None, relu=False)
+    conv = WinogradConv(layer.weight, None, "none")
     x, weight = layer.x, layer.weight
     beside(
         Case(

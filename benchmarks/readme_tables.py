@@ -339,6 +339,53 @@ def predicting_table(result: dict[str, Any]) -> str:
     )
 
 
+def small_data_table(result: dict[str, Any]) -> str:
+    """DETRs beside Faster R-CNN after the same time of training: a row for each seed and family."""
+    names = {"detr": "DETR", "rt_detr": "RT-DETR", "faster_rcnn": "Faster R-CNN"}
+    rows = []
+    for run in result["runs"]:
+        for family, name in names.items():
+            of_family, best = run[family], run["faster_rcnn"]["AP50"]
+            rows.append(
+                [
+                    f"{name}, seed {run['seed']}",
+                    f"{of_family['AP']:.3f}",
+                    *(f"{ap50:.3f}" for ap50 in of_family["AP50_by_quarter"]),
+                    f"{of_family['AP50'] / best:.2f}" if best else ABSENT,
+                    str(of_family["steps"]),
+                    f"{of_family['seconds_per_step']:.2f}",
+                ]
+            )
+    s = result["settings"]
+    settings = (
+        f"\n{s['data']}, {s['backbone']} from scratch, {s['size']} px, batch {s['batch_size']}, "
+        f"{s['minutes']:g} minutes of training each.\n"
+    )
+    quarters = [f"AP50 at {share}" for share in ("1/4", "1/2", "3/4", "the end")]
+    header = ["", "AP", *quarters, "of Faster R-CNN's", "steps", "s/step"]
+    return markdown(header, rows) + settings + made_by(result["machine"])
+
+
+def transformers_table(result: dict[str, Any]) -> str:
+    """DETRs of transformers: times and peak memory of each side."""
+    rows = []
+    for name, steps in result["models"].items():
+        for step, sides in steps.items():
+            for key, of_side in sides.items():
+                low, median, high = (times(ratio) for ratio in of_side["ratio"])
+                rows.append(
+                    [
+                        f"{name}, {step}, {key}",
+                        three_digits(of_side["ms"]),
+                        f"{median} ({low} to {high})",
+                        f"{of_side['peak_mib']:.0f}",
+                    ]
+                )
+    header = ["", "ms", "relative time", "peak MiB"]
+    size = f"\nImages of {result['size']} x {result['size']}.\n"
+    return markdown(header, rows) + size + made_by(result["machine"])
+
+
 def loading_table(result: dict[str, Any]) -> str:
     """The whole loader: medians over the rounds, and the ratio of each round."""
     rows = []
@@ -405,6 +452,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "bccd_cascade_rcnn_cpu": lambda: cascade_table(
         json.loads(CPU_OPS.with_name("bccd_cascade_rcnn_cpu.json").read_text())
     ),
+    "bccd_detr_cpu": lambda: small_data_table(
+        json.loads(CPU_OPS.with_name("bccd_detr_cpu.json").read_text())
+    ),
     "bccd_faster_rcnn_cpu": training("bccd_faster_rcnn_cpu"),
     "bccd_retinanet_cpu": training("bccd_retinanet_cpu"),
     "nuclei_mask_rcnn_cpu": training("nuclei_mask_rcnn_cpu"),
@@ -418,6 +468,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "experiment_neck": experiment("pafpn"),
     "experiment_family": experiment("cascade-rcnn", "retinanet", "fcos"),
     "predicting": lambda: predicting_table(json.loads(PREDICT.read_text())),
+    "from_transformers": lambda: transformers_table(
+        json.loads(CPU_OPS.with_name("from_transformers.json").read_text())
+    ),
     "loading": lambda: loading_table(json.loads(LOADER.read_text())),
     "opening": lambda: opening_table(json.loads(LOADER.read_text())),
 }

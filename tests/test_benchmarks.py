@@ -14,9 +14,11 @@ import torch
 
 from benchmarks import (
     analyse,
+    bench_from_transformers,
     cascade_beside_faster_rcnn,
     compare,
     detector_profile,
+    detr_on_small_data,
     loader,
     plots,
     readme_tables,
@@ -181,6 +183,48 @@ def test_cascade_beside_faster_rcnn(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "argv", [*arguments, "--lr", "0.5"])
     with pytest.raises(ValueError, match=r"result\.json: expected the settings .*'lr': 0\.5"):
         cascade_beside_faster_rcnn.main()
+
+
+@pytest.mark.slow
+def test_detr_on_small_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, out = write_shapes(tmp_path / "shapes", train=2, val=2, size=64), tmp_path / "result.json"
+    small = {"fpn_channels": 16, "num_queries": 10, "decoder_layers": 1}
+    recipes = {name: ({**numbers, **small}, lr, clip) for name, (numbers, lr, clip) in
+               detr_on_small_data.RECIPES.items() if name != "faster_rcnn"}  # fmt: skip
+    recipes["faster_rcnn"] = ({"fpn_channels": 8, "representation_size": 8}, 1e-3, 10.0)
+    monkeypatch.setattr(detr_on_small_data, "RECIPES", recipes)
+    options = f"--data {data} --backbone resnet10t --size 64 --minutes 0.002 --batch-size 2"
+    monkeypatch.setattr(sys, "argv", ["detr", *f"{options} --out {out}".split()])
+    detr_on_small_data.main()
+    written = json.loads(out.read_text())
+    assert written["settings"]["recipes"]["rt_detr"][0]["num_queries"] == 10
+    for family in ("detr", "rt_detr", "faster_rcnn"):
+        assert len(written["runs"][0][family]["AP50_by_quarter"]) == 4
+    assert "| RT-DETR, seed 0 | 0." in readme_tables.small_data_table(written)
+    monkeypatch.setattr(sys, "argv", ["detr", *f"{options} --out {out} --size 96".split()])
+    with pytest.raises(ValueError, match=r"result\.json: expected the settings .*'size': 96"):
+        detr_on_small_data.main()
+
+
+@pytest.mark.slow
+def test_beside_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    from tests.models.test_transformers_rt_detr import theirs_of
+
+    out = tmp_path / "result.json"
+    kinds = {"tiny": lambda: theirs_of("basic")}
+    monkeypatch.setattr(bench_from_transformers, "MODELS", kinds)
+    memory = bench_from_transformers.measure_memory  # here, not in a process of its own
+    monkeypatch.setattr(bench_from_transformers, "memory_mib", memory)
+    options = f"bench --quick --size 64 --out {out}"
+    monkeypatch.setattr(sys, "argv", options.split())
+    bench_from_transformers.main()
+    written = json.loads(out.read_text())
+    for step in ("inference", "training step"):
+        sides = written["models"]["tiny"][step]
+        assert set(sides) == {"fastdet", "transformers", "transformers, override_detr"}
+        assert all(of_side["peak_mib"] >= 0 and of_side["ms"] > 0 for of_side in sides.values())
+    assert "| tiny, training step, fastdet |" in readme_tables.transformers_table(written)
 
 
 def test_no_operator_is_less_exact_than_torchvisions() -> None:

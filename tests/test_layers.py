@@ -4,10 +4,12 @@
 import ast
 from functools import cache
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
 import fastdet
+from fastdet.models import MODELS
 
 PACKAGE = Path(fastdet.__file__).parent
 ALIASES = {"export.py", "models/fused.py", "prediction.py"}  # deprecated names, which only pass on
@@ -80,16 +82,8 @@ def test_results_are_decoded_in_one_place() -> None:
 
 
 def test_training_and_deployment_name_no_family() -> None:
-    families = (
-        "cascade_rcnn",
-        "faster_rcnn",
-        "fcos",
-        "mask_rcnn",
-        "retinanet",
-        "roi_heads",
-        "rpn",
-    )
-    names = {"CascadeMaskRCNN", "CascadeRCNN", "FCOS", "FasterRCNN", "MaskRCNN", "RetinaNet"}
+    families = *MODELS, "roi_heads", "rpn"
+    names = {get_type_hints(build)["return"].__name__ for build in MODELS.values()}
     for folder in ("analysing", "checking", "deploy", "evaluation", "predicting", "training"):
         assert importers(folder, *(f"models.{family}" for family in families)) == set()
         for file, modules in imports_of(folder).items():

@@ -2,7 +2,8 @@
 """Builds the fused form of a network from its graph. `fused.py` decides when the form is used.
 
 A convolution is fused with the operations that follow it: a norm, then a sum, then an activation,
-if nothing else reads the results between them. It is not fused across an in-place operation.
+if nothing else reads the results between them. It is not fused across an in-place operation. Two
+convolutions of one map that are added, as in RepVGG, become one convolution first.
 """
 
 import functools
@@ -140,6 +141,7 @@ def fused_graph(
     parts: dict[str, Any] = dict(module.named_modules())
     _take_sizes_of_inputs(graph, parts)
     _take_upsampling(graph)
+    _merge_branches(graph, parts)
     _fuse(graph, parts, dtype)
     _write_over_summands(graph, parts)
     for node in graph.nodes:
@@ -213,16 +215,106 @@ def _fuse(graph: fx.Graph, parts: dict[str, Any], dtype: torch.dtype) -> None:
         _erase_unused(graph, chain.last)
 
 
+# ---- parallel convolutions -----------------------------------------------------------------------
+
+
+class _Branch(NamedTuple):
+    """A convolution and its norm, if it has one, whose result is read by a sum alone."""
+
+    conv: fx.Node
+    norm: str | None
+
+
+def _merge_branches(graph: fx.Graph, parts: dict[str, Any]) -> None:
+    """Replaces the sum of two convolutions of one map by one convolution."""
+    made: dict[Any, str] = {}
+    for node in list(graph.nodes):
+        if node.target not in SUMS or node.kwargs or len(node.args) != 2:
+            continue
+        left, right = (_branch(arg, node, parts) for arg in node.args)
+        if left is None or right is None or left.conv.args != right.conv.args:
+            continue
+        key = left.conv.target, left.norm, right.conv.target, right.norm
+        convs = [parts[str(branch.conv.target)] for branch in (left, right)]
+        if left.conv is right.conv or not _fit(*convs):
+            continue
+        if key not in made:
+            made[key] = f"merged_{len(made)}"
+            norms = [None if b.norm is None else parts[b.norm] for b in (left, right)]
+            parts[made[key]] = _merged(convs, norms)
+        with graph.inserting_before(node):
+            merged = graph.call_module(made[key], left.conv.args)
+        node.replace_all_uses_with(merged)
+        _erase_unused(graph, node)
+
+
+def _branch(node: Any, total: fx.Node, parts: dict[str, Any]) -> _Branch | None:
+    """The branch that ends in `node`, a summand of `total`; None if this is none."""
+    norm = None
+    if _is_norm(node, parts):
+        norm = str(node.target)
+        if _activation_of_norm(parts[norm]) != "none" or _next(node, parts) is not total:
+            return None
+        total, node = node, node.args[0]
+    if not isinstance(node, fx.Node) or node.op != "call_module" or len(node.args) != 1:
+        return None
+    conv = parts[str(node.target)]
+    if type(conv) is not nn.Conv2d or not _pads_with_zeros(conv) or node.kwargs:
+        return None
+    # Nothing may write the map before the place of the sum, where the merged convolution reads it.
+    return _Branch(node, norm) if _next(node, parts) is total else None
+
+
+def _is_norm(node: Any, parts: dict[str, Any]) -> bool:
+    is_module = isinstance(node, fx.Node) and node.op == "call_module"
+    return is_module and isinstance(parts[str(node.target)], NORMS)
+
+
+def _fit(first: nn.Conv2d, second: nn.Conv2d) -> bool:
+    """Whether the two read the same pixels, except that one reads further around them."""
+    same = all(
+        getattr(first, name) == getattr(second, name)
+        for name in ("stride", "groups", "in_channels", "out_channels")
+    )
+    geometries: list[Any] = [(conv.kernel_size, conv.padding) for conv in (first, second)]
+    centred = first.dilation == second.dilation == (1, 1) and all(
+        kernel == 2 * pad + 1
+        for sides, padding in geometries
+        for kernel, pad in zip(sides, padding, strict=True)
+    )
+    return same and centred
+
+
+def _merged(convs: Sequence[nn.Conv2d], norms: Sequence[nn.Module | None]) -> nn.Conv2d:
+    """The sum of convolutions, each with its norm, as one convolution in float64."""
+    height, width = (max(conv.kernel_size[side] for conv in convs) for side in (0, 1))
+    weights, biases = [], []
+    stride: Any = convs[0].stride
+    for conv, norm in zip(convs, norms, strict=True):
+        weight, bias = _folded(conv, norm)
+        down, across = (height - weight.shape[2]) // 2, (width - weight.shape[3]) // 2
+        weights.append(F.pad(weight.double(), (across, across, down, down)))
+        biases.append(weight.new_zeros(len(weight)) if bias is None else bias)
+    merged = nn.Conv2d(
+        convs[0].in_channels,
+        convs[0].out_channels,
+        (height, width),
+        stride,
+        (height // 2, width // 2),
+        groups=convs[0].groups,
+        device="meta",
+    )
+    merged.weight = nn.Parameter(weights[0] + weights[1], requires_grad=False)
+    merged.bias = nn.Parameter(biases[0].double() + biases[1], requires_grad=False)
+    return merged
+
+
 def _fused_conv(
     conv: nn.Conv2d, norm: nn.Module | None, activation: str, dtype: torch.dtype
 ) -> nn.Module:
     geometry = conv.stride, conv.padding, conv.dilation, conv.groups
-    if (
-        dtype == torch.float32
-        and activation in ("none", "relu")
-        and has_winograd_shape(conv.weight, *geometry)
-    ):
-        return WinogradConv(*_folded(conv, norm), activation == "relu")
+    if dtype == torch.float32 and has_winograd_shape(conv.weight, *geometry):
+        return WinogradConv(*_folded(conv, norm), activation)
     return FusedConv(conv, norm, activation, dtype)
 
 

@@ -5,6 +5,8 @@ They are in float32 and channels_last, with stride 1 and padding 1. They need 2.
 multiplications than a direct convolution (`fastdet.ops.winograd`). Results differ only by rounding.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,26 +21,37 @@ from fastdet.ops.winograd import winograd_conv, winograd_filters, winograd_filte
 # With fewer output channels a panel of filters is mostly padding. With fewer input channels the
 # transforms cost more than they save.
 LEAST_OUTPUTS, LEAST_INPUTS = 24, 16
+# Activations by oneDNN's names, on the result of a convolution that has no other reader.
+IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "swish": functools.partial(F.silu, inplace=True),
+    "hardswish": functools.partial(F.hardswish, inplace=True),
+    "sigmoid": torch.sigmoid_,
+}
 KEPT_FILTERS = 6  # about as many as the convolutions of a head at one level
 
 
 class WinogradConv(nn.Module):
-    """A convolution whose filters are transformed once, with an optional ReLU.
+    """A convolution whose filters are transformed once, and an activation.
 
     Args:
         weight, bias: of a convolution for which `has_winograd_shape` is true.
-        relu: whether to apply a ReLU to the result.
+        activation: "relu", which the convolution computes; or "none" or a key of IN_PLACE.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, relu: bool) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: str) -> None:
         super().__init__()
         self.out_channels = weight.shape[0]
         self.filters = winograd_filters(weight.float(), False)
         self.bias = None if bias is None else bias.float()
-        self.relu = relu
+        self.relu = activation == "relu"
+        self.in_place = IN_PLACE.get(activation)
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) -> (B, out_channels, H, W). `other` is added before the ReLU."""
+        """(B, C, H, W) -> (B, out_channels, H, W). `other` is added before the activation."""
+        result = self._summed(x, other)
+        return result if self.in_place is None else self.in_place(result)
+
+    def _summed(self, x: Tensor, other: Tensor | None) -> Tensor:
         if other is not None and other.shape != (len(x), self.out_channels, *x.shape[2:]):
             total = self._run(x, None, relu=False) + other
             return total.relu_() if self.relu else total

@@ -22,15 +22,23 @@ from fastdet.models.cascade_rcnn import (
     cascade_rcnn,
     cascade_rcnn_parts,
 )
+from fastdet.models.deformable_detr import (
+    DeformableDETR,
+    deformable_detr,
+    deformable_detr_parts,
+)
 from fastdet.models.description import Description, describe
 from fastdet.models.detector import Detector
+from fastdet.models.detr import DETR, detr, detr_parts
 from fastdet.models.faster_rcnn import FasterRCNN, faster_rcnn, faster_rcnn_parts
 from fastdet.models.fcos import FCOS, fcos, fcos_parts
 from fastdet.models.mask_rcnn import MaskRCNN, mask_rcnn, mask_rcnn_parts
 from fastdet.models.new_classes import replace_classes
 from fastdet.models.retinanet import RetinaNet, retinanet, retinanet_parts
+from fastdet.models.rt_detr import RTDETR, rt_detr, rt_detr_parts
 from fastdet.models.tood import TOOD, tood, tood_parts
 from fastdet.models.torchvision_weights import from_torchvision, load_torchvision_weights
+from fastdet.models.transformers_weights import from_transformers
 from fastdet.models.vfnet import VFNet, vfnet, vfnet_parts
 from fastdet.ops.detections import Detections
 
@@ -38,23 +46,29 @@ MODELS: dict[str, Callable[..., Detector]] = {
     "atss": atss,
     "cascade_mask_rcnn": cascade_mask_rcnn,
     "cascade_rcnn": cascade_rcnn,
+    "deformable_detr": deformable_detr,
+    "detr": detr,
     "faster_rcnn": faster_rcnn,
     "fcos": fcos,
     "mask_rcnn": mask_rcnn,
     "retinanet": retinanet,
+    "rt_detr": rt_detr,
     "tood": tood,
     "vfnet": vfnet,
 }
 
 __all__ = [
     "ATSS",
+    "DETR",
     "FCOS",
     "MODELS",
+    "RTDETR",
     "TOOD",
     "Batch",
     "Border",
     "CascadeMaskRCNN",
     "CascadeRCNN",
+    "DeformableDETR",
     "Description",
     "Detections",
     "Detector",
@@ -68,18 +82,25 @@ __all__ = [
     "cascade_mask_rcnn_parts",
     "cascade_rcnn",
     "cascade_rcnn_parts",
+    "deformable_detr",
+    "deformable_detr_parts",
     "describe",
+    "detr",
+    "detr_parts",
     "faster_rcnn",
     "faster_rcnn_parts",
     "fcos",
     "fcos_parts",
     "from_torchvision",
+    "from_transformers",
     "load_torchvision_weights",
     "mask_rcnn",
     "mask_rcnn_parts",
     "replace_classes",
     "retinanet",
     "retinanet_parts",
+    "rt_detr",
+    "rt_detr_parts",
     "tood",
     "tood_parts",
     "vfnet",

@@ -10,13 +10,14 @@ import math
 from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from timm.layers.norm_act import (
     BatchNormAct2d,
     GroupNormAct,
     convert_sync_batchnorm,
     freeze_batch_norm_2d,
 )
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import Self
 
 BatchNormMode = Literal["frozen", "eval", "train", "sync", "group"]
@@ -39,6 +40,21 @@ class FixedBatchNorm2d(_FixedStatistics, nn.BatchNorm2d):
 
 class FixedBatchNormAct2d(_FixedStatistics, BatchNormAct2d):
     """timm's BatchNormAct2d that always uses its running statistics; its weights are trained."""
+
+
+class AnySizeBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d that also trains on a map of one pixel in a batch of one image.
+
+    One value has no variance. There the running statistics are used and stay as they are.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, channels, H, W) -> the same shape."""
+        if not self.training or input.shape[0] * input.shape[2] * input.shape[3] > 1:
+            return super().forward(input)
+        return F.batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+        )
 
 
 def with_batch_norms(body: Any, mode: BatchNormMode) -> Any:

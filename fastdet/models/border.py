@@ -38,6 +38,8 @@ class Border:
             are not used.
         image_mean: mean of the pixels, one number for each of the C channels.
         image_std: standard deviation of the pixels, one number for each channel.
+        antialias: resize as Pillow and transformers do: a smaller image is a mean of all pixels,
+            and the longer side is rounded in their way. False: as torchvision's detectors do.
 
     Raises:
         ValueError: a size or divisor below 1; image_mean and image_std of different lengths.
@@ -49,6 +51,7 @@ class Border:
     fixed_size: tuple[int, int] | None = None
     image_mean: Sequence[float] = IMAGE_MEAN
     image_std: Sequence[float] = IMAGE_STD
+    antialias: bool = False
 
     def __post_init__(self) -> None:
         for name, sizes in (
@@ -120,15 +123,15 @@ class Border:
 
     def _resize(self, image: Tensor, training: bool) -> Tensor:
         if self.fixed_size is not None:
-            return F.interpolate(
-                image[None], self.fixed_size, mode="bilinear", align_corners=False
-            )[0]
+            return _to_size(image, self.fixed_size, self.antialias)
         height, width = image.shape[-2:]
         min_size = self.min_size
         if not isinstance(min_size, int):
             # The same random draw as in torchvision, so that a seed gives the same sizes.
             draw = int(torch.empty(1).uniform_(0, len(min_size))) if training else -1
             min_size = min_size[draw]
+        if self.antialias:
+            return _to_size(image, _pillow_size(height, width, min_size, self.max_size), True)
         scale = self._scale(height, width, min_size)
         if scale == 1:
             return image
@@ -156,6 +159,28 @@ class Border:
 
     def _scale(self, height: int, width: int, min_size: int) -> float:
         return min(min_size / min(height, width), self.max_size / max(height, width))
+
+
+def _to_size(image: Tensor, size: tuple[int, int], antialias: bool) -> Tensor:
+    """The image (C, h, w) with another height and width."""
+    if antialias and tuple(image.shape[-2:]) == size:
+        return image
+    return F.interpolate(
+        image[None], size, mode="bilinear", align_corners=False, antialias=antialias
+    )[0]
+
+
+def _pillow_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
+    """The height and width of a resized image, as in transformers' get_size_with_aspect_ratio."""
+    short, long = min(height, width), max(height, width)
+    exact: float = min_size
+    if long / short * min_size > max_size:
+        exact = max_size * short / long
+    side = round(exact)
+    if side == short:
+        return height, width
+    other = int(exact * long / short)
+    return (side, other) if height <= width else (other, side)
 
 
 def image_sizes(images: Sequence[Tensor]) -> Tensor:

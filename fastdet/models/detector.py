@@ -97,8 +97,9 @@ class Detector(nn.Module):
     def class_layers(self) -> dict[str, float]:
         """The layers whose number of outputs depends on the classes: name -> initial bias.
 
-        Each is an nn.Linear or an nn.Conv2d. `replace_classes` replaces their weights. It also sets
-        the attribute `num_classes` of the modules that contain them.
+        Each is an nn.Linear, an nn.Conv2d or an nn.Embedding, which has no bias. `replace_classes`
+        replaces their weights. It also sets the attribute `num_classes` of the modules that contain
+        them.
         """
         return {}
 

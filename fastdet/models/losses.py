@@ -67,13 +67,21 @@ def anchor_box_loss(
     return loss(deltas, targets, reduction="none").sum(dim=2)
 
 
-def masked_iou_loss(kind: str, boxes: Tensor, gt_boxes: Tensor, positive: Tensor) -> Tensor:
-    """The IoU loss of each row of (..., 4) xyxy, 0 outside `positive` (...)."""
+def masked_iou_loss(
+    kind: str, boxes: Tensor, gt_boxes: Tensor, positive: Tensor, eps: float = 1e-7
+) -> Tensor:
+    """The IoU loss of each row of (..., 4) xyxy, 0 outside `positive` (...).
+
+    Args:
+        kind: a key of IOU_LOSSES.
+        boxes, gt_boxes, positive: see above.
+        eps: added to areas. The default suits boxes in pixels; for boxes in fractions give 0.
+    """
     unit = torch.arange(4, device=boxes.device) // 2  # 0, 0, 1, 1
     unit = unit.to(boxes.dtype)
     boxes = boxes.where(positive[..., None], unit)
     gt_boxes = gt_boxes.where(positive[..., None], unit)
-    return IOU_LOSSES[kind](boxes, gt_boxes).where(positive, 0.0)
+    return IOU_LOSSES[kind](boxes, gt_boxes, eps=eps).where(positive, 0.0)
 
 
 def row_ious(boxes: Tensor, gt_boxes: Tensor) -> Tensor:

@@ -17,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fastdet.models.batch_norms import AnySizeBatchNorm2d
+from fastdet.models.hybrid_encoder import HybridEncoder
+
 
 class LastLevelMaxPool(nn.Module):
     """Adds one level: every second pixel of the coarsest level (Faster R-CNN)."""
@@ -160,7 +163,7 @@ class BiFPN(nn.Module):
         self.num_maps = len(in_channels)
         self.laterals = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(channels, out_channels, 1, bias=False), _BatchNorm(out_channels)
+                nn.Conv2d(channels, out_channels, 1, bias=False), AnySizeBatchNorm2d(out_channels)
             )
             for channels in in_channels
         )
@@ -222,7 +225,7 @@ class _Fusion(nn.Module):
         self.weights = nn.Parameter(torch.ones(inputs))
         self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
         self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
-        self.norm = _BatchNorm(channels)
+        self.norm = AnySizeBatchNorm2d(channels)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps (B, channels, H, W) -> (B, channels, H, W)."""
@@ -234,28 +237,83 @@ class _Fusion(nn.Module):
         return self.norm(self.pointwise(self.depthwise(F.silu(total))))
 
 
-class _BatchNorm(nn.BatchNorm2d):
-    """BatchNorm2d that also trains on a map of one pixel in a batch of one image.
+class Projections(nn.Module):
+    """Gives each map the same width by a 1x1 convolution, without a path between the maps (DETR).
 
-    One value has no variance. There the running statistics are used and stay as they are.
+    Args:
+        in_channels, out_channels, extra_blocks: see FeaturePyramidNetwork.
+        norm: builds the norm after each convolution from the number of channels; None: no norm.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        """(B, channels, H, W) -> the same shape."""
-        if not self.training or input.shape[0] * input.shape[2] * input.shape[3] > 1:
-            return super().forward(input)
-        return F.batch_norm(
-            input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        out_channels: int,
+        extra_blocks: nn.Module | None = None,
+        norm: Callable[[int], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+        self.num_maps = len(in_channels)
+        self.projections = nn.ModuleList(
+            _projection(nn.Conv2d(channels, out_channels, 1), norm) for channels in in_channels
+        )
+        self.extra_blocks = extra_blocks
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Maps (B, in_channels[l], H_l, W_l), finest first -> levels with out_channels channels."""
+        levels = [project(x) for project, x in zip(self.projections, features, strict=True)]
+        return levels if self.extra_blocks is None else self.extra_blocks(levels, features)
+
+
+class HalvedLevels(nn.Module):
+    """Adds levels by 3x3 convolutions of stride 2: the first one of C5, the others of the last one.
+
+    Args:
+        in_channels: of C5, the coarsest map of the body.
+        out_channels: of every level.
+        num_levels: number of levels that it adds.
+        norm: see Projections.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_levels: int = 1,
+        norm: Callable[[int], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_levels = num_levels
+        self.projections = nn.ModuleList(
+            _projection(nn.Conv2d(channels, out_channels, 3, stride=2, padding=1), norm)
+            for channels in [in_channels, *[out_channels] * num_levels][:num_levels]
         )
 
+    def forward(self, pyramid: list[Tensor], features: Sequence[Tensor]) -> list[Tensor]:
+        """Returns the L + num_levels levels, finest first."""
+        x, levels = features[-1], list(pyramid)
+        for project in self.projections:
+            x = project(x)
+            levels.append(x)
+        return levels
 
-Neck = Callable[[Sequence[int], int, nn.Module], nn.Module]
+
+def _projection(conv: nn.Conv2d, norm: Callable[[int], nn.Module] | None) -> nn.Sequential:
+    """The convolution with Xavier's weights, as in Deformable DETR, and the norm."""
+    nn.init.xavier_uniform_(conv.weight)
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    return nn.Sequential(conv, *([] if norm is None else [norm(conv.out_channels)]))
+
+
+Neck = Callable[[Sequence[int], int, nn.Module | None], nn.Module]
 
 # Arguments: in_channels, out_channels, extra_blocks.
 NECKS: dict[str, Neck] = {
     "fpn": FeaturePyramidNetwork,
     "pafpn": PathAggregationNetwork,
     "bifpn": BiFPN,
+    "hybrid": HybridEncoder,
 }
 
 

@@ -10,6 +10,8 @@ from fastdet.models.detector import Detector, channels_last
 
 AnyDetector = TypeVar("AnyDetector", bound=Detector)
 
+CLASS_LAYERS = (nn.Linear, nn.Conv2d, nn.Embedding)
+
 
 def replace_classes(model: AnyDetector, num_classes: int) -> AnyDetector:
     """Changes a trained detector, in place, to one for other classes.
@@ -31,7 +33,7 @@ def replace_classes(model: AnyDetector, num_classes: int) -> AnyDetector:
     check_num_classes(num_classes)
     modules = dict(model.named_modules())
     names = model.class_layers()
-    found = [name for name in names if isinstance(modules.get(name), nn.Linear | nn.Conv2d)]
+    found = [name for name in names if isinstance(modules.get(name), CLASS_LAYERS)]
     if not found:
         raise ValueError(f"model: expected one of the layers {', '.join(names)}, got none")
     before = model.num_classes
@@ -50,9 +52,16 @@ def _owners(name: str) -> list[str]:
 
 
 def _start_anew(layer: nn.Module, before: int, after: int, bias: float) -> None:
-    """Gives a layer small random weights for another number of classes."""
-    assert isinstance(layer, nn.Linear | nn.Conv2d)
-    outputs = len(layer.weight) // before * after
+    """Gives a layer random weights for another number of classes; small ones, but to embeddings."""
+    assert isinstance(layer, CLASS_LAYERS)
+    if isinstance(layer, nn.Embedding):
+        layer.num_embeddings = after
+        layer.weight = nn.Parameter(layer.weight.new_empty((after, layer.embedding_dim)))
+        layer.reset_parameters()
+        return
+    # A layer without a column for background has one class less, and then no multiple of `before`.
+    less = 1 if len(layer.weight) % before else 0
+    outputs = len(layer.weight) // (before - less) * (after - less)
     weight = layer.weight.new_empty((outputs, *layer.weight.shape[1:]))
     layer.weight = nn.Parameter(nn.init.normal_(weight, std=0.01))
     layer.bias = nn.Parameter(weight.new_full((outputs,), bias))

@@ -13,16 +13,19 @@ ModelName = Literal[
     "atss",
     "cascade_mask_rcnn",
     "cascade_rcnn",
+    "deformable_detr",
+    "detr",
     "faster_rcnn",
     "fcos",
     "mask_rcnn",
     "retinanet",
+    "rt_detr",
     "tood",
     "vfnet",
 ]
 
 # The keys of fastdet.models.necks.NECKS.
-NeckName = Literal["fpn", "pafpn", "bifpn"]
+NeckName = Literal["fpn", "pafpn", "bifpn", "hybrid"]
 
 # See fastdet.models.batch_norms.
 BatchNorm = Literal["frozen", "eval", "train", "sync", "group"]

@@ -16,6 +16,8 @@ from fastdet.models.border import Border
 from fastdet.ops import box_iou
 from tests.checking.planted import DataSet, annotation
 
+QUERIES = ("deformable_detr", "detr", "rt_detr")  # families without either
+
 
 def test_best_iou_is_that_with_every_anchor() -> None:
     model, grids = grids_of("faster_rcnn", 200, 333)
@@ -38,6 +40,10 @@ def test_best_iou_is_that_with_every_anchor() -> None:
 
 @pytest.mark.parametrize("family", MODELS)
 def test_every_family_has_anchors_or_locations(family: str) -> None:
+    if family in QUERIES:
+        with pytest.raises(ValueError, match=f"detector with anchors or locations, got {family}"):
+            grids_of(family, 800, 1333)
+        return
     model, grids = grids_of(family, 800, 1333)
     assert len(grids) == 5
     assert all(parameter.is_meta for parameter in model.parameters())  # no weights were made

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import FrozenBatchNorm2d
 
 from fastdet.engine.fused import _forms, forget_fused, has_form, run_fused, unfused
+from fastdet.engine.fusing import fused_graph
 from fastdet.models import Detector, from_torchvision
 from fastdet.models.backbones import timm_body
 from tests.models.scenes import scene, small_model, spread_scores
@@ -109,6 +110,22 @@ def summand_written(net: Any, x: Tensor) -> list[Tensor]:
     return [kept, kept - 1]
 
 
+def branches(net: Any, x: Tensor) -> Tensor:
+    """RepVGG's block, twice with the same weights."""
+    for _ in range(2):
+        x = F.silu(net.b(x) + net.a(x))
+    return x
+
+
+def branches_apart(net: Any, x: Tensor) -> list[Tensor]:
+    """Sums of convolutions that must stay two: of other maps, or of one that is written between."""
+    other = net.a(x) + net.b(x.flip(2))
+    copy = x * 1
+    first = net.a(copy)
+    copy.relu_()
+    return [other, first + net.b(copy), net.a(x) + net.a(x)]
+
+
 def itself_twice(net: Any, x: Tensor) -> Tensor:
     first = net.a(x)
     return net.b(first + first) + first.sigmoid()
@@ -143,6 +160,8 @@ for function in (
     written_between,
     summand_written,
     itself_twice,
+    branches,
+    branches_apart,
 ):
     NETWORKS[function.__name__] = functools.partial(Graph, function)
 
@@ -170,6 +189,32 @@ def test_form_equals_module(name: str, layout: torch.memory_format) -> None:
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
         assert torch.equal(x, before)
     assert has_form(network)
+
+
+class RepVGG(nn.Module):
+    """A sum of a 3x3, which Winograd's algorithm can compute, and a 1x1 convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1, bias=False), norm(32))
+        self.point = nn.Sequential(nn.Conv2d(32, 32, 1, bias=False), norm(32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(self.wide(x) + self.point(x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_branches_of_repvgg_are_one_convolution(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    block = RepVGG().eval()
+    x = torch.randn(2, 32, 9, 11).contiguous(memory_format=torch.channels_last)
+    graph = fused_graph(block, x, dtype)
+    layers = [node for node in graph.graph.nodes if node.op not in ("placeholder", "output")]
+    assert [node.op for node in layers] == ["call_module"]
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1
+    found = graph(x.to(dtype)).float()
+    torch.testing.assert_close(found, block(x), rtol=tolerance, atol=tolerance)
 
 
 @torch.no_grad()

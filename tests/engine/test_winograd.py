@@ -147,7 +147,7 @@ def test_conv_with_sum_and_activation(summand: tuple[int, ...] | None, relu: boo
     other = None if summand is None else torch.randn(summand)
     if other is not None:
         expected = expected + other
-    found = WinogradConv(weight, bias, relu)(x, other)
+    found = WinogradConv(weight, bias, "relu" if relu else "none")(x, other)
     torch.testing.assert_close(found, expected.relu() if relu else expected, rtol=1e-4, atol=1e-4)
 
 

@@ -16,11 +16,31 @@ NUM_CLASSES = 4
 Targets = list[dict[str, Tensor]]
 
 
-def small_model(family: str, **numbers: Any) -> Detector:
+# For families of these options: a graph of many equal layers takes long.
+FEW = {
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "heads": 2,
+    "num_queries": 30,
+    "feedforward_channels": 32,
+}
+
+
+def options_of(family: str) -> set[str]:
+    """The names of the options of the family's parts."""
+    return set(inspect.signature(getattr(models, f"{family}_parts")).parameters)
+
+
+def few(family: str) -> dict[str, int]:
+    """FEW, as far as the family knows the options."""
+    return {name: number for name, number in FEW.items() if name in options_of(family)}
+
+
+def small_model(family: str, *, num_classes: int = NUM_CLASSES, **numbers: Any) -> Detector:
     """A ResNet-18 detector with few channels, for images of about 96 pixels; always the same."""
     torch.manual_seed(0)
-    sizes = {"min_size": 96, "max_size": 140}
-    return MODELS[family]("resnet18", NUM_CLASSES, fpn_channels=16, **(sizes | numbers))
+    options = {"min_size": 96, "max_size": 140} | few(family) | numbers
+    return MODELS[family]("resnet18", num_classes, fpn_channels=16, **options)
 
 
 class TinyBody(nn.Module):
@@ -52,9 +72,11 @@ def tiny_model(family: str, **numbers: Any) -> Detector:
     """
     torch.manual_seed(0)
     parts = getattr(models, f"{family}_parts")
-    anchor_sizes = inspect.signature(parts).parameters.get("anchor_sizes")
-    sizes = (32, 64) if anchor_sizes is None else anchor_sizes.default[:2]
-    options = {"min_size": 96, "max_size": 140, "anchor_sizes": sizes} | numbers
+    options: dict[str, Any] = {"min_size": 96, "max_size": 140} | few(family)
+    if "num_queries" not in options_of(family):  # queries have no anchors
+        anchor_sizes = inspect.signature(parts).parameters.get("anchor_sizes")
+        options["anchor_sizes"] = (32, 64) if anchor_sizes is None else anchor_sizes.default[:2]
+    options |= numbers
     detector = get_type_hints(MODELS[family])["return"]
     return detector(**parts(TinyBody(), NUM_CLASSES, **options)).to(
         memory_format=torch.channels_last

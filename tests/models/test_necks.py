@@ -221,7 +221,9 @@ def test_a_neck_is_one_graph() -> None:
             torch.testing.assert_close(mine, theirs)
 
 
-@pytest.mark.parametrize(("family", "neck"), [("faster_rcnn", "pafpn"), ("retinanet", "bifpn")])
+@pytest.mark.parametrize(
+    ("family", "neck"), [("faster_rcnn", "pafpn"), ("retinanet", "bifpn"), ("fcos", "hybrid")]
+)
 def test_a_detector_with_the_neck(family: str, neck: str) -> None:
     model = small_model(family, neck=neck)
     losses = model(*scene())
@@ -266,7 +268,7 @@ def test_the_pyramid_keeps_its_names_and_an_own_neck_is_taken() -> None:
     assert len(own.fpn.cells) == 2
     assert own.strides == (4, 8, 16, 32)
     with pytest.raises(
-        ValueError, match="neck: expected one of fpn, pafpn, bifpn or a function, got 'pan'"
+        ValueError, match="neck: expected one of fpn, pafpn, bifpn, hybrid or a function, got 'pan'"
     ):
         timm_pyramid("resnet10t", lambda _: LastLevelMaxPool(), neck="pan")
 

@@ -80,11 +80,16 @@ def with_detections(model: Any) -> Any:
     for norm in norms:
         norm.momentum = 0.1
     model.eval()
-    heads = [model.rpn.head, model.roi_heads] if hasattr(model, "rpn") else [model.head]
+    names = ("rpn.head", "roi_heads") if hasattr(model, "rpn") else ("head", "heads")
+    modules = dict(model.named_modules())
+    heads = [modules[name] for name in names if name in modules]
     layers = [named for head in heads for named in head.named_modules()]
     for name, layer in layers:
         kind = name.split(".")[-1]
         if kind in SPREADS:
+            if not layer.weight.any():  # a DETR's boxes start where their queries are
+                layer.weight.normal_(std=0.01)
+                continue
             outputs = outputs_of(layer, model, images)
             factor, mean = SPREADS[kind] / outputs.std(), outputs.mean()
             layer.weight.mul_(factor)  # after that, the outputs' mean is 0
