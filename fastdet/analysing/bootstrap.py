@@ -87,7 +87,7 @@ def _ap(
     if not len(hits):
         return np.zeros(len(weights))
     images = found.image_index[rows[: hits[-1] + 1]]
-    parts = []
+    values = np.zeros(len(weights))
     step = max(1, CELLS // len(images))
     for start in range(0, len(weights), step):
         drawn = weights[start : start + step]
@@ -97,5 +97,6 @@ def _ap(
         precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         recall = correct / np.maximum(counts[start : start + step, None], 1)
         reached = np.searchsorted(RECALLS, recall, "right")
-        parts.append((precision * np.diff(reached, axis=1, prepend=0)).sum(1) / len(RECALLS))
-    return np.concatenate(parts)
+        steps = np.diff(reached, axis=1, prepend=0)
+        values[start : start + step] = (precision * steps).sum(1) / len(RECALLS)
+    return values

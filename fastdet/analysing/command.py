@@ -21,6 +21,7 @@ from fastdet.analysing.tables import Table, tables
 from fastdet.data.annotations import Annotations
 from fastdet.data.opening import read_split
 from fastdet.files import refuse_existing
+from fastdet.terminal import escape
 
 KEPT = ("detections", "beside")  # OUT/detections.json of the first, OUT/beside.json of the second
 
@@ -143,7 +144,7 @@ def _read(
     from fastdet.analysing.checkpoints import detections_of, forget  # imports the detectors
 
     partial = kept.with_suffix(".partial.npz")
-    with _progress(path.name) as progress:
+    with _progress(escape(path.name)) as progress:
         found, proposals, known = detections_of(
             path,
             annotations,
@@ -202,19 +203,21 @@ def _side(
 
 
 def _rich(table: Table, width: int) -> RichTable:
-    drawn = RichTable(title=table.title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    drawn = RichTable(
+        title=escape(table.title), title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0)
+    )
     hidden = table.for_wide if width < WIDE else ()
     shown = [column for column, name in enumerate(table.head) if name not in hidden]
     for column in shown:
         is_text = column < table.text_columns
         drawn.add_column(
-            table.head[column],
+            escape(table.head[column]),
             justify="left" if is_text else "right",
             no_wrap=not is_text,
             min_width=8 if is_text else None,
         )
     for row in table.rows:
-        drawn.add_row(*(row[column] for column in shown))
+        drawn.add_row(*(escape(row[column]) for column in shown))
     return drawn
 
 

@@ -17,7 +17,7 @@ from fastdet.analysing.coco import PROPOSALS, SIZES
 from fastdet.analysing.drawing import COLOURS, Drawer
 from fastdet.analysing.errors import KINDS, MEANINGS
 from fastdet.analysing.sentences import sentences, weak_classes
-from fastdet.analysing.tables import Table, confusion_matrix, error_counts, tables
+from fastdet.analysing.tables import Table, confusion_matrices, error_counts, tables
 from fastdet.files import replacing
 from fastdet.report.charts import Line, line_chart
 from fastdet.report.page import html_table, views_of
@@ -62,8 +62,7 @@ def write_page(
     said = "".join(f"<li>{escape(text)}</li>" for text in sentences(analysis, weakest))
     sections = [f"<section><ul>{said}</ul></section>"]
     sections += [_table_section(table) for table in tables(analysis)]
-    matrices = [confusion_matrix(analysis, side) for side in analysis.sides]
-    sections += [_table_section(table) for table in matrices if table is not None]
+    sections += [_table_section(table) for table in confusion_matrices(analysis)]
     sections += [_charts(analysis, side) for side in analysis.sides]
     sections += _picture_sections(analysis, weakest, drawn, pictures)
     names = ", second: ".join(side.name for side in analysis.sides)

@@ -153,7 +153,7 @@ def _overall(analysis: Analysis, side: Side) -> list[str]:
         said.append(f"No detection finds an object of its class at IoU {iou}.")
     elif not math.isnan(best.f1):
         said.append(
-            f"The best score threshold for all classes is {best.threshold:.2f}: F1 {best.f1:.3f}, "
+            f"The best score threshold for all classes is {best.threshold:.3f}: F1 {best.f1:.3f}, "
             f"precision {best.precision:.3f}, recall {best.recall:.3f}."
         )
     calibration = side.calibration

@@ -12,6 +12,7 @@ from fastdet.analysing.errors import MISSED
 
 MATRIX = 30  # classes of a confusion matrix that is shown as such
 SHORT = ("classif.", "localis.", "both", "duplic.", "backgr.", "missed")  # for KINDS
+PLACES = ("First: ", "Second: ")  # before the title of each of two sides
 CONFUSIONS = 10  # that are listed
 
 
@@ -34,7 +35,7 @@ class Table(NamedTuple):
 def tables(analysis: Analysis) -> list[Table]:
     """All tables of the sides, one side after the other, and those of two."""
     found = []
-    for place, side in zip(("First: ", "Second: "), analysis.sides, strict=False):
+    for place, side in zip(PLACES, analysis.sides, strict=False):
         parts = [
             class_table(analysis, side),
             cost_table(analysis, side),
@@ -42,8 +43,7 @@ def tables(analysis: Analysis) -> list[Table]:
             confusion_table(analysis, side),
             *([recall_table(side)] if side.recall is not None else []),
         ]
-        title = place if len(analysis.sides) > 1 else ""
-        found += [part._replace(title=title + part.title) for part in parts]
+        found += [_of_side(analysis, place, part) for part in parts]
     return found + ([] if analysis.beside is None else beside_tables(analysis))
 
 
@@ -122,6 +122,16 @@ def confusion_table(analysis: Analysis, side: Side) -> Table:
     return Table(title, ["what it is", "what is detected", "number"], rows, 2)
 
 
+def confusion_matrices(analysis: Analysis) -> list[Table]:
+    """The whole matrix of each side, where it can be read."""
+    matrices = [confusion_matrix(analysis, side) for side in analysis.sides]
+    return [
+        _of_side(analysis, place, matrix)
+        for place, matrix in zip(PLACES, matrices, strict=False)
+        if matrix is not None
+    ]
+
+
 def confusion_matrix(analysis: Analysis, side: Side) -> Table | None:
     """The whole matrix; None where there are too many classes to read it."""
     shown = shown_classes(analysis, [side])
@@ -182,13 +192,19 @@ def number(value: float) -> str:
 
 
 def signed(value: float) -> str:
-    """Three decimals with a sign; a dash for NaN."""
-    return "-" if math.isnan(value) else f"{value:+.3f}"
+    """Three decimals with a sign, which 0 does not have; a dash for NaN."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:+.3f}" if round(value, 3) else "0.000"
+
+
+def _of_side(analysis: Analysis, place: str, table: Table) -> Table:
+    return table._replace(title=place + table.title) if len(analysis.sides) > 1 else table
 
 
 def _from(side: Side) -> str:
     confusion = side.confusion
-    return f"from score {confusion.score_threshold:.2f} and IoU {confusion.iou_threshold:g} on"
+    return f"from score {confusion.score_threshold:.3f} and IoU {confusion.iou_threshold:g} on"
 
 
 def _mean(values: np.ndarray) -> float:

@@ -3,11 +3,11 @@
 
 from collections.abc import Iterator
 
-from rich import markup
 from rich.table import Table
 
 from fastdet.checking.check import Report
 from fastdet.checking.findings import KINDS, SEVERITIES, Finding
+from fastdet.terminal import escape
 
 SHOWN = 500  # characters of a place: names and messages of a broken file may have any length
 CATEGORIES = 15  # rows of the terminal's table of categories; the page has all
@@ -43,12 +43,6 @@ def first_places(finding: Finding) -> str:
     more = ["..."] if not named and len(finding.places) > len(places) else []
     text = "; ".join([*texts, *more])
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
-
-
-def escape(text: str) -> str:
-    """Text that rich prints as it is; what is not printable becomes a replacement character."""
-    printable = (c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
-    return markup.escape("".join(printable))
 
 
 def _splits(report: Report) -> Table:

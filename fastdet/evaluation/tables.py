@@ -4,6 +4,7 @@
 from rich.table import Table
 
 from fastdet.evaluation.coco_metrics import CocoMetrics
+from fastdet.terminal import escape
 
 _MEANING = {
     "AP": "AP, IoU 0.50:0.95",
@@ -22,7 +23,7 @@ _MEANING = {
 
 def stats_table(metrics: CocoMetrics, title: str = "COCO metrics") -> Table:
     """COCO's twelve numbers, one in each row."""
-    table = Table(title=title, caption=_caption(metrics))
+    table = Table(title=escape(title), caption=_caption(metrics))
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in metrics.stats.items():
@@ -37,14 +38,14 @@ def class_table(metrics: CocoMetrics, title: str = "per class") -> Table:
 
     The means are COCO's AP and AP50, over the classes that have objects.
     """
-    table = Table(title=title, caption=_caption(metrics), show_footer=True)
+    table = Table(title=escape(title), caption=_caption(metrics), show_footer=True)
     total = sum(row.n_gt for row in metrics.per_class)
     table.add_column("class", footer="mean")
     table.add_column("AP", footer=format_metric(metrics.stats["AP"]), justify="right")
     table.add_column("AP50", footer=format_metric(metrics.stats["AP50"]), justify="right")
     table.add_column("objects", footer=str(total), justify="right")
     for name, ap, ap50, n_gt in metrics.per_class:
-        table.add_row(name, format_metric(ap), format_metric(ap50), str(n_gt))
+        table.add_row(escape(name), format_metric(ap), format_metric(ap50), str(n_gt))
     return table
 
 

@@ -175,6 +175,31 @@ def test_two_files_side_by_side(
     assert "<span>first</span>" in page
 
 
+def test_names_and_no_resamplings_stop_nothing(
+    results: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A class may have any name: it is neither rich's markup nor HTML."""
+    data = tmp_path / "data"
+    shutil.copytree(shapes, data)
+    content = json.loads((data / "val.json").read_text())
+    names = ["[/]", "[red]a[/red]", "<script>alert(1)</script>"]
+    for category, name in zip(content["categories"], names, strict=False):
+        category["name"] = name
+    (data / "val.json").write_text(json.dumps(content))
+    out = tmp_path / "out"
+    main(
+        f"analyse {results} --data {data} --beside {results} --out {out} --resamplings 0 "
+        "--drawn 0".split()
+    )
+    printed, page = capsys.readouterr().out, (out / "analysis.html").read_text()
+    assert all(f" {category['name']} " in printed for category in content["categories"])
+    assert "without resamplings of the pictures it cannot be told from chance" in printed
+    assert "-0.000" not in printed
+    assert "<script>alert" not in page
+    assert "First: What it is (rows)" in page
+    assert "Second: What it is (rows)" in page
+
+
 def test_thresholds_change_what_counts(results: Path, shapes: Path, tmp_path: Path) -> None:
     def side(name: str, options: str) -> dict[str, Any]:
         main(

@@ -102,6 +102,13 @@ def test_resampled_ap_is_that_of_the_drawn_pictures() -> None:
         )
 
 
+def test_without_resamplings_there_is_no_range() -> None:
+    annotations, found = problem(0)
+    matches = match(annotations, found, overlapping(annotations, found, 0.1, masks=False), 0.5)
+    assert (matches.objects >= 0).any()
+    assert resampled_ap(annotations, found, matches, resamplings(4, 0)).shape == (0,)
+
+
 def test_the_range_of_a_difference() -> None:
     of = difference(0.2, np.append(np.linspace(0.1, 0.3, 1001), math.nan))
     assert (of.low, of.high) == pytest.approx((0.105, 0.295))

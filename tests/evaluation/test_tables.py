@@ -2,6 +2,7 @@
 """Tables and plots of invented metrics."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,9 +24,10 @@ def metrics(num_classes=2, images=5):
 
 
 def printed(table):
-    console = Console(file=io.StringIO(), width=100)
+    file = io.StringIO()
+    console = Console(file=file, width=100)
     console.print(table)
-    lines = console.file.getvalue().splitlines()
+    lines = file.getvalue().splitlines()
     return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
 
 
@@ -36,6 +38,12 @@ def test_class_table_shows_a_dash_where_there_is_nothing_to_find():
     assert ["mean", "0.000", "0.062", "20"] in lines
     assert ["5 images"] in lines
     assert ["3 of 5 images"] in printed(class_table(metrics(images=3)))
+
+
+@pytest.mark.parametrize("name", ["[/]", "[red]", "a[b]c"])
+def test_a_class_may_have_any_name(name):
+    one = replace(metrics(0), per_class=[ClassMetrics(name, 0.5, 0.75, 10)])
+    assert [name, "0.500", "0.750", "10"] in printed(class_table(one))
 
 
 def test_stats_table_has_all_twelve():

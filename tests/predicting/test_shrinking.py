@@ -4,6 +4,7 @@
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from fastdet.training.options import TrainOptions
 from fastdet.training.train import train
 
 
-def module_of(border: Border, scale: float | None):
+def module_of(border: Border, scale: float | None) -> Any:
     return SimpleNamespace(model=SimpleNamespace(border=border), object_scale=scale)
 
 
@@ -58,8 +59,17 @@ def test_what_is_far_beyond_the_training() -> None:
 def test_a_training_keeps_its_scale(tmp_path: Path) -> None:
     data = write_shapes(tmp_path / "shapes", train=4, val=2, size=128)
     run = tmp_path / "run"
-    small = {"min_size": 64, "max_size": 64, "fpn_channels": 8}
-    options = TrainOptions(data, run, "fcos", "resnet10t", epochs=1, batch_size=4, **small)
+    options = TrainOptions(
+        data,
+        run,
+        "fcos",
+        "resnet10t",
+        epochs=1,
+        batch_size=4,
+        min_size=64,
+        max_size=64,
+        fpn_channels=8,
+    )
     assert train(options).object_scale == 0.5
     module = load_detector(run / "last.ckpt")
     assert module.object_scale == 0.5

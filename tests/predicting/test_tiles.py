@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,7 +66,8 @@ def find_bright(images: Sequence[Tensor]) -> list[Found]:
     for image in images:
         rows = []
         for label, plane in enumerate(image[:2].numpy(), 1):
-            for y, x in ndimage.find_objects(ndimage.label(plane > 99)[0]):
+            areas: Any = ndimage.label(plane > 99)
+            for y, x in ndimage.find_objects(areas[0]):
                 area = (y.stop - y.start) * (x.stop - x.start)
                 rows.append((x.start, y.start, x.stop, y.stop, label, 0.3 + area / 20000))
         table = torch.tensor(rows).reshape(-1, 6)
@@ -160,7 +162,7 @@ def test_a_sliced_prediction_is_that_of_sahi() -> None:
             self._original_predictions = self.model([tensor])[0]
 
         def _create_object_prediction_list_from_original_predictions(
-            self, shift_amount_list=None, full_shape_list=None
+            self, shift_amount_list: Any = None, full_shape_list: Any = None
         ) -> None:
             found = self._original_predictions
             shift, full = (  # of a tile a list of one, of the whole picture bare

@@ -183,7 +183,7 @@ def served(content: bytes, seconds: float) -> Iterator[str]:
             except OSError:
                 return
 
-        def log_message(self, *_: Any) -> None:
+        def log_message(self, format: str, *args: Any) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
