@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 if TYPE_CHECKING:
-    from supervision import Detections
+    from supervision import Detections  # pyright: ignore[reportMissingImports]
     from torch import Tensor
 
 
@@ -19,7 +19,7 @@ def to_supervision(
     """The detections of one image as `supervision.Detections`.
 
     Args:
-        detections: of one image, as `model(images)` and `fastdet.prediction.detect` give them:
+        detections: of one image, as `model(images)` and `fastdet.predicting.detect` give them:
             boxes (D, 4) xyxy in pixels, scores (D,), labels (D,), perhaps masks (D, 1, H, W), bool
             or probabilities.
         classes: the names by label, "background" first, as `module.classes` and `dataset.classes`
@@ -36,7 +36,7 @@ def to_supervision(
         ValueError: a label without a name; another first_label.
     """
     try:
-        from supervision import Detections
+        from supervision import Detections  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError('to_supervision needs supervision: pip install "supervision"') from error
     if first_label not in (0, 1):

@@ -150,7 +150,7 @@ def _name(model: Any) -> str:
 
 def _transformers() -> Any:
     try:
-        import transformers
+        import transformers  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{error}. from_transformers needs it: pip install transformers", name=error.name
