@@ -60,7 +60,7 @@ def class_table(analysis: Analysis, side: Side) -> Table:
     annotations, coco = analysis.annotations, side.coco
     objects = _per_class(annotations.labels[~annotations.crowd], len(annotations.names))
     detections = _per_class(side.found.labels, len(annotations.names))
-    head = ["class", "objects", "found", "AP", "AP50", "AP75", "AR", "small", "medium"]
+    head = ["class", "objects", "detections", "AP", "AP50", "AP75", "AR", "small", "medium"]
     head += ["large", "F1", "score", "ECE"]
     rows = []
     for c in shown_classes(analysis, [side]):
