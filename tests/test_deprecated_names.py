@@ -30,7 +30,10 @@ def test_modules(old: str, new: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert getattr(module, name) is getattr(importlib.import_module(new), name), name
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Border)])
+@pytest.mark.parametrize(
+    "name",
+    [field.name for field in dataclasses.fields(Border) if field.name != "antialias"],  # newer
+)
 def test_the_borders_numbers_on_the_detector(name: str) -> None:
     model: Any = small_model("fcos")
     with pytest.warns(DeprecationWarning, match=f"model.border.{name}"):

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import runpy
+import signal
 import shutil
 import subprocess
 import sys
@@ -139,9 +140,11 @@ def two_workers() -> Iterator[None]:
     """A local Ray, small and silent."""
     import ray
 
+    before = signal.getsignal(signal.SIGTERM)  # Ray sets its own and leaves it
     ray.init(num_cpus=2, object_store_memory=200_000_000, include_dashboard=False)
     yield
     ray.shutdown()
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.slow

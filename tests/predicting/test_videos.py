@@ -224,19 +224,24 @@ def test_a_stream_ends_with_everything_written(
     checkpoint, _ = detector
     out = tmp_path / "out"
     monkeypatch.setattr(recording, "WRITE_EVERY", 0.0)
+    # A shell starts what it runs in the background without SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def stop() -> None:
         while not (out / "detections.json").exists():
             time.sleep(0.05)
         os.kill(os.getpid(), number)
 
-    with served(jpeg(), 300) as address:
-        threading.Thread(target=stop, daemon=True).start()
-        with pytest.raises(SystemExit) as stopped:
-            main(
-                f"predict --checkpoint {checkpoint} --images {address} --out {out} "
-                "--score-threshold 0".split()
-            )
+    try:
+        with served(jpeg(), 300) as address:
+            threading.Thread(target=stop, daemon=True).start()
+            with pytest.raises(SystemExit) as stopped:
+                main(
+                    f"predict --checkpoint {checkpoint} --images {address} --out {out} "
+                    "--score-threshold 0".split()
+                )
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert stopped.value.code == 128 + number
     told = capsys.readouterr().err
     assert told.endswith(f"stopped; what was found until then: {out}/detections.json\n")
