@@ -28,6 +28,7 @@ from . import query_pairs as query_pairs
 from . import renamed as renamed
 from . import replacement as replacement
 from . import report as report
+from . import terminal as terminal
 from . import training as training
 from . import viewing as viewing
 
