@@ -205,6 +205,7 @@ def test_a_mistake_is_one_line(mistake: str, data: DataSet, tmp_path: Path, caps
     assert sorted(data.folder.rglob("*")) == before
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_keeps_what_was_found(
     data: DataSet, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,14 +231,9 @@ def test_ctrl_c_keeps_what_was_found(
 
     monkeypatch.setattr("fastdet.checking.pictures.look_at", look_and_stop)
     assert threading.current_thread() is threading.main_thread()
-    # A shell starts what it runs in the background without SIGINT.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     out, fix = tmp_path / "out", tmp_path / "fix"
     arguments = (data.folder, "--model", "None", "--out", out, "--fix", fix, "--workers", 1)
-    try:
-        assert run(*arguments) == 130
-    finally:
-        signal.signal(signal.SIGINT, before)
+    assert run(*arguments) == 130
     content = json.loads((out / "check.json").read_text())
     assert not content["complete"]
     assert content["pictures_looked_at"] < content["pictures"] == 6

@@ -217,6 +217,7 @@ def test_a_stream_is_read_frame_by_frame(detector, tmp_path: Path) -> None:
     assert len(read(tmp_path / "out" / "127.0.0.1_live.mp4")[0]) == 3
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stream_ends_with_everything_written(
     detector, tmp_path: Path, number: signal.Signals, monkeypatch, capsys
@@ -224,24 +225,19 @@ def test_a_stream_ends_with_everything_written(
     checkpoint, _ = detector
     out = tmp_path / "out"
     monkeypatch.setattr(recording, "WRITE_EVERY", 0.0)
-    # A shell starts what it runs in the background without SIGINT.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def stop() -> None:
         while not (out / "detections.json").exists():
             time.sleep(0.05)
         os.kill(os.getpid(), number)
 
-    try:
-        with served(jpeg(), 300) as address:
-            threading.Thread(target=stop, daemon=True).start()
-            with pytest.raises(SystemExit) as stopped:
-                main(
-                    f"predict --checkpoint {checkpoint} --images {address} --out {out} "
-                    "--score-threshold 0".split()
-                )
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with served(jpeg(), 300) as address:
+        threading.Thread(target=stop, daemon=True).start()
+        with pytest.raises(SystemExit) as stopped:
+            main(
+                f"predict --checkpoint {checkpoint} --images {address} --out {out} "
+                "--score-threshold 0".split()
+            )
     assert stopped.value.code == 128 + number
     told = capsys.readouterr().err
     assert told.endswith(f"stopped; what was found until then: {out}/detections.json\n")

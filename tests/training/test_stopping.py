@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import lightning
@@ -111,14 +110,6 @@ def test_what_a_signal_sets_off_says_where_the_training_stopped(
         main([*arguments(shapes, tmp_path), "--epochs", "1"])
     assert stop.value.code == 143
     assert "fastdet: stopped at step 0, before" in capsys.readouterr().err
-
-
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """Ctrl-C reaches this process, although a shell may have started it in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("ctrl_c")
