@@ -260,9 +260,11 @@ class _Run:
         video.add(drawn, pts)
 
     def _warn_if_small(self, name: str, height: int, width: int) -> None:
+        if self._warned:
+            return
         look = self._look
         message = shrink_warning(look.module, name, height, width, look.tile)
-        if message is not None and not self._warned:
+        if message is not None:
             self._warned = True
             warnings.warn(message, stacklevel=2)
 
