@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """`fastdet analyse`: reads or makes the detections, analyses them, prints and writes the result."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
 from fastdet.analysing.analysis import Analysis, AnalysisOptions, Side, analyse_side, compare
@@ -21,7 +18,7 @@ from fastdet.analysing.tables import Table, tables
 from fastdet.data.annotations import Annotations
 from fastdet.data.opening import read_split
 from fastdet.files import refuse_existing
-from fastdet.terminal import escape
+from fastdet.terminal import escape, progress
 
 KEPT = ("detections", "beside")  # OUT/detections.json of the first, OUT/beside.json of the second
 
@@ -144,7 +141,7 @@ def _read(
     from fastdet.analysing.checkpoints import detections_of, forget  # imports the detectors
 
     partial = kept.with_suffix(".partial.npz")
-    with _progress(escape(path.name)) as progress:
+    with progress(escape(path.name)) as bar:
         found, proposals, known = detections_of(
             path,
             annotations,
@@ -152,7 +149,7 @@ def _read(
             partial,
             masks=masks,
             overwrite=overwrite,
-            progress=progress,
+            progress=bar,
         )
     file = kept.with_suffix(".json")
     write_results(file, found, annotations)
@@ -219,20 +216,3 @@ def _rich(table: Table, width: int) -> RichTable:
     for row in table.rows:
         drawn.add_row(*(escape(row[column]) for column in shown))
     return drawn
-
-
-@contextmanager
-def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal, nothing elsewhere."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda number, of: bar.update(task, completed=number, total=of)

@@ -3,18 +3,16 @@
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastdet.checking.check import CheckOptions, Report, check_dataset
 from fastdet.checking.page import write_json, write_page
 from fastdet.checking.repair import write_repaired
 from fastdet.checking.tables import tables, verdict
 from fastdet.files import refuse_content, refuse_existing, refuse_inside
+from fastdet.terminal import progress
 from fastdet.training.stopping import Stopped
 
 
@@ -57,8 +55,8 @@ def run(
         refuse_content(fix)
         refuse_inside(fix, data if data.is_dir() else data.parent)
     try:
-        with _progress() as progress:
-            report = check_dataset(data, options, progress)
+        with progress("annotations", "pictures") as bar:
+            report = check_dataset(data, options, bar)
     except KeyboardInterrupt:
         raise Stopped(signal.SIGINT, "stopped: nothing was written") from None
     console = Console()
@@ -74,25 +72,6 @@ def run(
     if fix is not None:
         _repair(report, fix)
     return int(report.count("error") > 0 or (strict and report.count("warning") > 0))
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on a terminal, nothing elsewhere."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("annotations", total=None)
-        yield lambda number, of: bar.update(
-            task, description="pictures", completed=number, total=of
-        )
 
 
 def _repair(report: Report, fix: Path) -> None:

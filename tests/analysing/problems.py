@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from hotcoco import COCO, COCOeval
 
 from fastdet.analysing.detections import Found
 from fastdet.data.annotations import Annotations
@@ -74,3 +75,24 @@ def problem(
     )
     rows = [(of[s], n, *b, p) for s, n, b, p in zip(source, said, near, scores, strict=True)]
     return annotations, found_of(rows, annotations)
+
+
+def in_hotcoco(annotations: Annotations, found: Found, ids: np.ndarray | None = None) -> COCOeval:
+    """The problem in hotcoco, not yet evaluated.
+
+    Args:
+        annotations, found: of `problem`.
+        ids: (I,) another id for each image; None: those of the annotations.
+    """
+    ids = np.array(annotations.image_ids) if ids is None else ids
+    truth = COCO.from_arrays(
+        [{"id": i, "width": 100, "height": 100} for i in ids.tolist()],
+        [{"id": label, "name": name} for label, name in enumerate(annotations.names, 1)],
+        ids[annotations.image_index],
+        annotations.labels,
+        annotations.boxes_xywh,
+        area=annotations.areas,
+        iscrowd=annotations.crowd,
+    )
+    rows = (ids[found.image_index], found.boxes_xywh, found.scores, found.labels)
+    return COCOeval(truth, truth.load_res(np.column_stack(rows)), "bbox")

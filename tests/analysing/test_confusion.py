@@ -2,13 +2,12 @@
 """The confusion matrix, by hand and as hotcoco's where that has the same rules."""
 
 import numpy as np
-from hotcoco import COCO, COCOeval
 
 from fastdet.analysing.confusion import confusion_of
 from fastdet.analysing.detections import Found
 from fastdet.analysing.matching import match, overlapping
 from fastdet.data.annotations import Annotations
-from tests.analysing.problems import annotations_of, found_of, problem
+from tests.analysing.problems import annotations_of, found_of, in_hotcoco, problem
 
 
 def matrix(annotations: Annotations, found: Found, score: float = 0.0) -> np.ndarray:
@@ -18,19 +17,7 @@ def matrix(annotations: Annotations, found: Found, score: float = 0.0) -> np.nda
 
 
 def hotcoco_matrix(annotations: Annotations, found: Found, score: float) -> np.ndarray:
-    images = [{"id": i, "width": 100, "height": 100} for i in annotations.image_ids]
-    ids = np.array(annotations.image_ids)
-    truth = COCO.from_arrays(
-        images,
-        [{"id": label, "name": name} for label, name in enumerate(annotations.names, 1)],
-        ids[annotations.image_index],
-        annotations.labels,
-        annotations.boxes_xywh,
-        area=annotations.areas,
-        iscrowd=annotations.crowd,
-    )
-    rows = (ids[found.image_index], found.boxes_xywh, found.scores, found.labels)
-    evaluation = COCOeval(truth, truth.load_res(np.column_stack(rows)), "bbox")
+    evaluation = in_hotcoco(annotations, found)
     return evaluation.confusion_matrix(0.5, min_score=score)["matrix"].astype(np.int64)
 
 

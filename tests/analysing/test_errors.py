@@ -3,7 +3,6 @@
 
 import numpy as np
 import pytest
-from hotcoco import COCO, COCOeval
 
 from fastdet.analysing.detections import Found
 from fastdet.analysing.errors import (
@@ -19,7 +18,7 @@ from fastdet.analysing.errors import (
 )
 from fastdet.analysing.matching import match, overlapping
 from fastdet.data.annotations import Annotations
-from tests.analysing.problems import annotations_of, found_of, problem
+from tests.analysing.problems import annotations_of, found_of, in_hotcoco, problem
 from tests.analysing.reference import cost, kinds_of
 
 SHORT = ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss")  # of hotcoco and tidecv
@@ -36,17 +35,7 @@ def hotcoco_errors(annotations: Annotations, found: Found) -> dict:
     order = np.argsort(annotations.image_ids)
     number = np.empty(len(order), np.int64)
     number[order] = np.arange(1, len(order) + 1)
-    truth = COCO.from_arrays(
-        [{"id": i, "width": 100, "height": 100} for i in range(1, len(order) + 1)],
-        [{"id": label, "name": name} for label, name in enumerate(annotations.names, 1)],
-        number[annotations.image_index],
-        annotations.labels,
-        annotations.boxes_xywh,
-        area=annotations.areas,
-        iscrowd=annotations.crowd,
-    )
-    rows = (number[found.image_index], found.boxes_xywh, found.scores, found.labels)
-    evaluation = COCOeval(truth, truth.load_res(np.column_stack(rows)), "bbox")
+    evaluation = in_hotcoco(annotations, found, number)
     evaluation.evaluate()
     return evaluation.tide_errors()
 

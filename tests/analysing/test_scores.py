@@ -5,7 +5,6 @@ import math
 
 import numpy as np
 import pytest
-from hotcoco import COCO, COCOeval
 
 from fastdet.analysing.bootstrap import difference, resampled_ap, resamplings
 from fastdet.analysing.detections import Found
@@ -13,7 +12,7 @@ from fastdet.analysing.errors import average_precisions
 from fastdet.analysing.matching import match, overlapping
 from fastdet.analysing.scores import best_f1, calibration_of
 from fastdet.data.annotations import Annotations
-from tests.analysing.problems import found_of, problem
+from tests.analysing.problems import found_of, in_hotcoco, problem
 
 
 def test_the_best_threshold_of_all() -> None:
@@ -33,18 +32,7 @@ def test_the_best_threshold_of_all() -> None:
 
 def test_calibration_equals_hotcoco_and_the_definition() -> None:
     annotations, found = problem(1, ties=False)
-    ids = np.array(annotations.image_ids)
-    truth = COCO.from_arrays(
-        [{"id": i, "width": 100, "height": 100} for i in annotations.image_ids],
-        [{"id": label, "name": name} for label, name in enumerate(annotations.names, 1)],
-        ids[annotations.image_index],
-        annotations.labels,
-        annotations.boxes_xywh,
-        area=annotations.areas,
-        iscrowd=annotations.crowd,
-    )
-    rows = (ids[found.image_index], found.boxes_xywh, found.scores, found.labels)
-    evaluation = COCOeval(truth, truth.load_res(np.column_stack(rows)), "bbox")
+    evaluation = in_hotcoco(annotations, found)
     evaluation.evaluate()
     theirs = evaluation.calibration(n_bins=7)
 
