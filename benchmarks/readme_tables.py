@@ -39,6 +39,7 @@ PAGES = (
     ROOT / "docs" / "cascade_rcnn.md",
     ROOT / "docs" / "experiments.md",
     ROOT / "docs" / "prediction.md",
+    ROOT / "docs" / "rt_detr.md",
     *(
         results.FOLDER / f"{name}.md"
         for name in ("bccd", "cpu_numpy", "cpu_ops", "gpus", "loader", "nuclei")
