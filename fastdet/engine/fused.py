@@ -33,6 +33,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
 from fastdet.engine.fusing import fused_graph
+from fastdet.engine.linear import LinearMode, products_are_slow
 from fastdet.engine.winograd import WinogradMode
 from fastdet.ops.tracing import is_eager
 
@@ -100,6 +101,16 @@ def run_fused(module: nn.Module, inputs: Inputs) -> Any:
             return form.graph(_prepared(inputs, dtype))
     with WinogradMode():
         return module(inputs)
+
+
+def fast_linear(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """A context for networks that get `x`, in which linear layers are fast: see `linear.py`.
+
+    `run_fused` is for networks that can be traced. This is for all others, in training, too.
+    """
+    if x.device.type != "cpu" or not is_eager(x) or _off.get() or not products_are_slow():
+        return contextlib.nullcontext()
+    return LinearMode()
 
 
 def forget_fused(module: nn.Module) -> None:

@@ -139,7 +139,7 @@ def _fits(
 ) -> bool:
     return (
         is_eager(x)
-        and all(t is None or _is_plain(t) for t in (x, weight, bias))
+        and all(t is None or is_plain(t) for t in (x, weight, bias))
         and x.is_contiguous(memory_format=torch.channels_last)
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()
@@ -147,6 +147,7 @@ def _fits(
     )
 
 
-def _is_plain(tensor: Any) -> bool:
+def is_plain(tensor: Any) -> bool:
+    """Whether this is a tensor or parameter in float32 on the CPU, and not of a subclass."""
     kind = type(tensor) in (Tensor, nn.Parameter)
     return kind and tensor.device.type == "cpu" and tensor.dtype == torch.float32

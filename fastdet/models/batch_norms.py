@@ -20,6 +20,8 @@ from timm.layers.norm_act import (
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from fastdet.ops.tracing import is_eager
+
 BatchNormMode = Literal["frozen", "eval", "train", "sync", "group"]
 
 GROUPS = 32  # at most, of a GroupNorm
@@ -46,15 +48,30 @@ class AnySizeBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d that also trains on a map of one pixel in a batch of one image.
 
     One value has no variance. There the running statistics are used and stay as they are.
+
+    A gradient of another layout than the map's, such as a part of the gradient of a concatenation,
+    is copied into the map's: torch's backward on the CPU is several times slower with two layouts.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, channels, H, W) -> the same shape."""
         if not self.training or input.shape[0] * input.shape[2] * input.shape[3] > 1:
-            return super().forward(input)
-        return F.batch_norm(
-            input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
-        )
+            result = super().forward(input)
+        else:
+            result = F.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        if is_eager(result) and result.requires_grad and _is_channels_last(result):
+            result.register_hook(_in_channels_last)
+        return result
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _in_channels_last(grad: Tensor) -> Tensor:
+    return grad.contiguous(memory_format=torch.channels_last)
 
 
 def with_batch_norms(body: Any, mode: BatchNormMode) -> Any:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from fastdet.engine.fused import forget_fused, run_fused
+from fastdet.engine.fused import fast_linear, forget_fused, run_fused
 from fastdet.models.anchors import Cells
 from fastdet.models.batch import Batch, restore, with_rows
 from fastdet.models.border import Border
@@ -199,29 +199,29 @@ class Detector(nn.Module):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Named scalar losses, multiplied by loss_weights. Training minimises their sum."""
         batch = with_rows(batch)
-        with networks_run_by(run_fused):
+        with networks_run_by(run_fused), fast_linear(batch.images):
             return self._weighted(self.losses_of(self.outputs(batch), batch))
 
     def detect(self, batch: Batch) -> Detections:
         """Detections in the pixels of `batch.images`; the ground truth is not read."""
-        with networks_run_by(run_fused):
+        with networks_run_by(run_fused), fast_linear(batch.images):
             return self.detections_of(self.outputs(batch), batch)
 
     def propose(self, batch: Batch) -> Detections:
         """What the first stage proposes, if there is one; see `proposals_of`."""
-        with networks_run_by(run_fused):
+        with networks_run_by(run_fused), fast_linear(batch.images):
             return self.proposals_of(self.outputs(batch), batch)
 
     def proposals_and_detections(self, batch: Batch) -> tuple[Detections, Detections]:
         """What both stages of a two-stage detector find, from one run of the networks."""
-        with networks_run_by(run_fused):
+        with networks_run_by(run_fused), fast_linear(batch.images):
             outputs = self.outputs(batch)
             return self.proposals_of(outputs, batch), self.detections_of(outputs, batch)
 
     def losses_and_detections(self, batch: Batch) -> tuple[dict[str, Tensor], Detections]:
         """Losses and detections from one run of the networks, for a validation step."""
         batch = with_rows(batch)
-        with networks_run_by(run_fused):
+        with networks_run_by(run_fused), fast_linear(batch.images):
             outputs = self.outputs(batch)
             losses = self._weighted(self.losses_of(outputs, batch))
             return losses, self.detections_of(outputs, batch)

@@ -10,7 +10,7 @@ from torch import nn
 
 from fastdet.models import MODELS
 from fastdet.models.backbones import timm_body
-from fastdet.models.batch_norms import BatchNormMode, with_batch_norms
+from fastdet.models.batch_norms import AnySizeBatchNorm2d, BatchNormMode, with_batch_norms
 from fastdet.training.options import BatchNorm
 
 MODES = get_args(BatchNormMode)
@@ -100,3 +100,20 @@ def test_the_old_keyword_of_a_body() -> None:
     assert any(isinstance(module, nn.BatchNorm2d) for module in body.modules())
     with pytest.raises(TypeError, match="expected batch_norm or frozen_batch_norm, got both"):
         timm_body("resnet10t", batch_norm="eval", frozen_batch_norm=True)
+
+
+def test_the_gradient_has_the_layout_of_the_map() -> None:
+    norm, plain = AnySizeBatchNorm2d(8), nn.BatchNorm2d(8)
+    x = torch.rand(2, 8, 5, 6, generator=torch.Generator().manual_seed(0))
+    weight = torch.rand(2, 12, 5, 6, generator=torch.Generator().manual_seed(1))
+    layouts, grads = [], []
+    for module in (norm, plain):
+        own = x.to(memory_format=torch.channels_last).requires_grad_()
+        y = module(own)
+        y.register_hook(
+            lambda g: layouts.append(g.is_contiguous(memory_format=torch.channels_last))
+        )
+        (torch.cat([y, own[:, :4]], dim=1) * weight).sum().backward()
+        grads.append([own.grad, module.weight.grad, module.bias.grad])
+    assert layouts == [True, False]
+    torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-5)
