@@ -5,10 +5,10 @@
 gradients, it runs a second, fused form of the module. There norms are folded into convolutions, and
 the sum and the activation that follow a convolution are computed together with it. A sum overwrites
 its summand if nothing reads the summand afterwards. The weights of linear layers are converted to
-oneDNN's layout once. In other cases on the CPU, for example in training, the module itself runs,
-and only its 3x3 convolutions in float32 are replaced (`winograd.py`). Under torch.compile and
-torch.export, on other devices and in other types than float32 and bfloat16, the module runs
-unchanged.
+oneDNN's layout once. In other cases on the CPU, for example in training, the module's own parts
+run, but in float32 its 3x3 convolutions are replaced (`winograd.py`) and frozen norms are folded
+(`folding.py`). Under torch.compile and torch.export, on other devices and in other types than
+float32 and bfloat16, the module runs unchanged.
 
 The form is built at the first call of a module, from a torch.fx trace. It is compared with the
 module on a corner of the input. There is no form for a module that cannot be traced or whose form
@@ -32,6 +32,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
+from fastdet.engine.folding import folded_graph
 from fastdet.engine.fusing import fused_graph
 from fastdet.engine.linear import LinearMode, products_are_slow
 from fastdet.engine.winograd import WinogradMode
@@ -61,6 +62,7 @@ class Form(NamedTuple):
 
 
 _forms: weakref.WeakKeyDictionary[nn.Module, dict[Any, Form]] = weakref.WeakKeyDictionary()
+_folded_forms: weakref.WeakKeyDictionary[nn.Module, dict[Any, Form]] = weakref.WeakKeyDictionary()
 _making = threading.Lock()
 _off = ContextVar("fastdet_fused_off", default=False)
 _steps_of_optimizers = 0  # in this process
@@ -100,7 +102,7 @@ def run_fused(module: nn.Module, inputs: Inputs) -> Any:
         if form.graph is not None:
             return form.graph(_prepared(inputs, dtype))
     with WinogradMode():
-        return module(inputs)
+        return (_folded(module, inputs) or module)(inputs)
 
 
 def fast_linear(x: Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -152,14 +154,13 @@ def _look(module: nn.Module) -> tuple[list[Any], list[Any]] | None:
 
     None for a module that is in training mode or has forward hooks.
     """
-    every = nn.modules.module
-    if every._global_forward_hooks or every._global_forward_pre_hooks:
+    if _has_hooks_on_all():
         return None
     state: list[Any] = [_steps_of_optimizers]
     parts: list[Any] = []
     for part in module.modules():
         own = part.__dict__
-        if part.training or own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own:
+        if part.training or _is_hooked(part):
             return None
         state.append(id(part))
         if part is not module:  # a form that refers to its module would never be freed
@@ -171,6 +172,44 @@ def _look(module: nn.Module) -> tuple[list[Any], list[Any]] | None:
                 state.append((id(tensor), tensor.data_ptr(), tensor._version))
                 parts.append(tensor)
     return state, parts
+
+
+def _folded(module: nn.Module, inputs: Inputs) -> nn.Module | None:
+    """The module's form for training, if it has one and it can be used in this call."""
+    x = inputs if isinstance(inputs, Tensor) else inputs[0]
+    state = _modes(module)
+    if state is None or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return None
+    key = None if isinstance(inputs, Tensor) else len(inputs)
+    kept = _folded_forms.setdefault(module, {})
+    form = kept.get(key)
+    if form is None or form.state != state[0]:
+        with _making:
+            form = kept[key] = Form(folded_graph(module, inputs), *state)
+    return form.graph
+
+
+def _modes(module: nn.Module) -> tuple[list[Any], list[Any]] | None:
+    """Which submodules there are, with their modes; None if one has a forward hook."""
+    if _has_hooks_on_all():
+        return None
+    state: list[Any] = []
+    parts = [part for part in module.modules() if part is not module]
+    for part in (module, *parts):
+        if _is_hooked(part):
+            return None
+        state.append((id(part), part.training))
+    return state, parts
+
+
+def _has_hooks_on_all() -> bool:
+    every = nn.modules.module
+    return bool(every._global_forward_hooks or every._global_forward_pre_hooks)
+
+
+def _is_hooked(part: nn.Module) -> bool:
+    own = part.__dict__
+    return bool(own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own)
 
 
 def _make(module: nn.Module, inputs: Inputs, dtype: torch.dtype) -> nn.Module | None:

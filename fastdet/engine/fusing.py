@@ -133,11 +133,7 @@ def fused_graph(
     Raises:
         Exception: of any type, if the module cannot be traced.
     """
-    shape: dict[str, Any] = {}
-    if not isinstance(inputs, Tensor):
-        name = next(iter(inspect.signature(module.forward).parameters))
-        shape = {name: [PH] * len(inputs)}
-    graph = _Tracer().trace(module, shape or None)
+    graph = Tracer().trace(module, inputs_to_trace(module, inputs))
     parts: dict[str, Any] = dict(module.named_modules())
     _take_sizes_of_inputs(graph, parts)
     _take_upsampling(graph)
@@ -151,7 +147,15 @@ def fused_graph(
     return fx.GraphModule(parts, graph).eval()
 
 
-class _Tracer(fx.Tracer):
+def inputs_to_trace(module: nn.Module, inputs: Tensor | Sequence[Tensor]) -> dict[str, Any] | None:
+    """What a tracer needs to know of a list: its length."""
+    if isinstance(inputs, Tensor):
+        return None
+    name = next(iter(inspect.signature(module.forward).parameters))
+    return {name: [PH] * len(inputs)}
+
+
+class Tracer(fx.Tracer):
     """Keeps norms as single nodes. Modules that run in other threads are not traced."""
 
     def __init__(self) -> None:
@@ -159,14 +163,17 @@ class _Tracer(fx.Tracer):
         self.thread = threading.get_ident()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether calls of this module are one node."""
         return isinstance(m, NORMS) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """Traces a call; a call in another thread runs."""
         if threading.get_ident() != self.thread:
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Traces the reading of a parameter; in another thread it is the parameter."""
         if threading.get_ident() != self.thread:
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
@@ -192,7 +199,7 @@ def _fuse(graph: fx.Graph, parts: dict[str, Any], dtype: torch.dtype) -> None:
         args = node.args
         if len(args) != 1 or node.kwargs:
             continue
-        if type(layer) is nn.Conv2d and _pads_with_zeros(layer):
+        if type(layer) is nn.Conv2d and pads_with_zeros(layer):
             chain = _chain(node, parts)
             args = args if chain.other is None else (*args, chain.other)
             norm = None if chain.norm is None else parts[chain.norm]
@@ -253,16 +260,16 @@ def _branch(node: Any, total: fx.Node, parts: dict[str, Any]) -> _Branch | None:
     norm = None
     if _is_norm(node, parts):
         norm = str(node.target)
-        if _activation_of_norm(parts[norm]) != "none" or _next(node, parts) is not total:
+        if _activation_of_norm(parts[norm]) != "none" or only_reader(node, parts) is not total:
             return None
         total, node = node, node.args[0]
     if not isinstance(node, fx.Node) or node.op != "call_module" or len(node.args) != 1:
         return None
     conv = parts[str(node.target)]
-    if type(conv) is not nn.Conv2d or not _pads_with_zeros(conv) or node.kwargs:
+    if type(conv) is not nn.Conv2d or not pads_with_zeros(conv) or node.kwargs:
         return None
     # Nothing may write the map before the place of the sum, where the merged convolution reads it.
-    return _Branch(node, norm) if _next(node, parts) is total else None
+    return _Branch(node, norm) if only_reader(node, parts) is total else None
 
 
 def _is_norm(node: Any, parts: dict[str, Any]) -> bool:
@@ -318,14 +325,15 @@ def _fused_conv(
     return FusedConv(conv, norm, activation, dtype)
 
 
-def _pads_with_zeros(conv: nn.Conv2d) -> bool:
+def pads_with_zeros(conv: nn.Conv2d) -> bool:
+    """Whether the padding is zeros, and given in pixels."""
     return conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
 
 
 def _chain(node: fx.Node, parts: dict[str, Any]) -> _Chain:
     """Finds the norm, the sum and the activation after a convolution."""
     chain = _Chain(node)
-    user = _next(node, parts)
+    user = only_reader(node, parts)
     norm = str(user.target) if user is not None and user.op == "call_module" else ""
     if user is not None and isinstance(parts.get(norm), NORMS):
         activation = _activation_of_norm(parts[norm])
@@ -334,7 +342,7 @@ def _chain(node: fx.Node, parts: dict[str, Any]) -> _Chain:
         chain = chain._replace(last=user, norm=norm, activation=activation)
         if activation != "none":
             return chain
-    user = _next(chain.last, parts)
+    user = only_reader(chain.last, parts)
     other = None if user is None else _summand(user, chain.last)
     if user is None or other is None:
         return _with_activation(chain, parts)
@@ -345,7 +353,7 @@ def _chain(node: fx.Node, parts: dict[str, Any]) -> _Chain:
 
 
 def _with_activation(chain: _Chain, parts: dict[str, Any]) -> _Chain:
-    user = _next(chain.last, parts)
+    user = only_reader(chain.last, parts)
     if user is None or user.args != (chain.last,) or set(user.kwargs) - {"inplace"}:
         return chain
     kind = type(parts[str(user.target)]) if user.op == "call_module" else user.target
@@ -354,7 +362,7 @@ def _with_activation(chain: _Chain, parts: dict[str, Any]) -> _Chain:
     return chain._replace(last=user, activation=ACTIVATIONS[kind])
 
 
-def _next(node: fx.Node, parts: dict[str, Any]) -> fx.Node | None:
+def only_reader(node: fx.Node, parts: dict[str, Any]) -> fx.Node | None:
     """The only node that reads this node; None if there are more or an in-place node is between."""
     if len(node.users) != 1:
         return None
