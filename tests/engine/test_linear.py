@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Linear layers by oneDNN: which ones, and that results and gradients are the same."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,10 +11,9 @@ from fastdet.engine.fused import fast_linear, unfused
 from fastdet.models import rt_detr
 from tests.models.scenes import scene
 
-needs_onednn = pytest.mark.skipif(
+pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN"
 )
-pytestmark = needs_onednn
 ROWS, INPUTS, OUTPUTS = 300, 80, 48  # just enough products
 
 
@@ -27,7 +24,7 @@ def slow_products(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shapes of the weights that oneDNN multiplies."""
     shapes: list[tuple[int, ...]] = []
     run = linear._product
