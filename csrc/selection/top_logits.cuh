@@ -26,6 +26,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "../device/arrival.cuh"
 #include "../device/block_sum.cuh"
 #include "../device/packs.cuh"
 #include "../geometry/numbers.h"
@@ -289,18 +290,6 @@ struct LogitSegments {
 };
 
 // ---- the cut ------------------------------------------------------------------------------------
-
-// Whether the block is the last of `num` blocks to arrive. The last one sees what the others wrote
-// before.
-__device__ inline bool last_to_arrive(unsigned* arrived, int64_t num) {
-  __shared__ bool last;
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) last = atomicAdd(arrived, 1u) == num - 1;
-  __syncthreads();
-  __threadfence();
-  return last;
-}
 
 // Finds the digit that contains the last wanted key, and clears the histogram.
 template <typename Key>

@@ -100,6 +100,11 @@ def convolution_and_gradient(deterministic: bool) -> object:
         torch.use_deterministic_algorithms(False)
 
 
+def pool_and_gradient() -> object:
+    input, rois = noise(2, 8, 9, 11).requires_grad_(), torch.tensor([[0.0, 1, 1, 5, 5]])
+    return torch.autograd.grad(fastdet.roi_align(input, rois, 3).sum(), input)
+
+
 PASTED = noise(4, 7, 7).sigmoid(), boxes(4), (60, 80)
 
 LAUNCHES = {
@@ -114,6 +119,7 @@ LAUNCHES = {
     "ms_deform_attn, deterministic": (lambda: attention_and_gradient(True), 3),
     "deform_conv2d, forward and backward": (lambda: convolution_and_gradient(False), 7),
     "deform_conv2d, deterministic": (lambda: convolution_and_gradient(True), 8),
+    "roi_align, forward and backward": (pool_and_gradient, 5),
     "sample_matches": (lambda: fastdet.sample_matches(integers(-2, 3, 2, 50), 8, 0.5), 7),
     "assign_atss": (lambda: fastdet.assign_atss(boxes(9), [6, 3], *DENSE[-2:]), 3),
     "assign_simota": (

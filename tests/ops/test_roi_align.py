@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastdet.ops import MultiScaleRoIAlign, RoIAlign, multiscale_roi_align, roi_align
 from tests import reference
+from tests.cuda_emulation import LANE_ORDERS, emulated_kernels
 
 INF, NAN = float("inf"), float("nan")
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -200,11 +201,12 @@ def test_no_digits_are_lost_far_from_the_origin(layout):
     assert ours < 1e-6 < 1e-4 < theirs
 
 
+@pytest.mark.parametrize("channels", [3, 8])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_only_what_is_sampled_is_read(layout, device):
+def test_only_what_is_sampled_is_read(layout, channels, device):
     # Whole vectors are loaded. Values beside the samples that are not finite must have no effect.
-    input = torch.full((1, 3, 20, 40), INF, device=device)
-    input[:, :, 4:9, 6:16] = random_features(3, 5, 10).float().to(device)
+    input = torch.full((1, channels, 20, 40), INF, device=device)
+    input[:, :, 4:9, 6:16] = random_features(channels, 5, 10).float().to(device)
     input = input.contiguous(memory_format=LAYOUTS[layout]).requires_grad_()
     rois = torch.tensor([[0.0, 6, 4, 15, 8]], device=device)
     pooled = roi_align(input, rois, 7)
@@ -268,6 +270,54 @@ def test_more_rois_than_a_cuda_block_looks_at_in_one_go(device):
         pooled = roi_align(input, part, 2)
         expected += torch.autograd.grad(pooled, input, pooled.detach())[0]
     torch.testing.assert_close(grad, expected)
+
+
+def crowd(n: int) -> Tensor:
+    """RoIs about one object of 9 x 9 features, and a few that cover the map of 20 x 22."""
+    rois = torch.tensor([[0.0, 6, 6, 15, 15]]).repeat(n, 1)
+    rois[:, 1:] += torch.randn(n, 4, generator=torch.Generator().manual_seed(0))
+    rois[::8, 1:] = torch.tensor([-1.0, -1, 23, 21])
+    return rois
+
+
+def crowd_gradient(rois: Tensor, channels: int, layout: str, dtype: torch.dtype) -> Tensor:
+    input = torch.zeros(1, channels, 20, 22, dtype=dtype, device=rois.device)
+    input = input.contiguous(memory_format=LAYOUTS[layout]).requires_grad_()
+    pooled = roi_align(input, rois, 3, 1.0, 2)
+    weight = random_features(*pooled.shape, seed=7).to(rois.device, torch.bfloat16)
+    (grad,) = torch.autograd.grad(pooled, input, weight.to(dtype))
+    return grad
+
+
+@pytest.mark.parametrize(
+    ("channels", "layout", "dtype"),
+    [
+        (1, "NCHW", torch.float32),
+        (7, "channels_last", torch.float32),
+        (8, "channels_last", torch.bfloat16),
+        (136, "channels_last", torch.float32),
+    ],
+)
+def test_many_rois_on_one_object(channels, layout, dtype, device):
+    # CUDA divides a tile of 8 x 8 or 4 x 8 features among blocks if more than 16 RoIs touch it.
+    rois = crowd(70)
+    weight = random_features(70, channels, 3, 3, seed=7).bfloat16().double()
+    exact = torch.zeros(1, channels, 20, 22, dtype=torch.float64, requires_grad=True)
+    (reference.roi_align(exact, rois, (3, 3), 1.0, 2, False) * weight).sum().backward()
+    assert exact.grad is not None
+    got = crowd_gradient(rois.to(device), channels, layout, dtype)
+    rtol, atol = (1e-2, 1e-2) if dtype == torch.bfloat16 else (1e-5, 1e-4)
+    torch.testing.assert_close(got.cpu(), exact.grad.to(dtype), rtol=rtol, atol=atol)
+
+
+@pytest.mark.emulation
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_many_rois_on_one_object_in_every_lane_order(layout):
+    results = []
+    for order in LANE_ORDERS:
+        with emulated_kernels(order):
+            results.append(crowd_gradient(crowd(40), 8, layout, torch.float32))
+    assert all(result.equal(results[0]) for result in results[1:])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
