@@ -13,52 +13,44 @@ All shapes are fixed: in training there are `2 * denoising` more queries, whatev
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fastdet.models.backbones import BackboneWithFPN, feature_maps, fixed_image_size, timm_body
+from fastdet.models.backbones import BackboneWithFPN, fixed_image_size, timm_body
 from fastdet.models.batch import Batch
 from fastdet.models.batch_norms import BatchNormMode
 from fastdet.models.border import IMAGE_MEAN, IMAGE_STD, Border
 from fastdet.models.checks import check_counts
-from fastdet.models.denoising import (
-    Denoising,
-    DenoisingOptions,
-    check_denoising,
-    denoising_of,
-    of_used_queries,
-)
-from fastdet.models.detector import Detector, channels_last
+from fastdet.models.denoising import Denoising, DenoisingOptions, of_used_queries
+from fastdet.models.detector import channels_last
 from fastdet.models.distribution_boxes import bin_moves, moved_boxes
 from fastdet.models.distribution_losses import distillation_losses, localization_losses
 from fastdet.models.elan_encoder import ELANEncoder
 from fastdet.models.hybrid_encoder import ConvNorm
-from fastdet.models.losses import PRIOR_LOGIT, widened
+from fastdet.models.losses import widened
 from fastdet.models.necks import Neck, neck_named
-from fastdet.models.pyramid_reading import PyramidReading
-from fastdet.models.query_detections import detections_of_sigmoid
+from fastdet.models.pyramid_reading import PyramidReading, points_of_levels
 from fastdet.models.query_selection import (
     BoxHead,
     LevelProjections,
     Queries,
     QuerySelection,
     class_layer,
-    image_extents,
     split_known,
     with_selection,
 )
 from fastdet.models.relative_boxes import inverse_sigmoid
+from fastdet.models.rt_detr import COSTS, MAPS, RTDETR
 from fastdet.models.running import run
 from fastdet.models.set_losses import (
     MatchingCosts,
     SetTargets,
     box_losses,
     counted,
-    iou_aware_loss,
     matched,
     most_common,
     paired,
@@ -66,12 +58,9 @@ from fastdet.models.set_losses import (
     summed_over_layers,
 )
 from fastdet.models.transformer import MLP, Attention, DecoderLayer, FeedForward, tokens_of
-from fastdet.ops.detections import Detections
 
-MAPS = 3  # of the body, that the builder's neck takes
 POINTS = (3, 6, 3)  # that a query reads at each of three levels
 MOST_POSITION = 10.0  # of the absolute values of a query's position
-COSTS, DENOISING = MatchingCosts(), DenoisingOptions()
 
 
 class Predictions(NamedTuple):
@@ -89,20 +78,6 @@ class Predictions(NamedTuple):
     boxes: Tensor
     distributions: Tensor
     first_boxes: Tensor
-
-
-class Outputs(NamedTuple):
-    """The head's outputs.
-
-    Attributes:
-        found: of the queries.
-        denoised: of the denoising queries; None except in training.
-        denoising: these queries.
-    """
-
-    found: Predictions
-    denoised: Predictions | None = None
-    denoising: Denoising | None = None
 
 
 class Gate(nn.Module):
@@ -228,9 +203,7 @@ class DFINEHead(nn.Module):
         super().__init__()
         if points is None:
             points = POINTS if levels == len(POINTS) else max(POINTS)
-        points = (points,) * levels if isinstance(points, int) else tuple(points)
-        if len(points) != levels:
-            raise ValueError(f"points: expected one number for each of {levels} levels: {points}")
+        points = points_of_levels(points, levels)
         check_counts(num_queries=num_queries, decoder_layers=layers, points=min(points))
         self.num_classes = num_classes
         self.register_buffer("moves", bin_moves(bins, reach, steepness), persistent=False)
@@ -366,8 +339,8 @@ def d_fine_parts(
         decoder_layers, heads, points, feedforward_channels, discrete: see DFINEHead.
         bins, reach, steepness: see `bin_moves`.
         denoising, label_noise, box_noise: see DenoisingOptions.
-        score_thresh, detections_per_img: see DFINE.
-        varifocal_alpha, varifocal_gamma, costs, aux_weight: see DFINE.
+        score_thresh, detections_per_img: see RTDETR.
+        varifocal_alpha, varifocal_gamma, costs, aux_weight: see RTDETR.
         *_weight: the factor of each loss.
     """
     if head is None:
@@ -406,71 +379,15 @@ def d_fine_parts(
     }
 
 
-class DFINE(Detector):
+class DFINE(RTDETR):
     """A detector of one box for each object, whose sides are distributions.
 
-    Args:
-        border: how images are resized, normalised and padded.
-        backbone: images (B, C, H, W) -> maps of each level, finest first: a list, a dict or one
-            tensor.
-        head: maps -> predictions.
-        denoising: the further queries of training.
-        score_thresh: a detection's score is above this.
-        detections_per_img: D, maximum number of detections of an image: the best pairs of query
-            and class.
-        varifocal_alpha, varifocal_gamma: see `iou_aware_loss`.
-        costs: of a query and an object in the matching.
-        aux_weight: of the losses of the selection, of the first box and of each layer but the last.
-        loss_weights: the factor of each loss, by name; 1 for a loss that is not named.
-
-    Raises:
-        ValueError: num_classes is below 2, or a number is out of range.
+    Arguments as of RTDETR, with a DFINEHead. `aux_weight` is also of the losses of the first box.
     """
 
-    def __init__(
-        self,
-        border: Border,
-        backbone: nn.Module,
-        head: DFINEHead,
-        *,
-        denoising: DenoisingOptions = DENOISING,
-        score_thresh: float = 0.0,
-        detections_per_img: int = 100,
-        varifocal_alpha: float = 0.75,
-        varifocal_gamma: float = 2.0,
-        costs: MatchingCosts = COSTS,
-        aux_weight: float = 1.0,
-        loss_weights: Mapping[str, float] | None = None,
-    ) -> None:
-        super().__init__(border, head.num_classes, loss_weights=loss_weights)
-        check_counts(detections_per_img=detections_per_img)
-        check_denoising(denoising)
-        self.backbone = backbone
-        self.head = head
-        self.denoising = denoising
-        self.score_thresh = score_thresh
-        self.detections_per_img = detections_per_img
-        self.varifocal_alpha = varifocal_alpha
-        self.varifocal_gamma = varifocal_gamma
-        self.costs = costs
-        self.aux_weight = aux_weight
+    head: DFINEHead
 
-    def class_layers(self) -> dict[str, float]:
-        """The last layers of all classifiers, and the embedding of denoising queries."""
-        names = ["head.selection", *(f"head.layers.{i}" for i in range(len(self.head.layers)))]
-        logits = {f"{name}.cls_logits": PRIOR_LOGIT for name in names}
-        return {**logits, "head.selection.label_embedding": 0.0}
-
-    def outputs(self, batch: Batch) -> Outputs:
-        """Predictions of the selection and all layers; in training, also of denoising queries."""
-        features = feature_maps(run(self.backbone, batch.images))
-        known = None
-        if self.training and self.denoising.queries:
-            known = denoising_of(batch, self.num_classes, self.denoising)
-        found, denoised = self.head(features, image_extents(batch), known)
-        return Outputs(found, denoised, known)
-
-    def losses_of(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+    def losses_of(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """Losses named classification, bbox_regression, bbox_giou, bbox_distribution, distillation.
 
         Each is a sum over the selection, the first box and all layers, as far as they predict what
@@ -512,8 +429,7 @@ class DFINE(Detector):
         """
         logits, boxes = widened(predictions.logits), widened(predictions.boxes)
         pairs = paired(boxes, match, targets)
-        alpha, gamma = self.varifocal_alpha, self.varifocal_gamma
-        scores = iou_aware_loss(logits, pairs.labels, pairs.ious, targets, alpha, gamma)
+        scores = self._classification(logits, pairs.labels, pairs.ious, targets)
         targets = counted(targets, box_match)
         pairs = paired(boxes, box_match.expand_as(match), targets)
         distributions = predictions.distributions
@@ -533,16 +449,6 @@ class DFINE(Detector):
         distilled = distillation_losses(distributions, logits[-1], ious, box_match >= 0, used)
         losses = summed_over_layers(losses, self.aux_weight)
         return losses | {"distillation": self.aux_weight * distilled.sum()}
-
-    def detections_of(self, outputs: Outputs, batch: Batch) -> Detections:
-        """The pairs of query and class with the highest scores, of the last layer."""
-        return detections_of_sigmoid(
-            outputs.found.logits[-1],
-            outputs.found.boxes[-1],
-            batch.sizes,
-            score_thresh=self.score_thresh,
-            detections_per_img=self.detections_per_img,
-        )
 
 
 class Size(NamedTuple):

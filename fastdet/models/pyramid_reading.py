@@ -79,6 +79,18 @@ class PyramidReading(DeformableAttention):
         return self.output_proj(ms_deform_attn(values, shapes, places, weights, softmax=True))
 
 
+def points_of_levels(points: int | Sequence[int], levels: int) -> tuple[int, ...]:
+    """The number of points at each level, from one number or one for each.
+
+    Raises:
+        ValueError: another number of them than of levels.
+    """
+    points = (points,) * levels if isinstance(points, int) else tuple(points)
+    if len(points) != levels:
+        raise ValueError(f"points: expected one number for each of {levels} levels: {points}")
+    return points
+
+
 def _pixel_centres(places: Tensor, shapes: Shapes) -> Tensor:
     """Moves places (B, Q, H, L, P, 2) to centres of pixels, as RT-DETRv2's discrete sampling."""
     levels = []

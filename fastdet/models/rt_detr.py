@@ -37,7 +37,7 @@ from fastdet.models.detector import Detector, channels_last
 from fastdet.models.hybrid_encoder import ConvNorm, HybridEncoder
 from fastdet.models.losses import PRIOR_LOGIT, widened
 from fastdet.models.necks import Neck, neck_named
-from fastdet.models.pyramid_reading import PyramidReading
+from fastdet.models.pyramid_reading import PyramidReading, points_of_levels
 from fastdet.models.query_detections import detections_of_sigmoid
 from fastdet.models.query_selection import (
     BoxHead,
@@ -146,9 +146,7 @@ class RTDETRHead(nn.Module):
         discrete: bool = False,
     ) -> None:
         super().__init__()
-        points = (points,) * levels if isinstance(points, int) else tuple(points)
-        if len(points) != levels:
-            raise ValueError(f"points: expected one number for each of {levels} levels: {points}")
+        points = points_of_levels(points, levels)
         check_counts(num_queries=num_queries, decoder_layers=layers, points=min(points))
         self.num_classes = num_classes
         before = channels if in_channels is None else in_channels
@@ -300,7 +298,7 @@ class RTDETR(Detector):
         border: how images are resized, normalised and padded.
         backbone: images (B, C, H, W) -> maps of each level, finest first: a list, a dict or one
             tensor.
-        head: maps -> predictions.
+        head: maps -> predictions, such as RTDETRHead.
         denoising: the further queries of training.
         score_thresh: a detection's score is above this.
         detections_per_img: D, maximum number of detections of an image: the best pairs of query
@@ -318,7 +316,7 @@ class RTDETR(Detector):
         self,
         border: Border,
         backbone: nn.Module,
-        head: RTDETRHead,
+        head: Any,
         *,
         denoising: DenoisingOptions = DENOISING,
         score_thresh: float = 0.0,

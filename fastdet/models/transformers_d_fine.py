@@ -23,6 +23,7 @@ from fastdet.models.d_fine import DFINE, DFINEHead, Sharpness
 from fastdet.models.denoising import DenoisingOptions
 from fastdet.models.detector import channels_last
 from fastdet.models.elan_encoder import ELANEncoder
+from fastdet.models.pyramid_reading import points_of_levels
 from fastdet.models.set_losses import MatchingCosts
 from fastdet.models.transformers_names import (
     BLOCKS,
@@ -96,8 +97,7 @@ def d_fine_from_transformers(model: Any, border: Border) -> DFINE:
     levels = len(config.encoder_in_channels)
     _check(config, levels)
     state = model.model.state_dict()
-    points = config.decoder_n_points
-    points = [points] * levels if isinstance(points, int) else list(points)
+    points = points_of_levels(config.decoder_n_points, levels)
     head = _head(config, points, float(state["decoder.up"]), float(state["decoder.reg_scale"]))
     converted = DFINE(
         border,
