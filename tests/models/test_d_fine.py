@@ -125,7 +125,7 @@ def test_gates_and_sharpness_at_the_start() -> None:
     torch.nn.init.ones_(last.weight)
     logits = torch.zeros(1, 5, 4, BINS + 1)
     logits[:, 1:] = sure_of(1, 2, 3, 4)
-    found = sharpness(logits)
+    found = sharpness(logits).detach()
     assert found.shape == (1, 5, 1)
     assert float((found[0, 1:] - found[0, 0]).abs().min()) > 1e-3
 
