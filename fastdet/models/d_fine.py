@@ -288,8 +288,12 @@ class DFINEHead(nn.Module):
             boxes.append(moved_boxes(boxes[0].detach(), distributions[-1], self.moves))
             logits.append(scores + refinement.sharpness(distributions[-1]))
             references = boxes[-1].detach()
-        stacked = (torch.stack(parts) for parts in (logits, boxes, distributions))
-        return Predictions(*stacked, boxes[0].detach()[None])
+        return Predictions(
+            torch.stack(logits),
+            torch.stack(boxes),
+            torch.stack(distributions),
+            first_boxes=boxes[0].detach()[None],
+        )
 
 
 def d_fine_parts(
