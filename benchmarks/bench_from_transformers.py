@@ -4,8 +4,7 @@
 Inference goes from an image to detections, a training step from two images to gradients. The
 models are those of the published sizes, with random weights; images are 640 x 640 and have the
 right size already. The sides take turns (`alternate.py`). Peak memory is that of a few calls in a
-process of its own, beyond what the model takes. A model that `from_transformers` does not know is
-measured with and without the override.
+process of its own, beyond what the model takes.
 
     python -m benchmarks.bench_from_transformers --out benchmarks/results/from_transformers.json
 """
@@ -33,7 +32,6 @@ from benchmarks.workloads import seeded
 from fastdet.files import replacing
 from fastdet.models import from_transformers
 from fastdet.models.relative_boxes import relative_boxes
-from fastdet.models.transformers_weights import CONVERTERS
 
 CLASSES = bench_override_detr.CLASSES
 STEPS = ("inference", "training step")
@@ -60,12 +58,40 @@ def rt_detr(small: bool) -> Any:
     return transformers.RTDetrForObjectDetection(config)
 
 
+def d_fine_s() -> Any:
+    """The published D-FINE-S, with HGNetV2-B0."""
+    transformers: Any = importlib.import_module("transformers")
+    channels = [64, 256, 512, 1024]
+    backbone = transformers.HGNetV2Config(
+        stem_channels=[3, 16, 16],
+        stage_in_channels=[16, *channels[:3]],
+        stage_mid_channels=[16, 32, 64, 128],
+        stage_out_channels=channels,
+        hidden_sizes=channels,
+        stage_num_blocks=[1, 1, 2, 1],
+        stage_numb_of_layers=[3, 3, 3, 3],
+        use_learnable_affine_block=True,
+        out_features=["stage2", "stage3", "stage4"],
+    )
+    config = transformers.DFineConfig(
+        backbone_config=backbone,
+        freeze_backbone_batch_norms=False,
+        encoder_in_channels=channels[1:],
+        hidden_expansion=0.5,
+        depth_mult=0.34,
+        decoder_layers=3,
+        decoder_n_points=[3, 6, 3],
+        num_labels=CLASSES,
+    )
+    return transformers.DFineForObjectDetection(config)
+
+
 # Of the goals: inference and training step as ratios of times, then peak memory.
 MODELS: dict[str, Callable[[], Any]] = {
     "RT-DETR, ResNet-18": lambda: rt_detr(small=True),
     "RT-DETR, ResNet-50": lambda: rt_detr(small=False),
     "Deformable DETR": bench_override_detr.deformable_detr,
-    "D-FINE": bench_override_detr.d_fine,
+    "D-FINE-S": d_fine_s,
 }
 GOALS = {"inference": 1.8, "training step": 1.5, "memory": 0.8}
 
@@ -81,12 +107,11 @@ def theirs_of(name: str) -> Any:
 
 
 def ours_of(theirs: Any, side: int) -> Any:
-    """Our model; None if this one is not converted."""
+    """Our model."""
     transformers: Any = importlib.import_module("transformers")
     size = {"height": side, "width": side}
     processor = transformers.RTDetrImageProcessor(size=size, do_normalize=False)
-    known = type(theirs).__name__ in CONVERTERS
-    return from_transformers(theirs, processor) if known else None
+    return from_transformers(theirs, processor)
 
 
 def runs(theirs: Any, ours: Any, step: str, side: int) -> dict[str, Callable[[], Any]]:
@@ -151,14 +176,13 @@ def measured(name: str, step: str, side: int, rounds: Rounds) -> dict[str, Any]:
     ours = ours_of(theirs, side)
     sides = runs(theirs, ours, step, side)
     first = {key: run() for key, run in sides.items()}
-    if step == "inference" and ours is not None:
+    if step == "inference":
         found, expected = first["fastdet"][0], first["transformers"][0]
         clipped = expected["boxes"].clamp(0, side)  # ours are
         expect_same({**found, "labels": found["labels"] - 1}, {**expected, "boxes": clipped})
     seconds = {key: turns.per_call() for key, turns in alternate(sides, rounds).items()}
-    base = next(key for key in ("fastdet", SIDES[2]) if key in seconds)
     return {
-        key: {"ms": 1e3 * statistics.median(of_side), "ratio": ratio(of_side, seconds[base])}
+        key: {"ms": 1e3 * statistics.median(of_side), "ratio": ratio(of_side, seconds["fastdet"])}
         for key, of_side in seconds.items()
     }
 

@@ -209,10 +209,13 @@ def test_detr_on_small_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.slow
 def test_beside_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers", reason="transformers is not installed")
-    from tests.models.test_transformers_rt_detr import theirs_of
+    from tests.models import test_transformers_d_fine, test_transformers_rt_detr
 
     out = tmp_path / "result.json"
-    kinds = {"tiny": lambda: theirs_of("basic")}
+    kinds = {
+        "tiny RT-DETR": test_transformers_rt_detr.theirs_of,
+        "tiny D-FINE": test_transformers_d_fine.theirs_of,
+    }
     monkeypatch.setattr(bench_from_transformers, "MODELS", kinds)
     memory = bench_from_transformers.measure_memory  # here, not in a process of its own
     monkeypatch.setattr(bench_from_transformers, "memory_mib", memory)
@@ -220,11 +223,11 @@ def test_beside_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(sys, "argv", options.split())
     bench_from_transformers.main()
     written = json.loads(out.read_text())
-    for step in ("inference", "training step"):
-        sides = written["models"]["tiny"][step]
+    for name, step in itertools.product(kinds, ("inference", "training step")):
+        sides = written["models"][name][step]
         assert set(sides) == {"fastdet", "transformers", "transformers, override_detr"}
         assert all(of_side["peak_mib"] >= 0 and of_side["ms"] > 0 for of_side in sides.values())
-    assert "| tiny, training step, fastdet |" in readme_tables.transformers_table(written)
+    assert "| tiny D-FINE, training step, fastdet |" in readme_tables.transformers_table(written)
 
 
 def test_no_operator_is_less_exact_than_torchvisions() -> None:

@@ -22,6 +22,7 @@ from fastdet.models.cascade_rcnn import (
     cascade_rcnn,
     cascade_rcnn_parts,
 )
+from fastdet.models.d_fine import DFINE, d_fine, d_fine_parts
 from fastdet.models.deformable_detr import (
     DeformableDETR,
     deformable_detr,
@@ -46,6 +47,7 @@ MODELS: dict[str, Callable[..., Detector]] = {
     "atss": atss,
     "cascade_mask_rcnn": cascade_mask_rcnn,
     "cascade_rcnn": cascade_rcnn,
+    "d_fine": d_fine,
     "deformable_detr": deformable_detr,
     "detr": detr,
     "faster_rcnn": faster_rcnn,
@@ -60,6 +62,7 @@ MODELS: dict[str, Callable[..., Detector]] = {
 __all__ = [
     "ATSS",
     "DETR",
+    "DFINE",
     "FCOS",
     "MODELS",
     "RTDETR",
@@ -82,6 +85,8 @@ __all__ = [
     "cascade_mask_rcnn_parts",
     "cascade_rcnn",
     "cascade_rcnn_parts",
+    "d_fine",
+    "d_fine_parts",
     "deformable_detr",
     "deformable_detr_parts",
     "describe",

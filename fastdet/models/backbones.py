@@ -116,8 +116,8 @@ def timm_pyramid(
         name: timm's model name, e.g. "resnet18".
         extra_levels: builds the neck's extra_blocks, or None, from its number of channels.
         maps: number of maps that the neck takes: the last ones of the model's four.
-        neck: "fpn", "pafpn", "bifpn" or "hybrid", or a function (in_channels, out_channels,
-            extra_blocks) that builds a neck.
+        neck: "fpn", "pafpn", "bifpn", "hybrid" or "elan", or a function (in_channels,
+            out_channels, extra_blocks) that builds a neck.
         fpn_channels: number of channels of each level of the pyramid.
         pretrained_backbone: use timm's weights, which are downloaded at the first use.
         backbone_weights: a file with the weights of the model; see `timm_body`.

@@ -26,23 +26,29 @@ class DeformableAttention(nn.Module):
         heads: number of heads.
         levels: number of maps.
         points: that a head samples on each level.
+        projects: whether values and results go through linear layers, as in the paper. D-FINE has
+            none.
     """
 
-    def __init__(self, channels: int, heads: int, levels: int, points: int) -> None:
+    def __init__(
+        self, channels: int, heads: int, levels: int, points: int, *, projects: bool = True
+    ) -> None:
         super().__init__()
         check_heads(channels, heads)
         self.heads, self.levels, self.points = heads, levels, points
         self.sampling_offsets = nn.Linear(channels, heads * levels * points * 2)
         self.attention_weights = nn.Linear(channels, heads * levels * points)
-        self.value_proj = nn.Linear(channels, channels)
-        self.output_proj = nn.Linear(channels, channels)
+        self.value_proj, self.output_proj = (
+            nn.Linear(channels, channels) if projects else nn.Identity() for _ in range(2)
+        )
         self._start()
 
     def _start(self) -> None:
         """At first a head looks in one direction of eight, one pixel farther for each point."""
         for layer in (self.value_proj, self.output_proj):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
         for layer in (self.sampling_offsets, self.attention_weights):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)

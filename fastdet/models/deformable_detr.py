@@ -592,7 +592,7 @@ def deformable_detr(
         trainable_backbone_layers: see `timm_body`.
         batch_norm: see `timm_body`.
         neck: None: a 1x1 convolution and a GroupNorm on each map, as in the paper; or "fpn",
-            "pafpn", "bifpn" or "hybrid", see `timm_pyramid`.
+            "pafpn", "bifpn", "hybrid" or "elan", see `timm_pyramid`.
         fpn_channels: number of channels of the neck and of the transformer.
         extra_levels: number of maps that are coarser than the backbone's, 0 or more.
         options: keyword arguments of `deformable_detr_parts`, such as min_size and box_refine.

@@ -16,8 +16,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastdet.models.batch import Batch
+from fastdet.models.losses import widened
 from fastdet.models.relative_boxes import centred, corners
+from fastdet.models.set_losses import set_targets
 from fastdet.ops.padded_rows import take_rows
+
+FAR = 1e4  # a logit whose sigmoid is 1; finite, as some runtimes need all numbers to be
 
 
 class Denoising(NamedTuple):
@@ -50,6 +55,19 @@ class DenoisingOptions(NamedTuple):
     queries: int = 100
     label_noise: float = 0.5
     box_noise: float = 1.0
+
+
+def check_denoising(options: DenoisingOptions) -> None:
+    """Raises ValueError if the number of queries is negative."""
+    if options.queries < 0:
+        raise ValueError(f"denoising: expected a number from 0 on, got {options.queries}")
+
+
+def denoising_of(batch: Batch, num_classes: int, options: DenoisingOptions) -> Denoising:
+    """The denoising queries of a batch; see `denoising_queries`."""
+    targets = set_targets(batch, first_label=0)
+    gts = targets.boxes, targets.labels, targets.counts
+    return denoising_queries(*gts, num_classes, options)
 
 
 def denoising_queries(
@@ -106,6 +124,11 @@ def attention_mask(denoising: Denoising, queries: int) -> Tensor:
     same = groups[:, :, None] == groups[:, None]
     seen_by_all = (groups == -1)[:, None]
     return (same | seen_by_all)[:, None]
+
+
+def of_used_queries(logits: Tensor, denoising: Denoising) -> Tensor:
+    """Logits (L, B, N, C); a query that is not used is sure of no object, and learns nothing."""
+    return widened(logits).where(denoising.used[..., None], -FAR)
 
 
 def _other_labels(labels: Tensor, num_classes: int, noise: float) -> Tensor:

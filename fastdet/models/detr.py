@@ -372,8 +372,8 @@ def detr(
         trainable_backbone_layers: see `timm_body`.
         batch_norm: see `timm_body`.
         neck: None: a 1x1 convolution on the coarsest map, as in the paper. "fpn" adds a 3x3
-            convolution. "pafpn", "bifpn" and "hybrid" take three maps; their coarsest level is
-            used.
+            convolution. "pafpn", "bifpn", "hybrid" and "elan" take three maps; their coarsest level
+            is used.
         fpn_channels: number of channels of the neck and of the transformer.
         options: keyword arguments of `detr_parts`, such as min_size and num_queries.
     """

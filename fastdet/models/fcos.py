@@ -339,7 +339,7 @@ def fcos(
         backbone_weights: a file with the weights of the backbone; see `timm_body`.
         trainable_backbone_layers: see `timm_body`.
         batch_norm: see `timm_body`.
-        neck: "fpn", "pafpn", "bifpn" or "hybrid"; see `timm_pyramid`.
+        neck: "fpn", "pafpn", "bifpn", "hybrid" or "elan"; see `timm_pyramid`.
         fpn_channels: number of channels of the pyramid and the head.
         options: keyword arguments of `fcos_parts`, such as min_size and max_size.
     """

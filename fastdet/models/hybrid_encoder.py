@@ -4,12 +4,12 @@
 Paper: https://arxiv.org/abs/2304.08069. A 1x1 convolution gives each map the same width. The pixels
 of the coarsest map attend to each other (AIFI). A top-down and a bottom-up path (CCFM) then join
 neighbour levels by CSP blocks, whose 3x3 convolutions are RepVGG blocks: in eval mode on a CPU the
-engine merges the branches of such a block into one convolution.
+engine merges the branches of such a block into one convolution. D-FINE's encoder
+(`elan_encoder.py`) replaces what joins and halves levels.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -53,9 +53,11 @@ class ConvNorm(nn.Sequential):
         kernel_size: int,
         stride: int = 1,
         activation: nn.Module | None = None,
+        groups: int = 1,
     ) -> None:
+        padding = kernel_size // 2
         conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False
+            in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False
         )
         norm = AnySizeBatchNorm2d(out_channels)
         super().__init__(conv, norm, *([] if activation is None else [activation]))
@@ -185,18 +187,25 @@ class HybridEncoder(nn.Module):
         heads = math.gcd(out_channels, heads)
         self.attention = AIFI(out_channels, layers, heads, width, temperature)
         between = range(len(in_channels) - 1)
-        hidden = int(out_channels * expansion)
-        arguments: Any = 2 * out_channels, out_channels, hidden, blocks
         # From the coarsest level to the finest, and back.
-        self.narrow = nn.ModuleList(
-            ConvNorm(out_channels, out_channels, 1, activation=nn.SiLU()) for _ in between
-        )
-        self.top_down = nn.ModuleList(CSPBlock(*arguments) for _ in between)
-        self.halve = nn.ModuleList(
-            ConvNorm(out_channels, out_channels, 3, 2, activation=nn.SiLU()) for _ in between
-        )
-        self.bottom_up = nn.ModuleList(CSPBlock(*arguments) for _ in between)
+        self.narrow = nn.ModuleList(self.narrowing() for _ in between)
+        self.top_down = nn.ModuleList(self.joining(expansion, blocks) for _ in between)
+        self.halve = nn.ModuleList(self.halving() for _ in between)
+        self.bottom_up = nn.ModuleList(self.joining(expansion, blocks) for _ in between)
         self.extra_blocks = extra_blocks
+
+    def narrowing(self) -> nn.Module:
+        """What a level goes through before a finer one takes it."""
+        return ConvNorm(self.out_channels, self.out_channels, 1, activation=nn.SiLU())
+
+    def joining(self, expansion: float, blocks: int) -> nn.Module:
+        """What makes one level of two that are concatenated."""
+        hidden = int(self.out_channels * expansion)
+        return CSPBlock(2 * self.out_channels, self.out_channels, hidden, blocks)
+
+    def halving(self) -> nn.Module:
+        """What halves a level for a coarser one."""
+        return ConvNorm(self.out_channels, self.out_channels, 3, 2, activation=nn.SiLU())
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Maps (B, in_channels[l], H_l, W_l), finest first -> levels with out_channels channels."""

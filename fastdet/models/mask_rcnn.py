@@ -139,7 +139,7 @@ def mask_rcnn(
         backbone_weights: a file with the weights of the backbone; see `timm_body`.
         trainable_backbone_layers: see `timm_body`.
         batch_norm: see `timm_body`.
-        neck: "fpn", "pafpn", "bifpn" or "hybrid"; see `timm_pyramid`.
+        neck: "fpn", "pafpn", "bifpn", "hybrid" or "elan"; see `timm_pyramid`.
         fpn_channels: number of channels of the pyramid, the RPN and the mask head.
         options: keyword arguments of `mask_rcnn_parts` and `faster_rcnn_parts`.
     """

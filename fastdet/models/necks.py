@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fastdet.models.batch_norms import AnySizeBatchNorm2d
+from fastdet.models.elan_encoder import ELANEncoder
 from fastdet.models.hybrid_encoder import HybridEncoder
 
 
@@ -314,6 +315,7 @@ NECKS: dict[str, Neck] = {
     "pafpn": PathAggregationNetwork,
     "bifpn": BiFPN,
     "hybrid": HybridEncoder,
+    "elan": ELANEncoder,
 }
 
 

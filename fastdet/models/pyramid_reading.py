@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""How a query of RT-DETR reads a pyramid: deformable attention around a box, with its variants.
+"""How a query reads a pyramid: RT-DETR's and D-FINE's deformable attention around a box.
 
 Version 2 (https://arxiv.org/abs/2407.17140) has another number of points at each level, and a
 discrete form that reads single pixels, for runtimes without bilinear sampling.
@@ -26,6 +26,7 @@ class PyramidReading(DeformableAttention):
         offset_scale: an offset, divided by the points of its level, moves a point by so many
             sides of the box.
         discrete: read the pixel that a point rounds to, without a gradient of its place.
+        projects: see DeformableAttention.
     """
 
     scales: Tensor
@@ -39,9 +40,10 @@ class PyramidReading(DeformableAttention):
         *,
         offset_scale: float = 0.5,
         discrete: bool = False,
+        projects: bool = True,
     ) -> None:
         most = max(points)
-        super().__init__(channels, heads, len(points), most)
+        super().__init__(channels, heads, len(points), most, projects=projects)
         self.discrete = discrete
         self.same = min(points) == most
         scales = torch.tensor([offset_scale / count for count in points])
@@ -75,6 +77,18 @@ class PyramidReading(DeformableAttention):
         values = self.value_proj(pyramid).unflatten(2, (self.heads, -1))
         places = _pixel_centres(places, shapes) if self.discrete else places
         return self.output_proj(ms_deform_attn(values, shapes, places, weights, softmax=True))
+
+
+def points_of_levels(points: int | Sequence[int], levels: int) -> tuple[int, ...]:
+    """The number of points at each level, from one number or one for each.
+
+    Raises:
+        ValueError: another number of them than of levels.
+    """
+    points = (points,) * levels if isinstance(points, int) else tuple(points)
+    if len(points) != levels:
+        raise ValueError(f"points: expected one number for each of {levels} levels: {points}")
+    return points
 
 
 def _pixel_centres(places: Tensor, shapes: Shapes) -> Tensor:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdet.models.backbones import BackboneWithFPN, feature_maps, fixed_image_size, timm_body
@@ -30,20 +29,32 @@ from fastdet.models.checks import check_counts
 from fastdet.models.denoising import (
     Denoising,
     DenoisingOptions,
-    attention_mask,
-    denoising_queries,
+    check_denoising,
+    denoising_of,
+    of_used_queries,
 )
 from fastdet.models.detector import Detector, channels_last
 from fastdet.models.hybrid_encoder import ConvNorm, HybridEncoder
 from fastdet.models.losses import PRIOR_LOGIT, widened
 from fastdet.models.necks import Neck, neck_named
-from fastdet.models.pyramid_reading import PyramidReading
+from fastdet.models.pyramid_reading import PyramidReading, points_of_levels
 from fastdet.models.query_detections import detections_of_sigmoid
+from fastdet.models.query_selection import (
+    BoxHead,
+    LevelProjections,
+    Queries,
+    QuerySelection,
+    class_layer,
+    image_extents,
+    split_known,
+    with_selection,
+)
 from fastdet.models.relative_boxes import inverse_sigmoid
 from fastdet.models.running import run
 from fastdet.models.set_losses import (
     MatchingCosts,
     SetTargets,
+    counted,
     iou_aware_loss,
     matched,
     query_losses,
@@ -52,15 +63,10 @@ from fastdet.models.set_losses import (
 )
 from fastdet.models.transformer import MLP, Attention, DecoderLayer, FeedForward, tokens_of
 from fastdet.ops.detections import Detections
-from fastdet.ops.padded_rows import take_rows
 
 MAPS = 3  # of the body, that the builder's neck takes
 NARROW = 512  # channels of the coarsest map of ResNet-18 and 34, for which the paper has less
-FINEST_SIDE = 0.05  # of a location's box at the finest level, as a share of the image; then doubled
-MARGIN = 0.01  # locations nearer to the border than this share of the image propose nothing
-FAR = 1e4  # a logit whose sigmoid is 1; finite, as some runtimes need all numbers to be
 COSTS, DENOISING = MatchingCosts(), DenoisingOptions()
-LEAST = 1e-5  # the smallest side of a reference box; see `inverse_sigmoid`
 
 
 class Predictions(NamedTuple):
@@ -87,105 +93,6 @@ class Outputs(NamedTuple):
     found: Predictions
     denoised: Predictions | None = None
     denoising: Denoising | None = None
-
-
-class BoxHead(nn.Module):
-    """A perceptron with four outputs, which are 0 at the start."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.hidden = MLP(channels, channels, channels, depth=2)
-        self.bbox_reg = nn.Linear(channels, 4)
-        nn.init.zeros_(self.bbox_reg.weight)
-        nn.init.zeros_(self.bbox_reg.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., channels) -> (..., 4)."""
-        return self.bbox_reg(F.relu(self.hidden(x)))
-
-
-def class_layer(channels: int, num_classes: int) -> nn.Linear:
-    """The last layer of a classifier. At the start every probability is near 0.01."""
-    layer = nn.Linear(channels, num_classes - 1)
-    nn.init.xavier_uniform_(layer.weight)
-    nn.init.constant_(layer.bias, PRIOR_LOGIT)
-    return layer
-
-
-class LevelProjections(nn.ModuleList):
-    """A 1x1 convolution and a norm for each level."""
-
-    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """L maps -> L maps."""
-        return [projection(x) for projection, x in zip(self, features, strict=True)]
-
-
-class QuerySelection(nn.Module):
-    """Makes queries of the locations of a pyramid whose largest class score is highest.
-
-    Args:
-        channels: of the pyramid.
-        num_classes: with background.
-        num_queries: their number, if there are as many locations.
-    """
-
-    def __init__(self, channels: int, num_classes: int, num_queries: int) -> None:
-        super().__init__()
-        self.num_queries = num_queries
-        self.project = nn.Sequential(nn.Linear(channels, channels), nn.LayerNorm(channels))
-        self.cls_logits = class_layer(channels, num_classes)
-        self.box_head = BoxHead(channels)
-        # Tokens of denoising queries by their label; 0 for a query that is not used.
-        self.label_embedding = nn.Embedding(num_classes, channels, padding_idx=0)
-
-    def forward(self, pyramid: Tensor, locations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Selects K queries of each image.
-
-        Args:
-            pyramid: (B, S, C), the pixels of all levels.
-            locations: (B, S, 4), see `location_boxes`.
-
-        Returns:
-            Tokens (B, K, C), class logits (B, K, num_classes - 1) and boxes (B, K, 4).
-        """
-        inside = (locations[..., :2] < 1).all(dim=2)  # not in the padding
-        near = ((locations > MARGIN) & (locations < 1 - MARGIN)).all(dim=2)  # (B, S)
-        tokens = self.project(pyramid * near[..., None])
-        logits = self.cls_logits(tokens)
-        scores = logits.amax(dim=2).masked_fill(~inside, -FAR)
-        # A stable sort: locations of equal pixels have equal scores, and the first ones are taken.
-        order = scores.sort(dim=1, descending=True, stable=True).indices
-        chosen = order[:, : self.num_queries]  # (B, K)
-        starts = torch.logit(locations.where(near[..., None], 0.5)).where(near[..., None], FAR)
-        # The boxes of the other locations have no use.
-        tokens, starts = take_rows(tokens, chosen), take_rows(starts, chosen)
-        boxes = (widened(self.box_head(tokens)) + starts).sigmoid()
-        return tokens.detach(), take_rows(logits, chosen), boxes
-
-
-def location_boxes(shapes: Sequence[tuple[int, int]], extents: Tensor) -> Tensor:
-    """A box around the centre of each pixel of all levels, cxcywh in fractions of the image.
-
-    Its sides are a fixed share of the image and double from level to level, as in the authors'
-    code. In the padding a centre is above 1.
-
-    Args:
-        shapes: (height, width) of each level.
-        extents: (B, 2), width and height of each image as shares of the padded image.
-
-    Returns:
-        (B, S, 4), row by row, level by level.
-    """
-    levels = []
-    for level, (height, width) in enumerate(shapes):
-        y, x = (
-            (torch.arange(side, device=extents.device, dtype=extents.dtype) + 0.5) / side
-            for side in (height, width)
-        )
-        grid = x.expand(height, width), y[:, None].expand(height, width)
-        centres = torch.stack(grid, dim=2).flatten(0, 1) / extents[:, None]  # (B, S_l, 2)
-        levels += [torch.cat([centres, torch.full_like(centres, FINEST_SIDE * 2.0**level)], dim=2)]
-    return torch.cat(levels, dim=1)
 
 
 class Refinement(nn.Module):
@@ -239,9 +146,7 @@ class RTDETRHead(nn.Module):
         discrete: bool = False,
     ) -> None:
         super().__init__()
-        points = (points,) * levels if isinstance(points, int) else tuple(points)
-        if len(points) != levels:
-            raise ValueError(f"points: expected one number for each of {levels} levels: {points}")
+        points = points_of_levels(points, levels)
         check_counts(num_queries=num_queries, decoder_layers=layers, points=min(points))
         self.num_classes = num_classes
         before = channels if in_channels is None else in_channels
@@ -273,47 +178,34 @@ class RTDETRHead(nn.Module):
 
         Args:
             features: L maps (B, in_channels, H_l, W_l).
-            extents: (B, 2), width and height of each image as shares of the padded image.
+            extents: see `image_extents`.
             denoising: further queries.
         """
         maps = run(self.inputs, features)
         shapes = [(x.shape[2], x.shape[3]) for x in maps]
         pyramid = tokens_of(maps)  # (B, S, C)
-        tokens, logits, selected = self.selection(pyramid, location_boxes(shapes, extents))
-        boxes, mask, known = selected.detach(), None, 0
-        if denoising is not None:
-            mask, known = attention_mask(denoising, tokens.shape[1]), denoising.labels.shape[1]
-            embedded = self.selection.label_embedding(denoising.labels)
-            tokens = torch.cat([embedded.to(tokens.dtype), tokens], dim=1)
-            boxes = torch.cat([denoising.boxes.clamp(LEAST, 1 - LEAST).to(boxes.dtype), boxes], 1)
-        refined = self._refined(tokens, boxes, extents, pyramid, shapes, mask)
-        denoised, found = (
-            Predictions(*parts)
-            for parts in zip(
-                *(x.split([known, x.shape[2] - known], 2) for x in refined), strict=True
-            )
-        )
-        selection = logits[None].to(found.logits.dtype), selected[None]
-        found = Predictions(*(torch.cat(x) for x in zip(selection, found, strict=True)))
+        queries, logits, selected = self.selection.start(pyramid, shapes, extents, denoising)
+        refined = self._refined(queries, extents, pyramid, shapes)
+        denoised, found = split_known(refined, queries.known)
+        found = with_selection(found, logits, selected)
         return found, None if denoising is None else denoised
 
     def _refined(
         self,
-        tokens: Tensor,
-        boxes: Tensor,
+        queries: Queries,
         extents: Tensor,
         pyramid: Tensor,
         shapes: Sequence[tuple[int, int]],
-        mask: Tensor | None,
     ) -> Predictions:
-        """The predictions of each layer, from tokens (B, Q, C) and their boxes (B, Q, 4)."""
-        found, undetached = [], boxes
+        """The predictions of each layer."""
+        tokens, boxes, undetached = queries.tokens, queries.boxes, queries.boxes
+        found = []
         extents = extents.repeat(1, 2)[:, None]  # (B, 1, 4)
         refinement: Any
         for refinement in self.layers:
             positions = self.query_positions(boxes.to(pyramid.dtype))
             further = boxes * extents, pyramid, shapes
-            tokens = refinement.layer(tokens, positions, *further, mask=mask)
+            tokens = refinement.layer(tokens, positions, *further, mask=queries.mask)
             deltas = widened(refinement.box_head(tokens))
             refined = (deltas + inverse_sigmoid(boxes)).sigmoid()
             # The loss of a layer teaches the layer before it, too (DINO's "look forward twice").
@@ -406,7 +298,7 @@ class RTDETR(Detector):
         border: how images are resized, normalised and padded.
         backbone: images (B, C, H, W) -> maps of each level, finest first: a list, a dict or one
             tensor.
-        head: maps -> predictions.
+        head: maps -> predictions, such as RTDETRHead.
         denoising: the further queries of training.
         score_thresh: a detection's score is above this.
         detections_per_img: D, maximum number of detections of an image: the best pairs of query
@@ -424,7 +316,7 @@ class RTDETR(Detector):
         self,
         border: Border,
         backbone: nn.Module,
-        head: RTDETRHead,
+        head: Any,
         *,
         denoising: DenoisingOptions = DENOISING,
         score_thresh: float = 0.0,
@@ -437,8 +329,7 @@ class RTDETR(Detector):
     ) -> None:
         super().__init__(border, head.num_classes, loss_weights=loss_weights)
         check_counts(detections_per_img=detections_per_img)
-        if denoising.queries < 0:
-            raise ValueError(f"denoising: expected a number from 0 on, got {denoising.queries}")
+        check_denoising(denoising)
         self.backbone = backbone
         self.head = head
         self.denoising = denoising
@@ -458,16 +349,10 @@ class RTDETR(Detector):
     def outputs(self, batch: Batch) -> Outputs:
         """Predictions of the selection and all layers; in training, also of denoising queries."""
         features = feature_maps(run(self.backbone, batch.images))
-        height, width = batch.images.shape[2:]
-        sizes = batch.sizes.to(batch.gt_boxes.dtype)
-        extents = torch.stack([sizes[:, 1] / width, sizes[:, 0] / height], dim=1)
         known = None
         if self.training and self.denoising.queries:
-            targets = set_targets(batch, first_label=0)
-            known = denoising_queries(
-                targets.boxes, targets.labels, targets.counts, self.num_classes, self.denoising
-            )
-        found, denoised = self.head(features, extents, known)
+            known = denoising_of(batch, self.num_classes, self.denoising)
+        found, denoised = self.head(features, image_extents(batch), known)
         return Outputs(found, denoised, known)
 
     def losses_of(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
@@ -485,10 +370,9 @@ class RTDETR(Detector):
         if outputs.denoised is None or known is None:
             return losses
         logits, boxes = outputs.denoised
-        # A query that is not used is sure of having no object, and then learns nothing.
-        logits = widened(logits).where(known.used[..., None], -FAR)
-        targets = targets._replace(number=(known.match >= 0).sum().clamp(min=1))
+        logits = of_used_queries(logits, known)
         match = known.match.expand(len(logits), -1, -1)
+        targets = counted(targets, known.match)
         more = query_losses(logits, boxes, match, targets, self._classification)
         more = summed_over_layers(more, self.aux_weight)
         return {name: loss + more[name] for name, loss in losses.items()}

@@ -88,6 +88,56 @@ def matched(
     return match_queries(widened(logits), widened(boxes), *gts, *costs, groups=groups)
 
 
+def counted(targets: SetTargets, match: Tensor) -> SetTargets:
+    """The targets with the number of queries (B, Q) that `match` gives a gt, at least 1."""
+    return targets._replace(number=(match >= 0).sum().clamp(min=1))
+
+
+def most_common(match: Tensor) -> Tensor:
+    """(B, Q): the gt that most layers give a query, or -1 if none does; of equals the last layer's.
+
+    D-FINE's union of the matches (L, B, Q) of all layers. A gt may have several queries.
+    """
+    match = match.flip(0)
+    votes = ((match[:, None] == match) & (match >= 0)).sum(dim=0)  # (L, B, Q), for each layer's gt
+    return match.gather(0, votes.argmax(dim=0, keepdim=True))[0]
+
+
+class Pairs(NamedTuple):
+    """What queries learn.
+
+    Attributes:
+        labels: (L, B, Q) int64, the column of the logits; -1 where there is no gt.
+        boxes: (L, B, Q, 4) cxcywh of the gts; where there is none, the query's own.
+        ious: (L, B, Q) of the queries' boxes with the gts, 0 where there is none; no gradient.
+    """
+
+    labels: Tensor
+    boxes: Tensor
+    ious: Tensor
+
+
+def paired(boxes: Tensor, match: Tensor, targets: SetTargets) -> Pairs:
+    """The gts of queries with boxes (L, B, Q, 4), from the match (L, B, Q)."""
+    positive = match >= 0
+    labels = _of_queries(targets.labels[..., None], match)[..., 0].where(positive, -1)
+    gt_boxes = _of_queries(targets.boxes, match).to(boxes.dtype)
+    # A row without a gt is compared with itself: no loss and no gradient, whatever it holds.
+    gt_boxes = gt_boxes.where(positive[..., None], boxes.detach())
+    ious = row_ious(corners(boxes.detach()), corners(gt_boxes)).where(positive, 0.0)
+    return Pairs(labels, gt_boxes, ious)
+
+
+def box_losses(boxes: Tensor, pairs: Pairs, targets: SetTargets) -> dict[str, Tensor]:
+    """The losses bbox_regression and bbox_giou of each layer, (L,); see `query_losses`."""
+    positive = pairs.labels >= 0
+    giou = masked_iou_loss("giou", corners(boxes), corners(pairs.boxes), positive, eps=0.0)
+    return {
+        "bbox_regression": (boxes - pairs.boxes).abs().flatten(1).sum(1) / targets.number,
+        "bbox_giou": giou.flatten(1).sum(1) / targets.number,
+    }
+
+
 def query_losses(
     logits: Tensor,
     boxes: Tensor,
@@ -105,23 +155,14 @@ def query_losses(
         boxes: (L, B, Q, 4) cxcywh in fractions.
         match: (L, B, Q), the gt of each query, or -1.
         targets: the gts. Several queries may have the same gt, as in denoising: then give a
-            `number` that counts it as often.
+            `number` that counts it as often (`counted`).
         classification: `softmax_loss`, `focal_loss` or `iou_aware_loss`, or another function of
             the same arguments.
     """
     logits, boxes = widened(logits), widened(boxes)
-    positive = match >= 0
-    gt_boxes = _of_queries(targets.boxes, match).to(boxes.dtype)
-    labels = _of_queries(targets.labels[..., None], match)[..., 0].where(positive, -1)
-    # A row without a gt is compared with itself: no loss and no gradient, whatever it holds.
-    gt_boxes = gt_boxes.where(positive[..., None], boxes.detach())
-    giou = masked_iou_loss("giou", corners(boxes), corners(gt_boxes), positive, eps=0.0)
-    ious = row_ious(corners(boxes.detach()), corners(gt_boxes)).where(positive, 0.0)
-    return {
-        "classification": classification(logits, labels, ious, targets),
-        "bbox_regression": (boxes - gt_boxes).abs().flatten(1).sum(1) / targets.number,
-        "bbox_giou": giou.flatten(1).sum(1) / targets.number,
-    }
+    pairs = paired(boxes, match, targets)
+    losses = {"classification": classification(logits, pairs.labels, pairs.ious, targets)}
+    return losses | box_losses(boxes, pairs, targets)
 
 
 def softmax_loss(

@@ -146,8 +146,12 @@ class DecoderLayer(nn.Module):
         added = self.self_attention(placed, placed, queries, mask)
         queries = self.norm1(queries + self.dropout(added))
         added = self.cross_attention(queries, positions, *further)
-        queries = self.norm2(queries + self.dropout(added))
+        queries = self.with_read(queries, self.dropout(added))
         return self.norm3(queries + self.dropout(self.feed_forward(queries)))
+
+    def with_read(self, queries: Tensor, added: Tensor) -> Tensor:
+        """Queries and what they read from the pixels, (B, Q, D) each -> (B, Q, D)."""
+        return self.norm2(queries + added)
 
 
 class MLP(nn.Module):

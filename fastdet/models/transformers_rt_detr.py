@@ -5,13 +5,11 @@ Every weight is copied under our name; the backbone, a ResNet-D, becomes timm's.
 counterpart here raises an error that names it. `from_transformers` calls this.
 """
 
-import re
-from collections.abc import Mapping
 from typing import Any
 
 import timm
 from timm.models.resnet import BasicBlock, Bottleneck
-from torch import Tensor, nn
+from torch import nn
 
 from fastdet.models.backbones import BackboneWithFPN
 from fastdet.models.batch_norms import with_batch_norms
@@ -22,24 +20,24 @@ from fastdet.models.hybrid_encoder import HybridEncoder
 from fastdet.models.rt_detr import RTDETR, RTDETRHead
 from fastdet.models.set_losses import MatchingCosts
 from fastdet.models.strided_pointwise import replace_strided_pointwise
+from fastdet.models.transformers_names import (
+    BLOCKS,
+    BOX_HEAD,
+    CONV_NORM,
+    EXPECTED,
+    SHARED,
+    Names,
+    check_options,
+    decoder_layers,
+    encoder_layers,
+    load_weights,
+    refuse,
+)
 
 STEM = 64  # channels of timm's stem
 
-# What our networks are, by the name of the option of transformers.
-EXPECTED: dict[str, Any] = {
-    "layer_norm_eps": 1e-5,
-    "batch_norm_eps": 1e-5,
-    "dropout": 0.0,
-    "activation_dropout": 0.0,
-    "attention_dropout": 0.0,
-    "encoder_activation_function": "gelu",
-    "activation_function": "silu",
-    "decoder_activation_function": "relu",
-    "eval_size": None,
-    "normalize_before": False,
-    "learn_initial_query": False,
-    "with_box_refine": True,
-    "auxiliary_loss": True,
+# Further options of our networks, by the name in transformers.
+LEVELS: dict[str, Any] = {
     "feat_strides": [8, 16, 32],
     "encode_proj_layers": [2],
     "num_feature_levels": 3,
@@ -54,57 +52,15 @@ EXPECTED_OF_BACKBONE: dict[str, Any] = {
     "out_features": ["stage2", "stage3", "stage4"],
 }
 
-_ATTENTION = [(r"o_proj", "out_proj")]
-_CONV_NORM = [(r"\.conv\.", ".0."), (r"\.norm\.", ".1.")]
 _MLP = [(r"mlp\.fc(\d)", r"feed_forward.linear\1")]
-_BOX_HEAD = [(r"\.layers\.([01])\.", r".hidden.layers.\1."), (r"\.layers\.2\.", ".bbox_reg.")]
-_BLOCKS = [
-    (r"\.bottlenecks\.(\d+)\.conv1\.", r".blocks.\1.wide."),
-    (r"\.bottlenecks\.(\d+)\.conv2\.", r".blocks.\1.point."),
-    (r"\.conv1\.", ".first."),
-    (r"\.conv2\.", ".second."),
-    (r"\.conv3\.", ".last."),
-]
-# The start of a name of transformers, ours, and further changes of the rest, in order.
-NAMES: list[tuple[str, str, list[tuple[str, str]]]] = [
-    ("encoder_input_proj.", "backbone.fpn.laterals.", []),
-    (
-        "encoder.aifi.0.layers.",
-        "backbone.fpn.attention.layers.",
-        [
-            ("self_attn_layer_norm", "norm1"),
-            ("final_layer_norm", "norm2"),
-            ("self_attn", "attention"),
-            *_ATTENTION,
-            *_MLP,
-        ],
-    ),
-    ("encoder.lateral_convs.", "backbone.fpn.narrow.", _CONV_NORM),
-    ("encoder.downsample_convs.", "backbone.fpn.halve.", _CONV_NORM),
-    ("encoder.fpn_blocks.", "backbone.fpn.top_down.", [*_BLOCKS, *_CONV_NORM]),
-    ("encoder.pan_blocks.", "backbone.fpn.bottom_up.", [*_BLOCKS, *_CONV_NORM]),
-    ("decoder_input_proj.", "head.inputs.", []),
-    ("denoising_class_embed.", "head.selection.label_embedding.", []),
-    ("enc_output.", "head.selection.project.", []),
-    ("enc_score_head.", "head.selection.cls_logits.", []),
-    ("enc_bbox_head", "head.selection.box_head", _BOX_HEAD),
-    ("decoder.query_pos_head.", "head.query_positions.", []),
-    ("decoder.class_embed.", "head.layers.", [(r"^(\d+)\.", r"\1.cls_logits.")]),
-    ("decoder.bbox_embed.", "head.layers.", [(r"^(\d+)\.", r"\1.box_head."), *_BOX_HEAD]),
-    (
-        "decoder.layers.",
-        "head.layers.",
-        [
-            (r"^(\d+)\.", r"\1.layer."),
-            ("self_attn_layer_norm", "norm1"),
-            ("encoder_attn_layer_norm", "norm2"),
-            ("final_layer_norm", "norm3"),
-            ("self_attn", "self_attention"),
-            ("encoder_attn", "cross_attention"),
-            *_ATTENTION,
-            *_MLP,
-        ],
-    ),
+NAMES: Names = [
+    *SHARED,
+    *encoder_layers(_MLP),
+    ("encoder.downsample_convs.", "backbone.fpn.halve.", CONV_NORM),
+    ("encoder.fpn_blocks.", "backbone.fpn.top_down.", [*BLOCKS, *CONV_NORM]),
+    ("encoder.pan_blocks.", "backbone.fpn.bottom_up.", [*BLOCKS, *CONV_NORM]),
+    ("decoder.bbox_embed.", "head.layers.", [(r"^(\d+)\.", r"\1.box_head."), *BOX_HEAD]),
+    *decoder_layers(_MLP, [("encoder_attn_layer_norm", "norm2")]),
     ("backbone.model.embedder.embedder.", "backbone.body.", [
         (r"^0\.convolution", "conv1.0"),
         (r"^0\.normalization", "conv1.1"),
@@ -140,8 +96,8 @@ def rt_detr_from_transformers(model: Any, border: Border) -> RTDETR:
         ValueError: an option has no counterpart here; the message names it.
     """
     config, of_backbone = model.config, model.config.backbone_config
-    _check(config, EXPECTED, "config")
-    _check(of_backbone, EXPECTED_OF_BACKBONE, "config.backbone_config")
+    check_options(config, EXPECTED | LEVELS, "config")
+    check_options(of_backbone, EXPECTED_OF_BACKBONE, "config.backbone_config")
     converted = RTDETR(
         border,
         BackboneWithFPN(_body(config), _encoder(config)),
@@ -166,7 +122,9 @@ def rt_detr_from_transformers(model: Any, border: Border) -> RTDETR:
             "bbox_giou": config.weight_loss_giou,
         },
     )
-    _load(converted, model.model.state_dict())
+    computed = ("n_points_scale", "anchors", "valid_mask")  # here, too
+    state = {k: v for k, v in model.model.state_dict().items() if not k.endswith(computed)}
+    load_weights(converted, state, NAMES)
     parameter = next(model.parameters())
     converted.to(device=parameter.device, dtype=parameter.dtype)
     return channels_last(converted.train(model.training))
@@ -178,7 +136,7 @@ def _body(config: Any) -> nn.Module:
     basic = backbone.layer_type == "basic"
     sizes = list(backbone.hidden_sizes)
     if basic and (sizes[0] != STEM or len(set(sizes)) < len(sizes)):
-        _refuse("config.backbone_config.hidden_sizes", f"{STEM}, then larger ones", sizes)
+        refuse("config.backbone_config.hidden_sizes", f"{STEM}, then larger ones", sizes)
     body: Any = timm.create_model(
         "resnet18d",
         features_only=True,
@@ -220,52 +178,3 @@ def _head(config: Any) -> RTDETRHead:
         offset_scale=getattr(config, "decoder_offset_scale", 0.5),  # of version 2
         discrete=getattr(config, "decoder_method", "default") == "discrete",
     )
-
-
-def our_name(name: str) -> str:
-    """Our name of a weight of transformers' RTDetrModel.
-
-    Raises:
-        ValueError: there is none.
-    """
-    for theirs, ours, changes in NAMES:
-        if name.startswith(theirs):
-            rest = name.removeprefix(theirs)
-            for pattern, by in changes:
-                rest = re.sub(pattern, by, rest)
-            return ours + rest
-    raise ValueError(f"model: expected the weights of an RT-DETR, got one named {name}")
-
-
-def _load(model: RTDETR, state: Mapping[str, Tensor]) -> None:
-    """Copies the weights of transformers' RTDetrModel into ours.
-
-    Raises:
-        ValueError: a weight has no counterpart.
-    """
-    left_out = ("n_points_scale", "anchors", "valid_mask")  # computed, here too
-    given = {our_name(k): v for k, v in state.items() if not k.endswith(left_out)}
-    embedding = "head.selection.label_embedding.weight"
-    if embedding in given:  # transformers has the row of padding last, we have it first
-        given[embedding] = given[embedding].roll(1, dims=0)
-    else:  # there is no denoising
-        given[embedding] = model.get_parameter(embedding).detach()
-    wanted = model.state_dict()
-    given |= {k: v for k, v in wanted.items() if k.endswith("num_batches_tracked")} | given
-    for name in sorted(wanted.keys() ^ given.keys()):
-        got = "it here alone" if name in wanted else "it in the given model alone"
-        raise ValueError(f"{name}: expected this weight in both models, got {got}")
-    model.load_state_dict(given)
-
-
-def _check(config: Any, expected: Mapping[str, Any], where: str) -> None:
-    """Raises ValueError for the first option with another value."""
-    for name, value in expected.items():
-        got = getattr(config, name, value)
-        same = list(got) == value if isinstance(value, list) and got is not None else got == value
-        if not same:
-            _refuse(f"{where}.{name}", value, got)
-
-
-def _refuse(name: str, expected: Any, got: Any) -> None:
-    raise ValueError(f"{name}: expected {expected}, got {got}")

@@ -15,6 +15,7 @@ from torch import nn
 
 from fastdet.models.border import Border
 from fastdet.models.detector import Detector
+from fastdet.models.transformers_d_fine import d_fine_from_transformers
 from fastdet.models.transformers_detr import (
     deformable_detr_from_transformers,
     detr_from_transformers,
@@ -45,6 +46,7 @@ CONVERTERS: dict[str, Converter] = {
     ),
     "RTDetrForObjectDetection": Converter(rt_detr_from_transformers, "RTDetrImageProcessor"),
     "RTDetrV2ForObjectDetection": Converter(rt_detr_from_transformers, "RTDetrImageProcessor"),
+    "DFineForObjectDetection": Converter(d_fine_from_transformers, "RTDetrImageProcessor"),
 }
 
 

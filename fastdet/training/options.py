@@ -13,6 +13,7 @@ ModelName = Literal[
     "atss",
     "cascade_mask_rcnn",
     "cascade_rcnn",
+    "d_fine",
     "deformable_detr",
     "detr",
     "faster_rcnn",
@@ -25,7 +26,7 @@ ModelName = Literal[
 ]
 
 # The keys of fastdet.models.necks.NECKS.
-NeckName = Literal["fpn", "pafpn", "bifpn", "hybrid"]
+NeckName = Literal["fpn", "pafpn", "bifpn", "hybrid", "elan"]
 
 # See fastdet.models.batch_norms.
 BatchNorm = Literal["frozen", "eval", "train", "sync", "group"]

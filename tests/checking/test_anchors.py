@@ -16,7 +16,7 @@ from fastdet.models.border import Border
 from fastdet.ops import box_iou
 from tests.checking.planted import DataSet, annotation
 
-QUERIES = ("deformable_detr", "detr", "rt_detr")  # families without either
+QUERIES = ("d_fine", "deformable_detr", "detr", "rt_detr")  # families without either
 
 
 def test_best_iou_is_that_with_every_anchor() -> None:

@@ -20,7 +20,7 @@ from tests.models.test_torchvision_weights import picture, with_detections
 SIZE = (96, 128)
 CLASSES = ["background", "cat", "dog", "bird"]
 # Else rounding decides which of the equal locations of a black picture become queries.
-EVERY_LOCATION = {"rt_detr": {"num_queries": 12 * 16 + 6 * 8}}
+EVERY_LOCATION = {name: {"num_queries": 12 * 16 + 6 * 8} for name in ("d_fine", "rt_detr")}
 CONVERTED = ("faster_rcnn_of_parts", "retinanet_of_parts", "fcos_of_parts")
 
 

@@ -132,6 +132,15 @@ def spread_scores(model: Detector) -> Detector:
     return model
 
 
+def without_zeros(model: Detector) -> Detector:
+    """Random numbers in place of weights that are all 0: D-FINE's layers then teach each other."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.1)
+    return model
+
+
 def garbage_beyond_counts(batch: Batch) -> Batch:
     """The batch with bad padding rows: large, inverted, negative, wrong labels, full masks."""
     beyond = torch.arange(batch.gt_labels.shape[1]) >= batch.gt_counts[:, None]

@@ -94,7 +94,7 @@ def test_numbers_below_one_are_named(family: str, option: str) -> None:
         tiny_model(family, **{option: 0})
 
 
-@pytest.mark.parametrize("neck", ["fpn", "pafpn", "bifpn", "hybrid"])
+@pytest.mark.parametrize("neck", ["fpn", "pafpn", "bifpn", "hybrid", "elan"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_detects_on_another_neck(family: str, neck: str) -> None:
     model = small_model(family, neck=neck).eval()

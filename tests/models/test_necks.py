@@ -268,7 +268,8 @@ def test_the_pyramid_keeps_its_names_and_an_own_neck_is_taken() -> None:
     assert len(own.fpn.cells) == 2
     assert own.strides == (4, 8, 16, 32)
     with pytest.raises(
-        ValueError, match="neck: expected one of fpn, pafpn, bifpn, hybrid or a function, got 'pan'"
+        ValueError,
+        match="neck: expected one of fpn, pafpn, bifpn, hybrid, elan or a function, got 'pan'",
     ):
         timm_pyramid("resnet10t", lambda _: LastLevelMaxPool(), neck="pan")
 

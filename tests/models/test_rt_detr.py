@@ -15,8 +15,9 @@ from fastdet.models.denoising import (
     denoising_queries,
 )
 from fastdet.models.hybrid_encoder import grid_positions
+from fastdet.models.query_selection import location_boxes
 from fastdet.models.relative_boxes import corners
-from fastdet.models.rt_detr import RTDETRHead, location_boxes
+from fastdet.models.rt_detr import RTDETRHead
 
 from .scenes import scene, tiny_model
 

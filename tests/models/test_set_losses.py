@@ -18,6 +18,7 @@ from fastdet.models.set_losses import (
     focal_loss,
     iou_aware_loss,
     matched,
+    most_common,
     query_losses,
     set_targets,
     softmax_loss,
@@ -190,6 +191,11 @@ def test_a_gt_may_be_learned_by_several_queries() -> None:
     gt = targets.boxes[0, 1]
     means = (boxes[:, 0] - gt).abs().sum(-1).mean(-1)
     torch.testing.assert_close(losses["bbox_regression"], means)
+
+
+def test_the_gt_that_most_layers_give() -> None:
+    match = torch.tensor([[2, -1, 0, 0, -1], [1, -1, 3, 1, 4], [1, -1, 3, 2, -1]])[:, None]
+    assert most_common(match).tolist() == [[1, -1, 3, 2, 4]]  # of equals, the last layer's
 
 
 def test_targets_are_fractions_of_the_image_without_its_padding() -> None:

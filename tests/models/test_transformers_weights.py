@@ -240,14 +240,10 @@ def test_it_trains(converted: dict[str, Detector]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["detr", "deformable_detr_two_stage"])
-def test_it_compiles_and_exports(name: str, converted: dict[str, Detector], tmp_path: Path) -> None:
-    detector = converted[name].eval()
+def test_two_stages_export(converted: dict[str, Detector], tmp_path: Path) -> None:
+    """The suite of all families has one stage."""
+    detector = converted["deformable_detr_two_stage"].eval()
     batch = detector.pad(images()[:1])
-    with torch.no_grad(), unfused():
-        expected = detector.detect(batch)
-        found = torch.compile(detector.detect, fullgraph=True, backend="aot_eager")(batch)
-    torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-4)
     size = (batch.images.shape[2], batch.images.shape[3])
     export_detector(detector, tmp_path / "it.pt2", size)
     package = torch.export.load(tmp_path / "it.pt2").module()
