@@ -6,7 +6,8 @@
 //
 // The lower bound for the benchmark (100 masks of 28 x 28 in 800 x 1216) is about 170 columns for
 // each mask with 30 values each, half a million in all. For given masks it is to read them once, 97
-// MB there. Workspace: the edges, for a while twice, and 4 bytes more for each edge of a given mask.
+// MB there. Workspace: the edges, for a while twice, and 4 bytes more for each edge of a given
+// mask.
 #include <algorithm>
 #include <iterator>
 #include <numeric>
