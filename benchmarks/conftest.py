@@ -40,8 +40,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
-    """Prints no dots of pytest between the lines of the cases."""
-    return ("passed", "", "PASSED") if report.passed and report.when == "call" else None
+    """Prints no letters of pytest between the lines of the cases, except for failures."""
+    if report.skipped or (report.passed and report.when == "call"):
+        return report.outcome, "", report.outcome.upper()
+    return None
 
 
 def pytest_terminal_summary(config: pytest.Config) -> None:
@@ -107,7 +109,7 @@ class Beside:
             pytest.skip("takes many seconds")
 
     def __call__(self, case: Case) -> None:
-        if self.run.brief and (case.growth or self.threads != ALL_THREADS):
+        if self.run.brief and case.growth:
             pytest.skip("--brief")
         row, turns = self.run.measure(case, self.threads)
         for name in [*row.sides, *([FLOOR] if case.floor else [])]:
@@ -126,4 +128,7 @@ class Beside:
 @pytest.fixture
 def beside(threads: int, benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Beside:
     """See `Beside`."""
-    return Beside(request.config.stash[RUN], threads, benchmark)
+    run = request.config.stash[RUN]
+    if run.brief and threads != ALL_THREADS:
+        pytest.skip("--brief")  # before the case makes its inputs
+    return Beside(run, threads, benchmark)

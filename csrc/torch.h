@@ -67,7 +67,8 @@ inline ScalarType box_dtype(const Tensor& boxes1, const Tensor& boxes2) {
 
 // Boxes or scores as the kernels read them: contiguous, float32 or float64.
 inline Tensor box_input(const Tensor& tensor, ScalarType dtype) {
-  return torch::stable::contiguous(cast(tensor, dtype));
+  const Tensor values = cast(tensor, dtype);
+  return values.is_contiguous() ? values : torch::stable::contiguous(values);
 }
 
 inline std::optional<Tensor> box_input(const std::optional<Tensor>& tensor, ScalarType dtype) {

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from benchmarks import (
     results,
     train_beside_torchvision,
 )
+from benchmarks import conftest as bench_conftest
 from benchmarks.alternate import Rounds, alternate
 from benchmarks.case import Case, measure, ratio
 from benchmarks.ceilings import stream
@@ -389,3 +391,14 @@ def test_readme_rows_of_a_gpu() -> None:
 )
 def test_three_digits(value: float, text: str) -> None:
     assert three_digits(value) == text
+
+
+def test_only_failures_print_a_letter_between_the_lines_of_cases() -> None:
+    def letter(outcome: Literal["passed", "failed", "skipped"]) -> str | None:
+        where = ("bench_nms.py", 1, "bench_scene")
+        report = pytest.TestReport("bench_scene", where, {}, outcome, None, "call")
+        status = bench_conftest.pytest_report_teststatus(report)
+        return status and status[1]
+
+    assert letter("passed") == letter("skipped") == ""
+    assert letter("failed") is None, "pytest's own letter"

@@ -4,6 +4,7 @@
 // O(anchors) time for keys in random order, O(num) memory.
 #include <algorithm>
 #include <bit>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -17,14 +18,21 @@ namespace {
 // Keys are >= 0, so their bits have the same order. Ties go to the lower anchor.
 using Candidate = std::pair<uint32_t, int64_t>;
 
-// The `limit` smallest of all offered candidates.
+// The `limit` smallest of all candidates, which come in the order of the anchors.
 class Smallest {
  public:
   explicit Smallest(int64_t limit) : limit_(static_cast<size_t>(limit)) {}
 
-  void offer(const Candidate& candidate) {
+  // Only a candidate with a smaller key can be among the smallest: those before it have lower
+  // anchors.
+  uint32_t bound() const {
+    if (heap_.size() < limit_) return std::numeric_limits<uint32_t>::max();
+    return limit_ == 0 ? 0 : heap_.front().first;
+  }
+
+  // For a candidate below the bound.
+  void add(const Candidate& candidate) {
     if (heap_.size() == limit_) {
-      if (limit_ == 0 || !(candidate < heap_.front())) return;
       std::pop_heap(heap_.begin(), heap_.end());
       heap_.pop_back();
     }
@@ -44,13 +52,19 @@ class Smallest {
 
 void sample_one_image(const int64_t* index, const float* keys, int64_t num_anchors, int64_t num,
                       int64_t max_positives, int64_t* indices, bool* valid) {
-  Smallest positives(max_positives), negatives(num);
+  Smallest smallest[2] = {Smallest(num), Smallest(max_positives)};  // negatives, positives
+  uint32_t bound[2] = {smallest[0].bound(), smallest[1].bound()};
   for (int64_t a = 0; a < num_anchors; ++a) {
-    if (index[a] < -1) continue;
-    (index[a] >= 0 ? positives : negatives).offer({std::bit_cast<uint32_t>(keys[a]), a});
+    // Few keys are below the bound, so this is the only branch, and it is easy to predict.
+    const bool is_positive = index[a] >= 0;
+    const uint32_t key = std::bit_cast<uint32_t>(keys[a]);
+    if ((index[a] >= -1) & (key < bound[is_positive])) {
+      smallest[is_positive].add({key, a});
+      bound[is_positive] = smallest[is_positive].bound();
+    }
   }
   int64_t k = 0;
-  for (Smallest* candidates : {&positives, &negatives})
+  for (Smallest* candidates : {&smallest[1], &smallest[0]})
     for (const auto& [key, anchor] : candidates->sorted())
       if (k < num) indices[k++] = anchor;
   for (int64_t i = 0; i < num; ++i) valid[i] = i < k;

@@ -83,14 +83,19 @@ FeatureMap<T> map_of(const FeatureLevel<T, S>& level, int64_t image, int64_t cha
           level.channel_stride, level.row_stride, level.pixel_stride};
 }
 
-// Pooled features (B, K, C, h, w) of any strides.
+// Pooled features (K, C, h, w) or (B, K, C, h, w) of any strides.
 template <typename T>
 struct Pooled {
   T* data;
-  int64_t rois_per_image, stride[5];
+  int64_t rois_per_image, height, width, stride[5];
 
-  Pooled(T* first, const Tensor& pooled) : data(first), rois_per_image(pooled.size(1)) {
-    for (int64_t d = 0; d < 5; ++d) stride[d] = pooled.stride(d);
+  Pooled(T* first, const Tensor& pooled) : data(first) {
+    const int64_t batch_dims = pooled.dim() - 4;
+    rois_per_image = pooled.size(batch_dims);
+    height = pooled.size(batch_dims + 2);
+    width = pooled.size(batch_dims + 3);
+    stride[0] = 0;  // without batch dimension there is one image
+    for (int64_t d = 0; d < pooled.dim(); ++d) stride[d + 1 - batch_dims] = pooled.stride(d);
   }
 
   // `channels` channels of RoI n, from `channel` on.
@@ -169,9 +174,9 @@ template <typename T>
 void pool(const std::vector<FeatureLevel<const T, Sum<T>>>& levels,
           const std::vector<PlacedRoi<Sum<T>>>& rois, Sampling sampling, const Tensor& pooled) {
   const auto& loops = current_loops<RoiAlignLoops<T>>();
-  const Plans<Sum<T>> plans(levels, rois, sampling, pooled.size(3), pooled.size(4));
-  const int64_t channels = levels[0].channels;
   const Pooled<T> out(mutable_data<T>(pooled), pooled);
+  const Plans<Sum<T>> plans(levels, rois, sampling, out.height, out.width);
+  const int64_t channels = levels[0].channels;
   parallel_for(static_cast<int64_t>(rois.size()), 4, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n = plans.order[i];
@@ -227,9 +232,9 @@ template <typename T>
 void spread(const Tensor& grad, const std::vector<PlacedRoi<Sum<T>>>& rois, Sampling sampling,
             const std::vector<FeatureLevel<Sum<T>, Sum<T>>>& levels) {
   const auto& loops = current_loops<RoiAlignLoops<T>>();
-  const Plans<Sum<T>> plans(levels, rois, sampling, grad.size(3), grad.size(4));
-  const int64_t images = levels[0].images, channels = levels[0].channels;
   const Pooled<const T> pooled(data<T>(grad), grad);
+  const Plans<Sum<T>> plans(levels, rois, sampling, pooled.height, pooled.width);
+  const int64_t images = levels[0].images, channels = levels[0].channels;
   const bool pixels = by_pixels(levels[0]);
   const int64_t block = pixels ? channel_block(images, channels) : kPlaneBlock;
   const int64_t blocks = (channels + block - 1) / block;
@@ -295,15 +300,16 @@ Tensor roi_align(const Tensor& input, const Tensor& rois, double spatial_scale,
                  int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio,
                  bool aligned) {
   check_roi_align("roi_align", input, rois);
-  const Tensor pooled = in_huge_pages(empty_pooled(
-      input, 1, rois.size(0), input.size(1), pooled_height, pooled_width, is_channels_last(input)));
-  if (pooled.numel() == 0) return torch::stable::select(pooled, 0, 0);
+  const Tensor pooled =
+      in_huge_pages(empty_features(input, rois.size(0), input.size(1), pooled_height, pooled_width,
+                                   input.scalar_type(), is_channels_last(input)));
+  if (pooled.numel() == 0) return pooled;
   const Tensor features = readable(input);
   dispatch_floating(input.scalar_type(), [&]<typename T>() {
     pool<T>({feature_level<const T, Sum<T>>(features, spatial_scale)},
             place_rois<Sum<T>>(rois, input.size(0)), {sampling_ratio, aligned}, pooled);
   });
-  return torch::stable::select(pooled, 0, 0);
+  return pooled;
 }
 
 Tensor roi_align_backward(const Tensor& grad, const Tensor& rois, double spatial_scale,
@@ -316,8 +322,8 @@ Tensor roi_align_backward(const Tensor& grad, const Tensor& rois, double spatial
     const Tensor sums =
         new_sums(grad, batch, channels, height, width, scalar_type_of<S>(), channels_last);
     if (sums.numel() > 0)
-      spread<T>(torch::stable::unsqueeze(grad, 0), place_rois<S>(rois, batch),
-                {sampling_ratio, aligned}, {feature_level<S, S>(sums, spatial_scale)});
+      spread<T>(grad, place_rois<S>(rois, batch), {sampling_ratio, aligned},
+                {feature_level<S, S>(sums, spatial_scale)});
     return cast(sums, grad.scalar_type());
   });
 }

@@ -16,6 +16,11 @@ template <typename S>
 class TapList {
  public:
   void build(const RoiAxis<double>& axis, int64_t bins, int64_t size) {
+    // Merged taps are hardly ever more.
+    const int64_t taps = std::min(2 * bins * std::min(axis.samples, size), size + 2 * bins);
+    begin_.reserve(bins + 1);
+    index_.reserve(taps);
+    weight_.reserve(taps);
     begin_.assign(1, 0);
     index_.clear();
     weight_.clear();

@@ -276,3 +276,16 @@ def test_bad_input_is_named(device):
         paste_masks(masks, boxes, (-1, 5))
     with pytest.raises(RuntimeError, match=r"masks: expected bool \(N, H, W\)"):
         encode_masks(masks)
+
+
+@pytest.mark.parametrize("isa", _native.usable_cpu_isas())
+@pytest.mark.parametrize("width", [1, 7, 8, 9, 63, 64, 65, 130])
+def test_instruction_sets_agree_on_run_lengths(isa, width):
+    masks = torch.stack([random_masks(11, width, seed=width) < share for share in (0.03, 0.5, 1)])
+    before = _native.cpu_isa()
+    _native.set_cpu_isa(isa)
+    try:
+        got = encode_masks(masks)
+    finally:
+        _native.set_cpu_isa(before)
+    assert got == coco_encoded(masks)
