@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int k = 0; k < kWidth; ++k) values[k] = similarity_of<kind>(a, b[k], eps);
       T* const p = out + (batch * n + i) * m + column;
       if (column >= 0 && column + kWidth <= m) {
-        store_pack(p, values);
+        stream_pack(p, values);
       } else {
         for (int k = 0; k < kWidth; ++k)
           if (column + k >= 0 && column + k < m) p[k] = values[k];
