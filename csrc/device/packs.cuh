@@ -3,7 +3,6 @@
 // multiple of the pack's size, or of 16 bytes for larger packs.
 #pragma once
 
-#include <bit>
 #include <type_traits>
 
 #include "../geometry/box.h"
@@ -33,18 +32,6 @@ __device__ Pack<T, n> load_pack(const T* p) {
 template <typename T, int n>
 __device__ void store_pack(T* p, const Pack<T, n>& pack) {
   *reinterpret_cast<Pack<T, n>*>(p) = pack;
-}
-
-// As store_pack, of 16 bytes in global memory that is not read soon. In one instruction also where
-// the compiler would split store_pack, to share its code with a branch that stores single values.
-template <typename T, int n>
-__device__ void stream_pack(T* p, const Pack<T, n>& pack) {
-  static_assert(sizeof pack == kPackBytes);
-#ifdef __CUDA_ARCH__
-  __stcs(reinterpret_cast<uint4*>(p), std::bit_cast<uint4>(pack));
-#else
-  store_pack(p, pack);
-#endif
 }
 
 // Loads or stores only the first `count` values; the rest of a loaded pack is 0.
