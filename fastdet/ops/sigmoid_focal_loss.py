@@ -155,9 +155,9 @@ def _backward_of_both(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | 
     inputs, targets, divisor = ctx.saved_tensors
     written, ctx.written = ctx.written, None
     if written is None or torch.is_grad_enabled():
-        grad = grad if divisor is None else grad / divisor
+        of_each = grad if divisor is None else grad / divisor
         written = torch.ops.fastdet.sigmoid_focal_loss_backward(
-            grad.expand_as(inputs), inputs, targets, ctx.alpha, ctx.gamma
+            of_each.expand_as(inputs), inputs, targets, ctx.alpha, ctx.gamma
         )
     else:
         torch.ops.fastdet.sigmoid_focal_loss_correct_grad(
