@@ -478,6 +478,9 @@ def test_wrong_numbers_are_named(writing_device):
         OPS.sigmoid_focal_loss_correct_grad(inputs, one.double(), inputs, labels, None, 0.25, 2.0)
     with pytest.raises(RuntimeError, match="written: expected the shape and dtype of inputs"):
         OPS.sigmoid_focal_loss_correct_grad(inputs[1:], one, inputs, labels, None, 0.25, 2.0)
+    turned = random_logits(5, 6).mT
+    with pytest.raises(RuntimeError, match="written: expected contiguous"):
+        OPS.sigmoid_focal_loss_correct_grad(turned, one, inputs, labels, None, 0.25, 2.0)
 
 
 def test_no_gradient_is_written_where_none_is_wanted(device):
