@@ -53,6 +53,8 @@ STABLE_TORCH_LIBRARY(fastdet, m) {
 
   m.def("sigmoid_focal_loss(Tensor inputs, Tensor targets, float alpha, float gamma) -> Tensor");
   m.def("sigmoid_focal_loss_sum(Tensor inputs, Tensor targets, float alpha, float gamma) -> Tensor");
+  m.def("sigmoid_focal_loss_sum_and_grad(Tensor inputs, Tensor targets, Tensor? divisor, float alpha, float gamma) -> (Tensor, Tensor)");
+  m.def("sigmoid_focal_loss_correct_grad(Tensor(a!) written, Tensor grad, Tensor inputs, Tensor targets, Tensor? divisor, float alpha, float gamma) -> ()");
   m.def("sigmoid_focal_loss_backward(Tensor grad, Tensor inputs, Tensor targets, float alpha, float gamma) -> Tensor");
 
   m.def("crop_masks(Tensor masks, Tensor boxes, Tensor match, int height, int width) -> Tensor");

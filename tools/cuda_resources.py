@@ -1,25 +1,30 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Registers, shared memory and occupancy of every CUDA kernel: `make cuda-resources`.
+"""Registers, shared memory, occupancy and instructions of CUDA kernels: `make cuda-resources`.
 
 Reads the compiled library with cuobjdump, from the CUDA toolkit or the triton package. Fails if one
-of our kernels spills registers or uses local memory; CUB's kernels are not checked. If the
-committed table differs from this build, it prints a note and does not fail.
+of our kernels spills registers, uses local memory, or does not have the instructions that
+cuda_expectations.md states; CUB's kernels are not checked. If the committed table of resources
+differs from this build, it prints a note and does not fail. It takes about 15 seconds for two
+architectures, nearly all of it in cuobjdump.
 
     python tools/cuda_resources.py [--out FILE]
 """
 
 import argparse
+import fnmatch
 import importlib.util
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "fastdet" / "libfastdet_cuda.so"
+EXPECTATIONS = ROOT / "tools" / "cuda_expectations.md"
 COMMITTED = ROOT / "benchmarks" / "results" / "cuda_resources.md"
 THREADS = 256  # of a block, to compute the occupancy where a kernel does not fix it
 
@@ -37,6 +42,7 @@ class Kernel(NamedTuple):
     stack: int
     local: int
     shared: int
+    symbol: str
 
     @property
     def ours(self) -> bool:
@@ -91,28 +97,142 @@ def short(symbol: str, name: str) -> str:
     return f"{file[1]}: {without_arguments(name)}" if file else without_arguments(name)
 
 
-def kernels(library: Path) -> Iterator[Kernel]:
-    """Every kernel of each architecture, sorted."""
-    dump = subprocess.run(
-        [cuobjdump(), "-res-usage", library], check=True, capture_output=True, text=True
-    )
-    symbols = re.findall(r"Function (\S+):$", dump.stdout, re.MULTILINE)
-    demangled = subprocess.run(
+def cuobjdump_lines(option: str, library: Path) -> Iterator[str]:
+    """What cuobjdump prints with that option; hundreds of megabytes for the instructions."""
+    with subprocess.Popen(
+        [cuobjdump(), option, str(library)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        yield from process.stdout
+    if process.returncode:
+        sys.exit(f"cuobjdump {option} {library} failed")
+
+
+def demangled(symbols: Iterable[str]) -> dict[str, str]:
+    """The name of each symbol as C++ writes it."""
+    symbols = list(symbols)
+    names = subprocess.run(
         ["c++filt"], input="\n".join(symbols), check=True, capture_output=True, text=True
     ).stdout.splitlines()
-    names = dict(zip(symbols, demangled, strict=True))
+    return dict(zip(symbols, names, strict=True))
+
+
+def kernels(library: Path) -> list[Kernel]:
+    """Every kernel of each architecture, sorted."""
     arch = symbol = ""
     found = []
-    for line in dump.stdout.splitlines():
+    for line in cuobjdump_lines("-res-usage", library):
         if match := re.match(r"arch = (sm_\w+)", line):
             arch = match[1]
         elif match := re.match(r"\s*Function (\S+):$", line):
             symbol = match[1]
         elif "REG:" in line:
             usage = {k: int(v) for k, v in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", line)}
-            sizes = (usage["REG"], usage["STACK"], usage["LOCAL"], usage["SHARED"])
-            found.append(Kernel(arch, short(symbol, names[symbol]), *sizes))
-    yield from sorted(found)
+            found.append((arch, symbol, usage))
+    names = demangled(symbol for _, symbol, _ in found)
+    return sorted(
+        Kernel(
+            arch,
+            short(symbol, names[symbol]),
+            usage["REG"],
+            usage["STACK"],
+            usage["LOCAL"],
+            usage["SHARED"],
+            symbol,
+        )
+        for arch, symbol, usage in found
+    )
+
+
+# ---- instructions --------------------------------------------------------------------------------
+
+INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)([^;]*)")
+COUNTED = {
+    "loads": re.compile(r"LDG\b.*\.128\b"),
+    "stores": re.compile(r"STG\b.*\.128\b"),
+    "adds": re.compile(r"REDG?\b.*\.ADD\.F32x4\b"),
+    "calls": re.compile(r"CALL\b"),
+    "fp64": re.compile(r"D(ADD|MUL|FMA|SETP|MNMX)\b|.*(\.F64|64H)\b"),
+}
+Counts = dict[tuple[str, str], Counter[str]]  # by architecture and symbol
+
+
+def instructions(library: Path) -> Counts:
+    """How many instructions of each kind in COUNTED a kernel has, and "indirect" calls."""
+    arch = ""
+    by_opcode: Counts = {}
+    opcodes: Counter[str] = Counter()
+    for line in cuobjdump_lines("-sass", library):
+        if match := INSTRUCTION.match(line):
+            opcodes[match[1]] += 1
+            if match[1].startswith("CALL") and not re.match(r" 0x[0-9a-f]+ ?$", match[2]):
+                opcodes["indirect"] += 1
+        elif match := re.match(r"arch = (sm_\w+)", line):
+            arch = match[1]
+        elif match := re.match(r"\s*Function : (\S+)", line):
+            opcodes = by_opcode[arch, match[1]] = Counter()
+    counts: Counts = defaultdict(Counter)
+    for kernel, found in by_opcode.items():
+        for kind, pattern in COUNTED.items():
+            counts[kernel][kind] = sum(n for opcode, n in found.items() if pattern.match(opcode))
+        counts[kernel]["indirect"] = found["indirect"]
+    return counts
+
+
+def called_functions(library: Path) -> Iterator[tuple[str, str]]:
+    """The symbols of kernels and of functions that they call, apart from nvcc's arithmetic."""
+    for line in cuobjdump_lines("-symbols", library):
+        match = re.match(r"STT_FUNC\s.*\s\$(\w+)\$(\w+)$", line)
+        if match and not match[1].startswith("__internal") and "__internal" not in match[2]:
+            yield match[1], match[2]
+
+
+class Expectation(NamedTuple):
+    """A row of cuda_expectations.md."""
+
+    pattern: str
+    at_least: dict[str, int]
+    calls: int | None
+    fp64: bool
+
+
+def expectations(text: str) -> list[Expectation]:
+    """The rows of the tables."""
+    rows = []
+    for row in text.splitlines():
+        if row.startswith("| `"):
+            name, loads, stores, adds, calls, fp64 = (cell.strip() for cell in row[1:-1].split("|"))
+            at_least = {"loads": loads, "stores": stores, "adds": adds}
+            least = {kind: int(number) for kind, number in at_least.items() if number}
+            pattern = name.strip("`")
+            rows.append(Expectation(pattern, least, int(calls) if calls else None, bool(fp64)))
+    return rows
+
+
+def unfulfilled(expected: list[Expectation], rows: list[Kernel], counts: Counts) -> Iterator[str]:
+    """One line for each way in which the kernels are not as expected."""
+    unused = {row.pattern for row in expected}
+    for kernel in rows:
+        row = next((e for e in expected if fnmatch.fnmatchcase(kernel.name, e.pattern)), None)
+        found = counts[kernel.arch, kernel.symbol]
+        where = f"{kernel.arch} {kernel.name}"
+        if row is None:
+            yield f"{where}: expected a row in {EXPECTATIONS.name}, found none"
+            continue
+        unused.discard(row.pattern)
+        for kind, least in row.at_least.items():
+            if kind == "adds" and int(kernel.arch[3:].rstrip("a")) < 90:
+                continue
+            if found[kind] < least:
+                yield f"{where}: expected {least} {kind} of 16 bytes or more, found {found[kind]}"
+        if row.calls is not None and found["calls"] > row.calls:
+            yield f"{where}: expected {row.calls} calls or fewer, found {found['calls']}"
+        if found["fp64"] and not row.fp64:
+            yield f"{where}: expected no instructions for float64, found {found['fp64']}"
+        if found["indirect"]:
+            yield f"{where}: expected no call through a pointer, found {found['indirect']}"
+    for pattern in unused:
+        yield f"{EXPECTATIONS.name}: {pattern}: expected a kernel, found none"
 
 
 HEADER = f"""# What each CUDA kernel takes
@@ -153,12 +273,22 @@ def main() -> None:
     ours = [row for row in rows if row.ours]
     if options.out:
         options.out.write_text(HEADER + "".join(f"{line(row)}\n" for row in ours))
-    bad = [row for row in ours if row.stack or row.local]
-    for row in bad:
-        print(f"{row.arch} {row.name}: {row.stack} bytes of stack, {row.local} of local memory")
+    bad = [
+        f"{row.arch} {row.name}: {row.stack} bytes of stack, {row.local} of local memory"
+        for row in ours
+        if row.stack or row.local
+    ]
+    names = {row.symbol: row.name for row in ours}
+    bad += [
+        f"{names[kernel]}: calls {function}, which is not inlined"
+        for kernel, function in called_functions(LIBRARY)
+        if kernel in names
+    ]
+    bad += unfulfilled(expectations(EXPECTATIONS.read_text()), ours, instructions(LIBRARY))
     if bad:
-        sys.exit(f"{len(bad)} of {len(ours)} kernels spill or use local memory")
-    print(f"{len(ours)} kernels: no spills, no local memory")
+        print(*bad, sep="\n")
+        sys.exit(f"{len(bad)} faults of {len(ours)} kernels")
+    print(f"{len(ours)} kernels: no spills, no local memory, all as in {EXPECTATIONS.name}")
     if changed := outdated(ours, COMMITTED.read_text()):
         path = COMMITTED.relative_to(ROOT)
         print(f"{path} is not of this build, {changed} lines differ: --out {path} renews it")

@@ -14,6 +14,8 @@
 // order, without atomics, so every run gives the same result. A pair takes 100 to 200 instructions,
 // so arithmetic is the limit. For large inputs the sums of the tiles take about a seventh of the
 // gradient's size.
+#include <bit>
+
 #include "../device/packs.cuh"
 #include "../device/warp.cuh"
 #include "contract.h"
@@ -67,6 +69,17 @@ struct RowPhases {
   }
 };
 
+// Stores 16 bytes that are not read soon, in one instruction. The compiler would split store_pack,
+// to share its code with the stores of single values.
+template <typename T>
+__device__ void stream_pack(T* p, const Pack<T, kPackWidth<T>>& pack) {
+#ifdef __CUDA_ARCH__
+  __stcs(reinterpret_cast<uint4*>(p), std::bit_cast<uint4>(pack));
+#else
+  store_pack(p, pack);
+#endif
+}
+
 template <IouKind kind, typename T>
 __global__ void __launch_bounds__(kThreads)
     forward_kernel(PairSizes sizes, RowPhases<T> cut, const Box<T>* boxes1, const Box<T>* boxes2,
@@ -93,7 +106,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int k = 0; k < kWidth; ++k) values[k] = similarity_of<kind>(a, b[k], eps);
       T* const p = out + (batch * n + i) * m + column;
       if (column >= 0 && column + kWidth <= m) {
-        store_pack(p, values);
+        stream_pack(p, values);
       } else {
         for (int k = 0; k < kWidth; ++k)
           if (column + k >= 0 && column + k < m) p[k] = values[k];

@@ -3,8 +3,8 @@
 // blocks of output positions, so that the columns take at most 128 MB.
 //
 // The input is read as (B, H, W, C). A group of lanes takes a tap of a position and its channels,
-// in loads of 16 bytes, and writes a row of the columns (groups, positions, taps, C / groups). The
-// columns are in the type of sums, also for half types; so are the products.
+// in loads of 16 bytes (8 of half types), and writes a row of the columns (groups, positions, taps,
+// C / groups). The columns are in the type of sums, also for half types; so are the products.
 //
 // Backward: the product of the output's gradient and the weights is the gradient of the columns.
 // One kernel reads it and the pixels of the samples, computes the gradients of offset and mask,

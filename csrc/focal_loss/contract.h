@@ -27,4 +27,18 @@ inline void check_sigmoid_focal_loss_backward(const char* op, const Argument& gr
   expect_same_device(op, "grad", grad, inputs);
 }
 
+// Of a sum: its gradient, or what it is divided by.
+inline void check_number(const char* op, const char* argument, const Argument& number,
+                         const Argument& inputs) {
+  expect(number.scalar_type() == box_dtype(inputs.scalar_type()) && number.dim() == 0, op, argument,
+         "one number of the dtype of the loss", number);
+  expect_same_device(op, argument, number, inputs);
+}
+
+inline void check_written(const char* op, const Argument& written, const Argument& inputs) {
+  expect(written.scalar_type() == inputs.scalar_type() && same_shape(written, inputs), op,
+         "written", "the shape and dtype of inputs", written);
+  expect_same_device(op, "written", written, inputs);
+}
+
 }  // namespace fastdet

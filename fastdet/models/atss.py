@@ -248,7 +248,7 @@ class ATSS(Detector):
         count = positive.sum().clamp(min=1)
         labels = take_rows(batch.gt_labels, match).where(positive, -1)
         own = take_rows(batch.gt_boxes, match)  # (B, A, 4)
-        focal = sigmoid_focal_loss(torch.cat(outputs.logits, dim=1), labels, reduction="sum")
+        logits = torch.cat(outputs.logits, dim=1)  # (B, A, C)
         deltas = widened(torch.cat(outputs.deltas, dim=1))
         boxes = decode_boxes(deltas, outputs.anchors, DELTA_WEIGHTS)
         targets = centredness_of(own, outputs.anchors, positive)
@@ -260,7 +260,7 @@ class ATSS(Detector):
             reduction="sum",
         )
         return {
-            "classification": focal / count,
+            "classification": sigmoid_focal_loss(logits, labels, reduction="sum", divisor=count),
             "bbox_regression": giou.sum() / targets.sum().clamp(min=1),
             "bbox_ctrness": centredness / count,
         }

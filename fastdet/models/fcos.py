@@ -233,7 +233,7 @@ class FCOS(Detector):
         positive = match >= 0  # (B, A)
         count = positive.sum().clamp(min=1)
         labels = take_rows(batch.gt_labels, match).where(positive, -1)
-        focal = sigmoid_focal_loss(torch.cat(outputs.logits, dim=1), labels)  # (B, A, C)
+        logits = torch.cat(outputs.logits, dim=1)  # (B, A, C)
         own = take_rows(batch.gt_boxes, match)  # (B, A, 4)
         boxes = decode_distances(widened(torch.cat(outputs.deltas, dim=1)), anchors)
         giou = masked_iou_loss("giou", boxes, own, positive)
@@ -244,7 +244,7 @@ class FCOS(Detector):
             reduction="sum",
         )
         return {
-            "classification": focal.sum() / count,
+            "classification": sigmoid_focal_loss(logits, labels, reduction="sum", divisor=count),
             "bbox_regression": giou.sum() / count,
             "bbox_ctrness": centredness / count,
         }

@@ -69,6 +69,13 @@ QUERIES = (
 )
 
 
+def focal_loss_and_gradient() -> object:
+    """As fastdet.sigmoid_focal_loss does on a GPU, with a backward that has nothing to do."""
+    logits, labels = noise(9, 5).requires_grad_(), integers(-1, 5, 9)
+    loss, _ = torch.ops.fastdet.sigmoid_focal_loss_sum_and_grad(logits, labels, None, 0.25, 2.0)
+    return torch.autograd.grad(loss, logits)
+
+
 DENSE = (
     noise(2, 9, 5).sigmoid(),
     boxes(18).view(2, 9, 4),
@@ -129,6 +136,7 @@ LAUNCHES = {
     "assign_task_aligned": (lambda: fastdet.assign_task_aligned(*DENSE), 3),
     "linear_assignment": (lambda: fastdet.linear_assignment(noise(3, 4, 5)), 2),
     "match_queries": (lambda: fastdet.match_queries(*QUERIES), 2),
+    "sigmoid_focal_loss, summed, forward and backward": (focal_loss_and_gradient, 3),
     "crop_masks": (lambda: fastdet.crop_masks(*mask_head(5)[2:], 7), 1),
     "mask_rcnn_loss, forward and backward": (mask_loss_and_gradient, 4),
     "paste_masks": (lambda: fastdet.paste_masks(*PASTED), 2),

@@ -309,6 +309,8 @@ EXEMPT = {
     "winograd_filters": "a network layer for the CPU alone; see test_winograd.py",
     "winograd_conv": "a network layer for the CPU alone; see test_winograd.py",
     "winograd_filters_grad": "a network layer for the CPU alone; see test_winograd.py",
+    "sigmoid_focal_loss_sum_and_grad": "for GPUs alone; see test_sigmoid_focal_loss.py",
+    "sigmoid_focal_loss_correct_grad": "for GPUs alone; see test_sigmoid_focal_loss.py",
 }
 
 
@@ -352,6 +354,16 @@ def network_calls() -> None:
     upsample_nearest(maps, 8, 8)
 
 
+def gpu_calls() -> None:
+    """Operators for GPUs alone: torch finds no kernel for the CPU, after it has seen the call."""
+    logits, labels, number = noise(3, 4), integers(-1, 4, 3), noise(1)[0]
+    rest = (logits, labels, number, 0.25, 2.0)
+    with pytest.raises(NotImplementedError, match="sigmoid_focal_loss_sum_and_grad"):
+        torch.ops.fastdet.sigmoid_focal_loss_sum_and_grad(*rest)
+    with pytest.raises(NotImplementedError, match="sigmoid_focal_loss_correct_grad"):
+        torch.ops.fastdet.sigmoid_focal_loss_correct_grad(noise(3, 4), number, *rest)
+
+
 @lru_cache(maxsize=1)
 def operator_calls() -> dict[str, tuple[Callable[..., object], list[object]]]:
     """A call of every registered operator, with a tensor wherever its schema takes one."""
@@ -359,6 +371,7 @@ def operator_calls() -> dict[str, tuple[Callable[..., object], list[object]]]:
         for call in calls(2).values():
             bits(call)
         network_calls()
+        gpu_calls()
     return recorder.calls
 
 

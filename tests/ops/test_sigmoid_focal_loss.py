@@ -1,17 +1,29 @@
 # SPDX-License-Identifier: BSD-3-Clause
 import math
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdet.ops import sigmoid_focal_loss
 from tests import reference
+from tests.cuda_emulation import emulated_kernels
 
+OPS = torch.ops.fastdet
 WEIGHTS = [(0.25, 2.0), (-1, 2.0), (0.75, 0.0), (0.25, 0.5), (0.1, 1.0), (-1, 3.5)]
 REDUCTIONS = ["none", "mean", "sum"]
+
+
+@pytest.fixture
+def device(device: str, request, monkeypatch) -> str:
+    """As in conftest.py; emulated kernels also write the gradient in forward, as on a GPU."""
+    if "emulated" in request.node.callspec.params.values():
+        monkeypatch.setitem(sigmoid_focal_loss.__globals__, "_WRITING_DEVICES", {"cpu"})
+    return device
 
 
 def random_logits(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -339,3 +351,148 @@ def test_bad_input_is_named(device):
             sigmoid_focal_loss(inputs, targets)
     with pytest.raises(RuntimeError, match=r"grad: expected one number for each logit"):
         torch.ops.fastdet.sigmoid_focal_loss_backward(inputs[:5], inputs, labels, 0.25, 2.0)
+
+
+# ---- the gradient that forward writes on a GPU ---------------------------------------------------
+
+NUMBER = torch.tensor(7)
+USES: dict[str, Callable[[Tensor, Tensor], list[Tensor]]] = {
+    "as it is": lambda loss, x: [*torch.autograd.grad(loss, x)],
+    "scaled": lambda loss, x: [*torch.autograd.grad(loss / 3, x)],
+    "used twice": lambda loss, x: [*torch.autograd.grad(loss + 2 * loss, x)],
+    "not finite": lambda loss, x: [*torch.autograd.grad(loss * math.nan, x)],
+    "two backwards": lambda loss, x: [
+        *torch.autograd.grad(loss, x, retain_graph=True),
+        *torch.autograd.grad(loss / 3, x, retain_graph=True),
+        *torch.autograd.grad(loss, x),
+    ],
+    "scaled, then as it is": lambda loss, x: [
+        *torch.autograd.grad(loss / 3, x, retain_graph=True),
+        *torch.autograd.grad(loss, x),
+    ],
+    "differentiable, then as it is": lambda loss, x: [
+        *torch.autograd.grad(loss, x, create_graph=True),
+        *torch.autograd.grad(loss, x),
+    ],
+}
+
+
+def losses_and_sum(
+    dtype: torch.dtype, shape: tuple[int, ...], reduction: str, device: str
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Logits, their loss, and the same loss from the losses of all logits."""
+    for kind in ("dense", "labels"):
+        dense, labels = random_targets(*shape), random_labels(*shape[:-1], num_classes=shape[-1])
+        targets = (dense if kind == "dense" else labels).to(device)
+        for gamma in (2.0, 0.5):
+            leaf = random_logits(*shape, dtype=dtype).to(device).requires_grad_()
+            single = sigmoid_focal_loss(leaf, targets, gamma=gamma)
+            if reduction == "divided":
+                number = NUMBER.to(device)
+                loss = sigmoid_focal_loss(leaf, targets, 0.25, gamma, "sum", number)
+                yield leaf, loss, single.sum() / number
+            else:
+                loss = sigmoid_focal_loss(leaf, targets, 0.25, gamma, reduction)
+                yield leaf, loss, single.sum() if reduction == "sum" else single.mean()
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("reduction", ["sum", "mean", "divided"])
+def test_gradient_of_a_sum_however_it_is_used(reduction, use, device):
+    for leaf, loss, expected in losses_and_sum(torch.float32, (13, 5), reduction, device):
+        torch.testing.assert_close(loss, expected, rtol=2e-6, atol=0)
+        for got, wanted in zip(USES[use](loss, leaf), USES[use](expected, leaf), strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-6, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("use", ["as it is", "scaled"])
+def test_gradient_of_a_sum_is_rounded_once(use, dtype, device):
+    # Also one logit, and many blocks on a GPU.
+    for shape in ((1, 1), (700, 90)):
+        for leaf, loss, expected in losses_and_sum(dtype, shape, "sum", device):
+            (got,), (wanted,) = USES[use](loss, leaf), USES[use](expected, leaf)
+            assert got.dtype == dtype
+            assert got.equal(wanted)
+
+
+def test_no_second_derivative_of_a_sum(device):
+    for leaf, loss, _ in losses_and_sum(torch.float32, (4, 5), "mean", device):
+        (first,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        with pytest.raises(NotImplementedError, match="no second derivative"):
+            first.sum().backward()
+
+
+def test_divisor(device):
+    inputs, labels = random_logits(6, 5).to(device), torch.zeros(6, dtype=torch.int64).to(device)
+    total = sigmoid_focal_loss(inputs, labels, reduction="sum")
+    for number in (torch.tensor(4), torch.tensor([4.0]), torch.tensor(4.0, dtype=torch.float64)):
+        leaf, by = inputs.clone().requires_grad_(), number.to(device)
+        for logits in (inputs, leaf):
+            got = sigmoid_focal_loss(logits, labels, reduction="sum", divisor=by)
+            assert got.dtype == torch.float32
+            torch.testing.assert_close(got, total / 4)
+    by = torch.tensor(4.0, device=device, requires_grad=True)
+    loss = sigmoid_focal_loss(leaf, labels, reduction="sum", divisor=by)
+    torch.testing.assert_close(torch.autograd.grad(loss, by)[0], -total / 16)
+    for wrong, reduction in ((torch.ones(2), "sum"), (torch.ones(()), "mean")):
+        with pytest.raises(ValueError, match="divisor: expected one number, with reduction 'sum'"):
+            sigmoid_focal_loss(inputs, labels, reduction=reduction, divisor=wrong.to(device))
+
+
+@pytest.fixture(params=[pytest.param("emulated", marks=pytest.mark.emulation)])
+def writing_device(request) -> Iterator[str]:
+    """Where forward also writes the gradient; test_cuda.py has the tests on a GPU."""
+    with emulated_kernels():
+        yield "cpu"
+
+
+def test_an_upstream_gradient_of_one_leaves_the_gradient_alone(writing_device):
+    inputs, labels = random_logits(6, 5), random_labels(6, num_classes=5)
+    for divisor in (None, torch.tensor(7.0)):
+        for upstream in (0.0, 0.5, 1.0, -1.0):
+            kept, grad = torch.full((6, 5), 9.0), torch.tensor(upstream)
+            OPS.sigmoid_focal_loss_correct_grad(kept, grad, inputs, labels, divisor, 0.25, 2.0)
+            scaled = (grad if divisor is None else grad / divisor).expand(6, 5)
+            expected = OPS.sigmoid_focal_loss_backward(scaled, inputs, labels, 0.25, 2.0)
+            assert kept.equal(torch.full((6, 5), 9.0) if upstream == 1 else expected)
+
+
+def test_opcheck_of_the_written_gradient(writing_device):
+    leaf, labels = random_logits(6, 5).requires_grad_(), random_labels(6, num_classes=5)
+    grad, by = torch.tensor(0.5), torch.tensor(7.0)
+    both, correct = OPS.sigmoid_focal_loss_sum_and_grad, OPS.sigmoid_focal_loss_correct_grad
+    # Not test_aot_dispatch: compiled code takes another path, since backward changes an output.
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(both, (leaf, labels, by, 0.25, 2.0), test_utils=tests)
+    arguments = (torch.zeros(6, 5), grad, leaf.detach(), labels, by, 0.25, 2.0)
+    torch.library.opcheck(correct, arguments, test_utils=tests)
+
+
+def test_wrong_numbers_are_named(writing_device):
+    inputs, labels = random_logits(6, 5), random_labels(6, num_classes=5)
+    with pytest.raises(RuntimeError, match="divisor: expected one number of the dtype of the loss"):
+        OPS.sigmoid_focal_loss_sum_and_grad(inputs, labels, torch.ones(2), 0.25, 2.0)
+    one = torch.ones(())
+    with pytest.raises(RuntimeError, match="grad: expected one number of the dtype of the loss"):
+        OPS.sigmoid_focal_loss_correct_grad(inputs, one.double(), inputs, labels, None, 0.25, 2.0)
+    with pytest.raises(RuntimeError, match="written: expected the shape and dtype of inputs"):
+        OPS.sigmoid_focal_loss_correct_grad(inputs[1:], one, inputs, labels, None, 0.25, 2.0)
+    turned = random_logits(5, 6).mT
+    with pytest.raises(RuntimeError, match="written: expected contiguous"):
+        OPS.sigmoid_focal_loss_correct_grad(turned, one, inputs, labels, None, 0.25, 2.0)
+
+
+def test_no_gradient_is_written_where_none_is_wanted(device):
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            assert func is not OPS.sigmoid_focal_loss_sum_and_grad.default
+            return func(*args, **(kwargs or {}))
+
+    leaf = random_logits(6, 5).to(device).requires_grad_()
+    labels = random_labels(6, num_classes=5).to(device)
+    with Names():
+        sigmoid_focal_loss(leaf.detach(), labels, reduction="sum")
+        for context in (torch.no_grad(), torch.inference_mode()):
+            with context:
+                sigmoid_focal_loss(leaf, labels, reduction="mean")
