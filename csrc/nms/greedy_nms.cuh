@@ -58,12 +58,11 @@ template <typename T>
 struct Suppression {
   BoxOrders<T> orders;
   BoxBundles<T> bundles;
-  const int64_t* groups;  // (B, n) or null
-  uint32_t* places;       // (B, n): the place of each row
-  uint8_t* num_entries;   // (B, n) by place; kEntries + 1 stands for more
-  Entry* entries;         // (B, kEntries, n) by place
-  T threshold, filter;    // boxes overlap if their metric is above the threshold
-  int64_t* keep_counts;   // (B,)
+  uint32_t* places;      // (B, n): the place of each row
+  uint8_t* num_entries;  // (B, n) by place; kEntries + 1 stands for more
+  Entry* entries;        // (B, kEntries, n) by place
+  T threshold, filter;   // boxes overlap if their metric is above the threshold
+  int64_t* keep_counts;  // (B,)
   int64_t max_keep;
 };
 
@@ -72,11 +71,24 @@ template <typename T>
 __global__ void __launch_bounds__(kOrderThreads) order_kernel(Suppression<T> in) {
   const int64_t num_images = in.orders.num_images, block = int64_t(blockIdx.x) - num_images;
   if (block < 0) {
-    place_by_bins(in.orders, in.groups, blockIdx.x, in.places, in.bundles);
+    place_by_bins(in.orders, blockIdx.x, in.places, in.bundles);
   } else {
     const int64_t image = block % num_images, first = block / num_images * kRanksPerBlock;
     if (first < in.orders.count(image)) count_ranks(in.orders, image, first);
   }
+}
+
+// Writes where the buckets begin that begin at this place; the last place also writes the end.
+template <typename T>
+__device__ void mark_buckets(const BoxOrders<T>& in, int64_t image, int64_t place, int64_t n,
+                             uint32_t* buckets) {
+  const auto bucket_at = [&](int64_t p) {
+    return static_cast<int>(in.bucket(image, in.by_place[image * in.n + p]));
+  };
+  const int own = bucket_at(place), before = place > 0 ? bucket_at(place - 1) : -1;
+  for (int b = before + 1; b <= own; ++b) buckets[b] = static_cast<uint32_t>(place);
+  if (place + 1 < n) return;
+  for (int b = own + 1; b <= kBuckets; ++b) buckets[b] = static_cast<uint32_t>(n);
 }
 
 // One block for each bale; the rows are already in the order of their places.
@@ -93,9 +105,10 @@ __global__ void __launch_bounds__(kOrderThreads) bundle_kernel(Suppression<T> in
   if (place < n) {
     store_box(out.boxes + place, box);
     out.turns[place] = {orders.key_of_score(image, row), row};
-    if (in.groups) out.groups[place] = in.groups[begin + row];
+    if (orders.groups) out.groups[place] = orders.groups[begin + row];
     in.places[begin + row] = static_cast<uint32_t>(place);
   }
+  if (orders.groups && place < n) mark_buckets(orders, image, place, n, out.buckets);
   store_bale(out, bale, box, place < n);
 }
 
@@ -301,7 +314,10 @@ int64_t take_arrays(void* begin, bool by_tiles, Suppression<T>& in) {
   }
   pieces.take(bundles.boxes, total);
   pieces.take(bundles.turns, total);
-  if (in.groups) pieces.take(bundles.groups, total);
+  if (orders.groups) {
+    pieces.take(bundles.groups, total);
+    pieces.take(bundles.buckets, num_images * (kBuckets + 1));
+  }
   pieces.take(bundles.hulls, num_images * bundles.num_bundles);
   pieces.take(bundles.known.stays, num_images * bundles.num_bundles);
   pieces.take(bundles.known.goes, num_images * bundles.num_bundles);
@@ -333,13 +349,13 @@ Plan<T> plan_suppression(const Tensor& boxes, const Tensor& scores, T threshold,
   Suppression<T> in = {};
   in.orders.boxes = data<Box<T>>(boxes_in);
   in.orders.scores = data<T>(scores);
+  in.orders.groups = groups ? data<int64_t>(*groups) : nullptr;
   in.orders.counts = counts ? data<int64_t>(*counts) : nullptr;
   in.orders.num_images = num_images;
   in.orders.n = in.bundles.n = n;
   in.orders.num_tiles = static_cast<int>(divided(kTile));
   in.bundles.num_bundles = divided(kWarp);
   in.bundles.num_bales = divided(kBale);
-  in.groups = groups ? data<int64_t>(*groups) : nullptr;
   in.threshold = threshold;
   in.filter = in.threshold > T(1e-6) ? in.threshold * kShrink<T> : T(0);
   in.keep_counts = mutable_data<int64_t>(keep_counts);
