@@ -126,22 +126,25 @@ template <bool wide>
 __device__ Pack<uint32_t, kOwnColumns> find_edges(const uint8_t* mask, int64_t height,
                                                   int64_t width, int64_t first, int64_t x) {
   const int count = static_cast<int>(min_of<int64_t>(width - x, kOwnColumns));
+  const int last = static_cast<int>(min_of<int64_t>(height - 1 - first, kWordRows - 1));
+  const uint8_t* const pixels_of_first = mask + first * width + x;
   // Rows beyond the last one equal it, so that they have no edges.
-  const auto row = [&](int64_t y) { return mask + min_of(y, height - 1) * width + x; };
+  const auto row = [&](int k) { return pixels_of_first + min_of(k, last) * width; };
   uint32_t above = 0;
   if (first > 0) {
-    above = load_pixels<wide>(row(first - 1), count);
+    above = load_pixels<wide>(row(-1), count);
   } else {  // the last pixels of the columns before these
+    const uint8_t* const last_row = mask + (height - 1) * width + x;
+#pragma unroll 1
     for (int c = 0; c < count; ++c)
-      if (x + c > 0) above |= uint32_t(row(height - 1)[c - 1]) << (8 * c);
+      if (x + c > 0) above |= uint32_t(last_row[c - 1]) << (8 * c);
   }
   Pack<uint32_t, kOwnColumns> words = {};
 #pragma unroll
   for (int begin = 0; begin < kWordRows; begin += kRowsAtOnce) {
     uint32_t pixels[kRowsAtOnce], edges = 0;  // byte c: the rows of column c
 #pragma unroll
-    for (int j = 0; j < kRowsAtOnce; ++j)
-      pixels[j] = load_pixels<wide>(row(first + begin + j), count);
+    for (int j = 0; j < kRowsAtOnce; ++j) pixels[j] = load_pixels<wide>(row(begin + j), count);
 #pragma unroll
     for (int j = 0; j < kRowsAtOnce; ++j) {
       edges |= differing(pixels[j], above) << j;
@@ -161,13 +164,16 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kWarps = kThreads / kWarp;
   __shared__ Pack<int, kOwnColumns> counts_of_warps[kWarps][kWarp];
   const int64_t height = out.image_height, width = out.image_width;
-  const int64_t num_strips = (width + kStrip - 1) / kStrip, n = blockIdx.x / num_strips;
-  const int64_t first = blockIdx.x % num_strips * kStrip, x = first + lane() * kOwnColumns;
+  const auto num_strips = static_cast<unsigned>((width + kStrip - 1) / kStrip);
+  const int64_t n = blockIdx.x / num_strips, first = int64_t(blockIdx.x % num_strips) * kStrip,
+                x = first + lane() * kOwnColumns;
   Pack<int, kOwnColumns> own = {};
   for (int64_t block = warp(); x < width && block < out.num_blocks; block += kWarps) {
     const Pack<uint32_t, kOwnColumns> words =
         find_edges<wide>(masks + n * height * width, height, width, block * kWordRows, x);
-    store_pack(out.at(n, block, x), words);
+    // Spelled out, so that nvcc makes one store of it.
+    store_pack(out.at(n, block, x),
+               Pack<uint32_t, kOwnColumns>{words[0], words[1], words[2], words[3]});
     for (int c = 0; c < kOwnColumns; ++c) own[c] += __popc(words[c]);
   }
   counts_of_warps[warp()][lane()] = own;

@@ -373,10 +373,23 @@ __device__ unsigned near(const Hulls<T>& hulls, int64_t first, int64_t end,
   return __ballot_sync(kAllLanes, may & wanted & (first + lane() < end));
 }
 
-// Calls on_overlap(bundle, boxes) for each bundle that holds an overlapping box. The bits of
-// `boxes` mark the boxes that come before the seeker and overlap it, without the boxes known to be
-// removed. `in` is the bundles of one image, whose places are the first n. The search stops when
-// on_overlap returns false. A whole warp calls it.
+// The boxes of a bundle that come before the seeker and overlap it, as bits, without those in
+// `gone`. `in` is the bundles of one image, whose places are the first n. A whole warp calls it.
+template <OverlapMetric metric, typename T>
+__device__ unsigned overlaps_in(const BoxBundles<T>& in, uint32_t n, int64_t bundle, uint32_t gone,
+                                const Seeker<metric, T>& seeker, T threshold) {
+  const uint32_t place = min_of(static_cast<uint32_t>(bundle) * kWarp + lane(), n - 1);
+  const Box<T> box = load_box(in.boxes + place);
+  bool overlaps =
+      seeker.may_overlap(box) & in.turns[place].before(seeker.turn) & !(gone >> lane() & 1);
+  if (in.groups) overlaps = overlaps & (in.groups[place] == seeker.group);
+  if (overlaps) overlaps = seeker.overlaps(box, threshold);
+  return __ballot_sync(kAllLanes, overlaps);
+}
+
+// Calls on_overlap(bundle, boxes) for each bundle that holds overlapping boxes (overlaps_in),
+// without the boxes known to be removed. The search stops when on_overlap returns false. A whole
+// warp calls it.
 template <OverlapMetric metric, typename T, typename OnOverlap>
 __device__ void look_through(const BoxBundles<T>& in, uint32_t n, const Known& known,
                              const Seeker<metric, T>& seeker, T threshold,
@@ -397,13 +410,7 @@ __device__ void look_through(const BoxBundles<T>& in, uint32_t n, const Known& k
       for (; bundles; bundles &= bundles - 1) {
         const int own = __ffs(bundles) - 1;
         const uint32_t gone = __shfl_sync(kAllLanes, own_gone, own);
-        const uint32_t place = min_of(static_cast<uint32_t>(bale + own) * kWarp + lane(), n - 1);
-        const Box<T> box = load_box(in.boxes + place);
-        bool overlaps =
-            seeker.may_overlap(box) & in.turns[place].before(seeker.turn) & !(gone >> lane() & 1);
-        if (in.groups) overlaps = overlaps & (in.groups[place] == seeker.group);
-        if (overlaps) overlaps = seeker.overlaps(box, threshold);
-        const unsigned found = __ballot_sync(kAllLanes, overlaps);
+        const unsigned found = overlaps_in(in, n, bale + own, gone, seeker, threshold);
         if (found && !on_overlap(bale + own, found)) return;
       }
     }
