@@ -13,7 +13,8 @@
 //            stop. In the second, a box that still waits stores which boxes it waits for, in words
 //            of 32 places.
 //   decide   2 launches, only if the order took 3: each waiting box reads its words again. The
-//            second one also searches again for boxes that are stuck, see below.
+//            second one also searches again for boxes with more words than could be stored: by now
+//            most of the boxes that they wait for are removed.
 //   resolve  1 launch, one block for each image. The few boxes that still wait read their words up
 //            to kRounds times. Then the block takes the boxes by rank, as many at a time as it has
 //            threads, until none of these waits. This launch also writes the kept rows.
@@ -29,13 +30,12 @@
 // the orders and 25 us for the 98 steps of resolving, this is about 0.3 ms in all.
 //
 // Counted in the emulator, for 100k boxes about 2,000 objects, 50 about each: both launches of
-// settling test 8.6 million hull words and bundles if all boxes have one group, which takes 0.5 ms,
-// and 1.6 million, 0.1 ms, if they have 80 classes. Without buckets the classes would cost 12.3
+// settling test 7.4 million times 32 hulls or boxes if all boxes have one group, 0.42 ms, and 1.6
+// million times, 0.1 ms, if they have 80 classes. Without buckets the classes would cost 12.3
 // million.
 //
 // A box may wait for more than kEntries words. If the boxes in all stored words turn out to be
-// removed, the box is stuck: a whole warp searches the bundles for it again. No block waits for
-// another.
+// removed, a whole warp searches the bundles for this box again. No block waits for another.
 // Reading a state while it changes can only save work: the result does not depend on timing. The
 // metric of the overlap is the IoU; merging also uses the IoS (nmm.cu).
 // Memory: one allocation of 98 bytes for each row, plus 20 if ordering takes 3 launches, up to 32
@@ -177,10 +177,10 @@ __device__ Decision decide(const Suppression<T>& in, int64_t image, const Known&
   return {waits || stuck ? kWaits : kStays, stuck};
 }
 
-enum class Pass { kFirst, kNote, kStuck };
+enum class Pass { kFirst, kNote, kAgain };
 
 // One warp for each waiting box, with a stride over the image. The last pass searches only for
-// boxes that are stuck; the others follow from their entries.
+// boxes that have more entries than could be stored; the others follow from their entries.
 template <OverlapMetric metric, typename T>
 __global__ void __launch_bounds__(kSettleThreads, sizeof(T) > 4 ? 3 : 4)
     settle_kernel(Suppression<T> in, int64_t blocks_per_image, Pass pass) {
@@ -191,12 +191,15 @@ __global__ void __launch_bounds__(kSettleThreads, sizeof(T) > 4 ? 3 : 4)
   const BoxBundles<T> bundles = in.bundles.of(image);
   for (; place < n; place += step) {
     if (bundles.known.state(place) != kWaits) continue;
-    Decision decision = {kWaits, true};
-    if (pass == Pass::kStuck) decision = decide(in, image, bundles.known, place);
-    if (__shfl_sync(kAllLanes, decision.stuck, 0))
-      decision.state =
-          settle<metric>(in, image, bundles, n, bundles.known, place, pass != Pass::kFirst);
-    if (lane() == 0) bundles.known.set(place, decision.state);
+    State state = kWaits;
+    bool searches = true;
+    if (pass == Pass::kAgain) {
+      state = decide(in, image, bundles.known, place).state;
+      searches = state == kWaits && in.num_entries[image * in.orders.n + place] > kEntries;
+    }
+    if (__shfl_sync(kAllLanes, searches, 0))
+      state = settle<metric>(in, image, bundles, n, bundles.known, place, pass != Pass::kFirst);
+    if (lane() == 0) bundles.known.set(place, state);
   }
 }
 
@@ -437,7 +440,7 @@ void launch_suppression(const Plan<T>& plan, const Write& write, cudaStream_t st
   if (plan.by_tiles) {
     launch(decide_kernel<T>, blocks_of_images(in, of_decide), dim3(kThreads), 0, stream, in,
            of_decide);
-    settle_all(Pass::kStuck);
+    settle_all(Pass::kAgain);
   }
   launch(resolve_kernel<metric, T, Write>, blocks_of_images(in, 1), dim3(kResolveThreads<T>), 0,
          stream, in, write);
