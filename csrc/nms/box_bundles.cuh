@@ -11,6 +11,10 @@
 // one box. The IoS of boxes of very different sizes may be 1, so for the IoS a bundle is skipped
 // only if its hull does not touch the box.
 //
+// Bundles know nothing of groups, but a search reads only the bundles of its group's bucket
+// (box_orders.cuh). If several groups have boxes in the same places, as the classes of a head, this
+// is a 32nd of them.
+//
 // Skipping never changes the result. kShrink covers the rounding errors of pairs whose areas have
 // full precision. A box with a smaller area or side (kTiny) is compared with every box that it
 // touches.
@@ -110,18 +114,20 @@ struct Known {
 // The bundles of all images, or of one image.
 template <typename T>
 struct BoxBundles {
-  Box<T>* boxes;    // (B, n) by place
-  Turn<T>* turns;   // (B, n) by place
-  int64_t* groups;  // (B, n) by place, or null
-  Hulls<T> hulls;   // (B, num_bundles)
-  Known known;      // (B, num_bundles)
-  Hulls<T> bales;   // (B, num_bales)
+  Box<T>* boxes;      // (B, n) by place
+  Turn<T>* turns;     // (B, n) by place
+  int64_t* groups;    // (B, n) by place, or null
+  uint32_t* buckets;  // (B, kBuckets + 1): the first place of each bucket, and the end; or null
+  Hulls<T> hulls;     // (B, num_bundles)
+  Known known;        // (B, num_bundles)
+  Hulls<T> bales;     // (B, num_bales)
   int64_t n, num_bundles, num_bales;
 
   __device__ BoxBundles of(int64_t image) const {
     return {boxes + image * n,
             turns + image * n,
             groups ? groups + image * n : nullptr,
+            groups ? buckets + image * (kBuckets + 1) : nullptr,
             hulls.from(image * num_bundles),
             known.from(image * num_bundles),
             bales.from(image * num_bales),
@@ -159,22 +165,45 @@ __device__ void store_bale(const BoxBundles<T>& out, int64_t bale, const Box<T>&
 
 // ---- places by bins -----------------------------------------------------------------------------
 
-// The bin of a box: 8 classes of area, the largest first, then a Z curve over 32 * 32 cells of box
-// centres. A box that cannot overlap any box may get any bin.
+// What the bins of an image depend on.
+struct Extent {
+  Hull<float> centres;  // the hull of the centres of the boxes, and their largest area
+  uint32_t buckets;     // the buckets that have boxes, as bits
+};
+
+// The bin of a box: its bucket, 8 classes of area, the largest first, then a Z curve over 32 * 32
+// cells of box centres. The buckets that have boxes share the bins, so with many buckets the cells
+// are larger. A box that cannot overlap any box may get any bin of its bucket.
 struct Bins {
-  static constexpr int kNum = 8192, kCells = 32, kClasses = 8;
+  static constexpr int kBits = 13, kNum = 1 << kBits, kCells = 32, kClasses = 8;
+  static_assert(kNum == kClasses * kCells * kCells && kBuckets <= kWarp);
+  // A word of padding after every 32, so that the lanes of sum_up use different banks.
+  static constexpr int kWords = kNum + kNum / kWarp;
+
+  static __device__ int word(int bin) { return bin + bin / kWarp; }
 
   float x, y, x_scale, y_scale;
   uint32_t largest;  // class
+  uint32_t buckets;
+  int num_buckets, bucket_bits;
 
-  // `centres.box` is the hull of the centres; `centres.areas.most` is the largest area of a box.
-  template <typename T>
-  __device__ explicit Bins(const Hull<T>& centres)
-      : x(static_cast<float>(centres.box.x1)),
-        y(static_cast<float>(centres.box.y1)),
-        x_scale(kCells / (static_cast<float>(centres.box.x2) - x)),
-        y_scale(kCells / (static_cast<float>(centres.box.y2) - y)),
-        largest(size_class(centres.areas.most)) {}
+  __device__ explicit Bins(const Extent& extent)
+      : x(extent.centres.box.x1),
+        y(extent.centres.box.y1),
+        x_scale(kCells / (extent.centres.box.x2 - x)),
+        y_scale(kCells / (extent.centres.box.y2 - y)),
+        largest(size_class(extent.centres.areas.most)),
+        buckets(extent.buckets),
+        num_buckets(__popc(buckets)),
+        bucket_bits(num_buckets > 1 ? 32 - __clz(num_buckets - 1) : 0) {}
+
+  // How many buckets that have boxes come before this one, which may be kBuckets.
+  __device__ int num_before(uint32_t bucket) const {
+    return bucket < kBuckets ? __popc(buckets & ((1u << bucket) - 1)) : num_buckets;
+  }
+
+  // The first bin of the bucket with as many before it.
+  __device__ int first_bin(int num_before) const { return num_before << (kBits - bucket_bits); }
 
   template <typename T>
   static __device__ float centre(T low, T high) {
@@ -187,20 +216,30 @@ struct Bins {
   }
 
   template <typename T>
-  __device__ uint32_t of(const Box<T>& box) const {
+  __device__ int of(const Box<T>& box, uint32_t bucket) const {
     const uint32_t own = size_class(area(box));
     const uint32_t smaller = min_of<uint32_t>(largest - min_of(own, largest), kClasses - 1);
-    return smaller * (kCells * kCells) | spread(cell(centre(box.x1, box.x2) - x, x_scale)) << 1 |
-           spread(cell(centre(box.y1, box.y2) - y, y_scale));
+    const uint32_t fine = smaller * (kCells * kCells) |
+                          spread(cell(centre(box.x1, box.x2) - x, x_scale)) << 1 |
+                          spread(cell(centre(box.y1, box.y2) - y, y_scale));
+    return first_bin(num_before(bucket)) | static_cast<int>(fine >> bucket_bits);
   }
 };
 
-// The hull of the centres of an image's boxes. A whole block of kOrderThreads calls it.
+__device__ inline uint32_t bits_of_warp(uint32_t bits) {
+  for (int d = kWarp / 2; d > 0; d /= 2) bits |= __shfl_xor_sync(kAllLanes, bits, d);
+  return bits;
+}
+
+// A whole block of kOrderThreads calls it.
 template <typename T, typename ForEachBox>
-__device__ Hull<float> hull_of_centres(const ForEachBox& for_each_box) {
+__device__ Extent extent_of(const ForEachBox& for_each_box) {
   __shared__ Hull<float> hulls[kWarp];
+  __shared__ uint32_t buckets_of_warps[kWarp];
   Hull<float> own = Hull<float>::of_none();
-  for_each_box([&](int64_t, const Box<T>& box) {
+  uint32_t own_buckets = 0;
+  for_each_box([&](int64_t, const Box<T>& box, uint32_t bucket) {
+    own_buckets |= 1u << bucket;
     const T box_area = area(box);
     if (!can_overlap(box, box_area)) return;
     const float x = Bins::centre(box.x1, box.x2), y = Bins::centre(box.y1, box.y2);
@@ -209,16 +248,18 @@ __device__ Hull<float> hull_of_centres(const ForEachBox& for_each_box) {
     own.areas.most = max_of(own.areas.most, static_cast<float>(box_area));
   });
   own = hull_of_warp(own);
-  if (lane() == 0) hulls[warp()] = own;
+  own_buckets = bits_of_warp(own_buckets);
+  if (lane() == 0) hulls[warp()] = own, buckets_of_warps[warp()] = own_buckets;
   __syncthreads();
-  return hull_of_warp(hulls[lane()]);
+  return {hull_of_warp(hulls[lane()]), bits_of_warp(buckets_of_warps[lane()])};
 }
 
-// Replaces numbers[i] by the sum of the numbers before i, and returns the total. A whole block of
-// kOrderThreads calls it.
-__device__ inline uint32_t sum_up(uint32_t (&numbers)[Bins::kNum]) {
+// Replaces the number of each bin by the sum of the numbers before it, and returns the total. A
+// whole block of kOrderThreads calls it.
+__device__ inline uint32_t sum_up(uint32_t (&numbers)[Bins::kWords]) {
   constexpr int kOwn = Bins::kNum / kOrderThreads;
-  uint32_t* const own = numbers + threadIdx.x * kOwn;
+  static_assert(kWarp % kOwn == 0);  // no padding within a thread's own bins
+  uint32_t* const own = numbers + Bins::word(threadIdx.x * kOwn);
   uint32_t sum = 0;
   for (int i = 0; i < kOwn; ++i) sum += own[i];
   const auto [before, total] = block_sum<kOrderThreads>(sum);
@@ -235,25 +276,36 @@ __device__ inline uint32_t sum_up(uint32_t (&numbers)[Bins::kNum]) {
 // Gives the boxes of an image their places and bundles. A whole block of kOrderThreads calls it.
 // The order of the places within a bin is arbitrary; the result does not depend on it.
 template <typename T>
-__device__ void place_by_bins(const BoxOrders<T>& in, const int64_t* groups, int64_t image,
-                              uint32_t* places, const BoxBundles<T>& all) {
-  __shared__ uint32_t numbers[Bins::kNum];
+__device__ void place_by_bins(const BoxOrders<T>& in, int64_t image, uint32_t* places,
+                              const BoxBundles<T>& all) {
+  __shared__ uint32_t numbers[Bins::kWords];
   const BoxBundles<T> out = all.of(image);
   const int64_t begin = image * in.n, n = in.count(image);
   const auto for_each_box = [&](const auto& body) {
     for (int64_t row = threadIdx.x; row < n; row += kOrderThreads)
-      if (in.key_of_score(image, row) != kLeftOut<T>) body(row, load_box(in.boxes + begin + row));
+      if (in.key_of_score(image, row) != kLeftOut<T>)
+        body(row, load_box(in.boxes + begin + row), in.bucket(image, row));
   };
-  for (int i = threadIdx.x; i < Bins::kNum; i += kOrderThreads) numbers[i] = 0;
-  const Bins bins(hull_of_centres<T>(for_each_box));
-  for_each_box([&](int64_t, const Box<T>& box) { atomicAdd(&numbers[bins.of(box)], 1u); });
+  for (int i = threadIdx.x; i < Bins::kWords; i += kOrderThreads) numbers[i] = 0;
+  const Bins bins(extent_of<T>(for_each_box));
+  const auto number_of = [&](const Box<T>& box, uint32_t bucket) {
+    return numbers + Bins::word(bins.of(box, bucket));
+  };
+  for_each_box(
+      [&](int64_t, const Box<T>& box, uint32_t bucket) { atomicAdd(number_of(box, bucket), 1u); });
   __syncthreads();
   const uint32_t usable = sum_up(numbers);
-  for_each_box([&](int64_t row, const Box<T>& box) {
-    const uint32_t place = atomicAdd(&numbers[bins.of(box)], 1u);
+  if (in.groups && threadIdx.x <= kBuckets) {
+    const int before = bins.num_before(threadIdx.x);
+    out.buckets[threadIdx.x] =
+        before < bins.num_buckets ? numbers[Bins::word(bins.first_bin(before))] : usable;
+  }
+  __syncthreads();
+  for_each_box([&](int64_t row, const Box<T>& box, uint32_t bucket) {
+    const uint32_t place = atomicAdd(number_of(box, bucket), 1u);
     store_box(out.boxes + place, box);
     out.turns[place] = {in.key_of_score(image, row), static_cast<uint32_t>(row)};
-    if (groups) out.groups[place] = groups[begin + row];
+    if (in.groups) out.groups[place] = in.groups[begin + row];
     places[begin + row] = place;
   });
   __syncthreads();
@@ -321,30 +373,44 @@ __device__ unsigned near(const Hulls<T>& hulls, int64_t first, int64_t end,
   return __ballot_sync(kAllLanes, may & wanted & (first + lane() < end));
 }
 
-// Calls on_overlap(bundle, boxes) for each bundle that holds an overlapping box. The bits of
-// `boxes` mark the boxes that come before the seeker and overlap it, without the boxes known to be
-// removed. `in` is the bundles of one image, whose places are the first n. The search stops when
-// on_overlap returns false. A whole warp calls it.
+// The boxes of a bundle that come before the seeker and overlap it, as bits, without those in
+// `gone`. `in` is the bundles of one image, whose places are the first n. A whole warp calls it.
+template <OverlapMetric metric, typename T>
+__device__ unsigned overlaps_in(const BoxBundles<T>& in, uint32_t n, int64_t bundle, uint32_t gone,
+                                const Seeker<metric, T>& seeker, T threshold) {
+  const uint32_t place = min_of(static_cast<uint32_t>(bundle) * kWarp + lane(), n - 1);
+  const Box<T> box = load_box(in.boxes + place);
+  bool overlaps =
+      seeker.may_overlap(box) & in.turns[place].before(seeker.turn) & !(gone >> lane() & 1);
+  if (in.groups) overlaps = overlaps & (in.groups[place] == seeker.group);
+  if (overlaps) overlaps = seeker.overlaps(box, threshold);
+  return __ballot_sync(kAllLanes, overlaps);
+}
+
+// Calls on_overlap(bundle, boxes) for each bundle that holds overlapping boxes (overlaps_in),
+// without the boxes known to be removed. The search stops when on_overlap returns false. A whole
+// warp calls it.
 template <OverlapMetric metric, typename T, typename OnOverlap>
 __device__ void look_through(const BoxBundles<T>& in, uint32_t n, const Known& known,
                              const Seeker<metric, T>& seeker, T threshold,
                              const OnOverlap& on_overlap) {
-  const int64_t num_bundles = (n + kWarp - 1) / kWarp, num_bales = (n + kBale - 1) / kBale;
-  for (int64_t first = 0; first < num_bales; first += kWarp)
-    for (unsigned bales = near(in.bales, first, num_bales, seeker); bales; bales &= bales - 1) {
+  uint32_t begin = 0, end = n;  // the places of the bucket
+  if (in.groups) {
+    const uint32_t* const bucket = in.buckets + bucket_of(seeker.group);
+    begin = bucket[0], end = bucket[1];
+  }
+  const int64_t first_bundle = begin / kWarp, end_bundle = (end + kWarp - 1) / kWarp;
+  const int64_t end_bale = (end + kBale - 1) / kBale;
+  for (int64_t first = begin / kBale; first < end_bale; first += kWarp)
+    for (unsigned bales = near(in.bales, first, end_bale, seeker); bales; bales &= bales - 1) {
       const int64_t bale = (first + __ffs(bales) - 1) * kWarp;
-      const uint32_t own_gone = known.go(min_of(bale + lane(), num_bundles - 1));
-      unsigned bundles = near(in.hulls, bale, num_bundles, seeker, own_gone != kAllLanes);
+      const uint32_t own_gone = known.go(min_of(bale + lane(), end_bundle - 1));
+      const bool wanted = (own_gone != kAllLanes) & (bale + lane() >= first_bundle);
+      unsigned bundles = near(in.hulls, bale, end_bundle, seeker, wanted);
       for (; bundles; bundles &= bundles - 1) {
         const int own = __ffs(bundles) - 1;
         const uint32_t gone = __shfl_sync(kAllLanes, own_gone, own);
-        const uint32_t place = min_of(static_cast<uint32_t>(bale + own) * kWarp + lane(), n - 1);
-        const Box<T> box = load_box(in.boxes + place);
-        bool overlaps =
-            seeker.may_overlap(box) & in.turns[place].before(seeker.turn) & !(gone >> lane() & 1);
-        if (in.groups) overlaps = overlaps & (in.groups[place] == seeker.group);
-        if (overlaps) overlaps = seeker.overlaps(box, threshold);
-        const unsigned found = __ballot_sync(kAllLanes, overlaps);
+        const unsigned found = overlaps_in(in, n, bale + own, gone, seeker, threshold);
         if (found && !on_overlap(bale + own, found)) return;
       }
     }

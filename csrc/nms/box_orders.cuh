@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The rows of each image in two orders: by falling score (ties: the lower row first), and by place,
-// so that boxes that lie close together are neighbours in memory. A row with a NaN score or a
-// coordinate that is not finite is in neither order.
+// so that boxes that lie close together are neighbours in memory. Boxes of different groups are
+// never compared, so groups are hashed into buckets, and the places of a bucket follow each other.
+// A row with a NaN score or a coordinate that is not finite is in neither order.
 //
 // Up to about 32k rows, the rank of a row is counted: it is the number of keys that come before its
 // key. A block of 32 warps ranks 64 rows, and each warp reads a share of the keys. A pair costs
@@ -49,7 +50,7 @@ __device__ KeyOf<T> score_key(T score, const Box<T>& box) {
   return ~rising_key(score + T(0));
 }
 
-// Puts 14 bits into every second place of 28.
+// Puts 11 bits into every second place of 22.
 __device__ inline uint32_t spread(uint32_t x) {
   x = (x | x << 8) & 0x00FF00FF;
   x = (x | x << 4) & 0x0F0F0F0F;
@@ -63,14 +64,28 @@ __device__ uint32_t size_class(T box_area) {
   return rising_key(static_cast<float>(box_area)) >> 25;
 }
 
+constexpr int kBucketBits = 5, kBuckets = 1 << kBucketBits;
+
+// The bucket of a group, by Fibonacci hashing: consecutive ids get different buckets.
+__device__ inline uint32_t bucket_of(int64_t group) {
+  return static_cast<uint32_t>(static_cast<uint64_t>(group) * 0x9E3779B97F4A7C15u >>
+                               (64 - kBucketBits));
+}
+
+// 11 bits of a coordinate: sign, exponent and 5 bits of the fraction. The exponent is taken modulo
+// 32, so the bits rise from 2^-15 to 2^17 pixels, and from -2^17 to -2^-15.
+__device__ inline uint32_t coordinate_bits(float x) {
+  const uint32_t bits = rising_key(x) >> 18;
+  return (bits >> 3 & 0x400) | ((bits + (16 << 5)) & 0x3FF);
+}
+
 // Keys that are close for boxes that lie close together: the size class, then a Z curve. They need
-// no knowledge of the other boxes. Of each coordinate of the centre 14 bits are used: sign,
-// exponent and 5 bits of the fraction.
+// no knowledge of the other boxes, and have 26 bits.
 template <typename T>
 __device__ uint32_t place_key(const Box<T>& box) {
-  const uint32_t x = rising_key(static_cast<float>((box.x1 + box.x2) / 2)) >> 18;
-  const uint32_t y = rising_key(static_cast<float>((box.y1 + box.y2) / 2)) >> 18;
-  return size_class(area(box)) << 28 | spread(x) << 1 | spread(y);
+  const uint32_t x = coordinate_bits(static_cast<float>((box.x1 + box.x2) / 2));
+  const uint32_t y = coordinate_bits(static_cast<float>((box.y1 + box.y2) / 2));
+  return (size_class(area(box)) & 0xF) << 22 | spread(x) << 1 | spread(y);
 }
 
 // Decides which of two boxes comes first.
@@ -88,6 +103,7 @@ template <typename T>
 struct BoxOrders {
   const Box<T>* boxes;    // (B, n)
   const T* scores;        // (B, n)
+  const int64_t* groups;  // (B, n) or null: one group
   const int64_t* counts;  // (B,) or null
   int64_t num_images, n;
   uint32_t* by_score;  // (B, n): the row of each rank
@@ -108,8 +124,12 @@ struct BoxOrders {
   }
 
   __device__ KeyOf<T> key_of_place(int64_t image, int64_t row) const {
-    return key_of_score(image, row) == kLeftOut<T> ? kLeftOut<T>
-                                                   : place_key(load_box(boxes + image * n + row));
+    if (key_of_score(image, row) == kLeftOut<T>) return kLeftOut<T>;
+    return bucket(image, row) << 26 | place_key(load_box(boxes + image * n + row));
+  }
+
+  __device__ uint32_t bucket(int64_t image, int64_t row) const {
+    return groups ? bucket_of(groups[image * n + row]) : 0;
   }
 };
 

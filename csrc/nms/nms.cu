@@ -41,8 +41,9 @@ Tensor dynamic(const Tensor& boxes, const Tensor& scores, double iou_threshold,
   STD_CUDA_CHECK(cudaMemcpyAsync(&num_kept, data<int64_t>(counts), sizeof num_kept,
                                  cudaMemcpyDeviceToHost, stream));
   STD_CUDA_CHECK(cudaStreamSynchronize(stream));
+  // A view of the first rows, not a copy: that would be one more launch after the wait.
   Tensor row = torch::stable::select(keep, 0, 0);
-  return torch::stable::clone(torch::stable::narrow(row, 0, 0, num_kept));
+  return torch::stable::narrow(row, 0, 0, num_kept);
 }
 
 }  // namespace

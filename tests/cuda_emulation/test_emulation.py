@@ -13,7 +13,7 @@ from tests.cuda_emulation import (
     load,
     set_lane_order,
 )
-from tests.ops.test_every_op import ON_CUDA, bits, calls
+from tests.ops.test_every_op import ON_CUDA, bits, calls, noise
 from tests.ops.test_nms import brute_force, hostile
 
 pytestmark = pytest.mark.emulation
@@ -121,3 +121,13 @@ def test_suppression_by_several_blocks_is_the_same_in_every_order(name):
     for order in LANE_ORDERS:
         with emulated_kernels(order):
             assert batched_nms(boxes, scores, ids, 0.4).tolist() == expected
+
+
+@pytest.mark.parametrize("width", [260, 261])
+def test_masks_of_several_strips_have_the_same_edges_in_every_order(width):
+    masks = noise(2, 300, width) > 1
+    expected = torch.ops.fastdet.mask_edges(masks)
+    for order in LANE_ORDERS:
+        with emulated_kernels(order):
+            got = torch.ops.fastdet.mask_edges(masks)
+        assert all(a.equal(b) for a, b in zip(got, expected, strict=True))

@@ -115,6 +115,7 @@ def pool_and_gradient() -> object:
 PASTED = noise(4, 7, 7).sigmoid(), boxes(4), (60, 80)
 
 LAUNCHES = {
+    "batched_nms": (lambda: fastdet.batched_nms(boxes(99), noise(99), integers(0, 5, 99), 0.5), 4),
     "nms_padded": (suppress(5000, None), 4),
     "nms_padded of more than 32768 rows": (suppress(33000, torch.tensor([5])), 8),
     "rpn_proposals": (propose(5000), 9),
@@ -143,6 +144,16 @@ LAUNCHES = {
     "paste_masks_rle": (lambda: fastdet.paste_masks_rle(*PASTED), 5),
     "encode_masks": (lambda: fastdet.encode_masks(noise(4, 60, 80) > 0), 4),
 }
+
+
+def test_nms_copies_nothing_after_the_wait():
+    rows, scores = boxes(99), noise(99)
+    fastdet.nms(rows, scores, 0.5)  # the first call prepares more
+    with emulated_kernels(), torch.profiler.profile() as profiled:
+        fastdet.nms(rows, scores, 0.5)
+    called = {event.key for event in profiled.key_averages()}
+    assert "fastdet::nms" in called
+    assert not called & {"aten::clone", "aten::copy_"}
 
 
 @pytest.mark.parametrize("name", LAUNCHES)

@@ -244,6 +244,40 @@ def test_few_of_many_rows(name, count, device):
         assert (keep[image, kept[image] :] == -1).all()
 
 
+def bucket(group: int) -> int:
+    """The bucket of CUDA's bucket_of."""
+    return (group * 0x9E3779B97F4A7C15) % 2**64 >> 59
+
+
+GROUPS = {
+    "one": [-3],
+    "80 classes": range(80),
+    "large and negative": [2**63 - 1, -(2**63), 0, -1, 2**62, -(2**62), 2**32, -(2**32)],
+    "one bucket": [k for k in range(-900, 900) if bucket(k) == 9],
+    "first and last bucket": [k for k in range(200) if bucket(k) in (0, 31)],
+}
+
+
+@pytest.mark.parametrize("room", [1100, 2**15 + 1], ids=["bins", "tiles"])
+@pytest.mark.parametrize("name", GROUPS)
+def test_groups_with_boxes_in_the_same_places(name, room, device):
+    n, generator = 1100, torch.Generator().manual_seed(5)
+    ids = torch.tensor(GROUPS[name])[torch.randint(len(GROUPS[name]), (2, n), generator=generator)]
+    boxes, groups = torch.zeros(2, room, 4), torch.zeros(2, room, dtype=torch.int64)
+    scores = torch.zeros(2, room)
+    boxes[0, :n], boxes[1, :n] = hostile(n)["one spot"], hostile(n)["all sizes"]
+    scores[:, :n] = torch.randint(0, 500, (2, n), generator=generator)
+    scores[1, :n:7] = NAN
+    groups[:, :n] = ids
+    rows = boxes.to(device), scores.to(device)
+    counts = torch.tensor([n, n], device=device)
+    keep, kept = nms_padded(*rows, 0.4, n, groups.to(device), counts)
+    for image in range(2):
+        usable = (~scores[image, :n].isnan()).nonzero()[:, 0]
+        found = brute_force(*(t[image, usable] for t in (boxes, scores)), 0.4, ids[image, usable])
+        assert keep[image, : kept[image]].tolist() == usable[found].tolist()
+
+
 @pytest.mark.parametrize("toward", [1, -1])
 def test_boxes_that_wait_for_many_that_wait_long(toward, device):
     # A chain: each box overlaps the next, so every second box is kept, and each decision depends on

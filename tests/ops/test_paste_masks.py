@@ -225,6 +225,35 @@ def test_run_lengths_of_hand_worked_masks(device):
     assert counts([0] * 40) == b"X1"  # 40 = 8 + 1 * 32
 
 
+def layouts(pixels: Tensor) -> dict[str, Tensor]:
+    """The same masks (N, H, W), in memory as a caller may have them."""
+    shifted = torch.cat([torch.zeros(3, dtype=torch.bool), pixels.flatten()])
+    wide = torch.zeros(*pixels.shape[:2], 2 * pixels.size(2), dtype=torch.bool)
+    wide[:, :, ::2] = pixels
+    return {
+        "contiguous": pixels,
+        "unaligned": shifted[3:].view(pixels.shape),
+        "not contiguous": wide[:, :, ::2],
+        "by columns": pixels.transpose(1, 2).contiguous().transpose(1, 2),
+        "of bytes 0 and 254": (pixels.byte() * 254).view(torch.bool),
+    }
+
+
+@pytest.mark.parametrize("width", [1, 3, 4, 5, 127, 128, 129, 260])
+@pytest.mark.parametrize("height", [0, 1, 3, 32, 33, 67, 300])
+def test_edges_of_masks_of_every_size(height, width, device):
+    pixels = random_masks(3, height, width, seed=height) < 0.5
+    pixels[1] = torch.arange(width) % 3 == 0  # the edges are those between columns
+    by_column = pixels.transpose(1, 2).reshape(3, -1)
+    before = torch.cat([torch.zeros(3, 1, dtype=torch.bool), by_column[:, :-1]], 1)
+    changes = by_column ^ before[:, : by_column.size(1)]
+    ends = torch.cat([torch.zeros(1, dtype=torch.int64), changes.sum(1).cumsum(0)])
+    for name, masks in layouts(pixels).items():
+        edges, offsets = torch.ops.fastdet.mask_edges(masks.to(device))
+        assert edges.cpu().equal(changes.nonzero()[:, 1]), name
+        assert offsets.cpu().equal(ends), name
+
+
 def test_bad_run_lengths_are_refused():
     edges, offsets = torch.tensor([1, 2]).numpy(), torch.tensor([0, 2]).numpy()
     assert _native.rle_counts(edges, offsets, 4) == [b"112"]
