@@ -193,9 +193,11 @@ struct Bins {
         x_scale(kCells / (extent.centres.box.x2 - x)),
         y_scale(kCells / (extent.centres.box.y2 - y)),
         largest(size_class(extent.centres.areas.most)),
-        buckets(extent.buckets),
-        num_buckets(__popc(buckets)),
-        bucket_bits(num_buckets > 1 ? 32 - __clz(num_buckets - 1) : 0) {}
+        buckets(extent.buckets) {
+    // Not among the initialisers above, which nvcc gives to the host's compiler, too.
+    num_buckets = __popc(buckets);
+    bucket_bits = num_buckets > 1 ? 32 - __clz(num_buckets - 1) : 0;
+  }
 
   // How many buckets that have boxes come before this one, which may be kBuckets.
   __device__ int num_before(uint32_t bucket) const {
