@@ -79,16 +79,21 @@ def without_arguments(name: str) -> str:
     return name
 
 
-def short(symbol: str, name: str) -> str:
-    """`family: function<types>` of a kernel's symbol and demangled name."""
+def short(name: str, family: str = "") -> str:
+    """`family: function<types>` of a kernel's demangled name."""
     for noise in ("(anonymous namespace)::", "fastdet::cuda::", "fastdet::", "c10::"):
         name = name.replace(noise, "")
     name = re.sub(r"^void |\(IouKind\)|\(OverlapMetric\)|\(bool\)", "", name)
     body = re.match(r"for_each_kernel<(.*)\{lambda\(long\)#(\d+)\}", name)
     if body:
         name = without_arguments(body[1]) + (f", loop {body[2]}" if body[2] != "1" else "")
+    return f"{family}: {without_arguments(name)}" if family else without_arguments(name)
+
+
+def family_of(symbol: str) -> str:
+    """The folder of csrc/ that a kernel's symbol names; empty for a library's kernel."""
     file = re.search(r"_GLOBAL__N__[0-9a-f]+_\d+_(?:unity_)?(\w+?)_cu_", symbol)
-    return f"{file[1]}: {without_arguments(name)}" if file else without_arguments(name)
+    return file[1] if file else ""
 
 
 def kernels(library: Path) -> Iterator[Kernel]:
@@ -111,7 +116,7 @@ def kernels(library: Path) -> Iterator[Kernel]:
         elif "REG:" in line:
             usage = {k: int(v) for k, v in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", line)}
             sizes = (usage["REG"], usage["STACK"], usage["LOCAL"], usage["SHARED"])
-            found.append(Kernel(arch, short(symbol, names[symbol]), *sizes))
+            found.append(Kernel(arch, short(names[symbol], family_of(symbol)), *sizes))
     yield from sorted(found)
 
 
