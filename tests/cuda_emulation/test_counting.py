@@ -3,6 +3,7 @@
 
 import ctypes
 import json
+import os
 from typing import Any
 
 import pytest
@@ -14,7 +15,10 @@ from tests.cuda_emulation import HERE
 from tests.cuda_emulation.counting import CountedLibrary, Counts, Site, counted
 from tests.ops.test_every_op import ON_CUDA, Call, bits, boxes, calls, noise, rois_of
 
-pytestmark = pytest.mark.emulation
+pytestmark = [
+    pytest.mark.emulation,
+    pytest.mark.skipif("FASTDET_SANITIZE" in os.environ, reason="a sanitizer has its own hooks"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 """Races in shared memory are found where they are, and our kernels have none."""
 
 import ctypes
+import os
 
 import pytest
 
@@ -9,7 +10,10 @@ from tests.cuda_emulation import HERE
 from tests.cuda_emulation.counting import CountedLibrary, Race, racing
 from tests.ops.test_every_op import ON_CUDA, bits, calls
 
-pytestmark = pytest.mark.emulation
+pytestmark = [
+    pytest.mark.emulation,
+    pytest.mark.skipif("FASTDET_SANITIZE" in os.environ, reason="a sanitizer has its own hooks"),
+]
 
 NOTHING, SHUFFLE, WARP_BARRIER, BLOCK_BARRIER = range(4)
 
