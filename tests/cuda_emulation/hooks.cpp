@@ -9,7 +9,6 @@
 // holds the kernel's parameters. Everything else is global.
 #include <algorithm>
 #include <memory>
-#include <stdexcept>
 #include <string>
 
 #include "include/observer.h"
