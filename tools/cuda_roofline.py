@@ -175,7 +175,7 @@ def row(case: GpuCase, counts: Counts, scale: int, kernel: Kernel, compiled: Com
     blocks = scale * kernel.blocks / kernel.launches
     cycles = CYCLES * min(MULTIPROCESSORS, max(1, blocks))  # of all that have a block, in a second
     memory_bytes = kernel.read + scale * kernel.written
-    l2_bytes = scale * kernel.l2_bytes
+    l2_bytes = max(scale * kernel.l2_bytes, memory_bytes)  # what comes from memory passes the L2
     bounds = {
         "memory": memory_bytes / MEMORY,
         "L2": l2_bytes / L2,
