@@ -8,7 +8,7 @@ BIN := .venv/bin
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 PARTS := test-models test-rest test-emulation test-smaller-isas test-ops
 
-.PHONY: install build check demo test test-quick $(PARTS) bench experiments lint format clang aarch64 abi abi-environments sanitize cuda-resources clean
+.PHONY: install build check demo test test-quick $(PARTS) bench experiments lint format clang aarch64 abi abi-environments sanitize cuda-resources cuda-roofline clean
 
 # `make -j2 install` compiles while pip downloads and unpacks what the tests and tools need.
 install: .venv/built .venv/installed
@@ -131,6 +131,10 @@ aarch64: $(BIN)/cmake
 
 cuda-resources: install
 	$(BIN)/python tools/cuda_resources.py
+
+# What each CUDA kernel cannot be faster than, counted on the CPU: minutes of one core.
+cuda-roofline: install
+	$(BIN)/python -m tools.cuda_roofline --out benchmarks/results/cuda_roofline.md
 
 sanitize: install
 	$(BIN)/python tools/sanitize.py

@@ -85,16 +85,21 @@ def without_arguments(name: str) -> str:
     return name
 
 
-def short(symbol: str, name: str) -> str:
-    """`family: function<types>` of a kernel's symbol and demangled name."""
+def short(name: str, family: str = "") -> str:
+    """`family: function<types>` of a kernel's demangled name."""
     for noise in ("(anonymous namespace)::", "fastdet::cuda::", "fastdet::", "c10::"):
         name = name.replace(noise, "")
     name = re.sub(r"^void |\(IouKind\)|\(OverlapMetric\)|\(bool\)", "", name)
     body = re.match(r"for_each_kernel<(.*)\{lambda\(long\)#(\d+)\}", name)
     if body:
         name = without_arguments(body[1]) + (f", loop {body[2]}" if body[2] != "1" else "")
+    return f"{family}: {without_arguments(name)}" if family else without_arguments(name)
+
+
+def family_of(symbol: str) -> str:
+    """The folder of csrc/ that a kernel's symbol names; empty for a library's kernel."""
     file = re.search(r"_GLOBAL__N__[0-9a-f]+_\d+_(?:unity_)?(\w+?)_cu_", symbol)
-    return f"{file[1]}: {without_arguments(name)}" if file else without_arguments(name)
+    return file[1] if file else ""
 
 
 def cuobjdump_lines(option: str, library: Path) -> Iterator[str]:
@@ -133,7 +138,7 @@ def kernels(library: Path) -> list[Kernel]:
     return sorted(
         Kernel(
             arch,
-            short(symbol, names[symbol]),
+            short(names[symbol], family_of(symbol)),
             usage["REG"],
             usage["STACK"],
             usage["LOCAL"],

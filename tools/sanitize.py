@@ -64,7 +64,7 @@ def install() -> None:
         check=True,
         env={**os.environ, "FASTDET_CUDA": "off", "FASTDET_SANITIZE": SANITIZERS},
     )
-    for folder in ("tests", "csrc", "benchmarks"):
+    for folder in ("tests", "csrc", "benchmarks", "tools"):
         shutil.copytree(ROOT / folder, TARGET / folder)
     shutil.copy(ROOT / "pyproject.toml", TARGET)
 

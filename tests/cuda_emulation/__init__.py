@@ -53,11 +53,14 @@ def _flags() -> list[str]:
     ]
 
 
-def compile_library(sources: list[Path], name: str) -> Path:
-    """A shared library of the sources and the emulator, rebuilt if any file or flag changes."""
+def compile_library(sources: list[Path], name: str, options: tuple[str, ...] = ()) -> Path:
+    """A shared library of the sources and the emulator, rebuilt if any file or flag changes.
+
+    The options are for the kernels' sources, not for the emulator's own.
+    """
     files = [*sources, *ROOT.glob("csrc/**/*.h"), *ROOT.glob("csrc/**/*.cuh"), *HERE.rglob("*.*")]
     parts = [path.read_bytes() for path in sorted(files) if path.suffix in SOURCES]
-    parts.append(" ".join([COMPILER, torch.__version__, *_flags()]).encode())
+    parts.append(" ".join([COMPILER, torch.__version__, *_flags(), *options]).encode())
     digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
     folder = ROOT / "build" / "emulation" / f"{name}-{digest}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,31 +68,32 @@ def compile_library(sources: list[Path], name: str) -> Path:
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be compiling it
         if not library.exists():
-            _compile(sources, library)
+            _compile(sources, library, options)
     return library
 
 
-def _compile(sources: list[Path], library: Path) -> None:
+def _compile(sources: list[Path], library: Path, options: tuple[str, ...]) -> None:
     """Compiles and links the library under a temporary name, then renames it."""
     partial = library.parent / "partial"
     partial.mkdir(exist_ok=True)
     objects = [partial / f"{path.stem}.o" for path in sources]
 
-    def run(*options: str | Path) -> None:
+    def run(*arguments: str | Path) -> None:
         # The compiler must not load the sanitizer of this process.
         environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
-        subprocess.run([COMPILER, *_flags(), *options], check=True, env=environment)
+        subprocess.run([COMPILER, *_flags(), *arguments], check=True, env=environment)
 
     # What each source begins with, compiled once: torch's headers take longer than a kernel.
     header = partial / "first.h"
     first = [HERE / "include" / "cuda_emulation.h", ROOT / "csrc" / "torch.h"]
     header.write_text("".join(f'#include "{path}"\n' for path in first))
     if any(path.parent != HERE for path in sources):
-        run("-x", "c++-header", header, "-o", f"{header}.gch")
+        run(*options, "-x", "c++-header", header, "-o", f"{header}.gch")
 
     def compile_one(source: Path, target: Path) -> None:
+        of_kernels = () if source.parent == HERE and source.suffix == ".cpp" else options
         before = [] if source.parent == HERE else ["-include", header]
-        run(*before, "-x", "c++", "-c", source, "-o", target)
+        run(*of_kernels, *before, "-x", "c++", "-c", source, "-o", target)
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(compile_one, sources, objects))
@@ -109,12 +113,12 @@ def load() -> ctypes.CDLL:
 
 
 @cache
-def _emulated_operators() -> tuple[str, ...]:
+def _emulated_operators(namespace: str) -> tuple[str, ...]:
     """Those with an emulated kernel, of the loaded library."""
     return tuple(
-        name.removeprefix("fastdet_emulated::")
+        name.removeprefix(f"{namespace}::")
         for name in torch._C._dispatch_get_all_op_names()
-        if name.startswith("fastdet_emulated::")
+        if name.startswith(f"{namespace}::")
         and torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
     )
 
@@ -128,13 +132,22 @@ def emulated_kernels(order: str = "ascending") -> Iterator[None]:
     """In this context `torch.ops.fastdet` runs the emulated CUDA kernels for CPU tensors."""
     library = load()
     set_lane_order(library, order)
+    try:
+        with overridden_by("fastdet_emulated"):
+            yield
+    finally:
+        set_lane_order(library, "ascending")
+
+
+@contextmanager
+def overridden_by(namespace: str) -> Iterator[None]:
+    """In this context `torch.ops.fastdet` runs the kernels of a loaded library for CPU tensors."""
     overrides = torch.library.Library("fastdet", "IMPL")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"(?s).*Overriding a previously registered")
-        for name in _emulated_operators():
-            overrides.impl(name, getattr(torch.ops.fastdet_emulated, name).default, "CPU")
+        for name in _emulated_operators(namespace):
+            overrides.impl(name, getattr(getattr(torch.ops, namespace), name).default, "CPU")
     try:
         yield
     finally:
         overrides._destroy()
-        set_lane_order(library, "ascending")

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "include/block.h"
 
+#include "include/observer.h"
+
 #ifndef __x86_64__
 #include <ucontext.h>
 #endif
@@ -26,6 +28,7 @@
 namespace cuda_emulation {
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
+Observer* observer = nullptr;
 
 namespace {
 
@@ -72,8 +75,8 @@ std::vector<size_t> order_of(size_t n) {
 #ifdef __x86_64__
 
 // Keeps the registers that a function must keep on the stack that it leaves, and that stack's
-// pointer in `from`; continues on the stack `to`. ucontext's swap makes a system call besides, which
-// takes longer than a lane runs between two switches.
+// pointer in `from`; continues on the stack `to`. ucontext's swap makes a system call besides,
+// which takes longer than a lane runs between two switches.
 extern "C" __attribute__((visibility("hidden"))) void cuda_emulation_switch(void** from, void* to);
 asm(R"(
   .pushsection .text
@@ -147,6 +150,7 @@ struct Lane {
   Where where;
   unsigned mask = 0;                  // of the warp barrier that it waits at
   uint64_t told = 0;                  // at that barrier
+  bool orders_memory = false;         // the same
   std::array<uint64_t, kWarp> heard;  // there, from each lane of the mask
   void* fake_stack = nullptr;
 };
@@ -158,6 +162,7 @@ class Block {
     // Another pattern than zeros, so that reading before writing shows.
     shared_.assign(shared_bytes / sizeof(std::max_align_t) + 1, std::max_align_t{});
     std::fill_n(reinterpret_cast<unsigned char*>(shared_.data()), shared_bytes, 0xA5);
+    if (observer) observer->start_block(shared_.data(), shared_bytes);
     start_lanes(size);
     while (num_ended_ < num_lanes_)
       if (!run_warps() && !release_block()) throw std::runtime_error(stuck());
@@ -216,14 +221,16 @@ class Block {
     threadIdx = lanes_[i].index;
     block_ = this;
     void* fake = nullptr;
+    if (observer) observer->start_lane(i, lanes_[i].stack.get(), kStackBytes);
     leaving(&fake, lanes_[i].stack.get(), kStackBytes);
     Fiber::change(scheduler_, lanes_[i].fiber);
     arrived(fake);
+    if (observer) observer->stop_lane();
   }
 
-  // Runs each warp as far as it comes before the next one: so it is ahead of others, where the block
-  // has no barrier. Where warps are shuffled, another warp may go on after each of its barriers.
-  // False where no warp can go on.
+  // Runs each warp as far as it comes before the next one: so it is ahead of others, where the
+  // block has no barrier. Where warps are shuffled, another warp may go on after each of its
+  // barriers. False where no warp can go on.
   bool run_warps() {
     bool ran = false;
     for (size_t w : order_of((num_lanes_ + kWarp - 1) / kWarp)) {
@@ -245,6 +252,7 @@ class Block {
     }
     if (ready.empty()) return false;
     for (size_t i : ordered(std::move(ready))) resume(i);
+    if (observer) observer->end_turn();
     return true;
   }
 
@@ -260,6 +268,7 @@ class Block {
     }
     for (size_t i = 0; i < num_lanes_; ++i)
       if (lanes_[i].state == State::kAtBlockBarrier) lanes_[i].state = State::kReady;
+    if (observer && first) observer->meet_in_block();
     return first != nullptr;
   }
 
@@ -278,6 +287,7 @@ class Block {
         return;
       told[k] = lane.told;
     }
+    if (observer) observer->meet_in_warp(first / kWarp, mask, lanes_[i].orders_memory);
     for (unsigned k = 0; k < kWarp; ++k) {
       if (!(mask >> k & 1) || first + k >= num_lanes_) continue;
       lanes_[first + k].heard = told;
@@ -321,16 +331,22 @@ Block& the_block() {
 
 }  // namespace
 
-void count_launch() { ++num_launches; }
+void count_memset(const void* to, size_t bytes) {
+  ++num_launches;
+  if (observer) observer->set_memory(to, bytes);
+}
 
-void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
-  count_launch();
+void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel,
+              const void* function) {
+  ++num_launches;
+  if (observer) observer->start_launch(function, grid, block);
   gridDim = grid;
   blockDim = block;
   for (size_t i : order_of(size_t(grid.x) * grid.y * grid.z)) {
     blockIdx = dim3(i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y);
     the_block().run(block, shared_bytes, kernel);
   }
+  if (observer) observer->end_launch();
 }
 
 void* dynamic_shared() { return the_block().shared(); }
@@ -340,11 +356,13 @@ void sync_block(Where where) {
   the_block().wait(State::kAtBlockBarrier);
 }
 
-const std::array<uint64_t, 32>& exchange(unsigned mask, uint64_t value, Where where) {
+const std::array<uint64_t, 32>& exchange(unsigned mask, uint64_t value, Where where,
+                                         bool orders_memory) {
   Lane& lane = the_block().current();
   lane.where = where;
   lane.mask = mask;
   lane.told = value;
+  lane.orders_memory = orders_memory;
   the_block().wait(State::kAtWarpBarrier);
   return lane.heard;
 }

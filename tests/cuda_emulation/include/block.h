@@ -28,11 +28,12 @@ extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 using Where = std::source_location;
 
 // Runs `kernel` once for each thread of the grid. Throws std::runtime_error where lanes wait for
-// each other forever or at different barriers.
-void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
+// each other forever or at different barriers. `function` is its address, by which it is named.
+void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel,
+              const void* function = nullptr);
 
-// For what a GPU is given beside grids; run_grid counts itself.
-void count_launch();
+// A launch that sets memory; run_grid counts itself.
+void count_memset(const void* to, size_t bytes);
 
 // The block's dynamic shared memory.
 void* dynamic_shared();
@@ -40,10 +41,15 @@ void* dynamic_shared();
 // Returns when all lanes of the block that have not ended wait here.
 void sync_block(Where where);
 
-// Tells `value` to the lanes of the warp in `mask`; returns what each of them told.
-const std::array<uint64_t, 32>& exchange(unsigned mask, uint64_t value, Where where);
+// Tells `value` to the lanes of the warp in `mask`; returns what each of them told. CUDA promises
+// an order of memory accesses only of __syncwarp, which `orders_memory`, not of votes and shuffles.
+const std::array<uint64_t, 32>& exchange(unsigned mask, uint64_t value, Where where,
+                                         bool orders_memory = false);
 
 // Which of its warp's 32 lanes runs.
 int lane();
+
+// Called by an atomic operation before it reads and writes; only where FASTDET_COUNTED.
+void count_atomic(const void* caller, const void* at, size_t bytes);
 
 }  // namespace cuda_emulation

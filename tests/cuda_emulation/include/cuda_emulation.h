@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Included before everything else when a .cu file is compiled for the CPU. The kernels register as
-// the ops fastdet_emulated::x for CPU tensors; what only a GPU has is replaced: the language's
-// qualifiers and built-ins here, the threads in block.h, the runtime in cuda_runtime.h.
+// the ops fastdet_emulated::x for CPU tensors (fastdet_counted::x, see counting.py); what only a
+// GPU has is replaced: the language's qualifiers and built-ins here, the threads in block.h, the
+// runtime in cuda_runtime.h.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
@@ -32,6 +33,10 @@ inline int32_t aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
   if ((call) != cudaSuccess) throw std::runtime_error(#call)
 
 // From here on, past torch's own headers.
+#ifdef FASTDET_COUNTED
+#define fastdet fastdet_counted
+#else
 #define fastdet fastdet_emulated
+#endif
 #define CUDA CPU
 #define DeviceGuard NoDeviceGuard

@@ -20,6 +20,15 @@
 // Blocks run one after another, so a variable that all lanes see is a static one.
 #define __shared__ static
 
+// Of what stands for one instruction of a GPU. A build that counts (counting.py) must see the
+// instruction, and not the memory that the emulator uses for it; so it is not inlined either.
+#ifdef FASTDET_COUNTED
+#define EMULATED_HOST __attribute__((no_sanitize("thread")))
+#else
+#define EMULATED_HOST
+#endif
+#define EMULATED_INSTRUCTION inline EMULATED_HOST
+
 using cuda_emulation::blockDim;
 using cuda_emulation::blockIdx;
 using cuda_emulation::dim3;
@@ -45,8 +54,9 @@ struct cudaLaunchConfig_t {
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
-  cuda_emulation::run_grid(config->gridDim, config->blockDim, config->dynamicSmemBytes,
-                           [&] { kernel(static_cast<Parameters>(arguments)...); });
+  const auto body = [&]() EMULATED_HOST { kernel(static_cast<Parameters>(arguments)...); };
+  cuda_emulation::run_grid(config->gridDim, config->blockDim, config->dynamicSmemBytes, body,
+                           reinterpret_cast<const void*>(kernel));
   return cudaSuccess;
 }
 
@@ -58,7 +68,7 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cud
   return cudaSuccess;
 }
 inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
-  cuda_emulation::count_launch();
+  cuda_emulation::count_memset(to, bytes);
   std::memset(to, value, bytes);
   return cudaSuccess;
 }
@@ -67,12 +77,14 @@ inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream
 
 using cuda_emulation::Where;
 
-inline void __syncthreads(Where where = Where::current()) { cuda_emulation::sync_block(where); }
+EMULATED_INSTRUCTION void __syncthreads(Where where = Where::current()) {
+  cuda_emulation::sync_block(where);
+}
 
 // Nothing is reordered on one thread.
 inline void __threadfence() {}
 
-inline int __syncthreads_or(int predicate, Where where = Where::current()) {
+EMULATED_INSTRUCTION int __syncthreads_or(int predicate, Where where = Where::current()) {
   static int any;
   cuda_emulation::sync_block(where);
   any = 0;
@@ -82,26 +94,28 @@ inline int __syncthreads_or(int predicate, Where where = Where::current()) {
   return any != 0;
 }
 
-inline void __syncwarp(unsigned mask = ~0u, Where where = Where::current()) {
-  cuda_emulation::exchange(mask, 0, where);
+EMULATED_INSTRUCTION void __syncwarp(unsigned mask = ~0u, Where where = Where::current()) {
+  cuda_emulation::exchange(mask, 0, where, /*orders_memory=*/true);
 }
 
-inline unsigned __ballot_sync(unsigned mask, int predicate, Where where = Where::current()) {
+EMULATED_INSTRUCTION unsigned __ballot_sync(unsigned mask, int predicate,
+                                            Where where = Where::current()) {
   const auto& told = cuda_emulation::exchange(mask, predicate != 0, where);
   unsigned ballot = 0;
   for (unsigned lane = 0; lane < 32; ++lane)
     if (mask >> lane & 1) ballot |= static_cast<unsigned>(told[lane]) << lane;
   return ballot;
 }
-inline int __any_sync(unsigned mask, int predicate, Where where = Where::current()) {
+EMULATED_INSTRUCTION int __any_sync(unsigned mask, int predicate, Where where = Where::current()) {
   return __ballot_sync(mask, predicate, where) != 0;
 }
-inline int __all_sync(unsigned mask, int predicate, Where where = Where::current()) {
+EMULATED_INSTRUCTION int __all_sync(unsigned mask, int predicate, Where where = Where::current()) {
   return __ballot_sync(mask, !predicate, where) == 0;
 }
 
 template <typename T>
-T __shfl_sync(unsigned mask, T value, int source, Where where = Where::current()) {
+EMULATED_INSTRUCTION T __shfl_sync(unsigned mask, T value, int source,
+                                   Where where = Where::current()) {
   static_assert(sizeof(T) <= 8);
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof value);
@@ -110,21 +124,25 @@ T __shfl_sync(unsigned mask, T value, int source, Where where = Where::current()
   return value;
 }
 template <typename T>
-T __shfl_xor_sync(unsigned mask, T value, int difference, Where where = Where::current()) {
+EMULATED_INSTRUCTION T __shfl_xor_sync(unsigned mask, T value, int difference,
+                                       Where where = Where::current()) {
   return __shfl_sync(mask, value, cuda_emulation::lane() ^ difference, where);
 }
 template <typename T>
-T __shfl_down_sync(unsigned mask, T value, int distance, Where where = Where::current()) {
+EMULATED_INSTRUCTION T __shfl_down_sync(unsigned mask, T value, int distance,
+                                        Where where = Where::current()) {
   const int source = cuda_emulation::lane() + distance;
   return __shfl_sync(mask, value, source < 32 ? source : cuda_emulation::lane(), where);
 }
 template <typename T>
-T __shfl_up_sync(unsigned mask, T value, int distance, Where where = Where::current()) {
+EMULATED_INSTRUCTION T __shfl_up_sync(unsigned mask, T value, int distance,
+                                      Where where = Where::current()) {
   const int source = cuda_emulation::lane() - distance;
   return __shfl_sync(mask, value, source >= 0 ? source : cuda_emulation::lane(), where);
 }
 
-inline int __reduce_max_sync(unsigned mask, int value, Where where = Where::current()) {
+EMULATED_INSTRUCTION int __reduce_max_sync(unsigned mask, int value,
+                                           Where where = Where::current()) {
   const auto& told = cuda_emulation::exchange(mask, static_cast<unsigned>(value), where);
   int most = value;
   for (unsigned lane = 0; lane < 32; ++lane)
@@ -134,40 +152,52 @@ inline int __reduce_max_sync(unsigned mask, int value, Where where = Where::curr
 
 // ---- single operations --------------------------------------------------------------------------
 
+#ifdef FASTDET_COUNTED
+#define EMULATED_ATOMIC(at) \
+  cuda_emulation::count_atomic(__builtin_return_address(0), at, sizeof *(at))
+#else
+#define EMULATED_ATOMIC(at)
+#endif
+
 template <typename T>
-T atomicAdd(T* at, T value) {
+EMULATED_INSTRUCTION T atomicAdd(T* at, T value) {
+  EMULATED_ATOMIC(at);
   const T before = *at;
   *at = before + value;
   return before;
 }
 template <typename T>
-T atomicMax(T* at, T value) {
+EMULATED_INSTRUCTION T atomicMax(T* at, T value) {
+  EMULATED_ATOMIC(at);
   const T before = *at;
   *at = before < value ? value : before;
   return before;
 }
 template <typename T>
-T atomicMin(T* at, T value) {
+EMULATED_INSTRUCTION T atomicMin(T* at, T value) {
+  EMULATED_ATOMIC(at);
   const T before = *at;
   *at = value < before ? value : before;
   return before;
 }
 template <typename T>
-T atomicOr(T* at, T value) {
+EMULATED_INSTRUCTION T atomicOr(T* at, T value) {
+  EMULATED_ATOMIC(at);
   const T before = *at;
   *at = before | value;
   return before;
 }
 
 template <typename T>
-T atomicExch(T* at, T value) {
+EMULATED_INSTRUCTION T atomicExch(T* at, T value) {
+  EMULATED_ATOMIC(at);
   const T before = *at;
   *at = value;
   return before;
 }
 
 template <typename T>
-T __ldg(const T* at) {
+__forceinline__ T __ldg(const T* at) {
   return *at;
 }
 inline int __popc(unsigned x) { return std::popcount(x); }
