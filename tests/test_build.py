@@ -19,12 +19,13 @@ from setuptools.config import pyprojecttoml
 import fastdet
 
 build_backend = pytest.importorskip("build_backend", reason="run from the source tree")
+native_build = pytest.importorskip("native_build", reason="run from the source tree")
 TREE = Path(build_backend.__file__ or "").parent
 Configure = Callable[..., tuple[int, str]]
 
 
 def test_finds_the_torch_of_the_environment():
-    assert build_backend.find_torch() == Path(torch.__file__).parent
+    assert native_build.find_torch() == Path(torch.__file__).parent
 
 
 def test_asks_for_torch_only_where_there_is_none(tmp_path, monkeypatch):
@@ -33,7 +34,7 @@ def test_asks_for_torch_only_where_there_is_none(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.path", [])
     monkeypatch.delenv("VIRTUAL_ENV", raising=False)
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    assert build_backend.find_torch() is None
+    assert native_build.find_torch() is None
     assert build_backend._with_torch(["cmake"]) == ["cmake", "torch>=2.11"]
 
 
@@ -65,7 +66,7 @@ def configure(tmp_path: Path) -> Configure:
     """Configures a build in a new folder; gives the exit status and what CMake printed."""
 
     def configure(environment: dict[str, str], **options: str) -> tuple[int, str]:
-        options["FASTDET_TORCH"] = str(build_backend.find_torch())
+        options["FASTDET_TORCH"] = str(native_build.find_torch())
         options["Python_EXECUTABLE"] = sys.executable
         options["pybind11_DIR"] = pybind11.get_cmake_dir()
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -5,7 +5,8 @@ csrc/*/*.cu are compiled unchanged, with include/ instead of CUDA's headers, int
 ops are `torch.ops.fastdet_emulated.*` for CPU tensors. `emulated_kernels` makes `fastdet.ops` use
 them, so that any test of an operator can test the logic of its CUDA kernel.
 
-This tests results, indexing, barriers (see the lane orders) and, with a sanitizer, memory errors.
+This tests results, indexing, barriers (see the lane orders), reads of shared memory before it is
+written, launches that a GPU refuses and, with a sanitizer, memory errors.
 It does not test run time, memory order between blocks, or the GPU's rounding in functions such as
 expf.
 """
@@ -124,9 +125,15 @@ def set_lane_order(library: ctypes.CDLL, order: str) -> None:
 
 
 @contextmanager
-def emulated_kernels(order: str = "ascending") -> Iterator[None]:
-    """In this context `torch.ops.fastdet` runs the emulated CUDA kernels for CPU tensors."""
+def emulated_kernels(order: str = "ascending", *, launches: bool = True) -> Iterator[None]:
+    """In this context `torch.ops.fastdet` runs the emulated CUDA kernels for CPU tensors.
+
+    With `launches` it is an error if none was launched: something else ran then.
+    """
+    import fastdet.ops  # noqa: F401 - loaded later, its operators would replace the emulated ones
+
     library = load()
+    before = library.cuda_emulation_num_launches()
     set_lane_order(library, order)
     overrides = torch.library.Library("fastdet", "IMPL")
     with warnings.catch_warnings():
@@ -138,3 +145,5 @@ def emulated_kernels(order: str = "ascending") -> Iterator[None]:
     finally:
         overrides._destroy()
         set_lane_order(library, "ascending")
+    if launches:
+        assert library.cuda_emulation_num_launches() > before, "no emulated kernel was launched"

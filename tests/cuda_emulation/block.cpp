@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "include/block.h"
 
+#include <link.h>
 #ifndef __x86_64__
 #include <ucontext.h>
 #endif
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -38,6 +40,36 @@ unsigned lane_order = 0;
 std::mt19937 shuffler;
 
 int64_t num_launches = 0;
+
+// ---- shared memory ------------------------------------------------------------------------------
+
+constexpr size_t kSharedBytes = 48 << 10;  // what a kernel has without asking for more
+
+// NaN as float16, bfloat16, float32 and float64; as an integer a number that nobody counts on.
+constexpr uint16_t kPoison = 0xFFF5;
+
+// Fills the memory with poison. Returns how many bytes were something else.
+size_t poison(std::span<std::byte> memory) {
+  static const auto clean = [] {
+    std::array<uint16_t, 256> words;
+    words.fill(kPoison);
+    return words;
+  }();
+  size_t changed = 0;
+  for (size_t at = 0; at < memory.size(); at += sizeof clean) {
+    const auto part = memory.subspan(at, std::min(sizeof clean, memory.size() - at));
+    if (std::memcmp(part.data(), clean.data(), part.size()) == 0) continue;
+    const auto* want = reinterpret_cast<const std::byte*>(clean.data());
+    for (size_t i = 0; i < part.size(); ++i) changed += part[i] != want[i];
+    std::memcpy(part.data(), want, part.size());
+  }
+  return changed;
+}
+
+// Lies among the static shared memory, since it is thread-local too.
+thread_local std::byte in_static_shared;
+
+// ---- orders -------------------------------------------------------------------------------------
 
 // AddressSanitizer must hear of each change of stacks; `fake` keeps the left stack's bookkeeping.
 void leaving([[maybe_unused]] void** fake, [[maybe_unused]] const void* stack,
@@ -72,8 +104,8 @@ std::vector<size_t> order_of(size_t n) {
 #ifdef __x86_64__
 
 // Keeps the registers that a function must keep on the stack that it leaves, and that stack's
-// pointer in `from`; continues on the stack `to`. ucontext's swap makes a system call besides, which
-// takes longer than a lane runs between two switches.
+// pointer in `from`; continues on the stack `to`. ucontext's swap makes a system call besides,
+// which takes longer than a lane runs between two switches.
 extern "C" __attribute__((visibility("hidden"))) void cuda_emulation_switch(void** from, void* to);
 asm(R"(
   .pushsection .text
@@ -137,6 +169,8 @@ class Fiber {
 
 namespace {
 
+size_t threads_of(dim3 block) { return size_t(block.x) * block.y * block.z; }
+
 enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kEnded };
 
 struct Lane {
@@ -155,9 +189,8 @@ class Block {
  public:
   void run(dim3 size, size_t shared_bytes, const std::function<void()>& kernel) {
     kernel_ = &kernel;
-    // Another pattern than zeros, so that reading before writing shows.
-    shared_.assign(shared_bytes / sizeof(std::max_align_t) + 1, std::max_align_t{});
-    std::fill_n(reinterpret_cast<unsigned char*>(shared_.data()), shared_bytes, 0xA5);
+    shared_.resize(shared_bytes / sizeof(std::max_align_t) + 1);
+    poison(std::as_writable_bytes(std::span(shared_)));
     start_lanes(size);
     while (num_ended_ < num_lanes_)
       if (!run_warps() && !release_block()) throw std::runtime_error(stuck());
@@ -198,8 +231,7 @@ class Block {
   }
 
   void start_lanes(dim3 size) {
-    const size_t n = size_t(size.x) * size.y * size.z;
-    if (n > lanes_.size()) throw std::runtime_error("a block has at most 1024 threads");
+    const size_t n = threads_of(size);
     num_lanes_ = n;
     num_ended_ = 0;
     for (size_t i = 0; i < n; ++i) {
@@ -221,9 +253,9 @@ class Block {
     arrived(fake);
   }
 
-  // Runs each warp as far as it comes before the next one: so it is ahead of others, where the block
-  // has no barrier. Where warps are shuffled, another warp may go on after each of its barriers.
-  // False where no warp can go on.
+  // Runs each warp as far as it comes before the next one: so it is ahead of others, where the
+  // block has no barrier. Where warps are shuffled, another warp may go on after each of its
+  // barriers. False where no warp can go on.
   bool run_warps() {
     bool ran = false;
     for (size_t w : order_of((num_lanes_ + kWarp - 1) / kWarp)) {
@@ -319,18 +351,62 @@ Block& the_block() {
   return block;
 }
 
+void check_size(const char* what, dim3 size, dim3 most) {
+  if (size.x - 1 < most.x && size.y - 1 < most.y && size.z - 1 < most.z) return;
+  std::ostringstream message;
+  message << what << ": expected 1 to (" << most.x << ", " << most.y << ", " << most.z << "), got ("
+          << size.x << ", " << size.y << ", " << size.z << ")";
+  throw std::runtime_error(message.str());
+}
+
+// `in_variables`: how many bytes of static shared memory the block wrote, at least.
+void check_shared(size_t in_variables, size_t dynamic) {
+  if (in_variables + dynamic <= kSharedBytes) return;
+  std::ostringstream message;
+  message << "shared memory: expected at most " << kSharedBytes << " bytes, got " << in_variables
+          << " of variables and " << dynamic << " at launch";
+  throw std::runtime_error(message.str());
+}
+
 }  // namespace
 
 void count_launch() { ++num_launches; }
 
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
   count_launch();
+  check_size("grid", grid, {INT32_MAX, 65535, 65535});
+  check_size("block", block, {1024, 1024, 64});
+  if (threads_of(block) > 1024) throw std::runtime_error("a block has at most 1024 threads");
   gridDim = grid;
   blockDim = block;
+  const std::span<std::byte> variables = static_shared();
+  poison(variables);
   for (size_t i : order_of(size_t(grid.x) * grid.y * grid.z)) {
     blockIdx = dim3(i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y);
     the_block().run(block, shared_bytes, kernel);
+    check_shared(poison(variables), shared_bytes);
   }
+}
+
+std::span<std::byte> static_shared() {
+#ifdef __SANITIZE_ADDRESS__
+  return {};
+#endif
+  // The thread-local variables of a library, of all libraries, are found by one of them.
+  struct Search {
+    std::byte* one;
+    std::span<std::byte> all;
+  } search = {&in_static_shared, {}};
+  const auto look_at = [](dl_phdr_info* library, size_t, void* data) {
+    auto& search = *static_cast<Search*>(data);
+    auto* const begin = static_cast<std::byte*>(library->dlpi_tls_data);
+    for (const auto& part : std::span(library->dlpi_phdr, library->dlpi_phnum))
+      if (part.p_type == PT_TLS && begin <= search.one && search.one < begin + part.p_memsz)
+        search.all = {begin, part.p_memsz};
+    return 0;
+  };
+  dl_iterate_phdr(look_at, &search);
+  return search.all;
 }
 
 void* dynamic_shared() { return the_block().shared(); }

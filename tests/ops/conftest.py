@@ -27,9 +27,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ]
 )
 def device(request) -> Iterator[str]:
-    """cpu; cuda if torch sees a GPU; and cpu with emulated CUDA kernels."""
+    """cpu; cuda if torch sees a GPU; and cpu with emulated CUDA kernels, which the test launches.
+
+    The mark `no_launch` is for a test of what is refused or empty.
+    """
     if request.param == "emulated":
-        with emulated_kernels():
+        with emulated_kernels(launches=not request.node.get_closest_marker("no_launch")):
             yield "cpu"
         return
     if request.param == "cuda" and not torch.cuda.is_available():
