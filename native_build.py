@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Builds the libraries with CMake and Ninja: `python native_build.py` puts them into fastdet/.
 
-setup.py calls it. It needs no setuptools, whose version on a machine may be older than pyproject.toml
-asks for. The environment variables FASTDET_CUDA (auto | on | off), FASTDET_CUDA_ARCHS (such as
-"80;90") and FASTDET_SANITIZE (such as "address,undefined") are passed on to CMakeLists.txt, which
-describes the build.
+setup.py calls it. It needs no setuptools, which a machine may have in an older version than
+pyproject.toml asks for. The environment variables FASTDET_CUDA (auto | on | off),
+FASTDET_CUDA_ARCHS (such as "80;90") and FASTDET_SANITIZE (such as "address,undefined") are passed
+on to CMakeLists.txt, which describes the build.
 """
 
 import os

@@ -20,7 +20,9 @@ class CMakeBuild(build_ext):
         """Builds into the package, the source tree's if editable."""
         if os.environ.get("FASTDET_COMPILE") == "off":
             return
-        native_build.build((native_build.ROOT if self.inplace else Path(self.build_lib)) / "fastdet")
+        native_build.build(
+            (native_build.ROOT if self.inplace else Path(self.build_lib)) / "fastdet"
+        )
 
 
 setup(

@@ -105,10 +105,12 @@ checks=()
 pids=()
 checks_begin=$SECONDS
 checks_limit=110
+threads=$(($(env -u OMP_NUM_THREADS nproc) / 6))  # the six processes share the cores
+((threads > 0)) || threads=1
 
 # check NAME COMMAND...: starts it.
 check() {
-  limited "$1" $checks_limit "${@:2}" &
+  limited "$1" $checks_limit env OMP_NUM_THREADS=$threads "${@:2}" &
   checks+=("$1")
   pids+=($!)
 }
@@ -129,14 +131,11 @@ sanitized() {
     "$python" -m pytest tests/ops/test_cuda.py -m cuda -p no:cacheprovider -k "$2"
 }
 
-# The six processes share the cores.
-threads=$(($(nproc) / 6))
-export OMP_NUM_THREADS=$((threads > 0 ? threads : 1))
 if wanted test; then
   tests test_properties tests/ops/test_cuda.py -k "not million and not beyond and not more_than"
   tests test_large tests/ops/test_cuda.py -k "million or beyond or more_than"
   tests test_operators tests/ops --ignore tests/ops/test_cuda.py
-  tests test_models tests/models tests/test_override.py
+  tests test_models tests/models/test_cuda.py tests/test_override.py
 fi
 if wanted sanitize && [ -n "$sanitizer" ]; then
   sanitized memcheck "test_equals_the_cpu and not 333"
@@ -159,7 +158,6 @@ done
 if wanted sanitize && [ -z "$sanitizer" ]; then
   record sanitize null 0 "skipped: no compute-sanitizer on this machine"
 fi
-unset OMP_NUM_THREADS
 
 # ---- bench --------------------------------------------------------------------------------------
 

@@ -4,8 +4,8 @@
     python -m benchmarks.gpu [--out FOLDER] [--only TEXT] [--quick] [--device cpu]
 
 The file is written after each row, so that a run that is ended keeps what it measured. A suite that
-fails is reported, the others are measured, and the process exits with 1. A suite beside a package that
-is not installed is skipped.
+fails is reported, the others are measured, and the process exits with 1. A suite beside a package
+that is not installed is skipped.
 """
 
 import argparse

@@ -7,6 +7,7 @@
 #endif
 
 #include <algorithm>
+#include <bit>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -41,36 +42,6 @@ std::mt19937 shuffler;
 
 int64_t num_launches = 0;
 
-// ---- shared memory ------------------------------------------------------------------------------
-
-constexpr size_t kSharedBytes = 48 << 10;  // what a kernel has without asking for more
-
-// NaN as float16, bfloat16, float32 and float64; as an integer a number that nobody counts on.
-constexpr uint16_t kPoison = 0xFFF5;
-
-// Fills the memory with poison. Returns how many bytes were something else.
-size_t poison(std::span<std::byte> memory) {
-  static const auto clean = [] {
-    std::array<uint16_t, 256> words;
-    words.fill(kPoison);
-    return words;
-  }();
-  size_t changed = 0;
-  for (size_t at = 0; at < memory.size(); at += sizeof clean) {
-    const auto part = memory.subspan(at, std::min(sizeof clean, memory.size() - at));
-    if (std::memcmp(part.data(), clean.data(), part.size()) == 0) continue;
-    const auto* want = reinterpret_cast<const std::byte*>(clean.data());
-    for (size_t i = 0; i < part.size(); ++i) changed += part[i] != want[i];
-    std::memcpy(part.data(), want, part.size());
-  }
-  return changed;
-}
-
-// Lies among the static shared memory, since it is thread-local too.
-thread_local std::byte in_static_shared;
-
-// ---- orders -------------------------------------------------------------------------------------
-
 // AddressSanitizer must hear of each change of stacks; `fake` keeps the left stack's bookkeeping.
 void leaving([[maybe_unused]] void** fake, [[maybe_unused]] const void* stack,
              [[maybe_unused]] size_t bytes) {
@@ -98,6 +69,61 @@ std::vector<size_t> order_of(size_t n) {
   std::iota(numbers.begin(), numbers.end(), 0);
   return ordered(std::move(numbers));
 }
+
+// ---- shared memory ------------------------------------------------------------------------------
+
+constexpr size_t kSharedBytes = 48 << 10;  // what a kernel has without asking for more
+
+// NaN as float16, bfloat16, float32 and float64; as an integer a number that nobody counts on.
+constexpr uint16_t kPoison = 0xFFF5;
+
+// Fills the memory with poison. Returns how many bytes were something else.
+size_t poison(std::span<std::byte> memory) {
+  static const auto clean = [] {
+    std::array<uint16_t, 256> words;
+    words.fill(kPoison);
+    return words;
+  }();
+  size_t changed = 0;
+  for (size_t at = 0; at < memory.size(); at += sizeof clean) {
+    const auto part = memory.subspan(at, std::min(sizeof clean, memory.size() - at));
+    if (std::memcmp(part.data(), clean.data(), part.size()) == 0) continue;
+    const auto* want = reinterpret_cast<const std::byte*>(clean.data());
+    for (size_t i = 0; i < part.size(); ++i) changed += part[i] != want[i];
+    std::memcpy(part.data(), want, part.size());
+  }
+  return changed;
+}
+
+// The static shared memory of a grid's kernel: some of the variables of all kernels, which are too
+// many to look at all of them after each block. Where no block of the grid has written yet is
+// looked at after 1, 2, 4, 8, ... blocks and at the end.
+class Variables {
+ public:
+  explicit Variables(std::span<std::byte> all) : all_(all), written_(all.size() / kPart + 1) {}
+
+  // Fills them with poison. Returns how many bytes were something else, of those looked at.
+  size_t poison(bool everywhere) {
+    size_t changed = 0;
+    for (size_t i = 0; i < written_.size(); ++i) {
+      if (!everywhere && !written_[i]) continue;
+      const size_t begin = i * kPart, size = std::min(kPart, all_.size() - begin);
+      const size_t found = cuda_emulation::poison(all_.subspan(begin, size));
+      written_[i] = written_[i] || found > 0;
+      changed += found;
+    }
+    return changed;
+  }
+
+ private:
+  static constexpr size_t kPart = 4096;
+
+  std::span<std::byte> all_;
+  std::vector<bool> written_;
+};
+
+// Lies among the static shared memory, since it is thread-local too.
+thread_local std::byte in_static_shared;
 
 }  // namespace
 
@@ -379,13 +405,18 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<vo
   if (threads_of(block) > 1024) throw std::runtime_error("a block has at most 1024 threads");
   gridDim = grid;
   blockDim = block;
-  const std::span<std::byte> variables = static_shared();
-  poison(variables);
+  Variables variables(static_shared());
+  static bool poisoned = false;  // not before the first grid, and not after an error
+  if (!poisoned) variables.poison(true);
+  poisoned = false;
+  size_t num_run = 0;
   for (size_t i : order_of(size_t(grid.x) * grid.y * grid.z)) {
     blockIdx = dim3(i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y);
     the_block().run(block, shared_bytes, kernel);
-    check_shared(poison(variables), shared_bytes);
+    check_shared(variables.poison(std::has_single_bit(++num_run)), shared_bytes);
   }
+  if (!std::has_single_bit(num_run)) variables.poison(true);
+  poisoned = true;
 }
 
 std::span<std::byte> static_shared() {

@@ -9,14 +9,18 @@ import torch
 
 from tests.cuda_emulation import emulated_kernels
 
-REGISTRATION = ("test_opcheck", "test_compiles")
+MARKED = {
+    ("test_opcheck", "test_compiles"): pytest.mark.registration,
+    ("test_bad_", "test_empty"): pytest.mark.no_launch,
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what tests how torch knows an operator, by its name."""
+    """Marks tests by how their names begin."""
     for item in items:
-        if item.path.parent == Path(__file__).parent and item.name.startswith(REGISTRATION):
-            item.add_marker(pytest.mark.registration)
+        for prefixes, mark in MARKED.items():
+            if item.path.parent == Path(__file__).parent and item.name.startswith(prefixes):
+                item.add_marker(mark)
 
 
 @pytest.fixture(
@@ -27,9 +31,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ]
 )
 def device(request) -> Iterator[str]:
-    """cpu; cuda if torch sees a GPU; and cpu with emulated CUDA kernels, which the test launches.
+    """cpu; cuda if torch sees a GPU; and cpu with emulated CUDA kernels, which a test must launch.
 
-    The mark `no_launch` is for a test of what is refused or empty.
+    Only tests with the mark `no_launch` need not.
     """
     if request.param == "emulated":
         with emulated_kernels(launches=not request.node.get_closest_marker("no_launch")):
