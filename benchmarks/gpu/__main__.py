@@ -81,8 +81,10 @@ def run(device: Device, only: str, out: Path | None) -> int:
                 if out:
                     results.write(out / file_name(device), result)
         except Exception as error:
-            if isinstance(error, ModuleNotFoundError) and error.name in PEERS:
-                print(f"{suite.__name__} skipped: {error.name} is not installed", flush=True)
+            lacking = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+            package = lacking.split(".")[0]
+            if package in PEERS:
+                print(f"{suite.__name__} skipped: {package} is not installed", flush=True)
                 continue
             failed += 1
             print(f"{suite.__name__} failed:\n{traceback.format_exc()}", flush=True)
