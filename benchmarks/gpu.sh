@@ -12,10 +12,10 @@
 # No step named: all. A step that fails does not stop the later ones, but for a failed build. bench
 # gets the time that the steps before it left of GPU_SECONDS (420), and keeps each row that it has
 # measured. OUT gets a log of each, summary.json, and the result file, whose place is
-# benchmarks/results/; then `python -m benchmarks.readme_tables` writes the READMEs' tables from it. The
-# exit code is 0 where every step was right. PYTHON chooses the interpreter; it must have torch with
-# CUDA, torchvision, timm, pytest and hypothesis; for the build pybind11, cmake, ninja and nvcc. Rows of
-# bench beside SciPy and pycocotools are skipped where these are not installed.
+# benchmarks/results/; then `python -m benchmarks.readme_tables` writes the READMEs' tables from it.
+# The exit code is 0 where every step was right. PYTHON chooses the interpreter; it must have torch
+# with CUDA, torchvision, timm, pytest and hypothesis; for the build pybind11, cmake, ninja and nvcc.
+# Rows of bench beside SciPy and pycocotools are skipped where these are not installed.
 set -uo pipefail
 
 usage="usage: benchmarks/gpu.sh OUT [build] [test] [sanitize] [bench]"

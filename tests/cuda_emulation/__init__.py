@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -125,15 +125,23 @@ def set_lane_order(library: ctypes.CDLL, order: str) -> None:
 
 
 @contextmanager
+def launching() -> Iterator[None]:
+    """Fails where no emulated kernel is launched in this context: something else ran then."""
+    library = load()
+    before = library.cuda_emulation_num_launches()
+    yield
+    assert library.cuda_emulation_num_launches() > before, "no emulated kernel was launched"
+
+
+@contextmanager
 def emulated_kernels(order: str = "ascending", *, launches: bool = True) -> Iterator[None]:
     """In this context `torch.ops.fastdet` runs the emulated CUDA kernels for CPU tensors.
 
-    With `launches` it is an error if none was launched: something else ran then.
+    It must launch some, unless `launches` is False.
     """
     import fastdet.ops  # noqa: F401 - loaded later, its operators would replace the emulated ones
 
     library = load()
-    before = library.cuda_emulation_num_launches()
     set_lane_order(library, order)
     overrides = torch.library.Library("fastdet", "IMPL")
     with warnings.catch_warnings():
@@ -141,9 +149,8 @@ def emulated_kernels(order: str = "ascending", *, launches: bool = True) -> Iter
         for name in _emulated_operators():
             overrides.impl(name, getattr(torch.ops.fastdet_emulated, name).default, "CPU")
     try:
-        yield
+        with launching() if launches else nullcontext():
+            yield
     finally:
         overrides._destroy()
         set_lane_order(library, "ascending")
-    if launches:
-        assert library.cuda_emulation_num_launches() > before, "no emulated kernel was launched"
