@@ -19,17 +19,17 @@ install: .venv/built .venv/installed
 	$(BIN)/pip install torch torchvision "cmake>=3.26" ninja "pybind11>=2.13" "setuptools>=77"
 	touch $@
 
-.venv/installed: .venv/tools setup.py build_backend.py
+.venv/installed: .venv/tools setup.py build_backend.py native_build.py
 	FASTDET_COMPILE=off $(BIN)/pip install -e ".[dev]"
 	touch $@
 
 # The build folder is pip's, build/cpython-*, and stays; the libraries go into fastdet/.
 define compile
-PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py --quiet build_ext --inplace
+PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python native_build.py
 touch .venv/built
 endef
 
-.venv/built: .venv/tools CMakeLists.txt cmake/cuda.cmake $(CPP)
+.venv/built: .venv/tools CMakeLists.txt native_build.py cmake/cuda.cmake $(CPP)
 	$(compile)
 
 build: .venv/tools
@@ -110,7 +110,7 @@ CLANG ?= clang++
 clang: $(BIN)/cmake
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/$(notdir $(CLANG)) -G Ninja \
 	  -DCMAKE_CXX_COMPILER=$(CLANG) -DCMAKE_COMPILE_WARNING_AS_ERROR=ON -DFASTDET_CUDA=off \
-	  -DFASTDET_TORCH="$$($(BIN)/python -c 'import build_backend; print(build_backend.find_torch())')" \
+	  -DFASTDET_TORCH="$$($(BIN)/python -c 'import native_build; print(native_build.find_torch())')" \
 	  -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" \
 	  -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)"
 	$(BIN)/cmake --build build/$(notdir $(CLANG))

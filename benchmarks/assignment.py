@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torchvision
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from benchmarks.workloads import seeded
@@ -67,6 +66,11 @@ def class_costs(logits: Tensor, labels: Tensor, kind: str) -> Tensor:
     return positive[:, labels] - negative[:, labels]
 
 
+def scipy_assignment() -> Any:
+    """SciPy's function, imported here, so that a machine without it can measure the rest."""
+    return importlib.import_module("scipy.optimize").linear_sum_assignment
+
+
 def matched_by_scipy(outputs: QueryOutputs, kind: str = "focal") -> Tensor:
     """DETR's matcher, layer by layer: a matrix of costs in torch, then SciPy for each image."""
     layers = [match_layer(outputs, layer, kind) for layer in range(len(outputs.logits))]
@@ -77,6 +81,7 @@ def match_layer(outputs: QueryOutputs, layer: int, kind: str) -> Tensor:
     """(B, Q): the gt of each query, or -1."""
     logits, boxes = outputs.logits[layer], outputs.boxes[layer]
     images, queries = logits.shape[:2]
+    assign = scipy_assignment()
     gt_boxes = outputs.gt_boxes.flatten(0, 1)
     corners = [torchvision.ops.box_convert(b, "cxcywh", "xyxy") for b in (boxes, gt_boxes)]
     cost = COST_BBOX * torch.cdist(boxes.flatten(0, 1), gt_boxes, p=1)
@@ -85,7 +90,7 @@ def match_layer(outputs: QueryOutputs, layer: int, kind: str) -> Tensor:
     cost = (cost - COST_GIOU * giou).view(images, queries, images, -1).cpu()
     index = torch.full((images, queries), -1)
     for image in range(images):
-        rows, columns = linear_sum_assignment(cost[image, :, image].numpy())
+        rows, columns = assign(cost[image, :, image].numpy())
         index[image, rows] = torch.from_numpy(columns)
     return index.to(logits.device)
 
@@ -130,8 +135,8 @@ def costs_of(problems: int, rows: int, columns: int) -> Tensor:
 
 def assigned_by_scipy(cost: Tensor) -> Tensor:
     """Problem by problem."""
-    index = torch.full(cost.shape[:2], -1)
+    index, assign = torch.full(cost.shape[:2], -1), scipy_assignment()
     for own, matrix in zip(index, cost.cpu().numpy(), strict=True):
-        rows, columns = linear_sum_assignment(matrix)
+        rows, columns = assign(matrix)
         own[rows] = torch.from_numpy(columns)
     return index.to(cost.device)

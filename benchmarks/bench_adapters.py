@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 import fastdet
-from benchmarks.bench_nmm import TILED, new_prediction, tiled
+from benchmarks.bench_nmm import new_prediction
 from benchmarks.case import Case
 from benchmarks.conftest import Beside
-from benchmarks.workloads import scene, seeded
+from benchmarks.workloads import TILED, scene, seeded, tiled
 from fastdet.replacement import Override
 
 

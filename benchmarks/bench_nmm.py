@@ -19,7 +19,7 @@ from benchmarks.bench_nms import sort_and_look
 from benchmarks.case import Case
 from benchmarks.conftest import Beside
 from benchmarks.results import Point
-from benchmarks.workloads import random_boxes, seeded
+from benchmarks.workloads import TILED, seeded, tiled
 
 try:
     sahi: Any = importlib.import_module("sahi.postprocess.combine")
@@ -27,23 +27,6 @@ try:
 except ModuleNotFoundError as error:
     warnings.warn(f"{error}: merging is not compared with SAHI's", stacklevel=1)
     sahi = new_prediction = None
-
-TILES, SIDE, STEP = 20, 640, 512  # a row of tiles; pixels, which overlap by a fifth
-TILED = 33_337
-
-
-def tiled(n: int) -> tuple[Tensor, Tensor]:
-    """n boxes of 400 tiles, with scores: each tile that shows a part of an object finds it."""
-    objects = random_boxes(n, TILES * STEP, TILES * STEP, 70)
-    parts = []
-    for x, y in ((0, 0), (1, 0), (0, 1), (1, 1)):
-        low = ((objects[:, :2] / STEP).floor() - torch.tensor([x, y])) * STEP
-        part = torch.cat([objects[:, :2].maximum(low), objects[:, 2:].minimum(low + SIDE)], 1)
-        parts.append(part[((part[:, 2:] - part[:, :2]) >= 4).all(1)])
-    boxes = torch.cat(parts)
-    boxes = boxes[torch.randperm(len(boxes), generator=seeded(20))[:n]]
-    boxes = boxes + torch.randn(n, 4, generator=seeded(21))
-    return boxes, torch.rand(n, generator=seeded(22))
 
 
 def of_sahi(boxes: Tensor, scores: Tensor, metric: str, transitive: bool) -> dict[str, Side]:

@@ -4,10 +4,6 @@
 import itertools
 import sys
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from benchmarks.results import Result, Row
 from fastdet.report.figures import three_digits
 
@@ -44,6 +40,11 @@ def line(row: Row) -> str:
 
 def show(result: Result) -> None:
     """Prints the rows, op by op; what misses its target is red."""
+    # Imported here, so that the rest works where rich is not installed.
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table("", box=box.SIMPLE, pad_edge=False)
     for column in ("threads", "fastdet ms", "torchvision ms", "ratio", "quartiles", "target"):
         table.add_column(column, justify="right")

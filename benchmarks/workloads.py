@@ -9,6 +9,9 @@ from torch import Tensor
 
 from fastdet.models.anchors import cell_anchors, pyramid_anchors
 
+TILES, TILE_SIDE, TILE_STEP = 20, 640, 512  # a row of tiles; pixels, which overlap by a fifth
+TILED = 33_337  # boxes
+
 
 def seeded(seed: int) -> torch.Generator:
     """A generator of the given seed."""
@@ -36,6 +39,20 @@ def scene(n: int, objects: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     boxes = truth + shift * sides
     boxes = torch.cat([boxes.view(n, 2, 2).amin(1), boxes.view(n, 2, 2).amax(1)], 1)
     return boxes, (-4 * shift.abs().mean(1)).exp() * torch.rand(n, generator=generator)
+
+
+def tiled(n: int) -> tuple[Tensor, Tensor]:
+    """n boxes of 400 tiles, with scores: each tile that shows a part of an object finds it."""
+    objects = random_boxes(n, TILES * TILE_STEP, TILES * TILE_STEP, 70)
+    parts = []
+    for x, y in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        low = ((objects[:, :2] / TILE_STEP).floor() - torch.tensor([x, y])) * TILE_STEP
+        part = torch.cat([objects[:, :2].maximum(low), objects[:, 2:].minimum(low + TILE_SIDE)], 1)
+        parts.append(part[((part[:, 2:] - part[:, :2]) >= 4).all(1)])
+    boxes = torch.cat(parts)
+    boxes = boxes[torch.randperm(len(boxes), generator=seeded(20))[:n]]
+    boxes = boxes + torch.randn(n, 4, generator=seeded(21))
+    return boxes, torch.rand(n, generator=seeded(22))
 
 
 def gradients(forward: Callable[[], Tensor], inputs: Sequence[Tensor]) -> Callable[[], object]:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-# The target fastdet_cuda, where FASTDET_CUDA and the machine allow it, and cuda_archs_built.
-# A GPU is never needed: nvcc alone decides.
+# The target fastdet_cuda, where FASTDET_CUDA and the machine allow it, cuda_archs_built, and
+# cuda_version_built, nvcc's. A GPU is never needed: nvcc alone decides.
 set(cuda_archs_built "")
+set(cuda_version_built "")
 if(NOT FASTDET_CUDA MATCHES "^(auto|on|off)$")
   message(FATAL_ERROR "FASTDET_CUDA: expected auto, on or off, got '${FASTDET_CUDA}'")
 endif()
@@ -32,6 +33,14 @@ else()
     set(archs 80 90)
   endif()
 endif()
+foreach(arch ${archs})
+  if(NOT arch MATCHES "^([0-9]+)[af]?$")
+    message(FATAL_ERROR "FASTDET_CUDA_ARCHS: expected numbers such as 80;90, got '${arch}'")
+  elseif(CMAKE_MATCH_1 LESS 75)
+    message(FATAL_ERROR "fastdet: expected GPU architectures from 75 on, got ${arch}; "
+                        "FASTDET_CUDA_ARCHS chooses others, FASTDET_CUDA=off builds for CPUs alone")
+  endif()
+endforeach()
 list(SORT archs COMPARE NATURAL)
 list(GET archs -1 newest)
 set(CMAKE_CUDA_ARCHITECTURES ${archs})
@@ -45,6 +54,15 @@ set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 enable_language(CUDA)
+
+string(REGEX MATCH "^[0-9]+\\.[0-9]+" cuda_version_built "${CMAKE_CUDA_COMPILER_VERSION}")
+file(STRINGS "${FASTDET_TORCH}/version.py" cuda_of_torch REGEX "^cuda.*=")
+string(REGEX MATCH "[0-9]+\\.[0-9]+" cuda_of_torch "${cuda_of_torch}")
+string(REGEX MATCH "^[0-9]+" major_of_nvcc "${cuda_version_built}")
+if(cuda_of_torch AND NOT cuda_of_torch MATCHES "^${major_of_nvcc}\\.")
+  message(WARNING "fastdet: nvcc is of CUDA ${cuda_version_built}, but torch of CUDA "
+                  "${cuda_of_torch}: the CUDA kernels run only with a driver for both")
+endif()
 
 file(GLOB cuda_sources CONFIGURE_DEPENDS csrc/*/*.cu)
 add_library(fastdet_cuda SHARED ${cuda_sources})

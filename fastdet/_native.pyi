@@ -17,6 +17,7 @@ _Weights = tuple[float, float, float, float]
 
 compiler: str
 cuda_archs: str  # such as "80 90"; empty without CUDA kernels
+cuda_version: str  # such as "13.0", of the compiler; empty without CUDA kernels
 
 def cpu_isa() -> str: ...
 def usable_cpu_isas() -> list[str]: ...

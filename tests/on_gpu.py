@@ -29,12 +29,15 @@ def gpu_only(test: Callable) -> Callable:
 
 
 @contextmanager
-def cuda_kernels(kernels: str) -> Iterator[str]:
-    """Gives the device on which the CUDA kernels run within the block: the CPU if emulated."""
+def cuda_kernels(kernels: str, launches: bool = True) -> Iterator[str]:
+    """Gives the device on which the CUDA kernels run within the block: the CPU if emulated.
+
+    Emulated ones must then be launched, unless `launches` is False.
+    """
     if kernels == "cuda":
         yield "cuda"
     else:
-        with emulated_kernels():
+        with emulated_kernels(launches=launches):
             yield "cpu"
 
 

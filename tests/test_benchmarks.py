@@ -32,6 +32,8 @@ from benchmarks.case import Case, measure, ratio
 from benchmarks.ceilings import stream
 from benchmarks.errors import error
 from benchmarks.gpu import __main__ as gpu_main
+from benchmarks.gpu import assignment as gpu_assignment
+from benchmarks.gpu import masks as gpu_masks
 from benchmarks.gpu import ops as gpu_ops
 from benchmarks.gpu.case import GpuCase, copies, in_turn
 from benchmarks.gpu.device import Device
@@ -265,6 +267,34 @@ def test_a_failing_suite_does_not_stop_the_others(monkeypatch, capsys, tmp_path:
     assert "broken failed" in capsys.readouterr().out
     written = results.read(tmp_path / "cuda_none.json")
     assert [row.op for row in written.rows] == ["decode_boxes", "encode_boxes"]
+
+
+def test_each_row_of_a_gpu_is_written_as_it_comes(monkeypatch, tmp_path: Path) -> None:
+    written = []
+
+    def watched(device: Device) -> Iterator[GpuCase]:
+        for case in gpu_ops.box_coding(device):
+            yield case
+            written.append([row.op for row in results.read(tmp_path / "cuda_none.json").rows])
+
+    monkeypatch.setattr(gpu_main, "SUITES", (watched,))
+    assert gpu_main.run(Device("cpu", small=True), "", tmp_path) == 0
+    assert written == [["decode_boxes"], ["decode_boxes", "encode_boxes"]]
+
+
+def test_a_suite_beside_a_package_that_is_not_installed_is_skipped(
+    monkeypatch, capsys, tmp_path: Path
+) -> None:
+    suites = (gpu_masks.encode_masks, gpu_assignment.linear_assignment, gpu_ops.box_coding)
+    monkeypatch.setattr(gpu_main, "SUITES", suites)
+    for name in ("pycocotools", "scipy"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert gpu_main.run(Device("cpu", small=True), "", tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert "encode_masks skipped: pycocotools is not installed" in printed
+    assert "linear_assignment skipped: scipy is not installed" in printed
+    rows = results.read(tmp_path / "cuda_none.json").rows
+    assert [row.op for row in rows] == ["decode_boxes", "encode_boxes"]
 
 
 def test_calls_go_round_the_copies_of_the_inputs() -> None:

@@ -19,12 +19,13 @@ from setuptools.config import pyprojecttoml
 import fastdet
 
 build_backend = pytest.importorskip("build_backend", reason="run from the source tree")
+native_build = pytest.importorskip("native_build", reason="run from the source tree")
 TREE = Path(build_backend.__file__ or "").parent
 Configure = Callable[..., tuple[int, str]]
 
 
 def test_finds_the_torch_of_the_environment():
-    assert build_backend.find_torch() == Path(torch.__file__).parent
+    assert native_build.find_torch() == Path(torch.__file__).parent
 
 
 def test_asks_for_torch_only_where_there_is_none(tmp_path, monkeypatch):
@@ -33,7 +34,7 @@ def test_asks_for_torch_only_where_there_is_none(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.path", [])
     monkeypatch.delenv("VIRTUAL_ENV", raising=False)
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    assert build_backend.find_torch() is None
+    assert native_build.find_torch() is None
     assert build_backend._with_torch(["cmake"]) == ["cmake", "torch>=2.11"]
 
 
@@ -65,7 +66,7 @@ def configure(tmp_path: Path) -> Configure:
     """Configures a build in a new folder; gives the exit status and what CMake printed."""
 
     def configure(environment: dict[str, str], **options: str) -> tuple[int, str]:
-        options["FASTDET_TORCH"] = str(build_backend.find_torch())
+        options.setdefault("FASTDET_TORCH", str(native_build.find_torch()))
         options["Python_EXECUTABLE"] = sys.executable
         options["pybind11_DIR"] = pybind11.get_cmake_dir()
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -104,12 +105,56 @@ def test_cuda_kernels_of_a_build_without_nvcc(
     assert status == code, printed
 
 
+def nvcc_version() -> str:
+    """Such as 13.0."""
+    printed = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True)
+    (version,) = re.findall(r"release (\d+\.\d+)", printed.stdout)
+    return version
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc")
 @pytest.mark.parametrize("cuda", ["on", "auto"])
 def test_cuda_kernels_of_a_build_with_nvcc(configure: Configure, cuda: str) -> None:
     status, printed = configure({}, FASTDET_CUDA=cuda, FASTDET_CUDA_ARCHS="90;80")
     assert "CUDA kernels for 80 90 + PTX" in printed
+    if torch.version.cuda and torch.version.cuda.split(".")[0] == nvcc_version().split(".")[0]:
+        assert "but torch of CUDA" not in printed
+    assert status == 0, printed
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc")
+@pytest.mark.parametrize(
+    ("archs", "message"),
+    [
+        (
+            "70;90",
+            "expected GPU architectures from 75 on, got 70; FASTDET_CUDA_ARCHS chooses others",
+        ),
+        ("native", "FASTDET_CUDA_ARCHS: expected numbers such as 80;90, got 'native'"),
+    ],
+)
+def test_architectures_that_the_kernels_are_not_for(
+    configure: Configure, archs: str, message: str
+) -> None:
+    status, printed = configure({}, FASTDET_CUDA="on", FASTDET_CUDA_ARCHS=archs)
+    assert message in printed
+    assert status == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc")
+def test_a_build_with_another_cuda_than_torchs_says_so(
+    configure: Configure, tmp_path: Path
+) -> None:
+    other = tmp_path / "torch"
+    other.mkdir()
+    for name in ("include", "lib"):
+        (other / name).symlink_to((native_build.find_torch() or Path()) / name)
+    (other / "version.py").write_text("cuda: Optional[str] = '9.2'\nhip: Optional[str] = None\n")
+    status, printed = configure({}, FASTDET_CUDA="on", FASTDET_TORCH=str(other))
+    assert re.search(r"nvcc is of CUDA \d+\.\d+, but torch of CUDA 9\.2: the CUDA kernels", printed)
     assert status == 0, printed
 
 

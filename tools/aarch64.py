@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from build_backend import find_torch  # noqa: E402
+from native_build import find_torch  # noqa: E402
 
 BUILD = ROOT / "build" / "aarch64"
 COMPILERS = {"x86": "g++", "aarch64": "aarch64-linux-gnu-g++"}

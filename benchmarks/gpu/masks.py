@@ -2,7 +2,7 @@
 """The operators on Mask R-CNN's masks on a GPU; their inputs and peers are ../masks.py's.
 
 Run lengths end in the host's memory, and so do both sides: torchvision pastes on the GPU, and
-pycocotools gets the pixels. Without pycocotools these two suites fail, and only they.
+pycocotools gets the pixels. Without pycocotools these two suites are skipped.
 """
 
 from collections.abc import Callable, Iterator

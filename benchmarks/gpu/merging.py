@@ -12,10 +12,9 @@ from torch import Tensor
 
 import fastdet
 from benchmarks.alternate import Rounds
-from benchmarks.bench_nmm import TILED, tiled
 from benchmarks.gpu.case import GpuCase, forward
 from benchmarks.gpu.device import Device
-from benchmarks.workloads import scene
+from benchmarks.workloads import TILED, scene, tiled
 
 HUNDRED_TIMES = 100.0  # the goal of nmm: docs/kernels.md
 THRESHOLD = 0.5

@@ -28,10 +28,13 @@ namespace {
 
 constexpr int64_t kMaxGridImages = 65535;
 
-__device__ int max_of_warp(int x) { return __reduce_max_sync(kAllLanes, x); }
-__device__ long long max_of_warp(long long x) {
-  for (int d = kWarp / 2; d > 0; d /= 2) x = max_of(x, __shfl_xor_sync(kAllLanes, x, d));
-  return x;
+// sm_80 and newer have one instruction for 32 bits.
+template <typename Bits>
+__device__ Bits max_of_warp(Bits x) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  if constexpr (sizeof(Bits) == sizeof(int)) return __reduce_max_sync(kAllLanes, x);
+#endif
+  return group_max(x, kWarp);
 }
 
 template <typename T>

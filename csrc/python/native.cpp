@@ -36,6 +36,7 @@ PYBIND11_MODULE(_native, m) {
         "Makes the CPU kernels run on the named instruction set. Raises ValueError for an unusable "
         "one.");
   m.attr("cuda_archs") = FASTDET_CUDA_ARCHS_BUILT;
+  m.attr("cuda_version") = FASTDET_CUDA_VERSION_BUILT;
   m.attr("compiler") = FASTDET_COMPILER;
   for (const auto bind : fastdet::python::all_entries()) bind(m);
   py::register_local_exception_translator([](std::exception_ptr thrown) {

@@ -33,8 +33,18 @@ def _load() -> str:
     try:
         torch.ops.load_library(cuda_library)
     except OSError as error:
-        return f"{cuda_library.name} did not load: {error}"
+        return "; ".join([f"{cuda_library.name} did not load: {error}", *_another_cuda()])
     return ""
+
+
+def _another_cuda() -> list[str]:
+    """A line if the kernels were built with another major version of CUDA than torch."""
+    from fastdet import _native
+
+    ours, theirs = _native.cuda_version, torch.version.cuda
+    if not ours or not theirs or ours.split(".")[0] == theirs.split(".")[0]:
+        return []
+    return [f"built with CUDA {ours}, but torch with CUDA {theirs}: the driver must be for both"]
 
 
 _why_no_cuda = _load()
@@ -101,9 +111,10 @@ def info() -> dict[str, str]:
     from fastdet import _native
 
     usable = ", ".join(_native.usable_cpu_isas())
-    cuda_ops = _why_no_cuda or "loaded"
-    if not _why_no_cuda and not torch.cuda.is_available():
-        cuda_ops = "loaded; torch sees no GPU"
+    cuda_ops = _why_no_cuda
+    if not _why_no_cuda:
+        no_gpu = [] if torch.cuda.is_available() else ["torch sees no GPU"]
+        cuda_ops = "; ".join(["loaded", *no_gpu, *_another_cuda()])
     return {
         "fastdet": fastdet.__version__,
         "torch": torch.__version__,

@@ -5,7 +5,8 @@ csrc/*/*.cu are compiled unchanged, with include/ instead of CUDA's headers, int
 ops are `torch.ops.fastdet_emulated.*` for CPU tensors. `emulated_kernels` makes `fastdet.ops` use
 them, so that any test of an operator can test the logic of its CUDA kernel.
 
-This tests results, indexing, barriers (see the lane orders) and, with a sanitizer, memory errors.
+This tests results, indexing, barriers (see the lane orders), reads of shared memory before it is
+written, launches that a GPU refuses and, with a sanitizer, memory errors.
 It does not test run time, memory order between blocks, or the GPU's rounding in functions such as
 expf.
 """
@@ -19,7 +20,7 @@ import shutil
 import subprocess
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -128,12 +129,26 @@ def set_lane_order(library: ctypes.CDLL, order: str) -> None:
 
 
 @contextmanager
-def emulated_kernels(order: str = "ascending") -> Iterator[None]:
-    """In this context `torch.ops.fastdet` runs the emulated CUDA kernels for CPU tensors."""
+def launching() -> Iterator[None]:
+    """Fails where no emulated kernel is launched in this context: something else ran then."""
+    library = load()
+    before = library.cuda_emulation_num_launches()
+    yield
+    assert library.cuda_emulation_num_launches() > before, "no emulated kernel was launched"
+
+
+@contextmanager
+def emulated_kernels(order: str = "ascending", *, launches: bool = True) -> Iterator[None]:
+    """In this context `torch.ops.fastdet` runs the emulated CUDA kernels for CPU tensors.
+
+    It must launch some, unless `launches` is False.
+    """
+    import fastdet.ops  # noqa: F401 - loaded later, its operators would replace the emulated ones
+
     library = load()
     set_lane_order(library, order)
     try:
-        with overridden_by("fastdet_emulated"):
+        with overridden_by("fastdet_emulated"), launching() if launches else nullcontext():
             yield
     finally:
         set_lane_order(library, "ascending")

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "include/block.h"
 
+#include <link.h>
+
 #include "include/observer.h"
 
 #ifndef __x86_64__
@@ -8,7 +10,9 @@
 #endif
 
 #include <algorithm>
+#include <bit>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -69,6 +73,61 @@ std::vector<size_t> order_of(size_t n) {
   std::iota(numbers.begin(), numbers.end(), 0);
   return ordered(std::move(numbers));
 }
+
+// ---- shared memory ------------------------------------------------------------------------------
+
+constexpr size_t kSharedBytes = 48 << 10;  // what a kernel has without asking for more
+
+// NaN as float16, bfloat16, float32 and float64; as an integer a number that nobody counts on.
+constexpr uint16_t kPoison = 0xFFF5;
+
+// Fills the memory with poison. Returns how many bytes were something else.
+size_t poison(std::span<std::byte> memory) {
+  static const auto clean = [] {
+    std::array<uint16_t, 256> words;
+    words.fill(kPoison);
+    return words;
+  }();
+  size_t changed = 0;
+  for (size_t at = 0; at < memory.size(); at += sizeof clean) {
+    const auto part = memory.subspan(at, std::min(sizeof clean, memory.size() - at));
+    if (std::memcmp(part.data(), clean.data(), part.size()) == 0) continue;
+    const auto* want = reinterpret_cast<const std::byte*>(clean.data());
+    for (size_t i = 0; i < part.size(); ++i) changed += part[i] != want[i];
+    std::memcpy(part.data(), want, part.size());
+  }
+  return changed;
+}
+
+// The static shared memory of a grid's kernel: some of the variables of all kernels, which are too
+// many to look at all of them after each block. Where no block of the grid has written yet is
+// looked at after 1, 2, 4, 8, ... blocks and at the end.
+class Variables {
+ public:
+  explicit Variables(std::span<std::byte> all) : all_(all), written_(all.size() / kPart + 1) {}
+
+  // Fills them with poison. Returns how many bytes were something else, of those looked at.
+  size_t poison(bool everywhere) {
+    size_t changed = 0;
+    for (size_t i = 0; i < written_.size(); ++i) {
+      if (!everywhere && !written_[i]) continue;
+      const size_t begin = i * kPart, size = std::min(kPart, all_.size() - begin);
+      const size_t found = cuda_emulation::poison(all_.subspan(begin, size));
+      written_[i] = written_[i] || found > 0;
+      changed += found;
+    }
+    return changed;
+  }
+
+ private:
+  static constexpr size_t kPart = 4096;
+
+  std::span<std::byte> all_;
+  std::vector<bool> written_;
+};
+
+// Lies among the static shared memory, since it is thread-local too.
+thread_local std::byte in_static_shared;
 
 }  // namespace
 
@@ -140,6 +199,8 @@ class Fiber {
 
 namespace {
 
+size_t threads_of(dim3 block) { return size_t(block.x) * block.y * block.z; }
+
 enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kEnded };
 
 struct Lane {
@@ -159,9 +220,8 @@ class Block {
  public:
   void run(dim3 size, size_t shared_bytes, const std::function<void()>& kernel) {
     kernel_ = &kernel;
-    // Another pattern than zeros, so that reading before writing shows.
-    shared_.assign(shared_bytes / sizeof(std::max_align_t) + 1, std::max_align_t{});
-    std::fill_n(reinterpret_cast<unsigned char*>(shared_.data()), shared_bytes, 0xA5);
+    shared_.resize(shared_bytes / sizeof(std::max_align_t) + 1);
+    poison(std::as_writable_bytes(std::span(shared_)));
     if (observer) observer->start_block(shared_.data(), shared_bytes);
     start_lanes(size);
     while (num_ended_ < num_lanes_)
@@ -203,8 +263,7 @@ class Block {
   }
 
   void start_lanes(dim3 size) {
-    const size_t n = size_t(size.x) * size.y * size.z;
-    if (n > lanes_.size()) throw std::runtime_error("a block has at most 1024 threads");
+    const size_t n = threads_of(size);
     num_lanes_ = n;
     num_ended_ = 0;
     for (size_t i = 0; i < n; ++i) {
@@ -329,6 +388,23 @@ Block& the_block() {
   return block;
 }
 
+void check_size(const char* what, dim3 size, dim3 most) {
+  if (size.x - 1 < most.x && size.y - 1 < most.y && size.z - 1 < most.z) return;
+  std::ostringstream message;
+  message << what << ": expected 1 to (" << most.x << ", " << most.y << ", " << most.z << "), got ("
+          << size.x << ", " << size.y << ", " << size.z << ")";
+  throw std::runtime_error(message.str());
+}
+
+// `in_variables`: how many bytes of static shared memory the block wrote, at least.
+void check_shared(size_t in_variables, size_t dynamic) {
+  if (in_variables + dynamic <= kSharedBytes) return;
+  std::ostringstream message;
+  message << "shared memory: expected at most " << kSharedBytes << " bytes, got " << in_variables
+          << " of variables and " << dynamic << " at launch";
+  throw std::runtime_error(message.str());
+}
+
 }  // namespace
 
 void count_memset(const void* to, size_t bytes) {
@@ -339,14 +415,46 @@ void count_memset(const void* to, size_t bytes) {
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel,
               const void* function) {
   ++num_launches;
+  check_size("grid", grid, {INT32_MAX, 65535, 65535});
+  check_size("block", block, {1024, 1024, 64});
+  if (threads_of(block) > 1024) throw std::runtime_error("a block has at most 1024 threads");
   if (observer) observer->start_launch(function, grid, block);
   gridDim = grid;
   blockDim = block;
+  Variables variables(static_shared());
+  static bool poisoned = false;  // not before the first grid, and not after an error
+  if (!poisoned) variables.poison(true);
+  poisoned = false;
+  size_t num_run = 0;
   for (size_t i : order_of(size_t(grid.x) * grid.y * grid.z)) {
     blockIdx = dim3(i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y);
     the_block().run(block, shared_bytes, kernel);
+    check_shared(variables.poison(std::has_single_bit(++num_run)), shared_bytes);
   }
   if (observer) observer->end_launch();
+  if (!std::has_single_bit(num_run)) variables.poison(true);
+  poisoned = true;
+}
+
+std::span<std::byte> static_shared() {
+#ifdef __SANITIZE_ADDRESS__
+  return {};
+#endif
+  // The thread-local variables of a library, of all libraries, are found by one of them.
+  struct Search {
+    std::byte* one;
+    std::span<std::byte> all;
+  } search = {&in_static_shared, {}};
+  const auto look_at = [](dl_phdr_info* library, size_t, void* data) {
+    auto& search = *static_cast<Search*>(data);
+    auto* const begin = static_cast<std::byte*>(library->dlpi_tls_data);
+    for (const auto& part : std::span(library->dlpi_phdr, library->dlpi_phnum))
+      if (part.p_type == PT_TLS && begin <= search.one && search.one < begin + part.p_memsz)
+        search.all = {begin, part.p_memsz};
+    return 0;
+  };
+  dl_iterate_phdr(look_at, &search);
+  return search.all;
 }
 
 void* dynamic_shared() { return the_block().shared(); }

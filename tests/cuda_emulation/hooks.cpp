@@ -4,8 +4,8 @@
 // Races. Only accesses that the host's compiler leaves are seen: what it keeps in a register is no
 // access, as on a GPU, though the two compilers need not agree on each.
 //
-// Which memory it is, is told by the address: a lane's stack is its registers and local memory, the
-// static variables of this library are shared memory, its other data constants, the launching stack
+// Which memory it is, is told by the address: a lane's stack is its registers and local memory,
+// `static_shared()` is shared memory, the other data of this library constants, the launching stack
 // holds the kernel's parameters. Everything else is global.
 #include <algorithm>
 #include <memory>
@@ -15,8 +15,8 @@
 #include "include/races.h"
 #include "include/requests.h"
 
-// By the linker: this library, and in it its variables without a value, to which `__shared__` adds.
-extern "C" __attribute__((visibility("hidden"))) const char __ehdr_start[], __bss_start[], _end[];
+// By the linker: this library.
+extern "C" __attribute__((visibility("hidden"))) const char __ehdr_start[], _end[];
 
 namespace cuda_emulation {
 
@@ -34,8 +34,8 @@ struct Range {
 constexpr size_t kHostStackBytes = 1 << 20;  // of it a launch's callers use less
 constexpr size_t kDynamicBytes = 256 << 10;  // of a block's dynamic shared memory, at most
 
-const Range image(__ehdr_start, _end - __ehdr_start), statics(__bss_start, _end - __bss_start);
-Range host_stack, lane_stack, dynamic;
+const Range image(__ehdr_start, _end - __ehdr_start);
+Range host_stack, lane_stack, statics, dynamic;
 bool lane_runs = false;
 unsigned current_lane = 0;
 std::unique_ptr<Requests> requests;
@@ -45,6 +45,7 @@ class Hooks : public Observer {
  public:
   void start_launch(const void* function, dim3 grid, dim3 block) override {
     host_stack = Range(__builtin_frame_address(0), kHostStackBytes);
+    statics = Range(static_shared().data(), static_shared().size());
     const uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z;
     const uint64_t warps = (block.x * block.y * block.z + 31) / 32;
     if (requests) requests->start_launch(function, blocks, blocks * warps);

@@ -50,14 +50,35 @@ __global__ void arrival_kernel(int* out, int* arrived) {
   out[atomicAdd(arrived, 1)] = static_cast<int>(blockIdx.x);
 }
 
+// Each block writes one element, another one than the block before, and reads all.
+__global__ void leftovers_kernel(double* out) {
+  __shared__ double values[kLanes];
+  if (threadIdx.x == blockIdx.x) values[threadIdx.x] = 1;
+  __syncthreads();
+  out[blockIdx.x * kLanes + threadIdx.x] = values[threadIdx.x];
+}
+
+// Takes 40 KiB.
+__global__ void large_kernel(int* out) {
+  constexpr int kNum = 10 << 10;
+  __shared__ int values[kNum];
+  for (int i = threadIdx.x; i < kNum; i += blockDim.x) values[i] = i;
+  __syncthreads();
+  out[threadIdx.x] = values[kNum - 1 - threadIdx.x];
+}
+
+__global__ void empty_kernel() {}
+
 // Runs a kernel; the message of what went wrong, or nothing.
 template <typename... Parameters, typename... Arguments>
-const char* run(void (*kernel)(Parameters...), dim3 blocks, int lanes, Arguments... arguments) {
+const char* run(void (*kernel)(Parameters...), dim3 blocks, dim3 lanes, size_t shared_bytes,
+                Arguments... arguments) {
   static std::string message;
   message.clear();
   cudaLaunchConfig_t config;
   config.gridDim = blocks;
-  config.blockDim = dim3(lanes);
+  config.blockDim = lanes;
+  config.dynamicSmemBytes = shared_bytes;
   try {
     cudaLaunchKernelEx(&config, kernel, arguments...);
   } catch (const std::exception& error) {
@@ -70,10 +91,17 @@ const char* run(void (*kernel)(Parameters...), dim3 blocks, int lanes, Arguments
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 EXPORT const char* mirror(int* out, int barrier) {
-  return run(mirror_kernel, 1, kLanes, out, barrier);
+  return run(mirror_kernel, 1, kLanes, 0, out, barrier);
 }
-EXPORT const char* part(int* out) { return run(part_kernel, 1, kLanes, out); }
-EXPORT const char* warp(unsigned* out) { return run(warp_kernel, 1, 40, out); }
+EXPORT const char* part(int* out) { return run(part_kernel, 1, kLanes, 0, out); }
+EXPORT const char* warp(unsigned* out) { return run(warp_kernel, 1, 40, 0, out); }
 EXPORT const char* arrival(int* out, int* arrived) {
-  return run(arrival_kernel, 8, 1, out, arrived);
+  return run(arrival_kernel, 8, 1, 0, out, arrived);
+}
+EXPORT const char* leftovers(double* out) { return run(leftovers_kernel, 2, kLanes, 0, out); }
+EXPORT const char* large(int* out, size_t shared_bytes) {
+  return run(large_kernel, 1, 32, shared_bytes, out);
+}
+EXPORT const char* empty(const unsigned* grid, const unsigned* block) {
+  return run(empty_kernel, dim3(grid[0], grid[1], grid[2]), dim3(block[0], block[1], block[2]), 0);
 }

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 import ctypes
+import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,6 +12,7 @@ from fastdet.ops import batched_nms
 from tests.cuda_emulation import (
     HERE,
     LANE_ORDERS,
+    ROOT,
     compile_library,
     emulated_kernels,
     load,
@@ -54,7 +59,7 @@ def test_lane_order_changes_no_bit(name):
 def kernels() -> ctypes.CDLL:
     sources = [HERE / "kernels_to_catch.cu", HERE / "block.cpp"]
     library = ctypes.CDLL(str(compile_library(sources, "kernels_to_catch")))
-    for name in ("mirror", "part", "warp", "arrival"):
+    for name in ("mirror", "part", "warp", "arrival", "leftovers", "large", "empty"):
         getattr(library, name).restype = ctypes.c_char_p
     return library
 
@@ -110,6 +115,61 @@ def test_blocks_run_in_several_orders(kernels):
         seen.add(tuple(out))
     assert {(0, 1, 2, 3, 4, 5, 6, 7), (7, 6, 5, 4, 3, 2, 1, 0)} < seen
     assert len(seen) == len(LANE_ORDERS)
+
+
+@pytest.mark.skipif("FASTDET_SANITIZE" in os.environ, reason="see static_shared")
+def test_shared_memory_of_another_block_is_no_number(kernels):
+    out = (ctypes.c_double * 192)()
+    set_lane_order(kernels, "ascending")
+    assert kernels.leftovers(out) == b""
+    numbers = {i: value for i, value in enumerate(out) if not math.isnan(value)}
+    assert numbers == {0: 1.0, 96 + 1: 1.0}
+
+
+@pytest.mark.parametrize(
+    ("grid", "block", "message"),
+    [
+        ((2, 1, 1), (1024, 1, 1), b""),
+        ((1, 65536, 1), (1, 1, 1), b"grid: expected 1 to (2147483647, 65535, 65535)"),
+        ((1, 1, 65536), (1, 1, 1), b"got (1, 1, 65536)"),
+        ((1, 0, 1), (1, 1, 1), b"got (1, 0, 1)"),
+        ((1, 1, 1), (1, 1, 65), b"block: expected 1 to (1024, 1024, 64), got (1, 1, 65)"),
+        ((1, 1, 1), (1024, 2, 1), b"a block has at most 1024 threads"),
+    ],
+)
+def test_a_launch_that_a_gpu_refuses_is_an_error(kernels, grid, block, message):
+    found = kernels.empty((ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block))
+    assert message in found if message else found == b""
+
+
+@pytest.mark.skipif("FASTDET_SANITIZE" in os.environ, reason="see static_shared")
+def test_shared_memory_beyond_48_kib_is_an_error(kernels):
+    out = (ctypes.c_int * 32)()
+    set_lane_order(kernels, "ascending")
+    assert kernels.large(out, 8 << 10) == b""
+    found = kernels.large(out, (9 << 10)).decode()
+    assert found.startswith("shared memory: expected at most 49152 bytes, got 4")
+    assert found.endswith(" of variables and 9216 at launch")
+
+
+def test_the_context_fails_where_no_kernel_was_launched():
+    with pytest.raises(AssertionError, match="no emulated kernel"), emulated_kernels():
+        pass
+    with emulated_kernels(launches=False):
+        pass
+    with pytest.raises(ZeroDivisionError), emulated_kernels():
+        raise ZeroDivisionError
+
+
+def test_the_context_emulates_operators_that_nobody_has_loaded():
+    script = """
+import torch
+from tests.cuda_emulation import emulated_kernels
+with emulated_kernels():
+    from fastdet.ops import nms
+    nms(torch.rand(9, 4), torch.rand(9), 0.5)
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize("name", ["spread", "one spot", "giants", "all sizes"])

@@ -1,22 +1,40 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The operators' tests also run their CUDA kernels on the CPU, by emulation."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Generator, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.cuda_emulation import emulated_kernels
+from tests.cuda_emulation import emulated_kernels, launching
 
-REGISTRATION = ("test_opcheck", "test_compiles")
+MARKED = {
+    re.compile("test_(opcheck|compiles)"): pytest.mark.registration,
+    # What is refused, and samples without an element.
+    re.compile(
+        r"test_(bad_|empty|mean_of_no_rows)|.*[-\[](empty|neither|batch of none|no [a-z])"
+    ): pytest.mark.no_launch,
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what tests how torch knows an operator, by its name."""
+    """Marks tests by their names."""
     for item in items:
-        if item.path.parent == Path(__file__).parent and item.name.startswith(REGISTRATION):
-            item.add_marker(pytest.mark.registration)
+        for names, mark in MARKED.items():
+            if item.path.parent == Path(__file__).parent and names.match(item.name):
+                item.add_marker(mark)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """A test of emulated kernels launches some, but for those marked `no_launch`."""
+    params = pyfuncitem.callspec.params if hasattr(pyfuncitem, "callspec") else {}
+    must = params.get("device") == "emulated" and not pyfuncitem.get_closest_marker("no_launch")
+    with launching() if must else nullcontext():
+        return (yield)
 
 
 @pytest.fixture(
@@ -29,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def device(request) -> Iterator[str]:
     """cpu; cuda if torch sees a GPU; and cpu with emulated CUDA kernels."""
     if request.param == "emulated":
-        with emulated_kernels():
+        with emulated_kernels(launches=False):  # but see pytest_pyfunc_call
             yield "cpu"
         return
     if request.param == "cuda" and not torch.cuda.is_available():

@@ -6,6 +6,10 @@
 // What a GPU leaves open is the order of the lanes between two barriers, how far a warp runs ahead
 // of others, and the order of the blocks, so the order is a setting: a kernel whose result changes
 // with it lacks a barrier, or has a race. Blocks that wait for each other are not emulated.
+//
+// Shared memory is left over from nobody: it is poison, NaN to all floating types, when a block
+// starts. What no GPU launches is an error: too large a grid or block, or more shared memory than
+// kernels have without asking for it.
 #pragma once
 
 #include <array>
@@ -13,6 +17,7 @@
 #include <cstdint>
 #include <functional>
 #include <source_location>
+#include <span>
 
 namespace cuda_emulation {
 
@@ -27,8 +32,9 @@ extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 // Where in the source a lane waits: the lanes of a block must meet at the same line.
 using Where = std::source_location;
 
-// Runs `kernel` once for each thread of the grid. Throws std::runtime_error where lanes wait for
-// each other forever or at different barriers. `function` is its address, by which it is named.
+// Runs `kernel` once for each thread of the grid. Throws std::runtime_error where a GPU would
+// refuse the launch, and where lanes wait for each other forever or at different barriers.
+// `function` is the kernel's address, by which it is named.
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel,
               const void* function = nullptr);
 
@@ -37,6 +43,11 @@ void count_memset(const void* to, size_t bytes);
 
 // The block's dynamic shared memory.
 void* dynamic_shared();
+
+// The block's static shared memory: the variables of all kernels, of which a kernel uses some.
+// Empty in a build with AddressSanitizer, whose zones between variables need them to be ordinary
+// ones.
+std::span<std::byte> static_shared();
 
 // Returns when all lanes of the block that have not ended wait here.
 void sync_block(Where where);

@@ -17,8 +17,13 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __restrict__ __restrict
-// Blocks run one after another, so a variable that all lanes see is a static one.
+// Blocks run one after another on one thread, so a variable that all lanes see is a static one. As
+// thread-local ones these variables, and no others, lie side by side: see static_shared.
+#ifdef __SANITIZE_ADDRESS__
 #define __shared__ static
+#else
+#define __shared__ static thread_local
+#endif
 
 // Of what stands for one instruction of a GPU. A build that counts (counting.py) must see the
 // instruction, and not the memory that the emulator uses for it; so it is not inlined either.
