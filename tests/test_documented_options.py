@@ -38,7 +38,8 @@ def test_the_backbone_of_a_builder(family: str, monkeypatch: pytest.MonkeyPatch)
         return create(name, pretrained=False, **options)
 
     def frozen(**options: Any) -> set[str]:
-        model = MODELS[family]("resnet18", num_classes=3, **SMALL, **options)
+        with torch.device("meta"):  # without values
+            model = MODELS[family]("resnet18", num_classes=3, **SMALL, **options)
         body = model.backbone.body
         return {name for name, p in body.named_parameters() if not p.requires_grad}
 
@@ -68,6 +69,7 @@ def test_pretrained_reaches_the_backbone(
         main(train.split())
 
 
+@pytest.mark.slow
 def test_the_neck_of_a_training(shapes: Path, tmp_path: Path) -> None:
     options = TrainOptions(
         shapes, tmp_path, "retinanet", "resnet10t", epochs=1, batch_size=4, neck="pafpn", **SMALL
@@ -81,6 +83,7 @@ def test_the_neck_of_a_training(shapes: Path, tmp_path: Path) -> None:
         train(replace(options, neck="bifpn", resume=True, epochs=2))
 
 
+@pytest.mark.slow
 def test_a_training_from_a_file_of_weights(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,6 +126,7 @@ def test_a_training_from_a_file_of_weights(
         main([*train.replace("run", "other").split(), "--pretrained", "--debug"])
 
 
+@pytest.mark.slow
 def test_a_resumed_training_is_of_the_same_numbers(shapes: Path, tmp_path: Path) -> None:
     options = TrainOptions(
         shapes, tmp_path, "retinanet", "resnet10t", epochs=1, batch_size=4, **SMALL
@@ -142,6 +146,7 @@ def test_a_resumed_training_is_of_the_same_numbers(shapes: Path, tmp_path: Path)
         train(replace(again, batch_norm="train", epochs=3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_training_in_mixed_precision_with_further_options_of_the_builder(
     shapes: Path, tmp_path: Path, precision: Precision
@@ -168,6 +173,7 @@ def test_training_in_mixed_precision_with_further_options_of_the_builder(
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
 
 
+@pytest.mark.slow
 def test_options_of_eval_and_predict(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

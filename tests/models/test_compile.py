@@ -14,13 +14,13 @@ import torch._inductor.config
 
 from fastdet.engine.fused import unfused
 
-from .scenes import named, scene, small_model, spread_scores, tiny_model
+from .scenes import named, scene, spread_scores, tiny_model
 
 pytestmark = pytest.mark.slow
 
 
 def test_detect_compiles_as_one_graph() -> None:
-    model = spread_scores(small_model("faster_rcnn")).eval()
+    model = spread_scores(tiny_model("faster_rcnn")).eval()
     batch = model.pad(scene()[0])
     with torch.no_grad(), unfused():
         expected = model.detect(batch)

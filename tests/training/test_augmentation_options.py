@@ -252,6 +252,7 @@ def test_a_stopped_training_resumes_with_the_same_pictures(
         train(changed)
 
 
+@pytest.mark.slow
 def test_transforms_of_a_training(shapes: Path, tmp_path: Path) -> None:
     called = []
 
@@ -270,6 +271,7 @@ GOOD += " --mixup 0.2 --close-mosaic 1 --multi-scale 32 64"
 SMALL = "--model retinanet --backbone resnet10t --min-size 64 --max-size 96 --batch-size 3"
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_with_every_option(shapes: Path, tmp_path: Path) -> None:
     command = f"train --data {shapes} --out {tmp_path} {SMALL} --fpn-channels 8 --epochs 1 "
     main((command + GOOD + " --lsj 0.5 2").split())

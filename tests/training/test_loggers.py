@@ -120,6 +120,7 @@ def test_a_missing_package_is_named(options: TrainOptions, monkeypatch: pytest.M
         train(TrainOptions(**(vars(options) | {"loggers": ("wandb",)})))
 
 
+@pytest.mark.slow
 def test_a_logger_that_fails_does_not_end_the_training(
     options: TrainOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:

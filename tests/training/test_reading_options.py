@@ -62,6 +62,7 @@ def test_both_splits_are_read_as_the_options_say(folder: Path, exif, bit_depth: 
         assert rows == (expected if exif == "ignore" else expected[::-1])
 
 
+@pytest.mark.slow
 def test_the_command_line_has_the_options(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -78,6 +78,7 @@ def test_a_training_is_repeated_from_its_options(runs: Path) -> None:
     assert first["anchor_sizes"] == [4, 8, 16, 32, 64]
 
 
+@pytest.mark.slow
 def test_the_same_options_give_the_same_numbers(runs: Path, tmp_path: Path) -> None:
     main(f"train --config {runs / 'a' / 'options.yaml'} --out {tmp_path / 'b'}".split())
     assert read_metrics(tmp_path / "b" / "metrics.csv") == read_metrics(runs / "a" / "metrics.csv")
@@ -167,6 +168,7 @@ def test_a_report_is_written(runs: Path) -> None:
     assert "Not measured" not in page
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_an_older_version_ends_without_a_report(
     runs: Path, shapes: Path, tmp_path: Path, capsys
 ) -> None:
@@ -183,6 +185,7 @@ def test_a_checkpoint_of_an_older_version_ends_without_a_report(
     main(f"eval --checkpoint {tmp_path / 'best.ckpt'} --data {shapes}".split())
 
 
+@pytest.mark.slow
 def test_a_report_that_cannot_be_written_costs_nothing(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -94,6 +94,7 @@ def test_data_modules_of_data_without_splits(folders: dict[str, Path], kind: str
     assert module.validation.image_ids == before
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_on_yolo_data(
     folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
