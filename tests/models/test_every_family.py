@@ -363,11 +363,12 @@ def test_losses_backward_and_detect_read_no_value(family: str) -> None:
 @pytest.mark.slow
 @every_family
 def test_detect_compiles_as_one_graph(family: str) -> None:
+    """Dynamo alone: an export takes the same graph through AOTAutograd."""
     model = spread_scores(tiny_model(family)).eval()
     batch = model.pad(scene()[0])
     with torch.no_grad(), unfused():
         expected = model.detect(batch)
-        got = torch.compile(model.detect, fullgraph=True, backend="aot_eager")(batch)
+        got = torch.compile(model.detect, fullgraph=True, backend="eager")(batch)
     assert bool((expected.counts > 10).all())
     assert_equal(got, expected, tolerance=1e-4)
 

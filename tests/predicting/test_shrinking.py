@@ -64,7 +64,7 @@ def test_a_training_keeps_its_scale(tmp_path: Path) -> None:
         data,
         run,
         "fcos",
-        "resnet10t",
+        "test_resnet",
         epochs=1,
         batch_size=4,
         min_size=64,

@@ -23,7 +23,7 @@ def options(tmp_path: Path) -> TrainOptions:
         write_shapes(tmp_path / "shapes", train=4, val=2, size=64),
         tmp_path / "run",
         "retinanet",
-        "resnet10t",
+        "test_resnet",
         epochs=2,
         batch_size=2,
         min_size=64,

@@ -68,7 +68,7 @@ def test_the_command_line_has_the_options(
 ) -> None:
     reading = ["--drop-other-classes", "--exif", "ignore", "--bit-depth", "12", "--files-anywhere"]
     train = (
-        f"train --data {folder} --out {tmp_path / 'run'} --model retinanet --backbone resnet10t "
+        f"train --data {folder} --out {tmp_path / 'run'} --model retinanet --backbone test_resnet "
         "--epochs 1 --batch-size 2 --min-size 64 --max-size 64 --fpn-channels 8 --validate-every 2"
     )
     main([*train.split(), *reading])

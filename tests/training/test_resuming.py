@@ -31,7 +31,7 @@ def half(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(shapes: Path, out: Path, options: str = "", epochs: int = 2, batch_size: int = 1) -> Path:
     main(
-        f"train --data {shapes} --out {out} --model retinanet --backbone resnet10t --min-size 64 "
+        f"train --data {shapes} --out {out} --model retinanet --backbone test_resnet --min-size 64 "
         f"--max-size 64 --fpn-channels 8 --epochs {epochs} --batch-size {batch_size} --workers 0 "
         f"--batch-norm group --device cpu {options}".split()
     )

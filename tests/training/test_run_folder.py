@@ -36,7 +36,7 @@ def runs(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two trainings, a and a-2, by the command line."""
     folder = tmp_path_factory.mktemp("runs")
     main(
-        f"train --data {shapes} --out {folder / 'a'} --model retinanet --backbone resnet10t "
+        f"train --data {shapes} --out {folder / 'a'} --model retinanet --backbone test_resnet "
         "--min-size 64 --max-size 96 --fpn-channels 8 --epochs 2 --batch-size 3 --device cpu "
         "--anchor-sizes 4 8 16 32 64 --hypothesis small_anchors".split()
     )
@@ -254,7 +254,7 @@ def test_formats(runs: Path, tmp_path: Path, capsys) -> None:
     capsys.readouterr()
     main(["runs", str(runs)])
     shown = capsys.readouterr().out
-    assert "│ retinanet │ resnet10t │" in shown
+    assert "│ retinanet │ test_resnet │" in shown
     assert f"{runs.as_posix()}/a: small_anchors" in shown
     main(["runs", str(runs), "--format", "markdown", "--out", str(tmp_path / "t.md")])
     lines = (tmp_path / "t.md").read_text().splitlines()
@@ -377,7 +377,7 @@ def test_batches_are_halved_when_memory_is_not_enough(
 
     monkeypatch.setattr(RetinaNet, "losses", of_small_batches)
     options = TrainOptions(
-        shapes, tmp_path / "a", "retinanet", "resnet10t", epochs=2, batch_size=3, min_size=64,
+        shapes, tmp_path / "a", "retinanet", "test_resnet", epochs=2, batch_size=3, min_size=64,
         max_size=64, fpn_channels=8, device="cpu",
     )  # fmt: skip
     train(options)
