@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """inductor compiles a detector as one graph: `detect`, and losses with all gradients.
 
-It takes half a minute for each graph: so it compiles `detect` of one family and the losses of
-another one. `test_every_family.py` traces the graphs of all families.
+It takes long for each graph: so it compiles `detect` of one family and the losses of another one.
+`test_every_family.py` traces the graphs of all families.
 """
 
 from functools import partial
