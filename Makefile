@@ -39,7 +39,8 @@ check: install
 	$(MAKE) --no-print-directory -j2 lint test-quick
 
 test-quick: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not emulation and not memory"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile \
+	  -m "not slow and not emulation and not memory and not registration"
 
 demo: install
 	$(BIN)/fastdet demo --out demo

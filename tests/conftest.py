@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Fixtures that every test may use."""
 
+import os
 import signal
 import warnings
 from collections.abc import Callable, Iterator
@@ -8,6 +9,10 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from hypothesis import settings
+
+# inductor's C++ without vectors. With them it first compiles a program for each instruction set, to
+# see which ones run, and then twice as long.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")
 
 settings.register_profile("fastdet", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("fastdet")

@@ -119,7 +119,7 @@ def test_training_beside_torchvision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, out = write_shapes(tmp_path / "shapes", train=4, val=2, size=64), tmp_path / "result.json"
-    options = f"--data {data} --model mask_rcnn --backbone resnet10t --size 64 --steps 2"
+    options = f"--data {data} --model mask_rcnn --backbone test_resnet --size 64 --steps 2"
     options += f" --batch-size 2 --fpn-channels 16 --log-every 1 --seeds 2 --out {out}"
     monkeypatch.setattr(
         train_beside_torchvision,
@@ -171,7 +171,7 @@ def test_the_loader_beside_another_checkout(
 @pytest.mark.slow
 def test_cascade_beside_faster_rcnn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, out = write_shapes(tmp_path / "shapes", train=2, val=2, size=64), tmp_path / "result.json"
-    options = f"--data {data} --backbone resnet10t --size 64 --steps 2 --batch-size 2 --out {out}"
+    options = f"--data {data} --backbone test_resnet --size 64 --steps 2 --batch-size 2 --out {out}"
     options += " --fpn-channels 8 --representation-size 8 --box-samples 16"
     for further in ("--seeds 0", "--seeds 1"):
         arguments = ["cascade_beside_faster_rcnn", *options.split(), *further.split()]
@@ -197,7 +197,7 @@ def test_detr_on_small_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
                detr_on_small_data.RECIPES.items() if name != "faster_rcnn"}  # fmt: skip
     recipes["faster_rcnn"] = ({"fpn_channels": 8, "representation_size": 8}, 1e-3, 10.0)
     monkeypatch.setattr(detr_on_small_data, "RECIPES", recipes)
-    options = f"--data {data} --backbone resnet10t --size 64 --minutes 0.002 --batch-size 2"
+    options = f"--data {data} --backbone test_resnet --size 64 --minutes 0.002 --batch-size 2"
     monkeypatch.setattr(sys, "argv", ["detr", *f"{options} --out {out}".split()])
     detr_on_small_data.main()
     written = json.loads(out.read_text())

@@ -54,7 +54,7 @@ def test_train_resume_evaluate_predict(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    options = f"--data {shapes} --out {out} --backbone resnet18 --min-size 64 --max-size 64"
+    options = f"--data {shapes} --out {out} --backbone test_resnet --min-size 64 --max-size 64"
     options += " --fpn-channels 16 --batch-size 4 --model retinanet"
     main(f"train {options} --epochs 1".split())
     main(f"train {options} --epochs 2 --resume".split())
@@ -95,7 +95,7 @@ def test_predict_writes_and_draws_masks(shapes: Path, tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     numbers = {"fpn_channels": 8, "min_size": 64, "max_size": 64, "box_score_thresh": 0.0}
-    module = DetectorModule("mask_rcnn", "resnet18", ["background", "any"], [7], numbers)
+    module = DetectorModule("mask_rcnn", "test_resnet", ["background", "any"], [7], numbers)
     module.model.roi_heads.mask_predictor.mask_fcn_logits.bias.data.fill_(20)  # all inside
     trainer = lightning.Trainer(logger=False, enable_checkpointing=False)
     trainer.strategy.connect(module)
@@ -128,7 +128,7 @@ def checkpoint_of(model: str, path: Path, **numbers: Any) -> "DetectorModule":
 
     torch.manual_seed(0)
     options = {"fpn_channels": 8, "min_size": 64, "max_size": 64, **numbers}
-    module = DetectorModule(model, "resnet10t", ["background", "any"], [7], options)
+    module = DetectorModule(model, "test_resnet", ["background", "any"], [7], options)
     trainer = lightning.Trainer(logger=False, enable_checkpointing=False)
     trainer.strategy.connect(module)
     trainer.save_checkpoint(path)
@@ -395,7 +395,7 @@ def test_pictures_of_one_name_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_describe(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    options = f"--model {model} --backbone resnet18 --image-size 64 96 --fpn-channels 16"
+    options = f"--model {model} --backbone test_resnet --image-size 64 96 --fpn-channels 16"
     main(f"describe {options}".split())
     printed = capsys.readouterr().out
     assert f"{model.replace('_', '')}, one image of 64 x 96" in printed.lower()
@@ -403,7 +403,7 @@ def test_describe(model: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_describe_a_neck(capsys: pytest.CaptureFixture[str]) -> None:
-    command = "describe --model fcos --backbone resnet10t --image-size 64 64 --fpn-channels 8"
+    command = "describe --model fcos --backbone test_resnet --image-size 64 64 --fpn-channels 8"
     parameters = []
     for option in ("", " --neck fpn", " --neck pafpn"):
         main(f"{command}{option}".split())
@@ -456,7 +456,7 @@ def foreign_checkpoint(path: Path, content: Any) -> Path:
 
 
 def of_ours(**changes: Any) -> dict[str, Any]:
-    parts = {"model": "retinanet", "backbone": "resnet10t", "classes": [], "category_ids": []}
+    parts = {"model": "retinanet", "backbone": "test_resnet", "classes": [], "category_ids": []}
     return {"state_dict": {}, "hyper_parameters": {**parts, **changes}}
 
 
@@ -476,7 +476,7 @@ MISTAKES = {
     "workers": ("train --data {shapes} --out {tmp}/o --workers -2", "workers: expected 0 or more"),
     "nothing to resume": ("train --data {shapes} --out {tmp}/o --resume", "no such checkpoint"),
     "resumed with another model": (
-        "train --data {shapes} --out {run} --resume --model fcos --backbone resnet10t",
+        "train --data {shapes} --out {run} --resume --model fcos --backbone test_resnet",
         "model: ",
     ),
     "resumed with another backbone": (
@@ -518,8 +518,11 @@ MISTAKES = {
         "export --checkpoint {ckpt} --out {tmp}/a.onnx --int8 {tmp}/none",
         "none is no folder",
     ),
-    "describe which size": ("describe --image-size 0 5 --backbone resnet10t", "image_size: expec"),
-    "too few classes": ("describe --num-classes 1 --backbone resnet10t", "num_classes: expected"),
+    "describe which size": (
+        "describe --image-size 0 5 --backbone test_resnet",
+        "image_size: expec",
+    ),
+    "too few classes": ("describe --num-classes 1 --backbone test_resnet", "num_classes: expected"),
 }
 
 
@@ -568,7 +571,7 @@ def test_what_is_no_mistake_of_the_user_has_another_exit_code(
 
     monkeypatch.setattr("fastdet.models.describe", fail)
     with pytest.raises(SystemExit) as stop:
-        main(["describe", "--backbone", "resnet10t"])
+        main(["describe", "--backbone", "test_resnet"])
     assert stop.value.code == 1
     told = capsys.readouterr().err
     assert told.startswith("fastdet: KeyError: ")

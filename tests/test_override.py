@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,6 +17,8 @@ import fastdet
 pytest.importorskip("torchvision", exc_type=ImportError)
 from torchvision import ops
 from torchvision.models import detection
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 NAN = float("nan")
 TREE = Path(__file__).resolve().parents[1]
@@ -413,15 +416,22 @@ def test_compiled_code_whatever_was_in_force_when_it_was_compiled():
 def detectors() -> dict[str, torch.nn.Module]:
     """torchvision's own, with random weights, in float64: no comparison hangs on a rounding."""
     torch.manual_seed(0)
-    sizes = {"weights": None, "weights_backbone": None, "min_size": 96, "max_size": 128}
+    sizes = {"min_size": 96, "max_size": 128}
+    few = {"rpn_post_nms_top_n_train": 60, "rpn_post_nms_top_n_test": 60, "box_score_thresh": 0.0}
+    body = partial(
+        resnet_fpn_backbone,
+        backbone_name="resnet18",
+        weights=None,
+        trainable_layers=5,
+        norm_layer=torch.nn.BatchNorm2d,
+    )
+    with_p7 = body(returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256))
     models = {
         "faster_rcnn": detection.fasterrcnn_mobilenet_v3_large_fpn(
-            box_score_thresh=0.0, **sizes, num_classes=5
+            weights=None, weights_backbone=None, num_classes=5, **sizes, **few
         ),
-        "mask_rcnn": detection.maskrcnn_resnet50_fpn(
-            box_score_thresh=0.0, box_detections_per_img=20, **sizes, num_classes=3
-        ),
-        "retinanet": detection.retinanet_resnet50_fpn(score_thresh=0.0, **sizes, num_classes=5),
+        "mask_rcnn": detection.MaskRCNN(body(), 3, box_detections_per_img=20, **sizes, **few),
+        "retinanet": detection.RetinaNet(with_p7, 5, score_thresh=0.0, **sizes),
     }
     return {name: model.double() for name, model in models.items()}
 

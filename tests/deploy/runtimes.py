@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""An ONNX file: its results in each runtime that the tests know, in float32 on the CPU."""
+"""An ONNX file: its results in each runtime that the tests know, in float32 on the CPU.
 
+A runtime keeps the last file that it has compiled, by its path: do not write another file there.
+"""
+
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,15 +17,25 @@ import pytest
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
+@functools.lru_cache(maxsize=1)
+def in_onnxruntime(path: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
 def run_onnxruntime(path: Path, feed: Arrays) -> Arrays:
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = in_onnxruntime(path)
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(None, feed), strict=True))  # type: ignore[arg-type]
 
 
-def run_openvino(path: Path, feed: Arrays) -> Arrays:
+@functools.lru_cache(maxsize=1)
+def in_openvino(path: Path) -> Any:
     openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
-    model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+
+def run_openvino(path: Path, feed: Arrays) -> Arrays:
+    model = in_openvino(path)
     found = model(feed)
     return {output.any_name: found[output] for output in model.outputs}
 

@@ -173,9 +173,16 @@ def test_ms_deform_attn(softmax: bool, tmp_path: Path) -> None:
     assert attended.any()
 
 
-@pytest.mark.parametrize("groups", [(1, 1), (2, 3)])
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("mask", [False, True])
+# Each value of an option beside each of another.
+@pytest.mark.parametrize(
+    ("mask", "bias", "groups"),
+    [
+        (False, False, (1, 1)),
+        (False, True, (2, 3)),
+        (True, False, (2, 3)),
+        (True, True, (1, 1)),
+    ],
+)
 def test_deform_conv2d(mask: bool, bias: bool, groups: tuple[int, int], tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     points = 6 * groups[1]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """inductor compiles a detector as one graph: `detect`, and losses with all gradients.
 
-It takes half a minute for each graph: so it compiles `detect` of one family and the losses of
-another one. `test_every_family.py` traces the graphs of all families.
+It takes long for each graph: so it compiles `detect` of one family and the losses of another one.
+`test_every_family.py` traces the graphs of all families.
 """
 
 from functools import partial
@@ -14,13 +14,13 @@ import torch._inductor.config
 
 from fastdet.engine.fused import unfused
 
-from .scenes import named, scene, small_model, spread_scores, tiny_model
+from .scenes import named, scene, spread_scores, tiny_model
 
 pytestmark = pytest.mark.slow
 
 
 def test_detect_compiles_as_one_graph() -> None:
-    model = spread_scores(small_model("faster_rcnn")).eval()
+    model = spread_scores(tiny_model("faster_rcnn")).eval()
     batch = model.pad(scene()[0])
     with torch.no_grad(), unfused():
         expected = model.detect(batch)

@@ -10,12 +10,13 @@ import contextlib
 import copy
 import functools
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 import onnx
@@ -28,12 +29,12 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 import fastdet
 import fastdet.numpy
 from fastdet.data import write_shapes
+from fastdet.deploy import export
 from fastdet.deploy.export import export_candidates, export_detector, metadata
 from fastdet.engine.fused import unfused
 from fastdet.models import MODELS, Batch, Detections, Detector, describe, replace_classes
 from fastdet.models.cascade_rcnn import CascadeRoIHeads
 from fastdet.models.roi_heads import RoIHeads
-from fastdet.training.detector_module import NonFiniteLossError
 from fastdet.training.metrics_log import read_metrics
 from fastdet.training.options import TrainOptions
 from fastdet.training.train import train
@@ -364,11 +365,12 @@ def test_losses_backward_and_detect_read_no_value(family: str) -> None:
 @pytest.mark.slow
 @every_family
 def test_detect_compiles_as_one_graph(family: str) -> None:
+    """Dynamo alone: an export takes the same graph through AOTAutograd."""
     model = spread_scores(tiny_model(family)).eval()
     batch = model.pad(scene()[0])
     with torch.no_grad(), unfused():
         expected = model.detect(batch)
-        got = torch.compile(model.detect, fullgraph=True, backend="aot_eager")(batch)
+        got = torch.compile(model.detect, fullgraph=True, backend="eager")(batch)
     assert bool((expected.counts > 10).all())
     assert_equal(got, expected, tolerance=1e-4)
 
@@ -395,11 +397,12 @@ def test_losses_and_gradients_compile_as_one_graph(family: str) -> None:
 # ---- exported files ------------------------------------------------------------------------------
 
 
-class OnnxFile(NamedTuple):
-    """A file for any number of images. In one of PICTURES it finds nothing."""
+class Exported(NamedTuple):
+    """A model and its files for any number of images. In one of PICTURES it finds nothing."""
 
     model: Detector
-    path: Path
+    package: Path
+    onnx: Path
 
 
 def black_and_others() -> tuple[Tensor, Tensor]:
@@ -414,15 +417,21 @@ PICTURES = black_and_others()
 
 
 @pytest.fixture(scope="module")
-def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], OnnxFile]:
-    @functools.cache
-    def onnx_file(family: str) -> OnnxFile:
-        model, path = detector(f"tiny_{family}"), tmp_path_factory.mktemp(family) / "detector.onnx"
-        find_none_some_and_many(model)
-        export_detector(model, path, SIZE, batch_size=None, classes=CLASSES)
-        return OnnxFile(model, path)
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
+    """The files of a family, which are made once, from one trace. Do not change them."""
 
-    return onnx_file
+    @functools.cache
+    def exported(family: str) -> Exported:
+        model, folder = detector(f"tiny_{family}"), tmp_path_factory.mktemp(family)
+        find_none_some_and_many(model)
+        files = Exported(model, folder / "detector.pt2", folder / "detector.onnx")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(export, "_program", functools.cache(export._program))
+            for path in (files.package, files.onnx):
+                export_detector(model, path, SIZE, batch_size=None, classes=CLASSES)
+        return files
+
+    return exported
 
 
 def find_none_some_and_many(model: Detector) -> None:
@@ -452,8 +461,8 @@ def runtimes(family: str) -> list[Callable[[Path, Arrays], Arrays]]:
 
 @pytest.mark.slow
 @every_family
-def test_onnx_finds_what_the_model_finds(family: str, onnx_file: Callable[[str], OnnxFile]) -> None:
-    model, path = onnx_file(family)
+def test_onnx_finds_what_the_model_finds(family: str, exported: Callable[[str], Exported]) -> None:
+    model, _, path = exported(family)
     for pictures in (PICTURES, SEVERAL, pixels((81, 128))):
         expected = detect(model, *pictures)
         for run in runtimes(family):
@@ -502,34 +511,35 @@ import json, sys
 sys.modules["fastdet.models"] = sys.modules["fastdet.deploy.export"] = None
 import torch, fastdet.ops
 inputs = torch.load(sys.argv[1])
-about = {}
-for family in sys.argv[3:]:
+about = []
+for path in sys.argv[2:]:
     extra = {"metadata.json": ""}
-    package = torch.export.load(f"{sys.argv[2]}/{family}.pt2", extra_files=extra).module()
-    torch.save(package(*inputs), f"{sys.argv[2]}/{family}")
-    about[family] = json.loads(extra["metadata.json"])
+    package = torch.export.load(path, extra_files=extra).module()
+    torch.save([package(*pictures) for pictures in inputs], f"{path}.found")
+    about.append(json.loads(extra["metadata.json"]))
 assert not {"timm", "torchvision", "lightning"} & set(sys.modules)
 print(json.dumps(about))
 """
 
 
 @pytest.mark.slow
-def test_a_package_runs_without_the_models_code(tmp_path: Path) -> None:
+def test_a_package_runs_without_the_models_code(
+    exported: Callable[[str], Exported], tmp_path: Path
+) -> None:
     """One process loads the packages of all families."""
-    models = {family: detector(f"tiny_{family}") for family in MODELS}
-    for family, model in models.items():
-        export_detector(model, tmp_path / f"{family}.pt2", SIZE, batch_size=3, classes=CLASSES)
-    torch.save(SEVERAL, tmp_path / "inputs")
-    run = [sys.executable, "-c", WITHOUT_THE_CODE, str(tmp_path / "inputs"), str(tmp_path), *MODELS]
+    files = [exported(family) for family in MODELS]
+    torch.save([PICTURES, SEVERAL], tmp_path / "inputs")
+    packages = [str(of_family.package) for of_family in files]
+    run = [sys.executable, "-c", WITHOUT_THE_CODE, str(tmp_path / "inputs"), *packages]
     result = subprocess.run(run, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    about = json.loads(result.stdout)
-    for family, model in models.items():
-        found = torch.load(tmp_path / family)
-        expected = detect(model, *SEVERAL)
-        assert_same({key: rows.numpy() for key, rows in found.items()}, expected)
-        assert about[family]["classes"] == CLASSES
-        assert about[family]["image_size"] == list(SIZE)
+    for (model, package, _), about in zip(files, json.loads(result.stdout), strict=True):
+        both = torch.load(f"{package}.found")
+        for pictures, found in zip((PICTURES, SEVERAL), both, strict=True):
+            arrays = {key: rows.numpy() for key, rows in found.items()}
+            assert_same(arrays, detect(model, *pictures), least=0)
+        assert about["classes"] == CLASSES
+        assert about["image_size"] == list(SIZE)
 
 
 # ---- other classes, costs, training --------------------------------------------------------------
@@ -599,37 +609,37 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_resumed_training_is_as_if_unbroken(
     family: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It stops in its second epoch, of two steps each, and starts again after the first."""
+    """It goes on from what its folder held when its second epoch, of two steps, began."""
     unbroken = TrainOptions(
         data=shapes,
         out=tmp_path / "unbroken",
         model=family,  # type: ignore[arg-type]
-        backbone="resnet10t",
+        backbone="test_resnet",
         epochs=2,
         batch_size=2,
         min_size=64,
         max_size=64,
         fpn_channels=8,
     )
-    broken = replace(unbroken, out=tmp_path / "broken")
-    kind = type(train(unbroken, model_options=few(family)).model)
+    resumed = replace(unbroken, out=tmp_path / "resumed", resume=True)
+    kind = get_type_hints(MODELS[family])["return"]
     honest, steps = kind.losses, []
 
-    def poisoned(self: Detector, batch: Batch) -> dict[str, Tensor]:
+    def copying(self: Detector, batch: Batch) -> dict[str, Tensor]:
         steps.append(batch)
-        factor = float("nan") if len(steps) == 4 else 1.0
-        return {name: loss * factor for name, loss in honest(self, batch).items()}
+        if len(steps) == 3:
+            shutil.copytree(unbroken.out, resumed.out)
+        return honest(self, batch)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(kind, "losses", poisoned)
-        with pytest.raises(NonFiniteLossError):
-            train(broken, model_options=few(family))
-    train(replace(broken, resume=True), model_options=few(family))
+    monkeypatch.setattr(kind, "losses", copying)
+    train(unbroken, model_options=few(family))
+    train(resumed, model_options=few(family))
+    assert len(steps) == 4 + 2
     ours, theirs = (
-        torch.load(options.out / "last.ckpt", weights_only=True) for options in (broken, unbroken)
+        torch.load(options.out / "last.ckpt", weights_only=True) for options in (resumed, unbroken)
     )
     assert ours["global_step"] == theirs["global_step"] == 4
     for name, value in theirs["state_dict"].items():
         assert torch.equal(ours["state_dict"][name], value), name
-    logs = [read_metrics(options.out / "metrics.csv") for options in (broken, unbroken)]
+    logs = [read_metrics(options.out / "metrics.csv") for options in (resumed, unbroken)]
     assert logs[0] == logs[1]

@@ -56,6 +56,7 @@ def test_what_is_far_beyond_the_training() -> None:
     assert "than in full size" in (shrink_warning(older, "a.jpg", 2299, 2472, None) or "")
 
 
+@pytest.mark.slow
 def test_a_training_keeps_its_scale(tmp_path: Path) -> None:
     data = write_shapes(tmp_path / "shapes", train=4, val=2, size=128)
     run = tmp_path / "run"
@@ -63,7 +64,7 @@ def test_a_training_keeps_its_scale(tmp_path: Path) -> None:
         data,
         run,
         "fcos",
-        "resnet10t",
+        "test_resnet",
         epochs=1,
         batch_size=4,
         min_size=64,

@@ -206,7 +206,7 @@ def test_the_size_of_a_batch_is_a_function_of_seed_epoch_and_batch() -> None:
 def options(shapes: Path, out: Path, **changes: Any) -> TrainOptions:
     small: dict[str, Any] = {"min_size": 64, "max_size": 96, "fpn_channels": 8, "batch_size": 3}
     return TrainOptions(
-        shapes, out, "retinanet", "resnet10t", epochs=3, seed=3, **{**small, **changes}
+        shapes, out, "retinanet", "test_resnet", epochs=3, seed=3, **{**small, **changes}
     )
 
 
@@ -252,6 +252,7 @@ def test_a_stopped_training_resumes_with_the_same_pictures(
         train(changed)
 
 
+@pytest.mark.slow
 def test_transforms_of_a_training(shapes: Path, tmp_path: Path) -> None:
     called = []
 
@@ -267,9 +268,10 @@ GOOD = (
     "--flip 0.4 --scale-jitter 0.7 1.5 --photometric 0.5 --crop 0.3 --copy-paste 0.5 --mosaic 0.5"
 )
 GOOD += " --mixup 0.2 --close-mosaic 1 --multi-scale 32 64"
-SMALL = "--model retinanet --backbone resnet10t --min-size 64 --max-size 96 --batch-size 3"
+SMALL = "--model retinanet --backbone test_resnet --min-size 64 --max-size 96 --batch-size 3"
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_with_every_option(shapes: Path, tmp_path: Path) -> None:
     command = f"train --data {shapes} --out {tmp_path} {SMALL} --fpn-channels 8 --epochs 1 "
     main((command + GOOD + " --lsj 0.5 2").split())

@@ -23,7 +23,7 @@ def options(tmp_path: Path) -> TrainOptions:
         write_shapes(tmp_path / "shapes", train=4, val=2, size=64),
         tmp_path / "run",
         "retinanet",
-        "resnet10t",
+        "test_resnet",
         epochs=2,
         batch_size=2,
         min_size=64,
@@ -120,6 +120,7 @@ def test_a_missing_package_is_named(options: TrainOptions, monkeypatch: pytest.M
         train(TrainOptions(**(vars(options) | {"loggers": ("wandb",)})))
 
 
+@pytest.mark.slow
 def test_a_logger_that_fails_does_not_end_the_training(
     options: TrainOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:

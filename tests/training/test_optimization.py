@@ -26,7 +26,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(shapes: Path, out: Path, options: str = "", epochs: int = 1, batch_size: int = 4) -> Path:
     main(
-        f"train --data {shapes} --out {out} --model retinanet --backbone resnet10t --min-size 64 "
+        f"train --data {shapes} --out {out} --model retinanet --backbone test_resnet --min-size 64 "
         f"--max-size 64 --fpn-channels 8 --epochs {epochs} --batch-size {batch_size} --workers 0 "
         f"--device cpu {options}".split()
     )
@@ -37,6 +37,7 @@ def content(out: Path, name: str = "last.ckpt") -> dict[str, Any]:
     return torch.load(out / name, weights_only=True)
 
 
+@pytest.mark.slow
 def test_the_options_reach_the_optimiser(shapes: Path, tmp_path: Path, capsys) -> None:
     options = (
         "--optimizer sgd --momentum 0.7 --weight-decay 0.01 --schedule step --milestones 0.5 "
@@ -56,6 +57,7 @@ def test_the_options_reach_the_optimiser(shapes: Path, tmp_path: Path, capsys) -
     )
 
 
+@pytest.mark.slow
 def test_accumulated_batches_are_one_step(shapes: Path, tmp_path: Path) -> None:
     """With the sum of gradients, not of steps; the learning rate sees all images of a step."""
     out = run(shapes, tmp_path, "--accumulate 2 --lr-for-batch 4 --lr 0.001", batch_size=2)
@@ -102,6 +104,7 @@ def test_the_decay_of_the_average_rises() -> None:
         assert mean.module.weight.item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_early_stopping(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     aps = iter([0.2, 0.5, 0.4, 0.3, 0.6])
     honest = DetectorModule.log_dict
@@ -127,6 +130,7 @@ def test_compiled_losses_are_the_losses(shapes: Path, tmp_path: Path) -> None:
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_anchor_sizes(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = run(shapes, tmp_path / "given", "--anchor-sizes 8 16 32 64 128")
     cells = load_detector(out / "best.ckpt").model.anchor_cells()
@@ -148,6 +152,7 @@ def test_anchor_sizes(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     )
 
 
+@pytest.mark.slow
 def test_weights_of_another_training(shapes: Path, tmp_path: Path, capsys) -> None:
     first = run(shapes, tmp_path / "first")
     run(shapes, tmp_path / "second", f"--weights {first / 'best.ckpt'} --lr 1e-12")

@@ -20,7 +20,7 @@ TRAIN = [
     "--model",
     "faster_rcnn",
     "--backbone",
-    "resnet10t",
+    "test_resnet",
     "--min-size",
     "64",
     "--max-size",

@@ -62,12 +62,13 @@ def test_both_splits_are_read_as_the_options_say(folder: Path, exif, bit_depth: 
         assert rows == (expected if exif == "ignore" else expected[::-1])
 
 
+@pytest.mark.slow
 def test_the_command_line_has_the_options(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reading = ["--drop-other-classes", "--exif", "ignore", "--bit-depth", "12", "--files-anywhere"]
     train = (
-        f"train --data {folder} --out {tmp_path / 'run'} --model retinanet --backbone resnet10t "
+        f"train --data {folder} --out {tmp_path / 'run'} --model retinanet --backbone test_resnet "
         "--epochs 1 --batch-size 2 --min-size 64 --max-size 64 --fpn-channels 8 --validate-every 2"
     )
     main([*train.split(), *reading])

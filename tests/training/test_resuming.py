@@ -10,6 +10,8 @@ from fastdet.data import write_shapes
 from fastdet.training.detector_module import DetectorModule
 from fastdet.training.metrics_log import Row, read_metrics
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -29,7 +31,7 @@ def half(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(shapes: Path, out: Path, options: str = "", epochs: int = 2, batch_size: int = 1) -> Path:
     main(
-        f"train --data {shapes} --out {out} --model retinanet --backbone resnet10t --min-size 64 "
+        f"train --data {shapes} --out {out} --model retinanet --backbone test_resnet --min-size 64 "
         f"--max-size 64 --fpn-channels 8 --epochs {epochs} --batch-size {batch_size} --workers 0 "
         f"--batch-norm group --device cpu {options}".split()
     )
@@ -140,7 +142,6 @@ def test_an_average_stays(shapes: Path, tmp_path: Path, capsys) -> None:
     assert "ema: " in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_the_losses_of_validation_are_the_same_after_a_resume(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

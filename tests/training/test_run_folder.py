@@ -36,7 +36,7 @@ def runs(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two trainings, a and a-2, by the command line."""
     folder = tmp_path_factory.mktemp("runs")
     main(
-        f"train --data {shapes} --out {folder / 'a'} --model retinanet --backbone resnet10t "
+        f"train --data {shapes} --out {folder / 'a'} --model retinanet --backbone test_resnet "
         "--min-size 64 --max-size 96 --fpn-channels 8 --epochs 2 --batch-size 3 --device cpu "
         "--anchor-sizes 4 8 16 32 64 --hypothesis small_anchors".split()
     )
@@ -78,6 +78,7 @@ def test_a_training_is_repeated_from_its_options(runs: Path) -> None:
     assert first["anchor_sizes"] == [4, 8, 16, 32, 64]
 
 
+@pytest.mark.slow
 def test_the_same_options_give_the_same_numbers(runs: Path, tmp_path: Path) -> None:
     main(f"train --config {runs / 'a' / 'options.yaml'} --out {tmp_path / 'b'}".split())
     assert read_metrics(tmp_path / "b" / "metrics.csv") == read_metrics(runs / "a" / "metrics.csv")
@@ -167,6 +168,7 @@ def test_a_report_is_written(runs: Path) -> None:
     assert "Not measured" not in page
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_an_older_version_ends_without_a_report(
     runs: Path, shapes: Path, tmp_path: Path, capsys
 ) -> None:
@@ -183,6 +185,7 @@ def test_a_checkpoint_of_an_older_version_ends_without_a_report(
     main(f"eval --checkpoint {tmp_path / 'best.ckpt'} --data {shapes}".split())
 
 
+@pytest.mark.slow
 def test_a_report_that_cannot_be_written_costs_nothing(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -251,7 +254,7 @@ def test_formats(runs: Path, tmp_path: Path, capsys) -> None:
     capsys.readouterr()
     main(["runs", str(runs)])
     shown = capsys.readouterr().out
-    assert "│ retinanet │ resnet10t │" in shown
+    assert "│ retinanet │ test_resnet │" in shown
     assert f"{runs.as_posix()}/a: small_anchors" in shown
     main(["runs", str(runs), "--format", "markdown", "--out", str(tmp_path / "t.md")])
     lines = (tmp_path / "t.md").read_text().splitlines()
@@ -374,7 +377,7 @@ def test_batches_are_halved_when_memory_is_not_enough(
 
     monkeypatch.setattr(RetinaNet, "losses", of_small_batches)
     options = TrainOptions(
-        shapes, tmp_path / "a", "retinanet", "resnet10t", epochs=2, batch_size=3, min_size=64,
+        shapes, tmp_path / "a", "retinanet", "test_resnet", epochs=2, batch_size=3, min_size=64,
         max_size=64, fpn_channels=8, device="cpu",
     )  # fmt: skip
     train(options)

@@ -17,7 +17,7 @@ CLASSES = ["background", "cat", "dog"]
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(1)
-    module = DetectorModule("faster_rcnn", "resnet10t", CLASSES, [1, 2], SMALL)
+    module = DetectorModule("faster_rcnn", "test_resnet", CLASSES, [1, 2], SMALL)
     path = tmp_path_factory.mktemp("run") / "best.ckpt"
     content = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
     torch.save(content, path)
@@ -27,7 +27,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def started(checkpoint: Path, classes: list[str], family: str = "faster_rcnn", **changes):
     torch.manual_seed(2)
     numbers = SMALL if family == "faster_rcnn" else {"fpn_channels": 8}
-    model = MODELS[family]("resnet10t", len(classes), **(numbers | changes))
+    model = MODELS[family]("test_resnet", len(classes), **(numbers | changes))
     random = {name: value.clone() for name, value in model.state_dict().items()}
     line = start_from(model, checkpoint, classes)
     theirs = torch.load(checkpoint, weights_only=True)["state_dict"]
@@ -63,9 +63,9 @@ def test_the_layers_of_other_classes_start_anew(checkpoint: Path, classes: list[
 
 
 def test_what_does_not_fit_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"best\.ckpt: a faster_rcnn with resnet10t; expected"):
+    with pytest.raises(ValueError, match=r"best\.ckpt: a faster_rcnn with test_resnet; expected"):
         started(checkpoint, CLASSES, fpn_channels=16)
-    with pytest.raises(ValueError, match=r"a faster_rcnn with resnet10t; expected a checkpoint"):
+    with pytest.raises(ValueError, match=r"a faster_rcnn with test_resnet; expected a checkpoint"):
         started(checkpoint, CLASSES, "retinanet")
     (tmp_path / "x.ckpt").write_bytes(b"no checkpoint")
     with pytest.raises(ValueError, match=r"x\.ckpt: not a checkpoint of fastdet"):

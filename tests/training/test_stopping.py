@@ -27,7 +27,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(shapes: Path, out: Path) -> list[str]:
-    options = "--model retinanet --backbone resnet10t --min-size 64 --max-size 64"
+    options = "--model retinanet --backbone test_resnet --min-size 64 --max-size 64"
     options += " --fpn-channels 16 --batch-size 4"
     return ["train", "--data", str(shapes), "--out", str(out), *options.split()]
 
@@ -136,7 +136,7 @@ def test_without_the_command_line(
         data=shapes,
         out=tmp_path,
         model="retinanet",
-        backbone="resnet10t",
+        backbone="test_resnet",
         batch_size=4,
         min_size=64,
         max_size=64,

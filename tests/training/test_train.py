@@ -31,7 +31,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> TrainOptions:
         data=write_shapes(folder / "shapes", train=8, val=4, size=64),
         out=folder / "run",
         model="faster_rcnn",
-        backbone="resnet18",
+        backbone="test_resnet",
         epochs=2,
         batch_size=4,
         min_size=64,
@@ -86,6 +86,7 @@ def test_checkpoint_is_plain_data_and_enough(run: Path, options: TrainOptions) -
     assert again.stats == pytest.approx({name: last[f"val/{name}"] for name in again.stats})
 
 
+@pytest.mark.slow
 def test_validation_losses_are_means_over_images(
     options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +185,7 @@ def test_a_copied_run_keeps_its_best_score(
     assert torch.load(tmp_path / "copy" / "best.ckpt", weights_only=True)["epoch"] == 3
 
 
+@pytest.mark.slow
 def test_a_second_training_in_the_folder_is_refused(
     options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +209,7 @@ def test_a_second_training_in_the_folder_is_refused(
     assert sorted(file.name for file in tmp_path.iterdir()) == FILES
 
 
+@pytest.mark.slow
 def test_what_a_killed_training_left_is_removed(options: TrainOptions, tmp_path: Path) -> None:
     for name in ("best.ckpt", "last.ckpt", "metrics.csv"):
         (tmp_path / f".{10**9}-{name}").write_bytes(b"half")

@@ -94,12 +94,13 @@ def test_data_modules_of_data_without_splits(folders: dict[str, Path], kind: str
     assert module.validation.image_ids == before
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_on_yolo_data(
     folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small: dict[str, Any] = {"min_size": 64, "max_size": 64, "fpn_channels": 8}
     options = TrainOptions(
-        folders["data.yaml"], tmp_path, "fcos", "resnet10t", epochs=1, batch_size=6, **small
+        folders["data.yaml"], tmp_path, "fcos", "test_resnet", epochs=1, batch_size=6, **small
     )
     train(options)
     checkpoint = tmp_path / "last.ckpt"
