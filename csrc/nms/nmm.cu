@@ -48,7 +48,7 @@ __device__ Turn<T> first_of_warp(Turn<T> turn) {
 }
 
 template <OverlapMetric metric, typename T>
-__global__ void __launch_bounds__(kSettleThreads)
+__global__ void __launch_bounds__(kSettleThreads, sizeof(T) > 4 ? 3 : 4)
     claim_kernel(Suppression<T> in, int64_t* index, bool transitive) {
   const BoxBundles<T> bundles = in.bundles.of(0);
   const uint32_t n = in.orders.usable[0];

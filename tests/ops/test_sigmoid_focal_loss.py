@@ -469,18 +469,26 @@ def test_opcheck_of_the_written_gradient(writing_device):
     torch.library.opcheck(correct, arguments, test_utils=tests)
 
 
-def test_wrong_numbers_are_named(writing_device):
-    inputs, labels = random_logits(6, 5), random_labels(6, num_classes=5)
-    with pytest.raises(RuntimeError, match="divisor: expected one number of the dtype of the loss"):
-        OPS.sigmoid_focal_loss_sum_and_grad(inputs, labels, torch.ones(2), 0.25, 2.0)
-    one = torch.ones(())
-    with pytest.raises(RuntimeError, match="grad: expected one number of the dtype of the loss"):
-        OPS.sigmoid_focal_loss_correct_grad(inputs, one.double(), inputs, labels, None, 0.25, 2.0)
-    with pytest.raises(RuntimeError, match="written: expected the shape and dtype of inputs"):
-        OPS.sigmoid_focal_loss_correct_grad(inputs[1:], one, inputs, labels, None, 0.25, 2.0)
-    turned = random_logits(5, 6).mT
-    with pytest.raises(RuntimeError, match="written: expected contiguous"):
-        OPS.sigmoid_focal_loss_correct_grad(turned, one, inputs, labels, None, 0.25, 2.0)
+@pytest.mark.emulation
+def test_wrong_numbers_are_named():
+    with emulated_kernels(launches=False):
+        inputs, labels = random_logits(6, 5), random_labels(6, num_classes=5)
+        with pytest.raises(
+            RuntimeError, match="divisor: expected one number of the dtype of the loss"
+        ):
+            OPS.sigmoid_focal_loss_sum_and_grad(inputs, labels, torch.ones(2), 0.25, 2.0)
+        one = torch.ones(())
+        with pytest.raises(
+            RuntimeError, match="grad: expected one number of the dtype of the loss"
+        ):
+            OPS.sigmoid_focal_loss_correct_grad(
+                inputs, one.double(), inputs, labels, None, 0.25, 2.0
+            )
+        with pytest.raises(RuntimeError, match="written: expected the shape and dtype of inputs"):
+            OPS.sigmoid_focal_loss_correct_grad(inputs[1:], one, inputs, labels, None, 0.25, 2.0)
+        turned = random_logits(5, 6).mT
+        with pytest.raises(RuntimeError, match="written: expected contiguous"):
+            OPS.sigmoid_focal_loss_correct_grad(turned, one, inputs, labels, None, 0.25, 2.0)
 
 
 def test_no_gradient_is_written_where_none_is_wanted(device):
