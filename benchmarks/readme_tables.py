@@ -38,6 +38,7 @@ PAGES = (
     ROOT / "docs" / "backbones.md",
     ROOT / "docs" / "cascade_rcnn.md",
     ROOT / "docs" / "experiments.md",
+    ROOT / "docs" / "from_transformers.md",
     ROOT / "docs" / "prediction.md",
     ROOT / "docs" / "rt_detr.md",
     *(

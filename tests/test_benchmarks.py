@@ -287,6 +287,7 @@ def test_a_suite_beside_a_package_that_is_not_installed_is_skipped(
 ) -> None:
     suites = (gpu_masks.encode_masks, gpu_assignment.linear_assignment, gpu_ops.box_coding)
     monkeypatch.setattr(gpu_main, "SUITES", suites)
+    monkeypatch.delitem(sys.modules, "scipy.optimize", raising=False)
     for name in ("pycocotools", "scipy"):
         monkeypatch.setitem(sys.modules, name, None)
     assert gpu_main.run(Device("cpu", small=True), "", tmp_path) == 0

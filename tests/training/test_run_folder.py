@@ -233,7 +233,9 @@ def test_a_row_is_of_one_validation(runs: Path, capsys) -> None:
         assert row["loss"] == f"{loss:.3f}"
     assert [row["lr"] for row in rows] == ["0.0005", "0.003"]
     assert "min_size" not in rows[0]  # the same in both
-    assert float(rows[0]["seconds"]) > 0
+    (session,) = read_record(Path(rows[0]["run"]) / "run.yaml")["sessions"]
+    assert session["seconds"] > 0
+    assert rows[0]["seconds"] == f"{session['seconds']:.0f}"
 
 
 def test_sort_filter_and_base(runs: Path, capsys) -> None:

@@ -152,7 +152,6 @@ def slowly(collection: Collection, asked: Filter) -> tuple[list[int], set[int], 
         Filter(size=(300, 320), name=".JPG"),
         Filter(name="no such name"),
     ],
-    ids=str,
 )
 def test_a_filter_leaves_what_is_asked_for(sample: Collection, asked: Filter) -> None:
     asked = replace(asked, scores=asked.scores or (EVERY, EVERY))
