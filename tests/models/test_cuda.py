@@ -86,7 +86,7 @@ def test_detections_equal_the_cpus(kernels: str, family: str) -> None:
         model = model_on(device, family, torch.float64).eval()
         return named(model.detect(batch_on(device, torch.float64)))
 
-    with cuda_kernels(kernels) as device:
+    with cuda_kernels(kernels, launches=family != "detr") as device:  # whose layers are torch's
         got = run(device)
     expected = run("cpu")
     assert bool((expected["counts"] > 10).all())
