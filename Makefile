@@ -1,6 +1,6 @@
 # What a person types. On a machine that has never seen fastdet each of these installs it first.
 #
-#   make check    before each commit: lint, and the tests that are quick; about 5 minutes on 2 cores
+#   make check    before each commit: lint, and the tests that are quick; about 3 minutes on 2 cores
 #   make build    after an edit of C++ or CUDA code: compiles what changed, without pip
 #   make test     all tests; `make -j2 test` runs two parts at a time; .ci/run is the whole check
 PYTHON ?= python3

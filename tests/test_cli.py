@@ -594,12 +594,14 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
         assert text in printed
 
 
+@pytest.mark.slow
 def test_info_without_the_train_extra() -> None:
     result = run_without(["tyro", "rich", "lightning", "torchvision", "timm"], "info")
     assert result.returncode == 0, result.stderr
     assert "torch: " in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["tyro", "lightning"])
 def test_other_commands_name_the_extra(missing: str) -> None:
     result = run_without([missing], "train --data d --out o")

@@ -126,6 +126,7 @@ def test_the_build_needs_no_setuptools() -> None:
     subprocess.run([sys.executable, "-c", script], cwd=TREE, check=True)
 
 
+@pytest.mark.slow
 def test_tests_and_benchmarks_of_a_gpu_need_few_packages() -> None:
     paths = re.findall(r"tests test_\w+ (.*?)(?: -|\n)", SCRIPT.read_text())
     script = f"""

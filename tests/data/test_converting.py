@@ -184,6 +184,7 @@ def test_a_mistake_is_answered_by_one_line(
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.slow
 def test_a_warning_is_one_line(tmp_path: Path) -> None:
     picture(tmp_path / "data" / "a.jpg")
     put(tmp_path / "data" / "a.txt", "0 nan 0.5 0.5 0.5\n")

@@ -247,6 +247,7 @@ def test_a_detector_with_the_neck(family: str, neck: str) -> None:
     assert "backbone.fpn" in [part.name for part in description.parts]
 
 
+@pytest.mark.slow
 def test_every_family_takes_each_neck() -> None:
     for family, build in MODELS.items():
         with FakeTensorMode():  # without random numbers, which take most of the time
