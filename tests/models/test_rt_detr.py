@@ -193,12 +193,13 @@ def test_the_builder_follows_the_backbone() -> None:
 
 
 @pytest.mark.slow
-def test_it_learns_a_few_images() -> None:
+@pytest.mark.parametrize("family", ["rt_detr", "d_fine"])
+def test_it_learns_a_few_images(family: str) -> None:
     """With a body of four convolutions: it finds the objects, and few others with a high score."""
     images, targets = scene()
     targets[0] = {key: value[:2] for key, value in targets[0].items()}  # not that of 9 pixels
     torch.manual_seed(0)
-    model = tiny_model("rt_detr", min_size=96, max_size=96)
+    model = tiny_model(family, min_size=96, max_size=96)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     for _ in range(150):
         loss = torch.stack(list(model(images, targets).values())).sum()

@@ -8,32 +8,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from fastdet.deploy.export import export_detector
-from fastdet.models import RTDETR, Border, from_transformers, replace_classes
+from fastdet.models import RTDETR, from_transformers, replace_classes
 from fastdet.models.relative_boxes import relative_boxes
 from fastdet.models.transformers_rt_detr import rt_detr_from_transformers
 from tests.deploy.runtimes import run_onnxruntime
 
+from .transformers_parity import (
+    BORDER,
+    CLASSES,
+    HEIGHT,
+    SMALL,
+    WIDTH,
+    assert_same_detections,
+    detections_of,
+    images,
+    randomised,
+)
+
 transformers: Any = pytest.importorskip("transformers", reason="transformers is not installed")
 
-HEIGHT, WIDTH, CLASSES = 64, 96, 3
-BORDER = Border(fixed_size=(HEIGHT, WIDTH), image_mean=(0, 0, 0), image_std=(1, 1, 1))
 KINDS = ("basic", "bottleneck", "wider levels", "version 2", "discrete", "trained norms")
-SMALL: dict[str, Any] = {
-    "num_labels": CLASSES,
-    "encoder_hidden_dim": 16,
-    "encoder_ffn_dim": 24,
-    "encoder_attention_heads": 2,
-    "decoder_in_channels": [16, 16, 16],
-    "d_model": 16,
-    "decoder_ffn_dim": 20,
-    "decoder_attention_heads": 4,
-    "decoder_layers": 2,
-    "num_queries": 30,
-    "hidden_expansion": 0.5,
-}
 
 
 def config_of(kind: str = "basic", depths: Sequence[int] = (1, 2, 1, 1), **further: Any) -> Any:
@@ -56,33 +52,11 @@ def config_of(kind: str = "basic", depths: Sequence[int] = (1, 2, 1, 1), **furth
     return transformers.RTDetrConfig(**(options | further))
 
 
-@torch.no_grad()
 def theirs_of(kind: str = "basic", **further: Any) -> Any:
-    """A model whose weights and statistics are random enough to be told apart."""
     torch.manual_seed(0)
     config = config_of(kind, **further)
     name = "RTDetrV2ForObjectDetection" if "decoder_method" in config.to_dict() else None
-    model = getattr(transformers, name or "RTDetrForObjectDetection")(config)
-    for key, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if key.endswith(("running_var", "norm.weight", "normalization.weight")):
-            tensor.uniform_(0.8, 1.2)
-        elif key.endswith("n_points_scale") or not tensor.is_floating_point():
-            continue
-        elif tensor.dim() == 1:
-            tensor.add_(0.1 * torch.randn(tensor.shape))
-        else:
-            tensor.add_(torch.randn(tensor.shape) / tensor[0].numel() ** 0.5)
-    return model.eval()
-
-
-def images() -> Tensor:
-    return torch.rand(2, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(1))
-
-
-def processed(outputs: Any) -> list[dict[str, Tensor]]:
-    processor = transformers.RTDetrImageProcessor()
-    sizes = [(HEIGHT, WIDTH)] * 2
-    return processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=sizes)
+    return randomised(getattr(transformers, name or "RTDetrForObjectDetection")(config))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -92,17 +66,7 @@ def test_the_same_detections(kind: str) -> None:
     assert ours.num_classes == CLASSES + 1
     assert not ours.training
     with torch.no_grad():
-        expected = processed(theirs(pixel_values=images()))
-        found = ours(list(images()))
-    for of_image, wanted in zip(found, expected, strict=True):
-        limit = torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT])
-        boxes = wanted["boxes"].clamp(min=0).minimum(limit)
-        assert len(of_image["boxes"]) == SMALL["num_queries"]
-        torch.testing.assert_close(of_image["scores"], wanted["scores"], rtol=0, atol=1e-5)
-        torch.testing.assert_close(of_image["boxes"], boxes, rtol=0, atol=1e-3)
-        assert torch.equal(of_image["labels"], wanted["labels"] + 1)
-        assert wanted["scores"].std() > 1e-3
-        assert boxes.std(dim=0).min() > 1
+        assert_same_detections(ours(list(images())), detections_of(theirs))
 
 
 @pytest.mark.parametrize("kind", ["bottleneck", "version 2"])
