@@ -75,14 +75,11 @@ def folded_graph(module: nn.Module, inputs: Tensor | Sequence[Tensor]) -> nn.Mod
         graph = _Tracer().trace(module, inputs_to_trace(module, inputs))
     except Exception:  # modules that cannot be traced raise errors of any type
         return None
-    if any("_tensor_constant" in str(node.target) for node in graph.nodes):
-        return None  # a tensor that the module made when it was traced
+    if any(node.op == "get_attr" for node in graph.nodes):
+        return None  # a parameter that may be replaced, or a tensor made while tracing
     parts: dict[str, Any] = dict(module.named_modules())
     if not _fold(graph, parts):
         return None
-    for node in graph.nodes:
-        if node.op == "get_attr":
-            return None  # a parameter that may be replaced
     parts.pop("", None)
     folded = fx.GraphModule(parts, graph)
     folded.training = module.training

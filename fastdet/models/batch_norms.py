@@ -61,12 +61,12 @@ class AnySizeBatchNorm2d(nn.BatchNorm2d):
             result = F.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )
-        if is_eager(result) and result.requires_grad and _is_channels_last(result):
+        if is_eager(result) and result.requires_grad and _needs_one_layout(result):
             result.register_hook(_in_channels_last)
         return result
 
 
-def _is_channels_last(x: Tensor) -> bool:
+def _needs_one_layout(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
 
 

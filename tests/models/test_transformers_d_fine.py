@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastdet.engine.fused import has_form, unfused
-from fastdet.models import DFINE, from_transformers, replace_classes
+from fastdet.models import DFINE, replace_classes
 from fastdet.models.relative_boxes import relative_boxes
 from fastdet.models.transformers_d_fine import d_fine_from_transformers
 
@@ -20,6 +20,7 @@ from .transformers_parity import (
     HEIGHT,
     SMALL,
     WIDTH,
+    assert_a_folder_is_converted,
     assert_same_detections,
     detections_of,
     images,
@@ -90,23 +91,7 @@ def test_the_same_detections(kind: str) -> None:
 
 def test_a_local_folder_with_images_of_another_size(tmp_path: Path) -> None:
     theirs = theirs_of(id2label={0: "cat", 1: "dog", 2: "N/A"})
-    theirs.save_pretrained(tmp_path)
-    processor = transformers.RTDetrImageProcessor(size={"height": HEIGHT, "width": WIDTH})
-    processor.save_pretrained(tmp_path)
-    assert (tmp_path / "model.safetensors").exists()
-    ours = from_transformers(tmp_path)
-    assert isinstance(ours, DFINE)
-    assert ours.classes == ["background", "cat", "dog", "N/A"]
-    image = torch.rand(3, 90, 70, generator=torch.Generator().manual_seed(2))
-    with torch.no_grad():
-        outputs = theirs(**processor([image], do_rescale=False, return_tensors="pt"))
-        (found,) = ours([image])
-    (expected,) = processor.post_process_object_detection(
-        outputs, threshold=0.0, target_sizes=[(90, 70)]
-    )
-    boxes = expected["boxes"].clamp(min=0).minimum(torch.tensor([70, 90, 70, 90]))
-    torch.testing.assert_close(found["scores"], expected["scores"], rtol=0, atol=1e-5)
-    torch.testing.assert_close(found["boxes"], boxes, rtol=0, atol=1e-3)
+    assert_a_folder_is_converted(theirs, DFINE, tmp_path)
 
 
 def targets() -> list[dict[str, Tensor]]:

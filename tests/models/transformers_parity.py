@@ -6,12 +6,13 @@ It imports transformers only where a test calls it.
 
 import importlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastdet.models import Border
+from fastdet.models import Border, from_transformers
 
 HEIGHT, WIDTH, CLASSES = 64, 96, 3
 BORDER = Border(fixed_size=(HEIGHT, WIDTH), image_mean=(0, 0, 0), image_std=(1, 1, 1))
@@ -74,3 +75,25 @@ def assert_same_detections(
         assert torch.equal(of_image["labels"], wanted["labels"] + 1)
         assert wanted["scores"].std() > 1e-3
         assert boxes.std(dim=0).min() > 1
+
+
+def assert_a_folder_is_converted(theirs: Any, kind: type, folder: Path) -> None:
+    """A model of the classes cat, dog and N/A, saved there; an image of another size."""
+    transformers: Any = importlib.import_module("transformers")
+    theirs.save_pretrained(folder)
+    processor = transformers.RTDetrImageProcessor(size={"height": HEIGHT, "width": WIDTH})
+    processor.save_pretrained(folder)
+    assert (folder / "model.safetensors").exists()
+    ours = from_transformers(folder)
+    assert isinstance(ours, kind)
+    assert ours.classes == ["background", "cat", "dog", "N/A"]
+    image = torch.rand(3, 90, 70, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        outputs = theirs(**processor([image], do_rescale=False, return_tensors="pt"))
+        (found,) = ours([image])
+    (expected,) = processor.post_process_object_detection(
+        outputs, threshold=0.0, target_sizes=[(90, 70)]
+    )
+    boxes = expected["boxes"].clamp(min=0).minimum(torch.tensor([70, 90, 70, 90]))
+    torch.testing.assert_close(found["scores"], expected["scores"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(found["boxes"], boxes, rtol=0, atol=1e-3)
