@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The demo: trains two detectors on generated sample data and writes a report.
 
-It takes about four minutes on two CPU cores and needs no network. The trainings are short: the
+It takes about ten minutes on two CPU cores and needs no network. The trainings are short: the
 numbers show that all parts work together. They do not show how good a detector can become.
 """
 
