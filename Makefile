@@ -19,7 +19,7 @@ install: .venv/built .venv/installed
 	$(BIN)/pip install torch torchvision "cmake>=3.26" ninja "pybind11>=2.13" "setuptools>=77"
 	touch $@
 
-.venv/installed: .venv/tools setup.py build_backend.py native_build.py
+.venv/installed: .venv/tools setup.py build_backend.py native_build.py repository_urls.py
 	FASTDET_COMPILE=off $(BIN)/pip install -e ".[dev]"
 	touch $@
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Puts the libraries that native_build.py builds into the package; the rest is in pyproject.toml.
+"""Puts the libraries that native_build.py builds into the package, and names its repository.
 
-With FASTDET_COMPILE=off nothing is compiled: the Makefile does that beside pip.
+The rest is in pyproject.toml. With FASTDET_COMPILE=off nothing is compiled: the Makefile does that
+beside pip.
 """
 
 import os
@@ -11,6 +12,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 import native_build
+import repository_urls
 
 
 class CMakeBuild(build_ext):
@@ -26,6 +28,7 @@ class CMakeBuild(build_ext):
 
 
 setup(
+    project_urls=repository_urls.project_urls(native_build.ROOT),
     ext_modules=[Extension("fastdet._native", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )
