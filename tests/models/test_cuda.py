@@ -4,6 +4,8 @@
 In float64, where the convolutions of the two devices differ too little to swap two detections.
 """
 
+import copy
+import functools
 from typing import Any
 
 import pytest
@@ -28,15 +30,25 @@ ALL_SAMPLES = {
 NOTHING = 1e-6
 
 
+@functools.lru_cache(maxsize=1)
+def _model(family: str) -> Detector:
+    model = small_model(family)
+    if hasattr(model, "rpn"):
+        model = small_model(family, **ALL_SAMPLES)
+    return spread_scores(model)
+
+
+@functools.cache
+def _batch() -> Batch:
+    return small_model("mask_rcnn").pad(*scene())  # other families ignore the masks
+
+
 def model_on(device: str, family: str, dtype: torch.dtype = torch.float32) -> Detector:
-    two_stages = hasattr(small_model(family), "rpn")
-    model = small_model(family, **(ALL_SAMPLES if two_stages else {}))
-    return spread_scores(model).to(device, dtype)
+    return copy.deepcopy(_model(family)).to(device, dtype)
 
 
 def batch_on(device: str, dtype: torch.dtype = torch.float32) -> Batch:
-    images, targets = scene()
-    batch = small_model("mask_rcnn").pad(images, targets)  # other families ignore the masks
+    batch = _batch()
     moved = batch._make(t if t is None else t.to(device) for t in batch)
     return moved._replace(images=moved.images.to(dtype), gt_boxes=moved.gt_boxes.to(dtype))
 
