@@ -7,20 +7,25 @@ They run in new processes, so that the state of this one does not influence them
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 TREE = Path(__file__).resolve().parent.parent
 NEEDS = ("pytest_benchmark", "torchvision", "rich", "matplotlib")
 
 
-def run_suites(*arguments: str) -> None:
-    """Runs all suites; `arguments` are pytest's and those of benchmarks/conftest.py.
+def run_suites(*arguments: str, suites: Sequence[str] = ("benchmarks",)) -> None:
+    """Runs suites, all by default.
+
+    Args:
+        arguments: pytest's, and those of benchmarks/conftest.py.
+        suites: folders, files or functions in the source tree, as pytest takes them.
 
     Raises:
         FileNotFoundError, ModuleNotFoundError: see `run_module`.
         subprocess.CalledProcessError: a suite failed.
     """
-    run_module("pytest", "benchmarks", "-s", "--benchmark-quiet", *arguments)
+    run_module("pytest", *suites, "-s", "--benchmark-quiet", *arguments)
 
 
 def run_module(name: str, *arguments: str) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from fastdet import bench
 from fastdet.models import MODELS
 from fastdet.report import demo as demo_module
-from fastdet.report.demo import MODEL_OPTIONS, TITLES, demo, recipe
+from fastdet.report.demo import MODEL_OPTIONS, OPERATOR_SUITES, TITLES, demo, recipe
 from fastdet.training.options import TrainOptions
 
 
@@ -44,6 +45,13 @@ def test_files_that_are_not_of_a_demo_are_not_overwritten(tmp_path: Path) -> Non
     with pytest.raises(FileExistsError, match=r"report\.html is not of a demo"):
         demo(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_the_measured_operators_are_suites() -> None:
+    for suite in OPERATOR_SUITES:
+        file, _, function = suite.partition("::")
+        text = (bench.TREE / file).read_text()
+        assert f"def {function or 'bench_'}" in text, suite
 
 
 def test_every_model_is_in_the_demo() -> None:
