@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """3x3 convolutions by Winograd's algorithm beside torch's, as a detector's networks have them.
 
-The floor is 36 multiply-adds for 16 outputs, where a direct convolution has 144; and 16 for 4 in the
-gradient of the filters.
+The floor is 36 multiply-adds for 16 outputs, where a direct convolution has 144; in the gradient of
+the filters, 16 for 4.
 """
 
 import pytest

@@ -18,8 +18,8 @@
 //
 // An output is the sum of its products in one order, with any number of threads. Rounding: with the
 // points 0, +-3/4, +-3/2 and infinity the error is 1 to 3 times that of a direct convolution, half
-// of that with the usual points 0, +-1, +-2. A value that is not finite spreads to all outputs of
-// its tiles, which is more than in the definition.
+// of the error with the usual points 0, +-1, +-2. A value that is not finite spreads to all outputs
+// of its tiles, which is more than in the definition.
 #include <algorithm>
 #include <array>
 #include <vector>
@@ -36,8 +36,8 @@ namespace {
 
 constexpr int kPositions = kWinogradSide * kWinogradSide;
 constexpr int64_t kBlockFloats = 600'000;  // of transformed inputs: 2.4 MB
-constexpr int64_t kMostTiles = 96;  // of more, the transforms of the filters save little
-constexpr int64_t kMostPanels = 8;  // of products: at most 3.5 MB
+constexpr int64_t kMostTiles = 96;         // of more, the transforms of the filters save little
+constexpr int64_t kMostPanels = 8;         // of products: at most 3.5 MB
 // Matrices with a size of a power of two would share a few sets of the L1 cache.
 constexpr int64_t kGap = 16;
 

@@ -39,8 +39,8 @@ class WinogradConv(nn.Module):
 
     Args:
         weight, bias: of a convolution for which `has_winograd_shape` is true.
-        activation: one of ACTIVATIONS, which the convolution computes, or a key of IN_PLACE; after a
-            sum only "relu" or "none".
+        activation: one of ACTIVATIONS, which the convolution computes, or a key of IN_PLACE. After
+            a sum, only "relu" or "none".
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: str) -> None:
