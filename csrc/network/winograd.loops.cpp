@@ -116,6 +116,9 @@ inline void winograd_filters(const float* taps, int64_t depth, int row, float* o
   kOfRows[row](taps, depth, out);
 }
 
+// Terms of a sum that are summed on their own: a sum of 512 terms rounds half as much then.
+constexpr int64_t kSum = 128;
+
 // `rows` is at most kRows.
 template <int kRows>
 inline void multiply_at_most(const float* left, int64_t left_stride, int64_t rows,
@@ -123,7 +126,13 @@ inline void multiply_at_most(const float* left, int64_t left_stride, int64_t row
   if constexpr (kRows > 1)
     if (rows < kRows)
       return multiply_at_most<kRows - 1>(left, left_stride, rows, panel, depth, out, out_stride);
-  multiply_rows<kRows, float>({left, left_stride, 1}, panel, kPanel, depth, false, out, out_stride);
+  int64_t k = 0;
+  do {
+    const int64_t some = depth - k < kSum ? depth - k : kSum;
+    multiply_rows<kRows, float>({left + k, left_stride, 1}, panel + k * kPanel, kPanel, some, k > 0,
+                                out, out_stride);
+    k += some;
+  } while (k < depth);
 }
 
 // The rows are divided evenly: of few rows, the products would wait for each other.
@@ -143,7 +152,8 @@ __attribute__((always_inline)) inline Floats activated(const Floats& y) {
   if constexpr (kActivation == Activation::kRelu)
     return y < Floats{} ? Floats{} : y;  // NaN stays
   else if constexpr (kActivation == Activation::kSilu)
-    return y / (all_lanes(1.0f) + exp_lanes(-y));
+    // Below -88, where exp_lanes is clamped, the value is above -1e-36.
+    return y < all_lanes(-88.0f) ? Floats{} : y / (all_lanes(1.0f) + exp_lanes(-y));
   else
     return y;
 }
