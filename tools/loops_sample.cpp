@@ -444,16 +444,15 @@ void masks(const std::string& type) {
 }
 
 void winograd() {
-  constexpr int64_t kDepth = 37;
+  constexpr int64_t kDepth = 37, kRows = 5;
   const auto& loops = current_loops<WinogradLoops>();
-  const auto factor = values<float>(kWinogradRows * kDepth, -1, 1, 20);
-  const auto panel = values<float>(kDepth * kWinogradPanel, -1, 1, 21);
-  std::vector<float> out(kWinogradRows * kWinogradPanel), filter(16 * kWinogradPanel);
-  loops.multiply({factor.data(), kDepth, 1}, kWinogradRows, panel.data(), kDepth, false, out.data(),
-                 kWinogradPanel);
+  const auto left = values<float>(kRows * kDepth, -1, 1, 20);
+  const auto taps = values<float>(kDepth * kWinogradTaps * kWinogradPanel, -1, 1, 21);
+  std::vector<float> panels(kWinogradSide * kDepth * kWinogradPanel), out(kRows * kWinogradPanel);
+  loops.filters(taps.data(), kDepth, 2, panels.data());
+  print("winograd filters", panels);
+  loops.multiply(left.data(), kDepth, kRows, panels.data(), kDepth, out.data(), kWinogradPanel);
   print("winograd multiply", out);
-  loops.filter(panel.data(), kWinogradPanel, kWinogradPanel, filter.data());
-  print("winograd filter", filter);
 }
 
 template <typename T>

@@ -44,13 +44,15 @@ inline void check_winograd_pair(const char* op, const char* argument, const Argu
 
 inline void check_winograd_conv(const char* op, const Argument& input, const Argument& filters,
                                 const std::optional<Argument>& bias,
-                                const std::optional<Argument>& summand, int64_t channels) {
+                                const std::optional<Argument>& summand, int64_t channels,
+                                int64_t activation) {
   check_winograd_map(op, "input", input);
   expect(filters.is_cpu() && filters.scalar_type() == kFloat32 && filters.dim() == 4 &&
-             filters.size(0) == kWinogradPositions &&
-             filters.size(1) == winograd_panels(channels) && filters.size(2) == input.size(1) &&
-             filters.size(3) == kWinogradPanel,
+             filters.size(0) == winograd_panels(channels) && filters.size(1) == input.size(1) &&
+             filters.size(2) == kWinogradTaps && filters.size(3) == kWinogradPanel,
          op, "filters", "the result of winograd_filters for Float (channels, C, 3, 3)", filters);
+  if (activation < 0 || activation > static_cast<int64_t>(Activation::kSilu))
+    refuse(op, "activation", "0, 1 or 2", std::to_string(activation));
   if (bias)
     expect(bias->is_cpu() && bias->scalar_type() == kFloat32 && bias->dim() == 1 &&
                bias->size(0) == channels,

@@ -1,97 +1,82 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Convolutions 3x3 with stride 1 and padding 1 in float32, channels_last, by Winograd's F(2x2, 3x3)
-// (Lavin & Gray, https://arxiv.org/abs/1509.09308): 16 products for 4 outputs instead of the 36 of
-// the definition, so 2.25 times fewer multiply-adds than a direct convolution. The transforms take
-// 8 additions for each input value and 6 for each output value, 6 % of the time at 256 channels.
+// Convolutions 3x3 with stride 1 and padding 1 in float32, channels_last, by Winograd's F(4x4, 3x3)
+// (Lavin & Gray, https://arxiv.org/abs/1509.09308): 36 products for 16 outputs instead of the 144
+// of the definition, so 4 times fewer multiply-adds than a direct convolution. The transforms take
+// 9 multiply-adds for each input value and about 8 operations for each output value.
 //
-// A block of 2x2 tiles is transformed into 16 matrices (tiles, C) that stay in the L2 cache. Each
-// of them is multiplied by its matrix of the filters (C, 32 outputs at a time). The 16 products are
-// transformed into outputs while they are in the L1 cache. So a map is read and written once, and
-// the 16 matrices of the filters stream from the L3 cache at 4 to 10 bytes a cycle.
+// A block of tiles is transformed into 36 matrices (tiles, C), in 6 rows of 6. Row by row they are
+// multiplied by the matrices of the filters (C, 32 outputs at a time), which are transformed just
+// before: to transform them takes less time than to read the 36 matrices from memory, which are 4
+// times as large as the filters. The matrices of a row stay in the L2 cache; those of the whole
+// block, and the products, stay in the L3 cache.
+//
+// Blocks are divided among the threads; if there are fewer blocks than threads, as in small maps,
+// the outputs of a block are divided, too, and each thread transforms the inputs again.
 //
 // The gradient with respect to the input is the same convolution with the filters rotated by 180
-// degrees. The gradient with respect to the filters is 16 products too, of transformed output
-// gradients and inputs. They are summed over chunks of tiles in order and transformed back once.
+// degrees. The gradient with respect to the filters is in winograd_filters_grad.cpp.
 //
-// An output is the sum of its products in one order, with any number of threads. Rounding: the
-// transform matrices contain only 0, +-1 and +-1/2, and the error is about twice that of a direct
-// convolution. A value that is not finite spreads to all outputs of its tiles, which is more than
-// in the definition.
+// An output is the sum of its products in one order, with any number of threads. Rounding: with the
+// points 0, +-3/4, +-3/2 and infinity the error is 1 to 3 times that of a direct convolution, half
+// of the error with the usual points 0, +-1, +-2. A value that is not finite spreads to all outputs
+// of its tiles, which is more than in the definition.
 #include <algorithm>
 #include <array>
-#include <memory>
+#include <vector>
 
 #include "../host/channels_last.h"
 #include "../host/parallel.h"
 #include "contract.h"
+#include "tiled_map.h"
 #include "winograd.loops.h"
 
 namespace fastdet::cpu {
 
 namespace {
 
-constexpr int64_t kBlockFloats = 150'000;  // of transformed inputs: 600 KB of a 1 MB L2 cache
-constexpr int64_t kMostBlockTiles = 72;
-constexpr int64_t kChunkTiles = 256;
-constexpr int64_t kChunkRows = 4 * kWinogradRows;
+constexpr int kPositions = kWinogradSide * kWinogradSide;
+constexpr int64_t kBlockFloats = 600'000;  // of transformed inputs: 2.4 MB
+constexpr int64_t kMostTiles = 96;         // of more, the transforms of the filters save little
+constexpr int64_t kMostPanels = 8;         // of products: at most 3.5 MB
+// Matrices with a size of a power of two would share a few sets of the L1 cache.
+constexpr int64_t kGap = 16;
 
-// A workspace of n floats that begins on a cache line.
-class Workspace {
- public:
-  explicit Workspace(int64_t n) : lines_(new Line[(n + 15) / 16]) {}
-  float* data() const { return lines_[0].floats; }
+using Inputs = TiledMap<const float, kWinogradTile>;
+using Outputs = TiledMap<float, kWinogradTile>;
 
- private:
-  struct alignas(64) Line {
-    float floats[16];
-  };
-  std::unique_ptr<Line[]> lines_;
-};
-
-// A map (B, C, H, W) in channels_last, as 2x2 tiles.
-template <typename T>
-class TiledMap {
- public:
-  explicit TiledMap(const Tensor& map)
-      : height_(map.size(2)),
-        width_(map.size(3)),
-        tile_rows_((height_ + 1) / 2),
-        tile_columns_((width_ + 1) / 2),
-        tiles_(map.size(0) * tile_rows_ * tile_columns_),
-        image_stride_(map.stride(0)),
-        row_stride_(map.stride(2)),
-        pixel_stride_(map.stride(3)) {
-    if constexpr (std::is_const_v<T>)
-      data_ = fastdet::data<float>(map);
-    else
-      data_ = mutable_data<float>(map);
+// How the tiles and the panels of outputs are divided; an item is a block of tiles and a group of
+// panels.
+struct Division {
+  Division(int64_t tiles, int64_t depth, int64_t panels)
+      : row_stride(round_up(std::max<int64_t>(depth, 1), 16) + kGap) {
+    const int64_t threads = torch::stable::get_num_threads();
+    const int64_t most =
+        std::clamp(kBlockFloats / (kPositions * row_stride), int64_t(12), kMostTiles);
+    blocks = round_up(tiles, most) / most;
+    if (blocks > threads) blocks = round_up(blocks, threads);
+    block_tiles = blocks ? round_up(tiles, blocks) / blocks : 1;
+    blocks = round_up(tiles, block_tiles) / block_tiles;
+    const int64_t pieces = blocks ? round_up(threads, blocks) / blocks : 1;
+    const int64_t some = std::max(pieces, round_up(panels, kMostPanels) / kMostPanels);
+    group_panels = std::max<int64_t>(1, round_up(panels, some) / some);
+    groups = round_up(panels, group_panels) / group_panels;
   }
 
-  int64_t tiles() const { return tiles_; }
-
-  // Pointers to the channels of kSide x kSide pixels. The first is `before` pixels above and left
-  // of the tile. For a pixel outside the map, the pointer is `outside`.
-  template <int kSide>
-  std::array<T*, kSide * kSide> pixels(int64_t tile, int64_t before, T* outside) const {
-    const int64_t image = tile / (tile_rows_ * tile_columns_);
-    const int64_t top = tile / tile_columns_ % tile_rows_ * 2 - before;
-    const int64_t left = tile % tile_columns_ * 2 - before;
-    std::array<T*, kSide * kSide> pixels;
-    for (int64_t i = 0; i < kSide; ++i)
-      for (int64_t j = 0; j < kSide; ++j) {
-        const int64_t y = top + i, x = left + j;
-        const bool inside = y >= 0 && y < height_ && x >= 0 && x < width_;
-        pixels[i * kSide + j] =
-            inside ? data_ + image * image_stride_ + y * row_stride_ + x * pixel_stride_ : outside;
-      }
-    return pixels;
-  }
-
- private:
-  T* data_;
-  int64_t height_, width_, tile_rows_, tile_columns_, tiles_;
-  int64_t image_stride_, row_stride_, pixel_stride_;
+  int64_t row_stride, blocks, block_tiles, group_panels, groups;
 };
+
+// Workspaces of a thread. They are kept until the thread ends: the C library returns blocks of this
+// size to the system, and a page fault for each of their pages takes longer than the transforms.
+float* kept_workspace(int64_t floats) {
+  thread_local Workspace kept(0);
+  thread_local int64_t size = 0;
+  if (size < floats) {
+    kept = Workspace(0);  // frees the old one first
+    kept = Workspace(floats);
+    size = floats;
+  }
+  return kept.data();
+}
 
 }  // namespace
 
@@ -102,157 +87,107 @@ Tensor winograd_filters(const Tensor& weight, bool turned) {
   const int64_t outputs = turned ? channels : filters, depth = turned ? filters : channels;
   const int64_t panels = winograd_panels(outputs);
   const Tensor packed =
-      in_huge_pages(empty(weight, {kWinogradPositions, panels, depth, kWinogradPanel}, kFloat32));
+      in_huge_pages(empty(weight, {panels, depth, kWinogradTaps, kWinogradPanel}, kFloat32));
   const float* taps = data<float>(readable);
   float* out = mutable_data<float>(packed);
-  const int64_t position_stride = panels * depth * kWinogradPanel;
-  const WinogradLoops& loops = current_loops<WinogradLoops>();
-  // The rows of 16 channels of a panel; they stay in the L1 cache while their columns are written.
-  constexpr int64_t kChannels = 16;
-  const auto pack = [&](int64_t panel, int64_t first) {
-    alignas(64) float one[kWinogradPositions * kWinogradPanel];
-    const int64_t count = std::min(kChannels, depth - first);
-    for (int64_t column = 0; column < kWinogradPanel; ++column) {
-      const int64_t filter = panel * kWinogradPanel + column;
-      if (filter < outputs)
-        loops.filter(taps + filter * 9 * channels + first, channels, count, one);
-      else
-        std::fill_n(one, kWinogradPositions * kWinogradPanel, 0.0f);
-      for (int64_t q = 0; q < kWinogradPositions; ++q) {
-        float* to = out + q * position_stride + (panel * depth + first) * kWinogradPanel + column;
-        for (int64_t i = 0; i < count; ++i) to[i * kWinogradPanel] = one[q * kWinogradPanel + i];
+  constexpr int64_t kOneChannel = kWinogradTaps * kWinogradPanel;
+  const auto pack = [&](int64_t panel, int64_t k) {
+    const int64_t first = panel * kWinogradPanel;
+    const int64_t count = std::min(kWinogradPanel, outputs - first);
+    float* to = out + (panel * depth + k) * kOneChannel;
+    if (count < kWinogradPanel) std::fill_n(to, kOneChannel, 0.0f);
+    for (int64_t tap = 0; tap < kWinogradTaps; ++tap, to += kWinogradPanel) {
+      if (turned) {
+        std::copy_n(taps + (k * kWinogradTaps + kWinogradTaps - 1 - tap) * channels + first, count,
+                    to);
+      } else {
+        for (int64_t i = 0; i < count; ++i)
+          to[i] = taps[((first + i) * kWinogradTaps + tap) * channels + k];
       }
     }
   };
-  const auto pack_turned = [&](int64_t panel, int64_t filter) {
-    alignas(64) float one[kWinogradPositions * kWinogradPanel] = {};
-    const int64_t first = panel * kWinogradPanel;
-    loops.filter(taps + (filter * 9 + 8) * channels + first, -channels,
-                 std::min(kWinogradPanel, channels - first), one);
-    for (int64_t q = 0; q < kWinogradPositions; ++q)
-      std::copy_n(one + q * kWinogradPanel, kWinogradPanel,
-                  out + q * position_stride + (panel * depth + filter) * kWinogradPanel);
-  };
-  const int64_t step = turned ? 1 : kChannels, steps = round_up(depth, step) / step;
-  parallel_for(panels * steps, turned ? 64 : 8, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      turned ? pack_turned(i / steps, i % steps) : pack(i / steps, i % steps * step);
+  parallel_for(panels * depth, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) pack(i / depth, i % depth);
   });
   return packed;
 }
 
 Tensor winograd_conv(const Tensor& input, const Tensor& filters, const std::optional<Tensor>& bias,
-                     const std::optional<Tensor>& summand, int64_t channels, bool relu) {
-  check_winograd_conv("winograd_conv", input, filters, bias, summand, channels);
+                     const std::optional<Tensor>& summand, int64_t channels, int64_t activation) {
+  check_winograd_conv("winograd_conv", input, filters, bias, summand, channels, activation);
   const Tensor readable = in_channels_last(input), packed = torch::stable::contiguous(filters);
   const Tensor readable_summand = in_channels_last(summand ? *summand : input);
   const Tensor output =
       empty_in_channels_last(input.size(0), channels, input.size(2), input.size(3), kFloat32);
-  const TiledMap<const float> from(readable), added(readable_summand);
-  const TiledMap<float> to(output);
-  const int64_t depth = filters.size(2), panels = filters.size(1);
+  const Inputs from(readable), added(readable_summand);
+  const Outputs to(output);
+  const int64_t depth = filters.size(1), panels = filters.size(0);
   std::vector<float> shift(panels * kWinogradPanel), outside(depth);
   if (bias) std::copy_n(data<float>(torch::stable::contiguous(*bias)), channels, shift.data());
-  const float* columns = data<float>(packed);
-  const int64_t row_stride = round_up(std::max<int64_t>(depth, 1), 16);
-  const int64_t threads = torch::stable::get_num_threads();
-  const int64_t fitting = std::min(kBlockFloats / (kWinogradPositions * row_stride),
-                                   round_up(from.tiles(), threads) / threads);
-  const int64_t block =
-      std::clamp(round_up(fitting, kWinogradRows), kWinogradRows, kMostBlockTiles);
+  const float* taps = data<float>(packed);
+  const Division division(from.tiles(), depth, panels);
+  const int64_t row_stride = division.row_stride, block = division.block_tiles;
+  const int64_t group_width = division.group_panels * kWinogradPanel;
+  const int64_t position_stride = block * row_stride + kGap;
+  const int64_t product_stride = block * group_width + kGap;
+  const int64_t panel_floats = depth * kWinogradPanel;
   const WinogradLoops& loops = current_loops<WinogradLoops>();
-  parallel_for(round_up(from.tiles(), block) / block, 1, [&](int64_t first, int64_t last) {
-    const Workspace transformed(kWinogradPositions * block * row_stride);
-    const Workspace products(kWinogradPositions * block * kWinogradPanel);
-    const int64_t position_stride = block * row_stride, product_stride = block * kWinogradPanel;
-    for (int64_t b = first; b < last; ++b) {
-      const int64_t begin = b * block, end = std::min(begin + block, from.tiles());
-      for (int64_t tile = begin; tile < end; ++tile)
-        loops.input(from.pixels<4>(tile, 1, outside.data()).data(), depth,
-                    transformed.data() + (tile - begin) * row_stride, position_stride);
-      for (int64_t panel = 0; panel < panels; ++panel) {
-        for (int64_t q = 0; q < kWinogradPositions; ++q)
-          loops.multiply({transformed.data() + q * position_stride, row_stride, 1},
-                         round_up(end - begin, kWinogradRows),
-                         columns + (q * panels + panel) * depth * kWinogradPanel, depth, false,
-                         products.data() + q * product_stride, kWinogradPanel);
-        const int64_t column = panel * kWinogradPanel;
-        for (int64_t tile = begin; tile < end; ++tile) {
-          const auto summands = added.pixels<2>(tile, 0, nullptr);
-          loops.output(products.data() + (tile - begin) * kWinogradPanel, product_stride,
-                       shift.data() + column, summand ? summands.data() : nullptr, relu, column,
-                       std::min(kWinogradPanel, channels - column),
-                       to.pixels<2>(tile, 0, nullptr).data());
+
+  const auto transform = [&](int64_t begin, int64_t end, float* transformed) {
+    auto pixels = from.pixels<kWinogradSide>(begin, 1, outside.data());
+    for (int64_t tile = begin; tile < end; ++tile, transformed += row_stride) {
+      const auto next =
+          from.pixels<kWinogradSide>(std::min(tile + 1, from.tiles() - 1), 1, outside.data());
+      loops.input(pixels.data(), next.data(), depth, transformed, position_stride);
+      pixels = next;
+    }
+  };
+  const auto multiply = [&](int64_t tiles, int64_t first, int64_t last, const float* transformed,
+                            float* columns, float* products) {
+    for (int row = 0; row < kWinogradSide; ++row)
+      for (int64_t panel = first; panel < last; ++panel) {
+        loops.filters(taps + panel * panel_floats * kWinogradTaps, depth, row, columns);
+        for (int i = 0; i < kWinogradSide; ++i) {
+          const int64_t q = row * kWinogradSide + i;
+          loops.multiply(
+              transformed + q * position_stride, row_stride, tiles, columns + i * panel_floats,
+              depth, products + q * product_stride + (panel - first) * kWinogradPanel, group_width);
         }
       }
+  };
+  const auto write = [&](int64_t begin, int64_t end, int64_t first, int64_t last,
+                         const float* products) {
+    const int64_t channel = first * kWinogradPanel;
+    const int64_t count = std::min(last * kWinogradPanel, channels) - channel;
+    for (int64_t tile = begin; tile < end; ++tile, products += group_width) {
+      const auto summands = added.pixels<kWinogradTile>(tile, 0, nullptr);
+      loops.output(products, product_stride, shift.data() + channel,
+                   summand ? summands.data() : nullptr, static_cast<Activation>(activation),
+                   channel, count, to.pixels<kWinogradTile>(tile, 0, nullptr).data());
+    }
+  };
+  parallel_for(division.blocks * division.groups, 1, [&](int64_t begin, int64_t end) {
+    float* transformed = kept_workspace(kPositions * (position_stride + product_stride) +
+                                        kWinogradSide * panel_floats);
+    float* products = transformed + kPositions * position_stride;
+    float* columns = products + kPositions * product_stride;
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t tile = item / division.groups * block;
+      const int64_t past = std::min(tile + block, from.tiles());
+      const int64_t group = item % division.groups;
+      const int64_t first = group * division.group_panels;
+      const int64_t last = std::min(first + division.group_panels, panels);
+      if (item == begin || group == 0) transform(tile, past, transformed);
+      multiply(past - tile, first, last, transformed, columns, products);
+      write(tile, past, first, last, products);
     }
   });
   return output;
 }
 
-Tensor winograd_filters_grad(const Tensor& grad, const Tensor& input) {
-  check_winograd_filters_grad("winograd_filters_grad", grad, input);
-  const Tensor readable_grad = in_channels_last(grad), readable_input = in_channels_last(input);
-  const TiledMap<const float> left(readable_grad), right(readable_input);
-  const int64_t filters = grad.size(1), channels = input.size(1);
-  // Allocated before the workspaces, which are freed first: allocated after them, it would fragment
-  // the heap.
-  const Tensor out = empty_in_channels_last(filters, channels, 3, 3, kFloat32);
-  float* taps = mutable_data<float>(out);
-  if (left.tiles() == 0) {
-    fill_zero(out);
-    return out;
-  }
-  const int64_t rows = round_up(filters, kWinogradRows);
-  const int64_t panels = winograd_panels(channels);
-  const int64_t columns = panels * kWinogradPanel;
-  // Rows with a length of a power of two would share a few sets of the L1 cache.
-  const int64_t left_stride = round_up(rows, 16) + 16, panel_size = kChunkTiles * kWinogradPanel;
-  const Workspace left_chunk(kWinogradPositions * kChunkTiles * left_stride);
-  const Workspace right_chunk(kWinogradPositions * panels * panel_size);
-  const Workspace sums(kWinogradPositions * rows * columns);
-  const std::vector<float> outside(std::max(filters, channels));
-  const WinogradLoops& loops = current_loops<WinogradLoops>();
-  for (int64_t first = 0; first < left.tiles(); first += kChunkTiles) {
-    const int64_t tiles = std::min(kChunkTiles, left.tiles() - first);
-    parallel_for(tiles, 8, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        loops.output_grad(left.pixels<2>(first + i, 0, outside.data()).data(), filters,
-                          left_chunk.data() + i * left_stride, kChunkTiles * left_stride);
-        auto pixels = right.pixels<4>(first + i, 1, outside.data());
-        for (int64_t panel = 0; panel < panels; ++panel) {
-          loops.input(pixels.data(), std::min(kWinogradPanel, channels - panel * kWinogradPanel),
-                      right_chunk.data() + panel * panel_size + i * kWinogradPanel,
-                      panels * panel_size);
-          for (const float*& pixel : pixels) pixel += kWinogradPanel;
-        }
-      }
-    });
-    const int64_t pieces = round_up(rows, kChunkRows) / kChunkRows;
-    parallel_for(kWinogradPositions * pieces, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t q = i / pieces, row = i % pieces * kChunkRows;
-        for (int64_t panel = 0; panel < panels; ++panel)
-          loops.multiply({left_chunk.data() + q * kChunkTiles * left_stride + row, 1, left_stride},
-                         std::min(kChunkRows, rows - row),
-                         right_chunk.data() + (q * panels + panel) * panel_size, tiles, first > 0,
-                         sums.data() + (q * rows + row) * columns + panel * kWinogradPanel,
-                         columns);
-      }
-    });
-  }
-  parallel_for(filters, 8, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      loops.filter_grad(sums.data() + i * columns, rows * columns, channels,
-                        taps + i * 9 * channels, channels);
-  });
-  return out;
-}
-
 STABLE_TORCH_LIBRARY_IMPL(fastdet, CPU, m) {
   m.impl("winograd_filters", TORCH_BOX(&winograd_filters));
   m.impl("winograd_conv", TORCH_BOX(&winograd_conv));
-  m.impl("winograd_filters_grad", TORCH_BOX(&winograd_filters_grad));
 }
 
 }  // namespace fastdet::cpu

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The matrices of Winograd's F(2x2, 3x3): B^T d B of a tile's 4x4 inputs d, G g G^T of a 3x3 filter
-// g, A^T m A of the 4x4 products m; and for the gradients the transposes A y A^T and G^T u G.
+// The matrices of Winograd's F(4x4, 3x3): B^T d B of a tile's 6x6 inputs d, G g G^T of a 3x3 filter
+// g, A^T m A of the 6x6 products m. They are those of Toom and Cook for the points 0, +-3/4, +-3/2
+// and infinity. Of the rows of B^T for the points p and -p, one half is the same and the other half
+// has the other sign. The divisors of the interpolation are in G.
 #include "winograd.loops.h"
 
+#include "../isa/exp.h"
 #include "../isa/panel_product.h"
-#include "winograd_filters.h"
 
 namespace fastdet::cpu::FASTDET_ISA {
 
@@ -12,148 +14,193 @@ namespace {
 
 using Floats = Lanes<float>;
 constexpr int64_t kFloats = kLanesOf<float>;
+constexpr int kTile = kWinogradTile, kSide = kWinogradSide;
 
-// Calls body(x, load) for n channels, a vector of channels from x on at a time. load(p) reads these
-// channels of p, with 0 from channel n on. body may write whole vectors.
-template <typename Body>
-__attribute__((always_inline)) inline void for_channels(int64_t n, const Body& body) {
+// The points p and q, and their squares. All constants but the divisors are exact.
+constexpr float kP = 0.75f, kQ = 1.5f, kP2 = kP * kP, kQ2 = kQ * kQ;
+constexpr float kDivisor0 = 1 / (kP2 * kQ2);
+constexpr float kDivisorP = 1 / (2 * kP2 * (kP2 - kQ2)), kDivisorQ = 1 / (2 * kQ2 * (kQ2 - kP2));
+
+__attribute__((always_inline)) inline Floats add_times(float c, const Floats& x, const Floats& y) {
+  return multiply_add<float>(all_lanes(c), x, y);
+}
+
+__attribute__((always_inline)) inline void input_of(const Floats* d, Floats* out) {
+  const Floats even_p = add_times(-kQ2, d[2], d[4]), odd_p = add_times(-kQ2, d[1], d[3]);
+  const Floats even_q = add_times(-kP2, d[2], d[4]), odd_q = add_times(-kP2, d[1], d[3]);
+  out[0] = add_times(kP2 * kQ2, d[0], add_times(-(kP2 + kQ2), d[2], d[4]));
+  out[1] = add_times(kP, odd_p, even_p);
+  out[2] = add_times(-kP, odd_p, even_p);
+  out[3] = add_times(kQ, odd_q, even_q);
+  out[4] = add_times(-kQ, odd_q, even_q);
+  out[5] = add_times(kP2 * kQ2, d[1], add_times(-(kP2 + kQ2), d[3], d[5]));
+}
+
+__attribute__((always_inline)) inline void output_of(const Floats* m, Floats* out) {
+  const Floats even_p = m[1] + m[2], odd_p = m[1] - m[2];
+  const Floats even_q = m[3] + m[4], odd_q = m[3] - m[4];
+  out[0] = m[0] + even_p + even_q;
+  out[1] = add_times(kP, odd_p, all_lanes(kQ) * odd_q);
+  out[2] = add_times(kP2, even_p, all_lanes(kQ2) * even_q);
+  out[3] = add_times(kP * kP2, odd_p, add_times(kQ * kQ2, odd_q, m[5]));
+}
+
+__attribute__((always_inline)) inline void filter_of(const Floats* g, Floats* out) {
+  const Floats even_p = add_times(kP2 * kDivisorP, g[2], all_lanes(kDivisorP) * g[0]);
+  const Floats even_q = add_times(kQ2 * kDivisorQ, g[2], all_lanes(kDivisorQ) * g[0]);
+  const Floats odd_p = all_lanes(kP * kDivisorP) * g[1], odd_q = all_lanes(kQ * kDivisorQ) * g[1];
+  out[0] = all_lanes(kDivisor0) * g[0];
+  out[1] = even_p + odd_p;
+  out[2] = even_p - odd_p;
+  out[3] = even_q + odd_q;
+  out[4] = even_q - odd_q;
+  out[5] = g[2];
+}
+
+inline void winograd_input(const float* const* pixels, const float* const* next, int64_t channels,
+                           float* out, int64_t position_stride) {
+  const auto transform = [&](int64_t x, const auto& load) __attribute__((always_inline)) {
+    // The first two columns are the last two of this tile.
+    for (int i = 0; i < kSide; ++i)
+      for (int j = 2; j < kSide; ++j) __builtin_prefetch(next[i * kSide + j] + x);
+    Floats rows[kSide][kSide];
+    for (int j = 0; j < kSide; ++j) {
+      Floats column[kSide], of_column[kSide];
+      for (int i = 0; i < kSide; ++i) column[i] = load(pixels[i * kSide + j] + x);
+      input_of(column, of_column);
+      for (int i = 0; i < kSide; ++i) rows[i][j] = of_column[i];
+    }
+    float* to = out + x;
+    for (int i = 0; i < kSide; ++i) {
+      Floats of_row[kSide];
+      input_of(rows[i], of_row);
+      for (int j = 0; j < kSide; ++j, to += position_stride) store_lanes<float>(of_row[j], to);
+    }
+  };
   int64_t x = 0;
-  for (; x + kFloats <= n; x += kFloats)
-    body(x, [x](const float* p) __attribute__((always_inline)) { return load_lanes(p + x); });
-  if (x == n) return;
-  body(x, [x, n](const float* p) { return load_first(p + x, n - x); });
+  for (; x + kFloats <= channels; x += kFloats)
+    transform(x, [](const float* p) __attribute__((always_inline)) { return load_lanes(p); });
+  const int64_t rest = channels - x;
+  if (rest > 0) transform(x, [rest](const float* p) { return load_first(p, rest); });
 }
 
-inline void winograd_input(const float* const* pixels, int64_t channels, float* out,
-                           int64_t position_stride) {
-  for_channels(channels, [&](int64_t x, const auto& load) __attribute__((always_inline)) {
-    Floats rows[4][4];
-    for (int j = 0; j < 4; ++j) {
-      const Floats d0 = load(pixels[j]), d1 = load(pixels[4 + j]), d2 = load(pixels[8 + j]),
-                   d3 = load(pixels[12 + j]);
-      rows[0][j] = d0 - d2;
-      rows[1][j] = d1 + d2;
-      rows[2][j] = d2 - d1;
-      rows[3][j] = d1 - d3;
+// Row kRow of G times each column of the taps, then times G^T.
+template <int kRow>
+void filters_of_row(const float* taps, int64_t depth, float* out) {
+  constexpr float p = kRow == 1 ? kP : kRow == 2 ? -kP : kRow == 3 ? kQ : -kQ;
+  constexpr float kDivisor = kRow < 3 ? kDivisorP : kDivisorQ;
+  for (int64_t k = 0; k < depth; ++k, taps += kWinogradTaps * kPanel, out += kPanel)
+    for (int64_t x = 0; x < kPanel; x += kFloats) {
+      Floats g[3], of_filter[kSide];
+      for (int j = 0; j < 3; ++j) {
+        const float* tap = taps + j * kPanel + x;
+        if constexpr (kRow == 0)
+          g[j] = all_lanes(kDivisor0) * load_lanes(tap);
+        else if constexpr (kRow == kSide - 1)
+          g[j] = load_lanes(tap + 6 * kPanel);
+        else
+          g[j] = add_times(p * p * kDivisor, load_lanes(tap + 6 * kPanel),
+                           add_times(p * kDivisor, load_lanes(tap + 3 * kPanel),
+                                     all_lanes(kDivisor) * load_lanes(tap)));
+      }
+      filter_of(g, of_filter);
+      for (int j = 0; j < kSide; ++j)
+        store_lanes<float>(of_filter[j], out + j * depth * kPanel + x);
     }
-    float* to = out + x;
-    for (int i = 0; i < 4; ++i, to += 4 * position_stride) {
-      const Floats* r = rows[i];
-      store_lanes<float>(r[0] - r[2], to);
-      store_lanes<float>(r[1] + r[2], to + position_stride);
-      store_lanes<float>(r[2] - r[1], to + 2 * position_stride);
-      store_lanes<float>(r[1] - r[3], to + 3 * position_stride);
-    }
-  });
 }
 
-inline void winograd_output_grad(const float* const* pixels, int64_t channels, float* out,
-                                 int64_t position_stride) {
-  for_channels(channels, [&](int64_t x, const auto& load) __attribute__((always_inline)) {
-    const Floats y[4] = {load(pixels[0]), load(pixels[1]), load(pixels[2]), load(pixels[3])};
-    const Floats rows[4][2] = {
-        {y[0], y[1]}, {y[0] + y[2], y[1] + y[3]}, {y[0] - y[2], y[1] - y[3]}, {-y[2], -y[3]}};
-    float* to = out + x;
-    for (int i = 0; i < 4; ++i, to += 4 * position_stride) {
-      const Floats* r = rows[i];
-      store_lanes<float>(r[0], to);
-      store_lanes<float>(r[0] + r[1], to + position_stride);
-      store_lanes<float>(r[0] - r[1], to + 2 * position_stride);
-      store_lanes<float>(-r[1], to + 3 * position_stride);
-    }
-  });
+inline void winograd_filters(const float* taps, int64_t depth, int row, float* out) {
+  constexpr void (*kOfRows[kSide])(const float*, int64_t, float*) = {
+      filters_of_row<0>, filters_of_row<1>, filters_of_row<2>,
+      filters_of_row<3>, filters_of_row<4>, filters_of_row<5>};
+  kOfRows[row](taps, depth, out);
 }
 
-inline void winograd_output(const float* products, int64_t position_stride, const float* bias,
-                            const float* const* summands, bool relu, int64_t first,
-                            int64_t channels, float* const* pixels) {
+// Terms of a sum that are summed on their own: a sum of 512 terms rounds half as much then.
+constexpr int64_t kSum = 128;
+
+// `rows` is at most kRows.
+template <int kRows>
+inline void multiply_at_most(const float* left, int64_t left_stride, int64_t rows,
+                             const float* panel, int64_t depth, float* out, int64_t out_stride) {
+  if constexpr (kRows > 1)
+    if (rows < kRows)
+      return multiply_at_most<kRows - 1>(left, left_stride, rows, panel, depth, out, out_stride);
+  int64_t k = 0;
+  do {
+    const int64_t some = depth - k < kSum ? depth - k : kSum;
+    multiply_rows<kRows, float>({left + k, left_stride, 1}, panel + k * kPanel, kPanel, some, k > 0,
+                                out, out_stride);
+    k += some;
+  } while (k < depth);
+}
+
+// The rows are divided evenly: of few rows, the products would wait for each other.
+inline void winograd_multiply(const float* left, int64_t left_stride, int64_t rows,
+                              const float* panel, int64_t depth, float* out, int64_t out_stride) {
+  for (int64_t groups = round_up(rows, kProductRows) / kProductRows; groups > 0; --groups) {
+    const int64_t some = round_up(rows, groups) / groups;
+    multiply_at_most<kProductRows>(left, left_stride, some, panel, depth, out, out_stride);
+    rows -= some;
+    left += some * left_stride;
+    out += some * out_stride;
+  }
+}
+
+template <Activation kActivation>
+__attribute__((always_inline)) inline Floats activated(const Floats& y) {
+  if constexpr (kActivation == Activation::kRelu)
+    return y < Floats{} ? Floats{} : y;  // NaN stays
+  else if constexpr (kActivation == Activation::kSilu)
+    // Below -88, where exp_lanes is clamped, the value is above -1e-36.
+    return y < all_lanes(-88.0f) ? Floats{} : y / (all_lanes(1.0f) + exp_lanes(-y));
+  else
+    return y;
+}
+
+template <Activation kActivation>
+void outputs_of(const float* products, int64_t position_stride, const float* bias,
+                const float* const* summands, int64_t first, int64_t channels,
+                float* const* pixels) {
   for (int64_t x = 0; x < channels; x += kFloats) {
     const Floats shift = load_lanes(bias + x);
     const int64_t n = channels - x;
-    Floats rows[2][4];
-    for (int j = 0; j < 4; ++j) {
-      const float* from = products + x + j * position_stride;
-      const Floats m0 = load_lanes(from), m1 = load_lanes(from + 4 * position_stride),
-                   m2 = load_lanes(from + 8 * position_stride),
-                   m3 = load_lanes(from + 12 * position_stride);
-      rows[0][j] = m0 + m1 + m2;
-      rows[1][j] = m1 - m2 - m3;
+    Floats rows[kTile][kSide];
+    for (int j = 0; j < kSide; ++j) {
+      Floats column[kSide], of_column[kTile];
+      for (int i = 0; i < kSide; ++i)
+        column[i] = load_lanes(products + x + (i * kSide + j) * position_stride);
+      output_of(column, of_column);
+      for (int i = 0; i < kTile; ++i) rows[i][j] = of_column[i];
     }
-    for (int i = 0; i < 2; ++i) {
-      const Floats* r = rows[i];
-      Floats y[2] = {r[0] + r[1] + r[2] + shift, r[1] - r[2] - r[3] + shift};
-      for (int j = 0; j < 2; ++j) {
-        float* to = pixels[2 * i + j];
+    for (int i = 0; i < kTile; ++i) {
+      Floats of_row[kTile];
+      output_of(rows[i], of_row);
+      for (int j = 0; j < kTile; ++j) {
+        float* to = pixels[kTile * i + j];
         if (!to) continue;
-        if (summands) y[j] += load_first(summands[2 * i + j] + first + x, n);
-        if (relu) y[j] = y[j] < Floats{} ? Floats{} : y[j];
-        store_first(y[j], to + first + x, n);
+        Floats y = of_row[j] + shift;
+        if (summands) y += load_first(summands[kTile * i + j] + first + x, n);
+        store_first(activated<kActivation>(y), to + first + x, n);
       }
     }
   }
 }
 
-inline void winograd_multiply(const PanelFactor<float>& a, int64_t rows, const float* panel,
-                              int64_t depth, bool add, float* out, int64_t out_stride) {
-  multiply_panel(a, rows, panel, kWinogradPanel, depth, add, out, out_stride);
-}
-
-inline void winograd_filter(const float* filter, int64_t tap_stride, int64_t channels, float* out) {
-  for_channels(channels, [&](int64_t x, const auto& load) __attribute__((always_inline)) {
-    const Floats half = all_lanes(0.5f);
-    Floats rows[4][3];
-    for (int j = 0; j < 3; ++j) {
-      const Floats g0 = load(filter + j * tap_stride), g1 = load(filter + (3 + j) * tap_stride),
-                   g2 = load(filter + (6 + j) * tap_stride);
-      rows[0][j] = g0;
-      rows[1][j] = (g0 + g1 + g2) * half;
-      rows[2][j] = (g0 - g1 + g2) * half;
-      rows[3][j] = g2;
-    }
-    for (int i = 0; i < 4; ++i) {
-      const Floats* r = rows[i];
-      float* to = out + 4 * i * kWinogradPanel + x;
-      store_lanes<float>(r[0], to);
-      store_lanes<float>((r[0] + r[1] + r[2]) * half, to + kWinogradPanel);
-      store_lanes<float>((r[0] - r[1] + r[2]) * half, to + 2 * kWinogradPanel);
-      store_lanes<float>(r[2], to + 3 * kWinogradPanel);
-    }
-  });
-}
-
-inline void winograd_filter_grad(const float* grad, int64_t position_stride, int64_t channels,
-                                 float* out, int64_t tap_stride) {
-  const auto taps = [](const Floats& u0, const Floats& u1, const Floats& u2, const Floats& u3,
-                       Floats* g) __attribute__((always_inline)) {
-    const Floats half = all_lanes(0.5f);
-    g[0] = u0 + (u1 + u2) * half;
-    g[1] = (u1 - u2) * half;
-    g[2] = (u1 + u2) * half + u3;
-  };
-  for (int64_t x = 0; x < channels; x += kFloats) {
-    Floats columns[4][3];
-    for (int j = 0; j < 4; ++j) {
-      const float* from = grad + x + j * position_stride;
-      taps(load_lanes(from), load_lanes(from + 4 * position_stride),
-           load_lanes(from + 8 * position_stride), load_lanes(from + 12 * position_stride),
-           columns[j]);
-    }
-    for (int i = 0; i < 3; ++i) {
-      Floats g[3];
-      taps(columns[0][i], columns[1][i], columns[2][i], columns[3][i], g);
-      for (int j = 0; j < 3; ++j)
-        store_first(g[j], out + (3 * i + j) * tap_stride + x, channels - x);
-    }
-  }
+inline void winograd_output(const float* products, int64_t position_stride, const float* bias,
+                            const float* const* summands, Activation activation, int64_t first,
+                            int64_t channels, float* const* pixels) {
+  constexpr decltype(&outputs_of<Activation::kNone>) kOf[] = {
+      outputs_of<Activation::kNone>, outputs_of<Activation::kRelu>, outputs_of<Activation::kSilu>};
+  kOf[static_cast<int>(activation)](products, position_stride, bias, summands, first, channels,
+                                    pixels);
 }
 
 constexpr WinogradLoops kLoops = {
     .input = winograd_input,
-    .output_grad = winograd_output_grad,
+    .filters = winograd_filters,
     .multiply = winograd_multiply,
     .output = winograd_output,
-    .filter = winograd_filter,
-    .filter_grad = winograd_filter_grad,
 };
 
 }  // namespace

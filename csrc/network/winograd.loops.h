@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The loops of Winograd's F(2x2, 3x3).
+// The loops of convolutions by Winograd's F(4x4, 3x3).
 #pragma once
 
 #include <cstdint>
@@ -10,36 +10,32 @@
 
 namespace fastdet::cpu {
 
-// The number of tiles that are multiplied by a panel of filters at a time.
-constexpr int64_t kWinogradRows = kPanelRows;
 static_assert(kWinogradPanel == kPanel);
 
-// Loops of Winograd's F(2x2, 3x3). A tile's 16 positions lie position_stride apart, row by row.
+constexpr int kWinogradTile = 4;                  // outputs of a tile, in each direction
+constexpr int kWinogradSide = kWinogradTile + 2;  // its inputs, and its positions
+
+// A tile has 6x6 positions; their matrices lie position_stride apart, row by row.
 struct FASTDET_EXPORT WinogradLoops {
-  // The transforms of a tile's 4x4 inputs, and of the gradients of its 2x2 outputs. Whole vectors
-  // are written.
-  void (*input)(const float* const* pixels, int64_t channels, float* out, int64_t position_stride);
-  void (*output_grad)(const float* const* pixels, int64_t channels, float* out,
-                      int64_t position_stride);
+  // The transform of a tile's 6x6 inputs. Whole vectors are written. The pixels of `next` are
+  // fetched into the cache.
+  void (*input)(const float* const* pixels, const float* const* next, int64_t channels, float* out,
+                int64_t position_stride);
 
-  // out (rows, kWinogradPanel) = factor times panel (depth, kWinogradPanel), or += if `add`. The
-  // number of rows is a multiple of kWinogradRows.
-  void (*multiply)(const PanelFactor<float>& factor, int64_t rows, const float* panel,
-                   int64_t depth, bool add, float* out, int64_t out_stride);
+  // The transform of a panel of filters (depth, 9, kWinogradPanel) for the 6 positions of a row:
+  // (6, depth, kWinogradPanel).
+  void (*filters)(const float* taps, int64_t depth, int row, float* out);
 
-  // Writes the channels [first, first + channels) of 2x2 outputs: a tile's products plus the bias,
-  // plus the summands unless they are null. Null pixels are skipped. Products and bias begin at
-  // channel `first` and are read in whole vectors.
+  // out (rows, kWinogradPanel) = left (rows, depth) times panel (depth, kWinogradPanel).
+  void (*multiply)(const float* left, int64_t left_stride, int64_t rows, const float* panel,
+                   int64_t depth, float* out, int64_t out_stride);
+
+  // Writes the channels [first, first + channels) of 4x4 outputs: the activation of a tile's
+  // products plus the bias, plus the summands unless they are null. Null pixels are skipped.
+  // Products and bias begin at channel `first` and are read in whole vectors.
   void (*output)(const float* products, int64_t position_stride, const float* bias,
-                 const float* const* summands, bool relu, int64_t first, int64_t channels,
-                 float* const* pixels);
-
-  // The transform of at most kWinogradPanel channels of a filter to 16 positions, kWinogradPanel
-  // apart; the 9 taps of the filter lie tap_stride apart. filter_grad computes the gradient of the
-  // taps from that of the positions.
-  void (*filter)(const float* taps, int64_t tap_stride, int64_t channels, float* out);
-  void (*filter_grad)(const float* grad, int64_t position_stride, int64_t channels, float* out,
-                      int64_t tap_stride);
+                 const float* const* summands, Activation activation, int64_t first,
+                 int64_t channels, float* const* pixels);
 };
 
 }  // namespace fastdet::cpu

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """3x3 convolutions on the CPU by Winograd's algorithm, for inference and for training.
 
-They are in float32 and channels_last, with stride 1 and padding 1. They need 2.25 times fewer
+They are in float32 and channels_last, with stride 1 and padding 1. They need 4 times fewer
 multiplications than a direct convolution (`fastdet.ops.winograd`). Results differ only by rounding.
 """
 
@@ -16,14 +16,18 @@ from torch.overrides import TorchFunctionMode
 
 from fastdet import _native
 from fastdet.ops.tracing import is_eager
-from fastdet.ops.winograd import winograd_conv, winograd_filters, winograd_filters_grad
+from fastdet.ops.winograd import (
+    ACTIVATIONS,
+    winograd_conv,
+    winograd_filters,
+    winograd_filters_grad,
+)
 
 # With fewer output channels a panel of filters is mostly padding. With fewer input channels the
 # transforms cost more than they save.
 LEAST_OUTPUTS, LEAST_INPUTS = 24, 16
-# Activations by oneDNN's names, on the result of a convolution that has no other reader.
+# Activations that are no part of the convolution, by oneDNN's names.
 IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
-    "swish": functools.partial(F.silu, inplace=True),
     "hardswish": functools.partial(F.hardswish, inplace=True),
     "sigmoid": torch.sigmoid_,
 }
@@ -31,11 +35,12 @@ KEPT_FILTERS = 6  # about as many as the convolutions of a head at one level
 
 
 class WinogradConv(nn.Module):
-    """A convolution whose filters are transformed once, and an activation.
+    """A convolution whose filters are laid out once, and an activation.
 
     Args:
         weight, bias: of a convolution for which `has_winograd_shape` is true.
-        activation: "relu", which the convolution computes; or "none" or a key of IN_PLACE.
+        activation: one of ACTIVATIONS, which the convolution computes, or a key of IN_PLACE. After
+            a sum, only "relu" or "none".
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: str) -> None:
@@ -43,7 +48,7 @@ class WinogradConv(nn.Module):
         self.out_channels = weight.shape[0]
         self.filters = winograd_filters(weight.float(), False)
         self.bias = None if bias is None else bias.float()
-        self.relu = activation == "relu"
+        self.activation = activation if activation in ACTIVATIONS else "none"
         self.in_place = IN_PLACE.get(activation)
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
@@ -53,12 +58,12 @@ class WinogradConv(nn.Module):
 
     def _summed(self, x: Tensor, other: Tensor | None) -> Tensor:
         if other is not None and other.shape != (len(x), self.out_channels, *x.shape[2:]):
-            total = self._run(x, None, relu=False) + other
-            return total.relu_() if self.relu else total
-        return self._run(x, other, self.relu)
+            total = self._run(x, None, "none") + other
+            return total.relu_() if self.activation == "relu" else total
+        return self._run(x, other, self.activation)
 
-    def _run(self, x: Tensor, summand: Tensor | None, relu: bool) -> Tensor:
-        return winograd_conv(x, self.filters, self.bias, summand, self.out_channels, relu)
+    def _run(self, x: Tensor, summand: Tensor | None, activation: str) -> Tensor:
+        return winograd_conv(x, self.filters, self.bias, summand, self.out_channels, activation)
 
 
 class WinogradMode(TorchFunctionMode):
@@ -106,8 +111,8 @@ class _Conv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
         x, weight, bias, filters = args
-        ctx.save_for_backward(x, weight)  # not the filters, which are larger
-        return winograd_conv(x, filters, bias, None, weight.shape[0], False)
+        ctx.save_for_backward(x, weight)  # not the filters, a copy
+        return winograd_conv(x, filters, bias, None, weight.shape[0], "none")
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -122,7 +127,7 @@ class _Conv(torch.autograd.Function):
             weight_grad = winograd_filters_grad(grad, x)
         if wanted[0]:
             turned = winograd_filters(weight, True)
-            x_grad = winograd_conv(grad, turned, None, None, x.shape[1], False)
+            x_grad = winograd_conv(grad, turned, None, None, x.shape[1], "none")
         if wanted[2]:
             bias_grad = grad.sum((0, 2, 3))
         return x_grad, weight_grad, bias_grad, None

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""3x3 convolutions by Winograd's algorithm F(2x2, 3x3): on the CPU, float32, stride 1, padding 1.
+"""3x3 convolutions by Winograd's algorithm: on the CPU, float32, stride 1, padding 1.
 
-They need 2.25 times fewer multiplications than a direct convolution. Results differ only by
-rounding. These ops have no autograd; `fastdet.engine.winograd` has a convolution with gradients.
+They need 4 times fewer multiplications than a direct convolution, by F(4x4, 3x3); the gradient with
+respect to the weight needs 2.25 times fewer, by F(2x2, 3x3). Results differ only by rounding. These
+ops have no autograd; `fastdet.engine.winograd` has a convolution with gradients.
 Paper: https://arxiv.org/abs/1509.09308.
 """
 
@@ -11,12 +12,13 @@ from torch import Tensor
 
 from . import library
 
-POSITIONS = 16  # in a transformed tile, 4 x 4
+TAPS = 9
 PANEL = 32  # output channels that are stored together
+ACTIVATIONS = ("none", "relu", "swish")  # by oneDNN's names; in the order of C++
 
 
 def winograd_filters(weight: Tensor, turned: bool) -> Tensor:
-    """Transforms the filters of a convolution for `winograd_conv`.
+    """The filters of a convolution in the layout of `winograd_conv`.
 
     Args:
         weight: (K, C, 3, 3) float32.
@@ -24,7 +26,7 @@ def winograd_filters(weight: Tensor, turned: bool) -> Tensor:
             from K to C channels.
 
     Returns:
-        (16, panels, C, 32) float32, or (16, panels, K, 32) if turned. The output channels (K; C if
+        (panels, C, 9, 32) float32, or (panels, K, 9, 32) if turned. The output channels (K; C if
         turned) are in panels of 32; the last panel is padded with zeros.
 
     Raises:
@@ -39,9 +41,9 @@ def winograd_conv(
     bias: Tensor | None,
     summand: Tensor | None,
     channels: int,
-    relu: bool,
+    activation: str,
 ) -> Tensor:
-    """`F.conv2d(input, weight, bias, padding=1)`, then adds a summand, then applies a ReLU.
+    """`F.conv2d(input, weight, bias, padding=1)`, then adds a summand, then applies an activation.
 
     Args:
         input: (B, C, H, W) float32; a map that is not channels_last is copied first.
@@ -49,7 +51,7 @@ def winograd_conv(
         bias: (channels,) float32, or None.
         summand: (B, channels, H, W) float32, or None: add nothing.
         channels: K, the number of output channels without the padding of the last panel.
-        relu: whether to apply the ReLU.
+        activation: one of ACTIVATIONS.
 
     Returns:
         (B, channels, H, W) float32, channels_last. The same for any number of threads.
@@ -57,7 +59,8 @@ def winograd_conv(
     Raises:
         RuntimeError: wrong shape, dtype or device.
     """
-    return torch.ops.fastdet.winograd_conv(input, filters, bias, summand, channels, relu)
+    kind = ACTIVATIONS.index(activation)
+    return torch.ops.fastdet.winograd_conv(input, filters, bias, summand, channels, kind)
 
 
 def winograd_filters_grad(grad: Tensor, input: Tensor) -> Tensor:
@@ -80,7 +83,7 @@ def winograd_filters_grad(grad: Tensor, input: Tensor) -> Tensor:
 def _(weight: Tensor, turned: bool) -> Tensor:
     filters, channels = weight.shape[:2]
     outputs, depth = (channels, filters) if turned else (filters, channels)
-    shape = (POSITIONS, (outputs + PANEL - 1) // PANEL, depth, PANEL)
+    shape = ((outputs + PANEL - 1) // PANEL, depth, TAPS, PANEL)
     return weight.new_empty(shape)
 
 
@@ -91,7 +94,7 @@ def _(
     bias: Tensor | None,
     summand: Tensor | None,
     channels: int,
-    relu: bool,
+    activation: int,
 ) -> Tensor:
     shape = (input.shape[0], channels, *input.shape[2:])
     return torch.empty(shape, device=input.device, memory_format=torch.channels_last)

@@ -140,15 +140,31 @@ def test_inference_transforms_filters_once() -> None:
 
 
 @pytest.mark.parametrize("summand", [None, (2, 32, 5, 6), (32, 1, 1)])
-@pytest.mark.parametrize("relu", [False, True])
-def test_conv_with_sum_and_activation(summand: tuple[int, ...] | None, relu: bool) -> None:
+@pytest.mark.parametrize("activation", ["none", "relu"])
+def test_conv_with_sum_and_activation(summand: tuple[int, ...] | None, activation: str) -> None:
     x, weight, bias = noise(2, 16, 5, 6), noise(32, 16, 3, 3), torch.arange(32.0)
     expected = nn.functional.conv2d(x, weight, bias, padding=1)
     other = None if summand is None else torch.randn(summand)
     if other is not None:
         expected = expected + other
-    found = WinogradConv(weight, bias, "relu" if relu else "none")(x, other)
-    torch.testing.assert_close(found, expected.relu() if relu else expected, rtol=1e-4, atol=1e-4)
+    found = WinogradConv(weight, bias, activation)(x, other)
+    expected = expected.relu() if activation == "relu" else expected
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+ACTIVATIONS = {
+    "swish": nn.functional.silu,
+    "hardswish": nn.functional.hardswish,
+    "sigmoid": torch.sigmoid,
+}
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_conv_with_activation(activation: str) -> None:
+    x, weight = noise(2, 16, 5, 6), noise(32, 16, 3, 3)
+    expected = ACTIVATIONS[activation](nn.functional.conv2d(x, weight, padding=1))
+    found = WinogradConv(weight, None, activation)(x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 CONVS = {

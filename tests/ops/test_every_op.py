@@ -349,7 +349,7 @@ def network_calls() -> None:
     """The operators that the table leaves out, each with all its tensors."""
     maps, weight = noise(1, 3, 4, 4), noise(5, 3, 3, 3)
     filters = winograd_filters(weight, False)
-    winograd_conv(maps, filters, noise(5), noise(1, 5, 4, 4), 5, True)
+    winograd_conv(maps, filters, noise(5), noise(1, 5, 4, 4), 5, "relu")
     winograd_filters_grad(noise(1, 5, 4, 4), maps)
     upsample_nearest(maps, 8, 8)
 
