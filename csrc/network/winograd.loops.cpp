@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The matrices of Winograd's F(2x2, 3x3): B^T d B of a tile's 4x4 inputs d, G g G^T of a 3x3 filter
-// g, A^T m A of the 4x4 products m; and for the gradients the transposes A y A^T and G^T u G.
+// g, A^T m A of the 4x4 products m.
 #include "winograd.loops.h"
 
 #include "../isa/panel_product.h"
@@ -43,23 +43,6 @@ inline void winograd_input(const float* const* pixels, int64_t channels, float* 
       store_lanes<float>(r[1] + r[2], to + position_stride);
       store_lanes<float>(r[2] - r[1], to + 2 * position_stride);
       store_lanes<float>(r[1] - r[3], to + 3 * position_stride);
-    }
-  });
-}
-
-inline void winograd_output_grad(const float* const* pixels, int64_t channels, float* out,
-                                 int64_t position_stride) {
-  for_channels(channels, [&](int64_t x, const auto& load) __attribute__((always_inline)) {
-    const Floats y[4] = {load(pixels[0]), load(pixels[1]), load(pixels[2]), load(pixels[3])};
-    const Floats rows[4][2] = {
-        {y[0], y[1]}, {y[0] + y[2], y[1] + y[3]}, {y[0] - y[2], y[1] - y[3]}, {-y[2], -y[3]}};
-    float* to = out + x;
-    for (int i = 0; i < 4; ++i, to += 4 * position_stride) {
-      const Floats* r = rows[i];
-      store_lanes<float>(r[0], to);
-      store_lanes<float>(r[0] + r[1], to + position_stride);
-      store_lanes<float>(r[0] - r[1], to + 2 * position_stride);
-      store_lanes<float>(-r[1], to + 3 * position_stride);
     }
   });
 }
@@ -121,39 +104,11 @@ inline void winograd_filter(const float* filter, int64_t tap_stride, int64_t cha
   });
 }
 
-inline void winograd_filter_grad(const float* grad, int64_t position_stride, int64_t channels,
-                                 float* out, int64_t tap_stride) {
-  const auto taps = [](const Floats& u0, const Floats& u1, const Floats& u2, const Floats& u3,
-                       Floats* g) __attribute__((always_inline)) {
-    const Floats half = all_lanes(0.5f);
-    g[0] = u0 + (u1 + u2) * half;
-    g[1] = (u1 - u2) * half;
-    g[2] = (u1 + u2) * half + u3;
-  };
-  for (int64_t x = 0; x < channels; x += kFloats) {
-    Floats columns[4][3];
-    for (int j = 0; j < 4; ++j) {
-      const float* from = grad + x + j * position_stride;
-      taps(load_lanes(from), load_lanes(from + 4 * position_stride),
-           load_lanes(from + 8 * position_stride), load_lanes(from + 12 * position_stride),
-           columns[j]);
-    }
-    for (int i = 0; i < 3; ++i) {
-      Floats g[3];
-      taps(columns[0][i], columns[1][i], columns[2][i], columns[3][i], g);
-      for (int j = 0; j < 3; ++j)
-        store_first(g[j], out + (3 * i + j) * tap_stride + x, channels - x);
-    }
-  }
-}
-
 constexpr WinogradLoops kLoops = {
     .input = winograd_input,
-    .output_grad = winograd_output_grad,
     .multiply = winograd_multiply,
     .output = winograd_output,
     .filter = winograd_filter,
-    .filter_grad = winograd_filter_grad,
 };
 
 }  // namespace

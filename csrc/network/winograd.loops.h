@@ -16,11 +16,8 @@ static_assert(kWinogradPanel == kPanel);
 
 // Loops of Winograd's F(2x2, 3x3). A tile's 16 positions lie position_stride apart, row by row.
 struct FASTDET_EXPORT WinogradLoops {
-  // The transforms of a tile's 4x4 inputs, and of the gradients of its 2x2 outputs. Whole vectors
-  // are written.
+  // The transform of a tile's 4x4 inputs. Whole vectors are written.
   void (*input)(const float* const* pixels, int64_t channels, float* out, int64_t position_stride);
-  void (*output_grad)(const float* const* pixels, int64_t channels, float* out,
-                      int64_t position_stride);
 
   // out (rows, kWinogradPanel) = factor times panel (depth, kWinogradPanel), or += if `add`. The
   // number of rows is a multiple of kWinogradRows.
@@ -35,11 +32,8 @@ struct FASTDET_EXPORT WinogradLoops {
                  float* const* pixels);
 
   // The transform of at most kWinogradPanel channels of a filter to 16 positions, kWinogradPanel
-  // apart; the 9 taps of the filter lie tap_stride apart. filter_grad computes the gradient of the
-  // taps from that of the positions.
+  // apart; the 9 taps of the filter lie tap_stride apart.
   void (*filter)(const float* taps, int64_t tap_stride, int64_t channels, float* out);
-  void (*filter_grad)(const float* grad, int64_t position_stride, int64_t channels, float* out,
-                      int64_t tap_stride);
 };
 
 }  // namespace fastdet::cpu
