@@ -1,36 +1,38 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The loops of the gradient with respect to filters, by Winograd's F(2x2, 3x3).
+// The loops of the gradient of 3x3 filters by Winograd's F(3x3, 4x4).
 #pragma once
 
 #include <cstdint>
 
 #include "../isa/loops.h"
 #include "../isa/panel.h"
-#include "winograd_filters.h"
 
 namespace fastdet::cpu {
 
-constexpr int64_t kWinogradPositions = 16;
-// The number of filters whose gradients are computed at a time.
-constexpr int64_t kWinogradRows = kPanelRows;
-static_assert(kWinogradPanel == kPanel);
+constexpr int64_t kGradTile = 4;                           // a tile has 4x4 outputs
+constexpr int64_t kGradSide = kGradTile + 2;               // and reads 6x6 inputs
+constexpr int64_t kGradPositions = kGradSide * kGradSide;  // of a transformed tile
+// Filters that are multiplied by a panel of channels while both are in the L1 cache.
+constexpr int64_t kGradRows = 4 * kPanelRows;
 
-// A tile's 16 positions lie position_stride apart, row by row.
-struct FASTDET_EXPORT WinogradGradLoops {
-  // The transforms of a tile's 4x4 inputs, and of the gradients of its 2x2 outputs. Whole vectors
-  // are written.
-  void (*input)(const float* const* pixels, int64_t channels, float* out, int64_t position_stride);
-  void (*output_grad)(const float* const* pixels, int64_t channels, float* out,
+// The positions of a transformed tile lie position_stride apart, row by row.
+struct FASTDET_EXPORT FiltersGradLoops {
+  // The transforms of the channels [first, first + channels) of a tile's 6x6 inputs and of the
+  // gradients of its 4x4 outputs. Whole vectors are written, from out on.
+  void (*input)(const float* const* pixels, int64_t first, int64_t channels, float* out,
+                int64_t position_stride);
+  void (*output_grad)(const float* const* pixels, int64_t first, int64_t channels, float* out,
                       int64_t position_stride);
 
-  // out (rows, kWinogradPanel) = factor times panel (depth, kWinogradPanel), or += if `add`. The
-  // number of rows is a multiple of kWinogradRows.
-  void (*multiply)(const PanelFactor<float>& factor, int64_t rows, const float* panel,
-                   int64_t depth, bool add, float* out, int64_t out_stride);
+  // out (rows, kPanel) = left (depth, kGradRows) transposed times right (depth, kPanel), or += if
+  // `add`. The number of rows is a multiple of kPanelRows.
+  void (*multiply)(const float* left, int64_t rows, const float* right, int64_t depth, bool add,
+                   float* out);
 
-  // The gradient of a filter's 9 taps, tap_stride apart, from that of its 16 positions.
-  void (*filter_grad)(const float* grad, int64_t position_stride, int64_t channels, float* out,
-                      int64_t tap_stride);
+  // The gradients of the 9 taps of at most kPanel channels, tap_stride apart, from those of the
+  // positions. Whole vectors are read.
+  void (*taps)(const float* grad, int64_t position_stride, int64_t channels, float* out,
+               int64_t tap_stride);
 };
 
 }  // namespace fastdet::cpu

@@ -6,8 +6,8 @@ gradients, it runs a second, fused form of the module. There norms are folded in
 the sum and the activation that follow a convolution are computed together with it. A sum overwrites
 its summand if nothing reads the summand afterwards. The weights of linear layers are converted to
 oneDNN's layout once. In other cases on the CPU, for example in training, the module's own parts
-run, but in float32 its 3x3 convolutions are replaced (`winograd.py`) and frozen norms are folded
-(`folding.py`). Under torch.compile and torch.export, on other devices and in other types than
+run, but frozen norms are folded (`folding.py`), and in float32 its 3x3 convolutions are replaced
+(`winograd.py`). Under torch.compile and torch.export, on other devices and in other types than
 float32 and bfloat16, the module runs unchanged.
 
 The form is built at the first call of a module, from a torch.fx trace. It is compared with the
@@ -145,8 +145,13 @@ def _dtype(x: Tensor) -> torch.dtype | None:
     dtype = torch.get_autocast_dtype("cpu") if autocast else x.dtype
     if x.dtype not in LARGEST_DIFFERENCE or dtype not in LARGEST_DIFFERENCE:
         return None
-    supported = dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return dtype if supported else None
+    return dtype if dtype != torch.bfloat16 or has_fast_bfloat16() else None
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether torch computes bfloat16 on this CPU faster than float32, or about as fast."""
+    mkldnn = torch.backends.mkldnn
+    return mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _look(module: nn.Module) -> tuple[list[Any], list[Any]] | None:
@@ -178,7 +183,7 @@ def _folded(module: nn.Module, inputs: Inputs) -> nn.Module | None:
     """The module's form for training, if it has one and it can be used in this call."""
     x = inputs if isinstance(inputs, Tensor) else inputs[0]
     state = _modes(module)
-    if state is None or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+    if state is None or x.dtype != torch.float32:
         return None
     key = None if isinstance(inputs, Tensor) else len(inputs)
     kept = _folded_forms.setdefault(module, {})

@@ -71,23 +71,50 @@ class WinogradMode(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        # id of a weight -> the weight and its transformed filters; the most recently used is last.
-        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+        # By the id of the weight; the most recently used is last.
+        self.kept: dict[int, _Filters] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.conv2d and not kwargs and _fits(*args):
             x, weight, bias = args[:3]
-            return _Conv.apply(x, weight, bias, self._filters(weight))
+            kept = self.kept[id(weight)] = self.kept.pop(id(weight), None) or _Filters(weight)
+            if len(self.kept) > KEPT_FILTERS:
+                self.kept.pop(next(iter(self.kept)))
+            return _Conv.apply(x, weight, bias, kept.filters, kept.turned)
         return func(*args, **(kwargs or {}))
 
-    def _filters(self, weight: Tensor) -> Tensor:
-        kept = self.kept.pop(id(weight), None)
-        if kept is None:
-            kept = weight, winograd_filters(weight.detach(), False)
-        self.kept[id(weight)] = kept
-        if len(self.kept) > KEPT_FILTERS:
-            self.kept.pop(next(iter(self.kept)))
-        return kept[1]
+
+class _Filters:
+    """The filters of a weight, laid out, for its calls in one mode.
+
+    Attributes:
+        weight: kept so that no new weight can get the same id.
+        filters: for the convolution.
+        turned: for the gradients of the calls' inputs.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+        self.filters = winograd_filters(weight.detach(), False)
+        self.turned = _Turned()
+
+
+class _Turned:
+    """The turned filters of a weight, from the first call that needs them in backward to the last.
+
+    A head that is called at several levels lays out its filters once in backward, too.
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0  # whose gradients are still to be computed
+        self.filters: Tensor | None = None
+
+    def of(self, weight: Tensor) -> Tensor:
+        """The filters, for one call."""
+        filters = winograd_filters(weight, True) if self.filters is None else self.filters
+        self.calls -= 1
+        self.filters = filters if self.calls > 0 else None
+        return filters
 
 
 def has_winograd_shape(
@@ -106,12 +133,13 @@ def has_winograd_shape(
 
 
 class _Conv(torch.autograd.Function):
-    """Convolution with gradients of a map, a weight, a bias or None, and transformed filters."""
+    """Convolution with gradients of a map, a weight, a bias or None; with both kinds of filters."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        x, weight, bias, filters = args
+        x, weight, bias, filters, ctx.turned = args
         ctx.save_for_backward(x, weight)  # not the filters, a copy
+        ctx.turned.calls += ctx.needs_input_grad[0]
         return winograd_conv(x, filters, bias, None, weight.shape[0], "none")
 
     @staticmethod
@@ -121,16 +149,19 @@ class _Conv(torch.autograd.Function):
         wanted = list(ctx.needs_input_grad[:3])
         if torch.is_grad_enabled():  # create_graph=True: torch's backward is differentiable
             numbers = [len(weight)], [1, 1], [1, 1], [1, 1], False, [0, 0], 1
-            return *torch.ops.aten.convolution_backward(grad, x, weight, *numbers, wanted), None
+            return (
+                *torch.ops.aten.convolution_backward(grad, x, weight, *numbers, wanted),
+                None,
+                None,
+            )
         x_grad = weight_grad = bias_grad = None
         if wanted[1]:
             weight_grad = winograd_filters_grad(grad, x)
         if wanted[0]:
-            turned = winograd_filters(weight, True)
-            x_grad = winograd_conv(grad, turned, None, None, x.shape[1], "none")
+            x_grad = winograd_conv(grad, ctx.turned.of(weight), None, None, x.shape[1], "none")
         if wanted[2]:
             bias_grad = grad.sum((0, 2, 3))
-        return x_grad, weight_grad, bias_grad, None
+        return x_grad, weight_grad, bias_grad, None, None
 
 
 def _fits(

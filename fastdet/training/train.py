@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 
 from fastdet.data import Classes
+from fastdet.engine.fused import has_fast_bfloat16
 from fastdet.evaluation import CocoMetrics
 from fastdet.files import remove_leftovers, replacing
 from fastdet.models.backbone_weights import LIST_OF_TENSORS
@@ -195,6 +196,12 @@ def _train(
     if options.compile:
         module.compile_losses()
     print(_start(options, module, data), flush=True)
+    if _is_slow(options):
+        print(
+            "precision: this CPU has no fast bfloat16 (AVX-512); float32 (32-true) is several "
+            "times faster",
+            flush=True,
+        )
     if is_first():
         write_options(given, options.out / "options.yaml")
     splits = {"train": data.training, "val": data.validation}
@@ -380,6 +387,12 @@ def on_gpu(device: Device) -> bool:
 def device_name(device: Device) -> str:
     """The device of a training, for people."""
     return torch.cuda.get_device_name() if on_gpu(device) else "the CPU"
+
+
+def _is_slow(options: TrainOptions) -> bool:
+    """Whether the device computes the precision more slowly than float32."""
+    on_cpu = not on_gpu(options.device)
+    return on_cpu and options.precision == "bf16-mixed" and not has_fast_bfloat16()
 
 
 def _processes(options: TrainOptions) -> int:

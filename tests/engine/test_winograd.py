@@ -83,7 +83,8 @@ def test_levels_share_the_transforms(monkeypatch: pytest.MonkeyPatch) -> None:
     with WinogradMode():
         outputs = [conv(x) for x in maps]
     torch.stack([y.sum() for y in outputs]).sum().backward()
-    assert made == [False, True, True, True]
+    assert made == [False, True]
+    assert all(x.grad is not None for x in maps)
 
 
 @needs_fused_multiply_add

@@ -40,6 +40,7 @@ def samples() -> dict[str, tuple[Tensor, Tensor]]:
     }
     table |= {
         "many tiles": (noise(3, 8, 50, 61), noise(9, 8, 3, 3)),
+        "many tiles and channels": (noise(1, 65, 57, 60), noise(49, 65, 3, 3)),
         "many channels": (noise(1, 700, 4, 4), noise(130, 700, 3, 3)),
         "many filters": (noise(2, 20, 10, 9), noise(601, 20, 3, 3)),
         "NCHW": (noise(2, 6, 5, 8).contiguous(), noise(7, 6, 3, 3).contiguous()),
@@ -151,6 +152,23 @@ def test_error_is_about_a_direct_convolutions(channels: int, side: int, isa: str
     exact = F.conv2d(x.double(), weight.double(), padding=1)
     direct = F.conv2d(x, weight, padding=1)
     assert (conv(x, weight) - exact).norm() < 4 * (direct - exact).norm()
+
+
+@pytest.mark.parametrize("side", [8, 64])
+def test_error_of_the_filters_gradient(side: int) -> None:
+    x, weight = noise(2, 32, side, side).relu(), torch.zeros(32, 32, 3, 3)
+    grad = noise(2, 32, side, side, seed=1)
+
+    def gradient(dtype: torch.dtype) -> Tensor:
+        leaf = weight.to(dtype, copy=True).requires_grad_()
+        F.conv2d(x.to(dtype), leaf, padding=1).backward(grad.to(dtype))
+        assert leaf.grad is not None
+        return leaf.grad
+
+    exact, direct = gradient(torch.float64), gradient(torch.float32)
+    error = ops.winograd_filters_grad(grad, x) - exact
+    assert error.abs().mean() < 8 * (direct - exact).abs().mean()
+    assert error.norm() < 2e-6 * exact.norm()
 
 
 def test_no_channels_and_no_filters() -> None:

@@ -19,7 +19,7 @@ from fastdet.models import MODELS, FasterRCNN, RetinaNet
 from fastdet.training.detector_module import NonFiniteLossError, load_detector
 from fastdet.training.metrics_log import read_metrics
 from fastdet.training.options import PictureOptions, TrainOptions
-from fastdet.training.train import evaluate, train
+from fastdet.training.train import _is_slow, evaluate, train
 
 FILES = ["best.ckpt", "last.ckpt", "metrics.csv", "options.yaml", "run.yaml"]
 
@@ -363,3 +363,11 @@ def test_masks_are_learnt_logged_and_evaluated(options: TrainOptions, tmp_path: 
     again = evaluate(tmp_path / "last.ckpt", options.data).masks
     assert again is not None
     assert again.stats == pytest.approx({name: row[f"val/segm_{name}"] for name in again.stats})
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_bfloat16_that_is_slow_is_said(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastdet.training.train.has_fast_bfloat16", lambda: fast)
+    options = TrainOptions(data=Path("data"), out=Path("out"), device="cpu")
+    assert not _is_slow(options)
+    assert _is_slow(replace(options, precision="bf16-mixed")) is not fast
