@@ -35,6 +35,7 @@ from torch.utils._pytree import tree_leaves
 from fastdet.engine.folding import folded_graph
 from fastdet.engine.fusing import fused_graph
 from fastdet.engine.linear import LinearMode, products_are_slow
+from fastdet.engine.mapped import trim_heap
 from fastdet.engine.winograd import WinogradMode
 from fastdet.ops.tracing import is_eager
 
@@ -99,6 +100,7 @@ def run_fused(module: nn.Module, inputs: Inputs) -> Any:
         if form is None or form.state != looked[0]:
             with _making:
                 form = forms[key] = Form(_make(module, inputs, dtype), *looked)
+                trim_heap()
         if form.graph is not None:
             return form.graph(_prepared(inputs, dtype))
     with WinogradMode():
