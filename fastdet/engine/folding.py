@@ -9,6 +9,7 @@ product. The result differs only by rounding.
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from timm.layers.norm_act import FrozenBatchNormAct2d
 from torch import Tensor, fx, nn
@@ -44,7 +45,7 @@ class FoldedConv(nn.Module):
         conv, norm = self.conv, self.norm
         scale = (norm.running_var + norm.eps).rsqrt() * norm.weight
         mean = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
-        weight = conv.weight * scale[:, None, None, None]
+        weight = torch.mul(conv.weight, scale[:, None, None, None])  # see `recomputing.py`
         geometry: Any = conv.stride, conv.padding, conv.dilation, conv.groups
         y = F.conv2d(x, weight, norm.bias - mean * scale, *geometry)
         for part in self.after:

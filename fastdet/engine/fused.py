@@ -7,8 +7,9 @@ the sum and the activation that follow a convolution are computed together with 
 its summand if nothing reads the summand afterwards. The weights of linear layers are converted to
 oneDNN's layout once. In other cases on the CPU, for example in training, the module's own parts
 run, but frozen norms are folded (`folding.py`), and in float32 its 3x3 convolutions are replaced
-(`winograd.py`). Under torch.compile and torch.export, on other devices and in other types than
-float32 and bfloat16, the module runs unchanged.
+(`winograd.py`) and outputs of norms are computed again in backward (`recomputing.py`). Under
+torch.compile and torch.export, on other devices and in other types than float32 and bfloat16, the
+module runs unchanged.
 
 The form is built at the first call of a module, from a torch.fx trace. It is compared with the
 module on a corner of the input. There is no form for a module that cannot be traced or whose form
@@ -35,6 +36,8 @@ from torch.utils._pytree import tree_leaves
 from fastdet.engine.folding import folded_graph
 from fastdet.engine.fusing import fused_graph
 from fastdet.engine.linear import LinearMode, products_are_slow
+from fastdet.engine.mapped import trim_heap
+from fastdet.engine.recomputing import RecomputeMode
 from fastdet.engine.winograd import WinogradMode
 from fastdet.ops.tracing import is_eager
 
@@ -99,9 +102,10 @@ def run_fused(module: nn.Module, inputs: Inputs) -> Any:
         if form is None or form.state != looked[0]:
             with _making:
                 form = forms[key] = Form(_make(module, inputs, dtype), *looked)
+                trim_heap()
         if form.graph is not None:
             return form.graph(_prepared(inputs, dtype))
-    with WinogradMode():
+    with _saving_less(x), WinogradMode():
         return (_folded(module, inputs) or module)(inputs)
 
 
@@ -113,6 +117,17 @@ def fast_linear(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     if x.device.type != "cpu" or not is_eager(x) or _off.get() or not products_are_slow():
         return contextlib.nullcontext()
     return LinearMode()
+
+
+def _saving_less(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    trains = torch.is_grad_enabled() and x.dtype == torch.float32
+    if (
+        not trains
+        or torch.is_autocast_enabled("cpu")
+        or torch._C._are_functorch_transforms_active()
+    ):
+        return contextlib.nullcontext()
+    return RecomputeMode()
 
 
 def forget_fused(module: nn.Module) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.fx._symbolic_trace import PH
 from torchvision.ops import FrozenBatchNorm2d
 
+from fastdet.engine.mapped import mapped_empty
 from fastdet.engine.winograd import WinogradConv, has_winograd_shape
 from fastdet.ops.upsample_nearest import upsample_nearest
 
@@ -32,6 +33,7 @@ ACTIVATIONS: dict[Any, str] = {
     **dict.fromkeys((nn.SiLU, F.silu), "swish"),
     **dict.fromkeys((nn.Sigmoid, F.sigmoid, torch.sigmoid, "sigmoid"), "sigmoid"),
 }
+FOLDED_AT_ONCE = 1 << 16  # numbers in float64
 
 
 class FusedConv(nn.Module):
@@ -41,21 +43,19 @@ class FusedConv(nn.Module):
         conv: a convolution with zero padding.
         norm: a norm in eval mode, or None.
         activation: one of the values of ACTIVATIONS, or "none"; after a sum only "relu" or "none".
-        dtype: of the weights. Folding is computed in float64.
+        dtype: of the weights. They are folded in float64.
     """
 
     def __init__(
         self, conv: nn.Conv2d, norm: nn.Module | None, activation: str, dtype: torch.dtype
     ) -> None:
         super().__init__()
-        weight, bias = _folded(conv, norm)
         self.geometry: Any = conv.padding, conv.stride, conv.dilation, conv.groups
         self.kernel_size = conv.kernel_size
         self.out_channels = conv.out_channels
         self.activation = activation
-        self.bias = None if bias is None else bias.to(dtype)
         # Not in oneDNN's own layout: the best one depends on the map size, a wrong one is slower.
-        self.weight = weight.to(dtype, memory_format=torch.channels_last)
+        self.weight, self.bias = _folded(conv, norm, dtype)
 
     def forward(self, x: Tensor, other: Tensor | None = None, over_other: bool = False) -> Tensor:
         """(B, C, H, W) -> (B, out_channels, H', W'); with `over_other` it overwrites `other`."""
@@ -137,14 +137,16 @@ def fused_graph(
     parts: dict[str, Any] = dict(module.named_modules())
     _take_sizes_of_inputs(graph, parts)
     _take_upsampling(graph)
-    _merge_branches(graph, parts)
+    _merge_branches(graph, parts, dtype)
     _fuse(graph, parts, dtype)
     _write_over_summands(graph, parts)
     for node in graph.nodes:
         if node.op == "get_attr":
             parts[node.target] = operator.attrgetter(node.target)(module)
     parts.pop("", None)
-    return fx.GraphModule(parts, graph).eval()
+    fused = fx.GraphModule(parts, graph).eval()
+    parts.clear()  # of the merged convolutions; something of torch.fx still refers to it
+    return fused
 
 
 def inputs_to_trace(module: nn.Module, inputs: Tensor | Sequence[Tensor]) -> dict[str, Any] | None:
@@ -232,7 +234,7 @@ class _Branch(NamedTuple):
     norm: str | None
 
 
-def _merge_branches(graph: fx.Graph, parts: dict[str, Any]) -> None:
+def _merge_branches(graph: fx.Graph, parts: dict[str, Any], dtype: torch.dtype) -> None:
     """Replaces the sum of two convolutions of one map by one convolution."""
     made: dict[Any, str] = {}
     for node in list(graph.nodes):
@@ -248,7 +250,7 @@ def _merge_branches(graph: fx.Graph, parts: dict[str, Any]) -> None:
         if key not in made:
             made[key] = f"merged_{len(made)}"
             norms = [None if b.norm is None else parts[b.norm] for b in (left, right)]
-            parts[made[key]] = _merged(convs, norms)
+            parts[made[key]] = _merged(convs, norms, dtype)
         with graph.inserting_before(node):
             merged = graph.call_module(made[key], left.conv.args)
         node.replace_all_uses_with(merged)
@@ -292,15 +294,17 @@ def _fit(first: nn.Conv2d, second: nn.Conv2d) -> bool:
     return same and centred
 
 
-def _merged(convs: Sequence[nn.Conv2d], norms: Sequence[nn.Module | None]) -> nn.Conv2d:
-    """The sum of convolutions, each with its norm, as one convolution in float64."""
+def _merged(
+    convs: Sequence[nn.Conv2d], norms: Sequence[nn.Module | None], dtype: torch.dtype
+) -> nn.Conv2d:
+    """The sum of convolutions, each with its norm, as one convolution."""
     height, width = (max(conv.kernel_size[side] for conv in convs) for side in (0, 1))
     weights, biases = [], []
     stride: Any = convs[0].stride
     for conv, norm in zip(convs, norms, strict=True):
-        weight, bias = _folded(conv, norm)
+        weight, bias = _folded(conv, norm, torch.float64)
         down, across = (height - weight.shape[2]) // 2, (width - weight.shape[3]) // 2
-        weights.append(F.pad(weight.double(), (across, across, down, down)))
+        weights.append(F.pad(weight, (across, across, down, down)))
         biases.append(weight.new_zeros(len(weight)) if bias is None else bias)
     merged = nn.Conv2d(
         convs[0].in_channels,
@@ -311,8 +315,8 @@ def _merged(convs: Sequence[nn.Conv2d], norms: Sequence[nn.Module | None]) -> nn
         groups=convs[0].groups,
         device="meta",
     )
-    merged.weight = nn.Parameter(weights[0] + weights[1], requires_grad=False)
-    merged.bias = nn.Parameter(biases[0].double() + biases[1], requires_grad=False)
+    merged.weight = nn.Parameter((weights[0] + weights[1]).to(dtype), requires_grad=False)
+    merged.bias = nn.Parameter((biases[0] + biases[1]).to(dtype), requires_grad=False)
     return merged
 
 
@@ -321,7 +325,7 @@ def _fused_conv(
 ) -> nn.Module:
     geometry = conv.stride, conv.padding, conv.dilation, conv.groups
     if dtype == torch.float32 and has_winograd_shape(conv.weight, *geometry):
-        return WinogradConv(*_folded(conv, norm), activation)
+        return WinogradConv(*_folded(conv, norm, dtype), activation)
     return FusedConv(conv, norm, activation, dtype)
 
 
@@ -472,19 +476,31 @@ def _upsample(x: Tensor, size: Any) -> Tensor:
 # ---- weights and memory --------------------------------------------------------------------------
 
 
-def _folded(conv: nn.Conv2d, norm: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of a convolution; in float64, with the norm folded in, if there is a norm."""
+def _folded(conv: nn.Conv2d, norm: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Weight, in channels_last, and bias of a convolution with the norm folded in, if there is one.
+
+    Folding is computed in float64, some filters at a time: the whole would take twice the memory of
+    the weight.
+    """
     weight = conv.weight.detach()
     bias = None if conv.bias is None else conv.bias.detach()
     if norm is None:
-        return weight, bias
+        bias = None if bias is None else bias.to(dtype)
+        return weight.to(dtype, memory_format=torch.channels_last), bias
     if norm.running_mean is None:
         raise ValueError(f"{type(norm).__name__} has no statistics of its own")
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     scale = scale if norm.weight is None else scale * norm.weight.detach()
     mean = norm.running_mean if bias is None else norm.running_mean - bias
     bias = -mean * scale if norm.bias is None else norm.bias.detach() - mean * scale
-    return weight * scale[:, None, None, None], bias
+    outputs, inputs, height, width = weight.shape
+    folded = mapped_empty((outputs, height, width, inputs), dtype).permute(0, 3, 1, 2)
+    rows = max(1, FOLDED_AT_ONCE * outputs // max(1, weight.numel()))
+    for part, own, factor in zip(
+        folded.split(rows), weight.split(rows), scale[:, None, None, None].split(rows), strict=True
+    ):
+        part.copy_(own * factor)
+    return folded, bias.to(dtype)
 
 
 def _write_over_summands(graph: fx.Graph, parts: dict[str, Any]) -> None:

@@ -253,6 +253,7 @@ class DFINEHead(nn.Module):
         maps = features if self.inputs is None else run(self.inputs, features)
         shapes = [(x.shape[2], x.shape[3]) for x in maps]
         pyramid = tokens_of(maps)  # (B, S, C)
+        del maps  # the tokens are a copy
         queries, logits, selected = self.selection.start(pyramid, shapes, extents, denoising)
         refined = self._refined(queries, extents, pyramid, shapes)
         denoised, found = split_known(refined, queries.known)

@@ -217,3 +217,20 @@ def test_it_learns_a_few_images(family: str) -> None:
         for label, box in zip(target["labels"], target["boxes"], strict=True):
             same = of_image["boxes"][sure & (of_image["labels"] == label)]
             assert float((same - box).abs().amax(dim=1).min()) < 12
+
+
+def test_selection_is_that_of_a_pyramid_with_zeros_at_the_border() -> None:
+    torch.manual_seed(0)
+    selection = RTDETRHead(32, NUM_CLASSES, 2, num_queries=40).selection
+    shapes = [(8, 8), (4, 4)]
+    locations = location_boxes(shapes, torch.tensor([[1.0, 1.0], [0.6, 0.8]]))
+    # Some locations of the first level's are in the padding, and one is near the border.
+    locations[0, 5, :2] = 0.005
+    pyramid = torch.randn(2, 80, 32)
+    near = ((locations > 0.01) & (locations < 0.99)).all(dim=2)
+    assert near.any()
+    assert not near.all()
+    found = selection(pyramid, locations)
+    expected = selection(pyramid * near[..., None], locations)
+    for x, own in zip(found, expected, strict=True):
+        torch.testing.assert_close(x, own)

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Memory for weights that stay, outside the heap on which maps come and go.
+
+The C library takes blocks of up to 32 MiB from one heap. A weight that stays between maps that are
+freed splits the free memory: later maps do not fit into the pieces, and the heap grows.
+"""
+
+import contextlib
+import ctypes
+import math
+import mmap
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+LEAST_BYTES = 1 << 16  # below, the unused rest of the last page would count
+HUGE_PAGE = 1 << 21
+
+
+def mapped_empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A contiguous tensor of zeros whose memory goes back to the system when it is freed."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < LEAST_BYTES:
+        return torch.zeros(shape, dtype=dtype)
+    is_private = hasattr(mmap, "MAP_PRIVATE")
+    options = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if is_private else {}
+    memory = mmap.mmap(-1, size, **options)
+    if size >= 2 * HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # advice: may be refused
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+
+def trim_heap() -> None:
+    """Gives free memory of the heap back to the system; no effect without glibc."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
