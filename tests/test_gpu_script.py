@@ -88,8 +88,17 @@ def test_a_failing_step_does_not_stop_the_others(tmp_path: Path, stand_ins: dict
     for name in ("memcheck", "racecheck"):
         text = (out / f"{name}.log").read_text()
         assert f"checked with {threads}\nERROR SUMMARY" in text
-        # Its races are intended.
-        assert ("--kernel-name-exclude kns=resolve_kernel" in text) == (name == "racecheck")
+        assert "exclude" not in text  # no kernel is spared
+
+
+def test_what_is_missing_is_named(tmp_path: Path, stand_ins: dict[str, str]) -> None:
+    python = tmp_path / "python"
+    python.write_text(STAND_IN.replace("echo loaded", "echo 'No \"native\" module' >&2; exit 1"))
+    done = run(tmp_path / "out", "bench", **stand_ins)
+    assert done.returncode == 1
+    (step,) = json.loads((tmp_path / "out" / "summary.json").read_text())["steps"]
+    note = "the CUDA ops are not in use: fastdet cannot be imported: No native module"
+    assert step == {"step": "load", "exit_code": 1, "seconds": 0, "note": note}
 
 
 def test_chosen_steps(tmp_path: Path, stand_ins: dict[str, str]) -> None:

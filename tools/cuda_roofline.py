@@ -5,7 +5,9 @@ Runs the inputs of benchmarks/gpu on the emulator that counts (tests/cuda_emulat
 joins the counts with the compiled instructions (sass.py), and writes what bounds each kernel. The
 instructions are of the library as built, for sm_90; without it their columns are empty.
 
-    python -m tools.cuda_roofline [--only TEXT] [--out FILE]
+    python -m tools.cuda_roofline [--only TEXT] [--out FILE] [--peers]
+
+A second table has torchvision's bytes beside ours (cuda_peers.py); `--peers` renews it alone.
 
 An input that takes the emulator too long is cut to a part; the counts are multiplied accordingly.
 """
@@ -22,7 +24,7 @@ from torch import Tensor
 from benchmarks.gpu.case import GpuCase
 from benchmarks.gpu.device import Device
 from tests.cuda_emulation.counting import MEMSET, Counts, Kernel, Site, counted
-from tools import sass
+from tools import cuda_peers, sass
 from tools.cuda_resources import LIBRARY, ROOT, family_of, short
 
 OUT = ROOT / "benchmarks" / "results" / "cuda_roofline.md"
@@ -207,19 +209,24 @@ def merged(counts: Counts) -> Counts:
     return Counts(list(kernels.values()), counts.sites)
 
 
-def rows(only: str) -> Iterator[tuple[GpuCase, int, list[Row]]]:
-    """Case by case."""
+def cases(only: str) -> Iterator[GpuCase]:
+    """Those of the suites whose name has this text."""
     from benchmarks.gpu.__main__ import SUITES
 
-    compiled = Compiled(LIBRARY)
     suites: list[Callable[[Device], Iterator[GpuCase]]] = [
         suite for suite in SUITES if suite.__name__ not in LEFT_OUT and only in suite.__name__
     ]
     for suite in suites:
-        for case in suite(Device("cpu", small=False)):
-            counts, scale = count(case)
-            counts = merged(counts)
-            yield case, scale, [row(case, counts, scale, k, compiled) for k in counts.kernels]
+        yield from suite(Device("cpu", small=False))
+
+
+def rows(only: str) -> Iterator[tuple[GpuCase, int, list[Row]]]:
+    """Case by case."""
+    compiled = Compiled(LIBRARY)
+    for case in cases(only):
+        counts, scale = count(case)
+        counts = merged(counts)
+        yield case, scale, [row(case, counts, scale, k, compiled) for k in counts.kernels]
 
 
 HEADER = f"""# What each CUDA kernel cannot be faster than
@@ -266,14 +273,22 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default="", help="suites whose name has this text")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--peers", action="store_true", help=f"only {cuda_peers.TITLE[3:-1]}")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.peers:
+        lines = OUT.read_text().partition(f"\n{cuda_peers.TITLE}")[0].splitlines()
+        beside = cuda_peers.section(lines, lambda: cases(options.only))
+        text = "".join(f"{each}\n" for each in [*lines, ""]) + "".join(beside)
+        (options.out or OUT).write_text(text)
+        return
     lines = []
     for _, scale, found in rows(options.only):
         lines += [line(each, scale) for each in found]
         print("\n".join(lines[-len(found) :]), flush=True)
     if options.out:
-        options.out.write_text(HEADER + "".join(f"{text}\n" for text in lines))
+        beside = "".join(cuda_peers.section(lines, lambda: cases(options.only)))
+        options.out.write_text(HEADER + "".join(f"{text}\n" for text in lines) + f"\n{beside}")
 
 
 if __name__ == "__main__":

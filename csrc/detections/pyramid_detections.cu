@@ -6,9 +6,9 @@
 //
 // The lower bound of the traffic is to read all logits once. Launches for float32: a memset and 3
 // for the selection, 1 for decoding, 4 for greedy_nms.cuh, whose last one writes the result: 9 in
-// all, or 8 for the half types. (greedy_nms.cuh needs 8 launches for very many candidates.) None
-// waits for the host. Deltas and anchors are read only for the selected logits. Memory: the
-// candidates, O(levels x k) for each image.
+// all, or 8 for the half types. (greedy_nms.cuh needs 8 launches for more than 2^15 candidates
+// of an image.) None waits for the host. Deltas and anchors are read only for the selected logits.
+// Memory: the candidates, O(levels x k) for each image.
 #include "../geometry/box_coding.h"
 #include "../selection/top_logits.cuh"
 #include "candidates.cuh"

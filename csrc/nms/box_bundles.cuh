@@ -275,12 +275,12 @@ __device__ inline uint32_t sum_up(uint32_t (&numbers)[Bins::kWords]) {
   return total;
 }
 
-// Gives the boxes of an image their places and bundles. A whole block of kOrderThreads calls it.
-// The order of the places within a bin is arbitrary; the result does not depend on it.
+// Gives the boxes of an image their places and bundles. A whole block of kOrderThreads calls it,
+// with shared memory for the numbers of boxes in the bins. The order of the places within a bin is
+// arbitrary; the result does not depend on it.
 template <typename T>
 __device__ void place_by_bins(const BoxOrders<T>& in, int64_t image, uint32_t* places,
-                              const BoxBundles<T>& all) {
-  __shared__ uint32_t numbers[Bins::kWords];
+                              const BoxBundles<T>& all, uint32_t (&numbers)[Bins::kWords]) {
   const BoxBundles<T> out = all.of(image);
   const int64_t begin = image * in.n, n = in.count(image);
   const auto for_each_box = [&](const auto& body) {

@@ -4,17 +4,21 @@
 // never compared, so groups are hashed into buckets, and the places of a bucket follow each other.
 // A row with a NaN score or a coordinate that is not finite is in neither order.
 //
-// Up to about 32k rows, the rank of a row is counted: it is the number of keys that come before its
-// key. A block of 32 warps ranks 64 rows, and each warp reads a share of the keys. A pair costs
-// about 2.1 instructions: 10k rows are 6.6 million warp instructions, 7 us on 132 multiprocessors.
-// The same launch finds the places by bins (box_bundles.cuh).
+// Of few rows, the rank of a row is counted: it is the number of keys that come before its key. A
+// block of 32 warps ranks 64 rows, and each warp reads a share of the keys. A pair costs about 2.1
+// instructions: 10k rows are 6.6 million warp instructions, 7 us on 132 multiprocessors. The same
+// launch finds the places by bins (box_bundles.cuh).
 //
-// For more rows, two launches give both orders. In the first, a block sorts a tile of 4096 rows in
-// shared memory by a bitonic network of 78 steps. Each step moves 64 KB, about 25 us in all. In the
-// second, the rank of a row is its place in its tile plus the number of rows of every other tile
-// that come before it, which a binary search finds: 12 loads for each row and tile, mostly of the
-// same addresses. The result is exact and does not depend on the order of the blocks. Only tiles
-// below an image's count are processed. Above a million rows a radix sort would be faster.
+// Of more rows, tiles are sorted and then merged. A block sorts a tile of 4096 rows in shared
+// memory by a bitonic network of 78 steps. Each step moves 64 KB, about 25 us in all. Then the rank
+// of a row is its place in its tile plus the number of rows of every other tile that come before
+// it, which a binary search finds: 12 loads for each row and tile, mostly of the same addresses.
+// The result is exact and does not depend on the order of the blocks. Only tiles below an image's
+// count are processed. Above a million rows a radix sort would be faster.
+//
+// Up to about 32k rows of an image, the places still come from bins, and only the scores are
+// sorted, in tiles of 2048 rows: 66 steps of 32 KB, about 13 us, while the bins take about 20 us.
+// Above, tiles give both orders.
 #pragma once
 
 #include <type_traits>
@@ -25,6 +29,7 @@
 namespace fastdet::cuda {
 
 constexpr int kTile = 4096;  // rows; float64 keys need 48 KB, which every GPU has in shared memory
+constexpr int kScoreTile = 2048;  // rows, if only the scores are sorted
 constexpr int kOrderThreads = 1024, kOrderWarps = kOrderThreads / kWarp;
 
 template <typename T>
@@ -108,12 +113,12 @@ struct BoxOrders {
   int64_t num_images, n;
   uint32_t* by_score;  // (B, n): the row of each rank
   uint32_t* usable;    // (B,): the number of rows that have a rank
-  // Both orders, if tiles are sorted:
+  // If tiles are sorted, by score (O = 1) or by score and by place (O = 2):
   int num_tiles;
-  KeyOf<T>* keys;         // (2, B, n) sorted within each tile
-  uint32_t* rows;         // (2, B, n) their rows
-  uint32_t* tile_usable;  // (2, B, num_tiles) rows of the tile that are not left out
-  uint32_t* by_place;     // (B, n): the row of each place
+  KeyOf<T>* keys;         // (O, B, n) sorted within each tile
+  uint32_t* rows;         // (O, B, n) their rows
+  uint32_t* tile_usable;  // (O, B, num_tiles) rows of the tile that are not left out
+  uint32_t* by_place;     // (B, n): the row of each place; only if O = 2
 
   __device__ int64_t count(int64_t image) const {
     return counts ? max_of<int64_t>(0, min_of(counts[image], n)) : n;
@@ -223,16 +228,24 @@ __device__ void sort_tile(Key* keys, uint32_t* values, int size) {
   __syncthreads();
 }
 
-// One block for each tile: first the tiles of all images by score, then those by place.
-template <typename T>
-__global__ void __launch_bounds__(kOrderThreads) sort_tiles_kernel(BoxOrders<T> in) {
-  __shared__ KeyOf<T> keys[kTile];
-  __shared__ uint32_t rows[kTile];
-  const int64_t order = blockIdx.x / in.num_tiles, image = order % in.num_images;
-  const int64_t first = blockIdx.x % in.num_tiles * int64_t(kTile);
-  const int size = static_cast<int>(min_of<int64_t>(in.count(image) - first, kTile));
+// A tile in shared memory.
+template <typename T, int size>
+struct RowTile {
+  KeyOf<T> keys[size];
+  uint32_t rows[size];
+};
+
+// Sorts tile `number`; the tiles of all images by score come first, then those by place. A whole
+// block of kOrderThreads calls it.
+template <typename T, int most>
+__device__ void sort_rows(const BoxOrders<T>& in, int64_t number, RowTile<T, most>& tile) {
+  KeyOf<T>(&keys)[most] = tile.keys;
+  uint32_t (&rows)[most] = tile.rows;
+  const int64_t order = number / in.num_tiles, image = order % in.num_images;
+  const int64_t first = number % in.num_tiles * most;
+  const int size = static_cast<int>(min_of<int64_t>(in.count(image) - first, most));
   if (size <= 0) {
-    if (threadIdx.x == 0) in.tile_usable[blockIdx.x] = 0;
+    if (threadIdx.x == 0) in.tile_usable[number] = 0;
     return;
   }
   const int padded = power_of_2(size);
@@ -248,10 +261,16 @@ __global__ void __launch_bounds__(kOrderThreads) sort_tiles_kernel(BoxOrders<T> 
     in.keys[order * in.n + first + i] = keys[i];
     in.rows[order * in.n + first + i] = rows[i];
     const bool left_out = keys[i] == kLeftOut<T>;
-    if (!left_out && (i + 1 == size || keys[i + 1] == kLeftOut<T>))
-      in.tile_usable[blockIdx.x] = i + 1;
-    if (left_out && i == 0) in.tile_usable[blockIdx.x] = 0;
+    if (!left_out && (i + 1 == size || keys[i + 1] == kLeftOut<T>)) in.tile_usable[number] = i + 1;
+    if (left_out && i == 0) in.tile_usable[number] = 0;
   }
+}
+
+// One block for each tile.
+template <typename T>
+__global__ void __launch_bounds__(kOrderThreads) sort_tiles_kernel(BoxOrders<T> in) {
+  __shared__ RowTile<T, kTile> tile;
+  sort_rows(in, blockIdx.x, tile);
 }
 
 // How many of the sorted keys are below `key`.
@@ -269,28 +288,35 @@ __device__ uint32_t num_below(const Key* keys, uint32_t n, Key key) {
   return low;
 }
 
+// Writes the row at place `number` of the sorted tiles, if there is one, where its rank says.
+template <int of_tile, typename T>
+__device__ void merge_row(const BoxOrders<T>& in, int64_t number) {
+  const int64_t place = number % (int64_t(in.num_tiles) * of_tile);
+  const int64_t order = number / (int64_t(in.num_tiles) * of_tile), image = order % in.num_images;
+  const int tile = static_cast<int>(place / of_tile);
+  const uint32_t* const usable = in.tile_usable + order * in.num_tiles;
+  if (place % of_tile >= usable[tile]) return;
+  const KeyOf<T>* const keys = in.keys + order * in.n;
+  const KeyOf<T> key = keys[place];
+  uint32_t rank = place % of_tile;
+  // Of rows with equal keys, the row of the earlier tile comes first.
+  for (int other = 0; other < in.num_tiles; ++other)
+    if (other != tile)
+      rank += num_below(keys + int64_t(other) * of_tile, usable[other], key + (other < tile));
+  uint32_t* const rows = order < in.num_images ? in.by_score : in.by_place;
+  rows[image * in.n + rank] = in.rows[order * in.n + place];
+}
+
 // One thread for each row: the rows of a tile take kTile / kThreads blocks.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) merge_tiles_kernel(BoxOrders<T> in) {
-  const int64_t thread = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  const int64_t place = thread % (int64_t(in.num_tiles) * kTile);
-  const int64_t order = thread / (int64_t(in.num_tiles) * kTile), image = order % in.num_images;
-  const int tile = static_cast<int>(place / kTile);
-  const uint32_t* const usable = in.tile_usable + order * in.num_tiles;
-  const bool has_row = place % kTile < usable[tile];
-  if (!has_row && place > 0) return;
-  const KeyOf<T>* const keys = in.keys + order * in.n;
-  const KeyOf<T> key = has_row ? keys[place] : 0;
-  uint32_t rank = place % kTile, total = 0;
-  for (int other = 0; other < in.num_tiles; ++other) {
-    total += usable[other];
-    // Of rows with equal keys, the row of the earlier tile comes first.
-    if (has_row && other != tile)
-      rank += num_below(keys + int64_t(other) * kTile, usable[other], key + (other < tile));
-  }
-  uint32_t* const rows = order < in.num_images ? in.by_score : in.by_place;
-  if (has_row) rows[image * in.n + rank] = in.rows[order * in.n + place];
-  if (place == 0 && order < in.num_images) in.usable[image] = total;
+  const int64_t number = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  merge_row<kTile>(in, number);
+  if (number >= in.num_images) return;
+  uint32_t total = 0;
+  for (int tile = 0; tile < in.num_tiles; ++tile)
+    total += in.tile_usable[number * in.num_tiles + tile];
+  in.usable[number] = total;
 }
 
 template <typename T>

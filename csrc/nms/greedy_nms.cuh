@@ -4,14 +4,14 @@
 // order:
 //
 //   order    sort by falling score (box_orders.cuh), and bundle by place (box_bundles.cuh).
-//            1 launch, or 3 if an image may have more than kMostCounted boxes or the batch more
-//            than kMostCountedPairs pairs.
+//            1 launch, or 3 if an image may have more than kMostByBins boxes.
 //   settle   2 launches. One warp for each box searches the overlapping boxes before it. The box is
 //            removed if one of them is known to stay. It stays if all of them are known to be
 //            removed. Otherwise it waits. The first launch settles the boxes that overlap no box
 //            before them; it looks into a box's own bundle first, where most others find one and
 //            stop. In the second, a box that still waits stores which boxes it waits for, in words
-//            of 32 places.
+//            of 32 places. If the order has sorted tiles of scores, further blocks of the first
+//            launch merge them: nothing needs the ranks before resolving.
 //   decide   2 launches, only if the order took 3: each waiting box reads its words again. The
 //            second one also searches again for boxes with more words than could be stored: by now
 //            most of the boxes that they wait for are removed.
@@ -27,7 +27,10 @@
 // random places, with sides up to a tenth of the image, a box needs about 400 instructions: 5 us in
 // all on 132 multiprocessors, so the launches and their latency dominate. For 100k boxes a box
 // needs about 1200: 0.13 ms for the first settling and half of that for the second. With 40 us for
-// the orders and 25 us for the 98 steps of resolving, this is about 0.3 ms in all.
+// the orders and 25 us for the 98 steps of resolving, this is about 0.3 ms in all. An RPN in
+// training has about 8,700 boxes for each image. To count their ranks takes 6.4 us of the whole GPU
+// for each image; to sort them, 13 us of 5 multiprocessors, and to merge them about 0.3 us. So for
+// 16 images the order takes about 20 us, the time of one block to find the places.
 //
 // Counted in the emulator, for 100k boxes about 2,000 objects, 50 about each: both launches of
 // settling test 7.4 million times 32 hulls or boxes if all boxes have one group, 0.42 ms, and 1.6
@@ -35,12 +38,17 @@
 // million. To search again adds 0.24 million to the first case; it leaves 6 searches to the one
 // block of resolving, which would have 790 without it.
 //
+// Resolving reads words in shared memory that no thread writes before the next barrier, so its
+// result and its work do not depend on timing: a round sets the bits in memory, and copies them
+// then; the boxes of a step set theirs after all have decided. To copy the words of 10k boxes takes
+// a load of each thread, about 0.2 us a round.
+//
 // A box may wait for more than kEntries words. If the boxes in all stored words turn out to be
 // removed, a whole warp searches the bundles for this box again. No block waits for another.
 // Reading a state while it changes can only save work: the result does not depend on timing. The
 // metric of the overlap is the IoU; merging also uses the IoS (nmm.cu).
-// Memory: one allocation of 98 bytes for each row, plus 20 if ordering takes 3 launches, up to 32
-// in float64 and 8 with groups. No host sync.
+// Memory: one allocation of 98 bytes for each row, plus 8 if tiles of scores are sorted, or 20 if
+// ordering takes 3 launches, up to 32 in float64 and 8 with groups. No host sync.
 #pragma once
 
 #include "../geometry/threshold.h"
@@ -48,8 +56,8 @@
 
 namespace fastdet::cuda {
 
-constexpr int64_t kMostCounted = 1 << 15;      // rows of an image
-constexpr double kMostCountedPairs = 1 << 30;  // of the batch; to count them takes 90 us
+constexpr int64_t kMostByBins = 1 << 15;       // rows of an image
+constexpr double kMostCountedPairs = 1 << 28;  // of the batch; to count them takes 22 us
 constexpr int kEntries = 8;                    // words that a box may wait for
 constexpr int kRounds = 8;
 constexpr int kSettleThreads = 256;
@@ -80,10 +88,26 @@ template <typename T>
 __global__ void __launch_bounds__(kOrderThreads) order_kernel(Suppression<T> in) {
   const int64_t num_images = in.orders.num_images, block = int64_t(blockIdx.x) - num_images;
   if (block < 0) {
-    place_by_bins(in.orders, blockIdx.x, in.places, in.bundles);
+    __shared__ uint32_t numbers[Bins::kWords];
+    place_by_bins(in.orders, blockIdx.x, in.places, in.bundles, numbers);
   } else {
     const int64_t image = block % num_images, first = block / num_images * kRanksPerBlock;
     if (first < in.orders.count(image)) count_ranks(in.orders, image, first);
+  }
+}
+
+// The same for more rows: the other blocks sort a tile of scores each.
+template <typename T>
+__global__ void __launch_bounds__(kOrderThreads) order_tiles_kernel(Suppression<T> in) {
+  __shared__ union {
+    uint32_t numbers[Bins::kWords];
+    RowTile<T, kScoreTile> tile;
+  } memory;
+  const int64_t block = int64_t(blockIdx.x) - in.orders.num_images;
+  if (block < 0) {
+    place_by_bins(in.orders, blockIdx.x, in.places, in.bundles, memory.numbers);
+  } else {
+    sort_rows(in.orders, block, memory.tile);
   }
 }
 
@@ -181,11 +205,17 @@ __device__ Decision decide(const Suppression<T>& in, int64_t image, const Known&
 enum class Pass { kFirst, kNote, kAgain };
 
 // One warp for each waiting box, with a stride over the image. The last pass searches only for
-// boxes that have more entries than could be stored; the others follow from their entries.
+// boxes that have more entries than could be stored; the others follow from their entries. Blocks
+// beyond those of the images merge tiles of scores.
 template <OverlapMetric metric, typename T>
 __global__ void __launch_bounds__(kSettleThreads, sizeof(T) > 4 ? 3 : 4)
     settle_kernel(Suppression<T> in, int64_t blocks_per_image, Pass pass) {
   const int64_t image = blockIdx.x / blocks_per_image;
+  if (image >= in.orders.num_images) {
+    const int64_t block = blockIdx.x - in.orders.num_images * blocks_per_image;
+    merge_row<kScoreTile>(in.orders, block * kSettleThreads + threadIdx.x);
+    return;
+  }
   const uint32_t n = in.orders.usable[image];
   const uint32_t step = static_cast<uint32_t>(blocks_per_image) * (kSettleThreads / kWarp);
   uint32_t place = blockIdx.x % blocks_per_image * (kSettleThreads / kWarp) + warp();
@@ -204,16 +234,16 @@ __global__ void __launch_bounds__(kSettleThreads, sizeof(T) > 4 ? 3 : 4)
   }
 }
 
-// Decides the waiting boxes among the places first, first + step, ... of the image. Returns whether
-// any box was decided.
+// Decides the waiting boxes among the places first, first + step, ... of the image by what is
+// known, and sets their states in `decided`. Returns whether any box was decided.
 template <typename T>
-__device__ bool decide_all(const Suppression<T>& in, int64_t image, const Known& known, int64_t n,
-                           int64_t first, int64_t step) {
+__device__ bool decide_all(const Suppression<T>& in, int64_t image, const Known& known,
+                           const Known& decided, int64_t n, int64_t first, int64_t step) {
   bool any = false;
   for (int64_t place = first; place < n; place += step) {
     if (known.state(place) != kWaits) continue;
     const State state = decide(in, image, known, static_cast<uint32_t>(place)).state;
-    known.set(place, state);
+    decided.set(place, state);
     any = any || state != kWaits;
   }
   return any;
@@ -223,7 +253,8 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads)
     decide_kernel(Suppression<T> in, int64_t blocks_per_image) {
   const int64_t image = blockIdx.x / blocks_per_image;
-  decide_all(in, image, in.bundles.of(image).known, in.orders.usable[image],
+  const Known known = in.bundles.of(image).known;
+  decide_all(in, image, known, known, in.orders.usable[image],
              blockIdx.x % blocks_per_image * kThreads + threadIdx.x, blocks_per_image * kThreads);
 }
 
@@ -244,6 +275,7 @@ __device__ State resolve_front(const Suppression<T>& in, int64_t image,
       const State found = settle<metric>(in, image, bundles, n, known, its_place, true);
       if (lane() == first) decision.state = found;
     }
+    __syncthreads();  // all have read what is known
     if (state == kWaits) known.set(place, decision.state);
     state = decision.state;
   }
@@ -260,15 +292,16 @@ __global__ void __launch_bounds__(kResolveThreads<T>, 1)
   const uint32_t n = in.orders.usable[image];
   const BoxBundles<T> bundles = in.bundles.of(image);
   if (warp() == 0) stay_of_warps[lane()] = 0;  // the block may have fewer warps
-  Known known = bundles.known;
-  if (n <= kSharedWords * kWarp) {
-    for (uint32_t i = threadIdx.x; i * kWarp < n; i += kStep)
-      words[0][i] = known.stay(i), words[1][i] = known.go(i);
-    known = {words[0], words[1]};
+  const bool shared = n <= kSharedWords * kWarp;
+  const Known known = shared ? Known{words[0], words[1]} : bundles.known;
+  for (int round = 0; round <= kRounds; ++round) {
+    for (uint32_t i = threadIdx.x; shared && i * kWarp < n; i += kStep)
+      words[0][i] = bundles.known.stay(i), words[1][i] = bundles.known.go(i);
+    __syncthreads();
+    const bool any =
+        round < kRounds && decide_all(in, image, known, bundles.known, n, threadIdx.x, kStep);
+    if (!__syncthreads_or(any)) break;
   }
-  __syncthreads();
-  for (int round = 0; round < kRounds; ++round)
-    if (!__syncthreads_or(decide_all(in, image, known, n, threadIdx.x, kStep))) break;
   const auto row_of = [&](uint32_t rank) {
     return rank < n ? in.orders.by_score[begin + rank] : 0;
   };
@@ -328,21 +361,26 @@ class Pieces {
   int64_t used_ = 0;
 };
 
+// How the ranks by score and the places are found: by counting and by bins; by sorted tiles and by
+// bins; both by sorted tiles.
+enum class Ordering { kCount, kScoreTiles, kTiles };
+
 // Places the arrays from `begin` on. Returns how many bytes they take.
 template <typename T>
-int64_t take_arrays(void* begin, bool by_tiles, Suppression<T>& in) {
+int64_t take_arrays(void* begin, Ordering ordering, Suppression<T>& in) {
   Pieces pieces(begin);
   BoxOrders<T>& orders = in.orders;
   BoxBundles<T>& bundles = in.bundles;
   const int64_t num_images = orders.num_images, total = num_images * orders.n;
   pieces.take(orders.by_score, total);
   pieces.take(orders.usable, num_images);
-  if (by_tiles) {
-    pieces.take(orders.keys, 2 * total);
-    pieces.take(orders.rows, 2 * total);
-    pieces.take(orders.tile_usable, 2 * num_images * orders.num_tiles);
-    pieces.take(orders.by_place, total);
+  if (ordering != Ordering::kCount) {
+    const int num_orders = ordering == Ordering::kTiles ? 2 : 1;
+    pieces.take(orders.keys, num_orders * total);
+    pieces.take(orders.rows, num_orders * total);
+    pieces.take(orders.tile_usable, num_orders * num_images * orders.num_tiles);
   }
+  if (ordering == Ordering::kTiles) pieces.take(orders.by_place, total);
   pieces.take(bundles.boxes, total);
   pieces.take(bundles.turns, total);
   if (orders.groups) {
@@ -363,7 +401,7 @@ int64_t take_arrays(void* begin, bool by_tiles, Suppression<T>& in) {
 template <typename T>
 struct Plan {
   Suppression<T> in;
-  bool by_tiles;
+  Ordering ordering;
   Tensor boxes, workspace;
 };
 
@@ -384,18 +422,22 @@ Plan<T> plan_suppression(const Tensor& boxes, const Tensor& scores, T threshold,
   in.orders.counts = counts ? data<int64_t>(*counts) : nullptr;
   in.orders.num_images = num_images;
   in.orders.n = in.bundles.n = n;
-  in.orders.num_tiles = static_cast<int>(divided(kTile));
+  const bool counted = double(n) * n * num_images <= kMostCountedPairs;
+  const Ordering ordering = n > kMostByBins ? Ordering::kTiles
+                            : counted       ? Ordering::kCount
+                                            : Ordering::kScoreTiles;
+  in.orders.num_tiles =
+      static_cast<int>(divided(ordering == Ordering::kTiles ? kTile : kScoreTile));
   in.bundles.num_bundles = divided(kWarp);
   in.bundles.num_bales = divided(kBale);
   in.threshold = threshold;
   in.filter = in.threshold > T(1e-6) ? in.threshold * kShrink<T> : T(0);
   in.keep_counts = mutable_data<int64_t>(keep_counts);
   in.max_keep = max_keep;
-  const bool by_tiles = n > kMostCounted || double(n) * n * num_images > kMostCountedPairs;
-  const int64_t bytes = take_arrays(nullptr, by_tiles, in);
+  const int64_t bytes = take_arrays(nullptr, ordering, in);
   const Tensor workspace = empty(boxes, {bytes}, ScalarType::Byte);
-  take_arrays(workspace.mutable_data_ptr(), by_tiles, in);
-  return {in, by_tiles, boxes_in, workspace};
+  take_arrays(workspace.mutable_data_ptr(), ordering, in);
+  return {in, ordering, boxes_in, workspace};
 }
 
 // A grid of as many blocks for each image.
@@ -416,9 +458,12 @@ template <typename T>
 void launch_order(const Plan<T>& plan, cudaStream_t stream) {
   const Suppression<T>& in = plan.in;
   const dim3 threads(kOrderThreads);
-  if (plan.by_tiles) {
+  if (plan.ordering == Ordering::kTiles) {
     sort_by_tiles(in.orders, stream);
     launch(bundle_kernel<T>, blocks_of_images(in, in.bundles.num_bales), threads, 0, stream, in);
+  } else if (plan.ordering == Ordering::kScoreTiles) {
+    launch(order_tiles_kernel<T>, blocks_of_images(in, 1 + in.orders.num_tiles), threads, 0, stream,
+           in);
   } else {
     const int64_t of_ranks = (in.orders.n + kRanksPerBlock - 1) / kRanksPerBlock;
     launch(order_kernel<T>, blocks_of_images(in, 1 + of_ranks), threads, 0, stream, in);
@@ -432,13 +477,17 @@ void launch_suppression(const Plan<T>& plan, const Write& write, cudaStream_t st
   const Suppression<T>& in = plan.in;
   const int64_t of_settle = share_of_image(in, kSettleThreads / kWarp);
   const int64_t of_decide = share_of_image(in, kThreads);
+  const int64_t of_merge = plan.ordering == Ordering::kScoreTiles
+                               ? in.orders.num_tiles * int64_t(kScoreTile / kSettleThreads)
+                               : 0;
   const auto settle_all = [&](Pass pass) {
-    launch(settle_kernel<metric, T>, blocks_of_images(in, of_settle), dim3(kSettleThreads), 0,
-           stream, in, of_settle, pass);
+    const int64_t blocks = of_settle + (pass == Pass::kFirst ? of_merge : 0);
+    launch(settle_kernel<metric, T>, blocks_of_images(in, blocks), dim3(kSettleThreads), 0, stream,
+           in, of_settle, pass);
   };
   settle_all(Pass::kFirst);
   settle_all(Pass::kNote);
-  if (plan.by_tiles) {
+  if (plan.ordering == Ordering::kTiles) {
     launch(decide_kernel<T>, blocks_of_images(in, of_decide), dim3(kThreads), 0, stream, in,
            of_decide);
     settle_all(Pass::kAgain);

@@ -29,8 +29,6 @@ OPTIONS = (
     "-fsanitize=thread",
     "--param",
     "tsan-instrument-func-entry-exit=0",
-    "--param",
-    "tsan-distinguish-volatile=1",
     "-fno-tree-sra",
     "-finline-small-functions",
 )

@@ -81,21 +81,20 @@ class Hooks : public Observer {
   }
 } hooks;
 
-void tell(const void* caller, uintptr_t address, unsigned bytes, Kind kind, bool is_strong) {
+void tell(const void* caller, uintptr_t address, unsigned bytes, Kind kind) {
   const bool is_static = statics.has(address), is_dynamic = dynamic.has(address);
   const Space space = is_static || is_dynamic ? Space::kShared : Space::kGlobal;
   if (space == Space::kGlobal && (image.has(address) || host_stack.has(address))) return;
   const auto place = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(caller) - image.begin);
-  const Access access = {place, space, kind, address, bytes, current_lane, is_strong};
+  const Access access = {place, space, kind, address, bytes, current_lane};
   if (requests) requests->add(access);
   if (!races || space == Space::kGlobal) return;
   races->add(access, is_static ? address - statics.begin : statics.bytes + address - dynamic.begin);
 }
 
-inline void access(const void* caller, const void* at, unsigned bytes, Kind kind,
-                   bool is_strong = false) {
+inline void access(const void* caller, const void* at, unsigned bytes, Kind kind) {
   const auto address = reinterpret_cast<uintptr_t>(at);
-  if (lane_runs && !lane_stack.has(address)) tell(caller, address, bytes, kind, is_strong);
+  if (lane_runs && !lane_stack.has(address)) tell(caller, address, bytes, kind);
 }
 
 // A copy of a structure that is no pack: word by word.
@@ -110,7 +109,7 @@ void access_range(const void* caller, const void* at, size_t bytes, Kind kind) {
 }  // namespace
 
 void count_atomic(const void* caller, const void* at, size_t bytes) {
-  access(caller, at, bytes, Kind::kAtomic, true);
+  access(caller, at, bytes, Kind::kAtomic);
 }
 
 }  // namespace cuda_emulation
@@ -133,8 +132,6 @@ ACCESSES(read, Kind::kRead)
 ACCESSES(write, Kind::kWrite)
 ACCESSES(unaligned_read, Kind::kRead)
 ACCESSES(unaligned_write, Kind::kWrite)
-ACCESSES(volatile_read, Kind::kRead, true)
-ACCESSES(volatile_write, Kind::kWrite, true)
 HOOK __tsan_read_range(void* at, size_t bytes) {
   access_range(__builtin_return_address(0), at, bytes, Kind::kRead);
 }

@@ -83,7 +83,7 @@ __global__ void pass_on_kernel(int* out, int between) {
   out[threadIdx.x] = values[other];
 }
 
-// Lanes set bits, and look whether the others have: with a volatile read no race.
+// Lanes set bits, and look whether the others have: a race, of a volatile read, too.
 template <typename Word>
 __global__ void signal_kernel(int* out) {
   __shared__ unsigned bits;

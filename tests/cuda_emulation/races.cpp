@@ -26,14 +26,13 @@ bool Races::ordered(const Mark& before, unsigned lane) const {
 
 void Races::check(const Mark& before, const Access& access) {
   if (ordered(before, access.lane)) return;
-  if (before.is_strong && access.is_strong) return;
+  if (before.kind == Kind::kAtomic && access.kind == Kind::kAtomic) return;
   found_.insert({function_, before.place, before.kind, access.place, access.kind});
 }
 
 void Races::add(const Access& access, size_t offset) {
-  const Mark mark = {epoch_,       time_[access.lane],
-                     access.place, static_cast<uint16_t>(access.lane),
-                     access.kind,  access.is_strong};
+  const Mark mark = {epoch_, time_[access.lane], access.place, static_cast<uint16_t>(access.lane),
+                     access.kind};
   for (unsigned i = 0; i < access.bytes && offset + i < bytes_.size(); ++i) {
     Byte& byte = bytes_[offset + i];
     check(byte.write, access);

@@ -36,6 +36,17 @@ def propose(n: int, dtype: torch.dtype = torch.float32) -> Callable[[], object]:
     return lambda: fastdet.rpn_proposals(*head, SIZES, 5000, 20, 0.7)
 
 
+def propose_in_training(num_images: int) -> Callable[[], object]:
+    """As an RPN does: the best 2,000 of each of five levels, the last of which has 741 anchors.
+
+    No logit is above the threshold, so that the emulator has little to do.
+    """
+    logits = [torch.full((num_images, n), -9.0) for n in (*[2001] * 4, 741)]
+    deltas = [torch.zeros(num_images, level.size(1), 4) for level in logits]
+    anchors, sizes = torch.zeros(4 * 2001 + 741, 4), SIZES[:1].expand(num_images, 2)
+    return lambda: fastdet.rpn_proposals(logits, deltas, anchors, sizes, 2000, 2000, 0.7, 0.5)
+
+
 def detect(n: int) -> Callable[[], object]:
     head = pyramid(n, 3, dtype=torch.float32)
     return lambda: fastdet.retinanet_detections(*head, SIZES, 0.05, 1000, 0.5, 20)
@@ -119,6 +130,11 @@ LAUNCHES = {
     "nms_padded": (suppress(5000, None), 4),
     "nms_padded of more than 32768 rows": (suppress(33000, torch.tensor([5])), 8),
     "rpn_proposals": (propose(5000), 9),
+    "rpn_proposals in training, 1 image": (propose_in_training(1), 9),
+    "rpn_proposals in training, 2 images": (propose_in_training(2), 9),
+    "rpn_proposals in training, 15 images": (propose_in_training(15), 9),
+    "rpn_proposals in training, 16 images": (propose_in_training(16), 9),
+    "rpn_proposals in training, 32 images": (propose_in_training(32), 9),
     "rpn_proposals, float16": (propose(100, torch.float16), 8),
     "rpn_proposals, float64": (propose(100, torch.float64), 12),
     "retinanet_detections": (detect(100), 9),

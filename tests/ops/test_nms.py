@@ -211,8 +211,13 @@ def test_sizes_around_warps_and_tiles(n, device):
     assert nms(boxes.to(device), scores.to(device), 0.5).tolist() == expected
 
 
-def test_counts_around_tiles(device):
-    n, counts = 4200, [0, 1, 1024, 4096, 4097, 4200, 10**6]
+COUNTS = [0, 1, 1024, 2049, 4096, 4097, 4200, 10**6]
+
+
+# So many images that CUDA sorts tiles of 2048 scores instead of counting ranks; most are empty.
+@pytest.mark.parametrize("counts", [COUNTS, COUNTS + 9 * [0]], ids=["counted", "score tiles"])
+def test_counts_around_tiles(counts, device):
+    n = 4200
     boxes, scores = random_boxes(n)
     boxes = boxes + torch.arange(n)[:, None] % 60 * 150
     scores[::9] = NAN
@@ -225,11 +230,12 @@ def test_counts_around_tiles(device):
         assert (keep[b, kept[b] :] == -1).all()
 
 
+@pytest.mark.parametrize("n", [2**15, 2**15 + 1])
 @pytest.mark.parametrize("count", [1, 1030, 4200])
 @pytest.mark.parametrize("name", ["spread", "one spot", "giants"])
-def test_few_of_many_rows(name, count, device):
-    # Above 2^15 rows CUDA sorts tiles. Only the first rows of an image are real.
-    n = 2**15 + 1
+def test_few_of_many_rows(name, count, n, device):
+    # Above 2^15 rows CUDA sorts tiles; up to there, of 2 images, tiles of scores alone. Only the
+    # first rows of an image are real.
     boxes, scores = torch.zeros(2, n, 4), torch.zeros(2, n)
     boxes[:, :count] = hostile(max(count, 2))[name][:count]
     generator = torch.Generator().manual_seed(count)
@@ -258,7 +264,7 @@ GROUPS = {
 }
 
 
-@pytest.mark.parametrize("room", [1100, 2**15 + 1], ids=["bins", "tiles"])
+@pytest.mark.parametrize("room", [1100, 2**15, 2**15 + 1], ids=["bins", "score tiles", "tiles"])
 @pytest.mark.parametrize("name", GROUPS)
 def test_groups_with_boxes_in_the_same_places(name, room, device):
     n, generator = 1100, torch.Generator().manual_seed(5)

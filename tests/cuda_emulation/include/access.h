@@ -16,7 +16,6 @@ struct Access {
   uintptr_t address;
   unsigned bytes;  // 1, 2, 4, 8 or 16
   unsigned lane;   // of the block
-  bool is_strong;  // atomic or volatile: may meet others of its kind without a barrier
 };
 
 }  // namespace cuda_emulation

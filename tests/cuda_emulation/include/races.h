@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Finds races in shared memory: two lanes access a byte, at least one of them writes, and no
-// barrier that both take part in lies between. Two accesses that are atomic or volatile are
-// no race.
+// barrier that both take part in lies between. Two atomic accesses are no race. A volatile access
+// is as any other: in a compiled kernel, and so for compute-sanitizer, they do not differ.
 //
 // What is reported is a race whatever the order in which the emulator ran the lanes. What is not
 // reported may still be one: of each byte only the last write is kept, and the last read, another
@@ -42,7 +42,6 @@ class Races {
     uint32_t place = 0;
     uint16_t lane = 0;
     Kind kind = Kind::kRead;
-    bool is_strong = false;
   };
   struct Byte {
     Mark write, read, read_by_warp, read_by_other_warp;
