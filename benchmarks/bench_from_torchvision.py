@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """torchvision's detectors beside what `from_torchvision` makes of them, from images to detections.
 
+In inference the ONNX file of ours runs in ONNX Runtime and in OpenVINO, where they are installed.
+
 The networks are those of torchvision's checkpoints (frozen norms), with random weights; the score
 threshold is set so that as many candidates reach NMS as with a trained model.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks import onnx_runtimes
 from benchmarks.case import Case
 from benchmarks.conftest import Beside
 from benchmarks.torchvision_detectors import (
@@ -77,14 +81,20 @@ def expect_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", MODELS)
-def bench_inference(beside: Beside, name: str) -> None:
+def bench_inference(beside: Beside, name: str, tmp_path: Path) -> None:
     beside.skip_if_short()
     network, images = made(name, *((64, 96) if beside.run.quick else (800, 1216)))
     network.eval()
     let_candidates_pass(network, images[0])
     ours = from_torchvision(network)
     image = images[:1]
-    expect_same(ours(image)[0], network(image)[0])
+    theirs = network(image)[0]
+    expect_same(ours(image)[0], theirs)
+    runtimes = onnx_runtimes.installed()
+    path = onnx_runtimes.export(ours, image[0], tmp_path) if runtimes else tmp_path
+    others = {runtime: onnx_runtimes.side(runtime, path, image[0]) for runtime in runtimes}
+    for side in others.values():
+        expect_same(side()[0], theirs)
 
     def in_bfloat16(model: Any) -> Callable[[], Any]:
         return lambda: torch.autocast("cpu", torch.bfloat16)(model)(image)
@@ -94,10 +104,19 @@ def bench_inference(beside: Beside, name: str) -> None:
         Case(
             op="from_torchvision",
             workload=f"{name}, inference, one image",
-            sides={"fastdet": lambda: ours(image), "torchvision": lambda: network(image)},
+            sides={
+                "fastdet": lambda: ours(image),
+                "torchvision": lambda: network(image),
+                **others,
+            },
             target=promised[0],
         )
     )
+    others = {
+        f"{runtime}, bfloat16": onnx_runtimes.side(runtime, path, image[0], bfloat16=True)
+        for runtime in runtimes
+        if runtime == onnx_runtimes.OPENVINO
+    }
     beside(
         Case(
             op="from_torchvision",
@@ -106,6 +125,7 @@ def bench_inference(beside: Beside, name: str) -> None:
                 "fastdet": in_bfloat16(ours),
                 "torchvision": in_bfloat16(network),
                 "torchvision, float32": lambda: network(image),
+                **others,
             },
             target=promised[1],
         )

@@ -23,7 +23,7 @@ STABLE_TORCH_LIBRARY(fastdet, m) {
   m.def("box_iou_loss_backward(Tensor grad, Tensor boxes1, Tensor boxes2, float eps, str kind) -> (Tensor, Tensor)");
 
   m.def("match_anchors(Tensor anchors, Tensor gt_boxes, Tensor gt_counts, float high, float low, str low_quality) -> (Tensor, Tensor)");
-  m.def("sample_matches(Tensor index, Tensor keys, int num, float positive_fraction) -> (Tensor, Tensor)");
+  m.def("sample_matches(Tensor index, Tensor seeds, int num, float positive_fraction) -> (Tensor, Tensor)");
 
   m.def("assign_atss(Tensor anchors, SymInt[] level_sizes, Tensor gt_boxes, Tensor gt_counts, int topk) -> (Tensor, Tensor)");
   m.def("assign_simota(Tensor scores, Tensor boxes, Tensor points, Tensor strides, Tensor gt_labels, Tensor gt_boxes, Tensor gt_counts, float center_radius, int candidate_topk, float cls_weight, float iou_weight) -> (Tensor, Tensor)");

@@ -468,12 +468,25 @@ def assign_task_aligned(
     return index, metric
 
 
+def sample_keys(seed: int, num_anchors: int) -> list[int]:
+    """The random keys, of 24 bits, of the anchors of an image with a seed of 64 bits."""
+
+    def mixed(x: int) -> int:
+        x = (x ^ x >> 16) * 0x7FEB352D % 2**32
+        x = (x ^ x >> 15) * 0x846CA68B % 2**32
+        return x ^ x >> 16
+
+    low, high = seed % 2**32, seed // 2**32 % 2**32
+    return [mixed(mixed(anchor ^ low) ^ high) >> 8 for anchor in range(num_anchors)]
+
+
 def sample_matches(
-    index: Tensor, keys: Tensor, num: int, positive_fraction: float
+    index: Tensor, seed: int, num: int, positive_fraction: float
 ) -> tuple[list[int], int]:
     """Anchors drawn from one image, padded with zeros, and how many are no padding."""
-    matches, values = index.tolist(), keys.tolist()
-    order = sorted(range(len(matches)), key=lambda a: (values[a], a))
+    matches = index.tolist()
+    keys = sample_keys(seed, len(matches))
+    order = sorted(range(len(matches)), key=lambda a: (keys[a], a))
     positives = [a for a in order if matches[a] >= 0][: int(num * positive_fraction)]
     negatives = [a for a in order if matches[a] == -1][: num - len(positives)]
     drawn = positives + negatives

@@ -28,13 +28,12 @@ inline LowQuality parse_low_quality(const std::string& name) {
   refuse("match_anchors", "low_quality", "anchor_best, gt_best or none", "'" + name + "'");
 }
 
-inline void check_sample_matches(const Argument& index, const Argument& keys, int64_t num) {
+inline void check_sample_matches(const Argument& index, const Argument& seeds, int64_t num) {
   const char* op = "sample_matches";
   expect(index.scalar_type() == kInt64 && index.dim() == 2, op, "index", "int64 (B, A)", index);
-  expect(keys.scalar_type() == kFloat32 && keys.dim() == 2 && keys.size(0) == index.size(0) &&
-             keys.size(1) == index.size(1),
-         op, "keys", "float32 (B, A) with the B and A of index", keys);
-  expect_same_device(op, "keys", keys, index);
+  expect(seeds.scalar_type() == kFloat64 && seeds.dim() == 1 && seeds.size(0) == index.size(0), op,
+         "seeds", "float64 (B,) with the B of index", seeds);
+  expect_same_device(op, "seeds", seeds, index);
   expect_not_negative(op, "num", num);
 }
 

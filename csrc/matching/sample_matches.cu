@@ -7,11 +7,12 @@
 // selected ones are then ranked by counting: each is compared with all of its level, and
 // neighbouring threads read the same one. These are num^2 steps, which take less than a millisecond
 // even for 16k samples. Launches: 1 writes the keys to the levels, a memset and 3 find the cuts, 1
-// lists the selected, 1 ranks them. The traffic is 28 bytes for each anchor: 15 MB for 2 x 267k, 5
+// lists the selected, 1 ranks them. The traffic is 24 bytes for each anchor: 13 MB for 2 x 267k, 4
 // us at 3.35 TB/s, so the launches dominate. Memory: 8 bytes for each anchor, 32 for each sample.
 // No host sync.
 #include "../selection/top_logits.cuh"
 #include "contract.h"
+#include "sample_key.h"
 
 namespace fastdet::cuda {
 
@@ -28,17 +29,20 @@ struct Drawn {
 };
 
 // (B, kLevels, A): the negated key if its anchor belongs to the level, else NaN.
-Tensor spread_keys(const Tensor& index, const Tensor& sample_keys, cudaStream_t stream) {
+Tensor spread_keys(const Tensor& index, const Tensor& seeds, cudaStream_t stream) {
   const int64_t num_images = index.size(0), num_anchors = index.size(1);
-  const Tensor levels = empty(sample_keys, {num_images, kLevels, num_anchors}, ScalarType::Float);
+  const Tensor levels = empty(index, {num_images, kLevels, num_anchors}, kFloat32);
   const int64_t* const match = data<int64_t>(index);
-  const float* const key = data<float>(sample_keys);
+  const double* const seed = data<double>(seeds);
   float* const out = mutable_data<float>(levels);
   for_each(index.numel(), stream, [=] __device__(int64_t i) {
     constexpr float kNever = std::numeric_limits<float>::quiet_NaN();
-    float* const of_image = out + i / num_anchors * kLevels * num_anchors + i % num_anchors;
-    of_image[0] = match[i] >= 0 ? -key[i] : kNever;
-    of_image[num_anchors] = match[i] == -1 ? -key[i] : kNever;
+    const int64_t image = i / num_anchors, anchor = i % num_anchors;
+    const auto key = static_cast<float>(
+        sample_key(SampleSeed(seed[image]), static_cast<uint32_t>(anchor)));  // exact
+    float* const of_image = out + image * kLevels * num_anchors + anchor;
+    of_image[0] = match[i] >= 0 ? -key : kNever;
+    of_image[num_anchors] = match[i] == -1 ? -key : kNever;
   });
   return levels;
 }
@@ -87,18 +91,18 @@ void write_samples(const Drawn& drawn, int64_t num, int64_t max_positives, const
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> sample_matches(const Tensor& index, const Tensor& keys, int64_t num,
+std::tuple<Tensor, Tensor> sample_matches(const Tensor& index, const Tensor& seeds, int64_t num,
                                           double positive_fraction) {
-  check_sample_matches(index, keys, num);
+  check_sample_matches(index, seeds, num);
   const DeviceGuard guard(index.get_device_index());
   const cudaStream_t stream = current_stream(index);
   const int64_t num_images = index.size(0);
   const Tensor levels =
-      spread_keys(torch::stable::contiguous(index), torch::stable::contiguous(keys), stream);
+      spread_keys(torch::stable::contiguous(index), torch::stable::contiguous(seeds), stream);
   TopLogits<float> top({torch::stable::select(levels, 1, 0), torch::stable::select(levels, 1, 1)},
                        num, -std::numeric_limits<float>::infinity());
   const int64_t rows = top.most_selected();
-  const Tensor logits = empty(keys, {num_images, rows}, ScalarType::Float);
+  const Tensor logits = empty(levels, {num_images, rows}, ScalarType::Float);
   const Tensor anchors = empty(index, {num_images, rows}, kInt64);
   const Tensor counts = empty(index, {num_images, kLevels}, kInt64);
   const Drawn drawn = {mutable_data<float>(logits), mutable_data<int64_t>(anchors),

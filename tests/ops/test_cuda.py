@@ -25,13 +25,13 @@ ATOMIC = [
 
 
 def a_call(name: str, n: int, extent: float = 100) -> Call:
-    """The call. Random keys become tensors of the call, as generators differ between devices."""
+    """The call. Random seeds become tensors of the call, as generators differ between devices."""
     call = calls(n, extent)[name]
     if name != "sample_matches":
         return call
     (index,) = call.tensors
-    keys = noise(*index.shape).sigmoid()
-    return Call(lambda i, k: torch.ops.fastdet.sample_matches(i, k, 16, 0.5), (index, keys))
+    seeds = noise(len(index)).double()
+    return Call(lambda i, s: torch.ops.fastdet.sample_matches(i, s, 16, 0.5), (index, seeds))
 
 
 def on(device: str, call: Call) -> Call:

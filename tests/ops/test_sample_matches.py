@@ -13,51 +13,59 @@ from tests import reference
 
 class Sample(NamedTuple):
     match_index: Tensor  # (B, A)
-    keys: Tensor  # (B, A)
+    seeds: Tensor  # (B,) float64, read as 64 bits
     num: int
     positive_fraction: float
+
+
+SEED = 11  # orders the anchors 0 to 6 by their keys as 5, 0, 4, 3, 1, 6, 2
 
 
 def random_index(*shape: int, seed: int = 0) -> Tensor:
     return torch.randint(-3, 3, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def random_keys(*shape: int, seed: int = 0) -> Tensor:
-    """Random keys, some of them equal."""
-    return torch.randint(0, 50, shape, generator=torch.Generator().manual_seed(seed)) / 50
+def random_seeds(n: int, seed: int = 0) -> Tensor:
+    return torch.rand(n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def seeds_of(*bits: int) -> Tensor:
+    return torch.tensor(bits).view(torch.float64)
 
 
 def samples(device: str) -> dict[str, Sample]:
-    def one(index: list[int], keys: list[float], num: int, positive_fraction: float) -> Sample:
+    def one(index: list[int], num: int, positive_fraction: float) -> Sample:
         row = torch.tensor([index], dtype=torch.int64)
-        return Sample(row, torch.tensor([keys]).reshape(row.shape), num, positive_fraction)
+        return Sample(row, seeds_of(SEED), num, positive_fraction)
 
-    index, keys = [3, -1, 0, -2, -1, 5, -1], [0.5, 0.4, 0.3, 0.0, 0.2, 0.1, 0.9]
+    index = [3, -1, 0, -2, -1, 5, -1]
     table = {
-        "hand-worked": one(index, keys, 4, 0.5),
-        "positives fill up": one(index, keys, 6, 1.0),
-        "no positives wanted": one(index, keys, 2, 0.0),
-        "too few negatives": one([0, 1, 2, -1], [0.3, 0.2, 0.1, 0.5], 4, 0.5),
-        "fewer anchors than num": one([0, -1], [0.3, 0.2], 5, 0.5),
-        "nothing to draw": one([-2, -3], [0.3, 0.2], 3, 0.5),
-        "no anchors": one([], [], 3, 0.5),
-        "num 0": one(index, keys, 0, 0.5),
-        "the fraction rounds down": one(index, keys, 3, 0.5),
+        "hand-worked": one(index, 4, 0.5),
+        "positives fill up": one(index, 6, 1.0),
+        "no positives wanted": one(index, 2, 0.0),
+        "too few negatives": one([0, 1, 2, -1], 4, 0.5),
+        "fewer anchors than num": one([0, -1], 5, 0.5),
+        "nothing to draw": one([-2, -3], 3, 0.5),
+        "no anchors": one([], 3, 0.5),
+        "num 0": one(index, 0, 0.5),
+        "the fraction rounds down": one(index, 3, 0.5),
         # 0.29 * 100 is 28.999999999999996
         "the fraction rounds as in Python": Sample(
-            torch.zeros(1, 200, dtype=torch.int64), random_keys(1, 200), 100, 0.29
+            torch.zeros(1, 200, dtype=torch.int64), random_seeds(1), 100, 0.29
         ),
-        "tied keys": one([0, -1] * 6, [0.5] * 12, 6, 0.5),
-        "no images": Sample(random_index(0, 5), random_keys(0, 5), 3, 0.5),
-        "strided": Sample(random_index(40, 3).t(), random_keys(3, 80)[:, ::2], 10, 0.25),
+        "no images": Sample(random_index(0, 5), random_seeds(0), 3, 0.5),
+        "strided": Sample(random_index(40, 3).t(), random_seeds(6)[::2], 10, 0.25),
+        "extreme seeds": Sample(
+            random_index(5, 100), seeds_of(-1, 2**63 - 1, -(2**63), 2**32, 2**31), 9, 0.5
+        ),
+        # Many more candidates than samples: bounds are lowered several times.
+        "few of many": Sample(random_index(2, 5000), random_seeds(2), 5, 0.5),
     }
-    for n in (15, 16, 17, 63, 64, 65, 1000):
-        table[f"random {n}"] = Sample(
-            random_index(3, n, seed=n), random_keys(3, n, seed=n), 16, 0.3
-        )
+    for n in (15, 16, 17, 63, 64, 65, 511, 512, 513, 1000):
+        table[f"random {n}"] = Sample(random_index(3, n, seed=n), random_seeds(3, seed=n), 16, 0.3)
     return {
         name: sample._replace(
-            match_index=sample.match_index.to(device), keys=sample.keys.to(device)
+            match_index=sample.match_index.to(device), seeds=sample.seeds.to(device)
         )
         for name, sample in table.items()
     }
@@ -74,7 +82,10 @@ def test_equals_reference(name, device):
     assert valid.dtype == torch.bool
     for b in range(len(sample.match_index)):
         expected, drawn = reference.sample_matches(
-            sample.match_index[b].cpu(), sample.keys[b].cpu(), sample.num, sample.positive_fraction
+            sample.match_index[b].cpu(),
+            int(sample.seeds.view(torch.int64)[b]),
+            sample.num,
+            sample.positive_fraction,
         )
         assert indices[b].tolist() == expected
         assert valid[b].tolist() == [k < drawn for k in range(sample.num)]
@@ -83,15 +94,27 @@ def test_equals_reference(name, device):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("hand-worked", [5, 2, 4, 1]),
-        ("positives fill up", [5, 2, 0, 4, 1, 6]),
-        ("too few negatives", [2, 1, 3, 0]),
+        ("hand-worked", [5, 0, 4, 1]),
+        ("positives fill up", [5, 0, 2, 4, 1, 6]),
+        ("too few negatives", [0, 1, 3, 0]),
         ("the fraction rounds down", [5, 4, 1]),
-        ("tied keys", [0, 2, 4, 1, 3, 5]),
     ],
 )
 def test_hand_worked(name, expected):
     assert torch.ops.fastdet.sample_matches(*samples("cpu")[name])[0].tolist() == [expected]
+
+
+def test_tied_keys_go_to_the_lower_anchor(device):
+    keys = reference.sample_keys(SEED, 20_000)
+    first: dict[int, int] = {}
+    low, high = next((first[k], a) for a, k in enumerate(keys) if first.setdefault(k, a) != a)
+    for label in (0, -1):
+        index = torch.full((1, 20_000), -2, device=device)
+        index[0, [low, high]] = label
+        for num in (1, 2):
+            seeds = seeds_of(SEED).to(device)
+            indices, _ = torch.ops.fastdet.sample_matches(index, seeds, num, 1.0)
+            assert indices.tolist() == [[low, high][:num]]
 
 
 def test_a_seed_reproduces_the_draw(device):
@@ -147,7 +170,7 @@ def test_what_is_drawn_is_distinct_and_balanced(seed, num_anchors, num, positive
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
 def test_result_does_not_depend_on_the_thread_count(num_threads):
-    sample = Sample(random_index(7, 500), random_keys(7, 500), 64, 0.5)
+    sample = Sample(random_index(7, 500), random_seeds(7), 64, 0.5)
     before = torch.get_num_threads()
     results = []
     try:
@@ -176,7 +199,7 @@ def test_compiles_without_a_graph_break(device):
 
 
 def test_bad_input_is_named(device):
-    index, keys, _, _ = samples(device)["hand-worked"]
+    index, seeds, _, _ = samples(device)["hand-worked"]
     with pytest.raises(
         ValueError, match=r"positive_fraction: expected a number in \[0, 1\], got 2"
     ):
@@ -187,7 +210,7 @@ def test_bad_input_is_named(device):
         sample_matches(index.int(), 4, 0.5)
     with pytest.raises(RuntimeError, match=r"num: expected a number >= 0, got -1"):
         sample_matches(index, -1, 0.5)
-    with pytest.raises(RuntimeError, match=r"keys: expected float32 \(B, A\).*got Double"):
-        torch.ops.fastdet.sample_matches(index, keys.double(), 4, 0.5)
-    with pytest.raises(RuntimeError, match=r"keys: expected float32 \(B, A\).*got Float \(1, 6\)"):
-        torch.ops.fastdet.sample_matches(index, keys[:, 1:], 4, 0.5)
+    with pytest.raises(RuntimeError, match=r"seeds: expected float64 \(B,\).*got Float \(1\)"):
+        torch.ops.fastdet.sample_matches(index, seeds.float(), 4, 0.5)
+    with pytest.raises(RuntimeError, match=r"seeds: expected float64 \(B,\).*got Double \(2\)"):
+        torch.ops.fastdet.sample_matches(index, seeds.repeat(2), 4, 0.5)

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A detector's ONNX file in the runtimes that people use on a CPU, as sides of a benchmark.
+
+A runtime that is not installed has no side. All use as many threads as torch.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.alternate import Side
+from fastdet.deploy.export import export_detector
+from fastdet.models import Detector
+
+ONNX_RUNTIME, OPENVINO = "ONNX Runtime", "OpenVINO"
+PACKAGES = {ONNX_RUNTIME: "onnxruntime", OPENVINO: "openvino"}
+
+
+def installed() -> list[str]:
+    """The runtimes that this machine has; none without the packages that write a file."""
+    if not all(find_spec(name) for name in ("onnx", "onnxscript")):
+        return []
+    return [name for name, package in PACKAGES.items() if find_spec(package)]
+
+
+def export(model: Detector, image: Tensor, folder: Path) -> Path:
+    """The file of a detector for one image (3, H, W) of multiples of the detector's divisor."""
+    path = folder / "detector.onnx"
+    export_detector(model, path, (image.shape[1], image.shape[2]))
+    return path
+
+
+def side(runtime: str, path: Path, image: Tensor, bfloat16: bool = False) -> Side:
+    """One runtime on one image, in float32 or, OpenVINO alone, in bfloat16.
+
+    Returns:
+        A function that gives the detections of the image as torchvision's detectors do.
+    """
+    feed = {"images": image[None].numpy(), "sizes": torch.tensor([image.shape[1:]]).numpy()}
+    threads = torch.get_num_threads()
+    if runtime == ONNX_RUNTIME:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        return lambda: _detections(dict(zip(names, session.run(None, feed), strict=True)))
+    import openvino
+
+    hint = {
+        "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    compiled = openvino.Core().compile_model(path, "CPU", hint)
+
+    def run() -> list[dict[str, Tensor]]:
+        found = compiled(feed)
+        return _detections({output.any_name: found[output] for output in compiled.outputs})
+
+    return run
+
+
+def _detections(found: dict[str, Any]) -> list[dict[str, Tensor]]:
+    count = int(found["counts"][0])
+    return [
+        {name: torch.from_numpy(found[name][0, :count]) for name in ("boxes", "scores", "labels")}
+    ]
