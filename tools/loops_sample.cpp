@@ -28,7 +28,9 @@
 #include "../csrc/masks/mask_rcnn_loss.loops.h"
 #include "../csrc/masks/paste_masks.loops.h"
 #include "../csrc/matching/anchor_matcher.h"
+#include "../csrc/matching/sample_matches.loops.h"
 #include "../csrc/network/winograd.loops.h"
+#include "../csrc/network/winograd_filters_grad.loops.h"
 #include "../csrc/nms/greedy_nms.h"
 #include "../csrc/nms/soft_nms.h"
 #include "../csrc/roi_align/roi_align.loops.h"
@@ -455,6 +457,26 @@ void winograd() {
   print("winograd multiply", out);
 }
 
+void winograd_filters_grad() {
+  const auto& loops = current_loops<FiltersGradLoops>();
+  const auto positions = values<float>(kGradPositions * kPanel, -1, 1, 28);
+  constexpr int64_t kChannels = kPanel - 3;
+  std::vector<float> taps(9 * kChannels);
+  loops.taps(positions.data(), kPanel, kChannels, taps.data(), kChannels);
+  print("winograd filters_grad taps", taps);
+}
+
+void sampling() {
+  std::vector<int64_t> index(kBoxes);
+  for (int64_t i = 0; i < kBoxes; ++i) index[i] = i % 5 - 2;
+  std::vector<SampleCandidate> found(kBoxes);
+  found.resize(current_loops<SampleLoops>().find_candidates(
+      index.data(), 0, kBoxes, SampleSeed(0.3), {kSampleKeys / 3, kSampleKeys / 2}, found.data()));
+  std::vector<int64_t> anchors;
+  for (const SampleCandidate& candidate : found) anchors.push_back(candidate.anchor);
+  print("sample_matches candidates", anchors);
+}
+
 template <typename T>
 void all_of_a_box_type(const std::string& type) {
   box_coding<T>(type);
@@ -480,6 +502,8 @@ void all() {
   deform_attention<Half>("half");
   deform_conv<Half>("half");
   winograd();
+  winograd_filters_grad();
+  sampling();
 }
 
 }  // namespace

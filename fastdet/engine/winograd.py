@@ -32,7 +32,6 @@ IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "hardswish": functools.partial(F.hardswish, inplace=True),
     "sigmoid": torch.sigmoid_,
 }
-OUTPUTS_AT_ONCE = 64  # of which filters are transformed before they are stored: whole panels
 KEPT_FILTERS = 6  # about as many as the convolutions of a head at one level
 
 
@@ -48,7 +47,8 @@ class WinogradConv(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: str) -> None:
         super().__init__()
         self.out_channels = weight.shape[0]
-        self.filters = _stored_filters(weight.float())
+        filters = winograd_filters(weight.float(), False)
+        self.filters = mapped_empty(filters.shape, filters.dtype).copy_(filters)
         self.bias = None if bias is None else bias.float()
         self.activation = activation if activation in ACTIVATIONS else "none"
         self.in_place = IN_PLACE.get(activation)
@@ -66,19 +66,6 @@ class WinogradConv(nn.Module):
 
     def _run(self, x: Tensor, summand: Tensor | None, activation: str) -> Tensor:
         return winograd_conv(x, self.filters, self.bias, summand, self.out_channels, activation)
-
-
-def _stored_filters(weight: Tensor) -> Tensor:
-    """What `winograd_filters` gives, in memory of its own, from some outputs at a time."""
-    pieces = weight.split(OUTPUTS_AT_ONCE)
-    positions, panels, inputs, width = winograd_filters(pieces[0], False).shape
-    last = winograd_filters(pieces[-1], False).shape[1]
-    stored = mapped_empty(
-        (positions, panels * (len(pieces) - 1) + last, inputs, width), weight.dtype
-    )
-    for piece, room in zip(pieces, stored.split(panels, dim=1), strict=True):
-        room.copy_(winograd_filters(piece, False))
-    return stored
 
 
 class WinogradMode(TorchFunctionMode):

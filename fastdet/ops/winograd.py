@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """3x3 convolutions by Winograd's algorithm: on the CPU, float32, stride 1, padding 1.
 
-They need 4 times fewer multiplications than a direct convolution, by F(4x4, 3x3); the gradient with
-respect to the weight needs 2.25 times fewer, by F(2x2, 3x3). Results differ only by rounding. These
-ops have no autograd; `fastdet.engine.winograd` has a convolution with gradients.
+They need 4 times fewer multiplications than a direct convolution: F(4x4, 3x3), and F(3x3, 4x4) for
+the gradient with respect to the weight. Results differ only by rounding. These ops have no
+autograd; `fastdet.engine.winograd` has a convolution with gradients.
 Paper: https://arxiv.org/abs/1509.09308.
 """
 

@@ -7,8 +7,6 @@ from torch import nn
 
 from fastdet.engine.fusing import FOLDED_AT_ONCE, FusedConv
 from fastdet.engine.mapped import LEAST_BYTES, mapped_empty, trim_heap
-from fastdet.engine.winograd import OUTPUTS_AT_ONCE, WinogradConv
-from fastdet.ops.winograd import winograd_filters
 
 
 @pytest.mark.parametrize("size", [0, 1, LEAST_BYTES // 4 - 1, LEAST_BYTES // 4, 5 << 18])
@@ -23,13 +21,6 @@ def test_a_mapped_tensor_is_an_ordinary_one(size: int, dtype: torch.dtype) -> No
     del tensor
     trim_heap()
     assert (view == 3).all()  # the view keeps the memory
-
-
-@pytest.mark.parametrize("outputs", [24, OUTPUTS_AT_ONCE, OUTPUTS_AT_ONCE + 1, 130])
-def test_filters_in_pieces_are_those_of_the_whole(outputs: int) -> None:
-    weight = torch.rand(outputs, 17, 3, 3).contiguous(memory_format=torch.channels_last)
-    stored = WinogradConv(weight, None, "none").filters
-    assert torch.equal(stored, winograd_filters(weight, False))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
