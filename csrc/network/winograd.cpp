@@ -119,8 +119,9 @@ Tensor winograd_conv(const Tensor& input, const Tensor& filters, const std::opti
   const Tensor readable_summand = in_channels_last(summand ? *summand : input);
   const Tensor output =
       empty_in_channels_last(input.size(0), channels, input.size(2), input.size(3), kFloat32);
-  const Inputs from(readable), added(readable_summand);
-  const Outputs to(output);
+  const Inputs from(data<float>(readable), readable);
+  const Inputs added(data<float>(readable_summand), readable_summand);
+  const Outputs to(mutable_data<float>(output), output);
   const int64_t depth = filters.size(1), panels = filters.size(0);
   std::vector<float> shift(panels * kWinogradPanel), outside(depth);
   if (bias) std::copy_n(data<float>(torch::stable::contiguous(*bias)), channels, shift.data());
