@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """torchvision's detectors beside what `from_torchvision` makes of them, from images to detections.
 
-In inference the ONNX file of ours runs in ONNX Runtime and in OpenVINO, where they are installed. In
-8-bit integers torchvision has no detector: ours is beside our own bfloat16, and beside OpenVINO's
-integers where nncf is installed.
+In inference the ONNX file of ours runs in ONNX Runtime and in OpenVINO, where they are installed.
+In 8-bit integers torchvision has no detector: ours is beside our own bfloat16, and beside
+OpenVINO's integers where nncf is installed.
 
 The networks are those of torchvision's checkpoints (frozen norms), with random weights; the score
 threshold is set so that as many candidates reach NMS as with a trained model.
