@@ -46,7 +46,7 @@ def in_int8(path: Path, images: Sequence[Tensor]) -> Path:
         path: the file.
         images: (3, H, W) each, of the size of the file, to calibrate with.
     """
-    import nncf
+    import nncf  # pyright: ignore[reportMissingImports]
     import openvino
 
     dataset = nncf.Dataset([_feed(image) for image in images])

@@ -222,7 +222,8 @@ class QuantizedLinear(nn.Module):
             x = x.flatten(1)
         of_result = (*self.result, torch.uint8) if self.result else (1.0, 0, float_dtype())
         if x.numel() == 0:
-            return x.new_empty((*x.shape[:-1], len(own.scale)), dtype=of_result[2])
+            dtype = torch.uint8 if self.result else float_dtype()
+            return x.new_empty((*x.shape[:-1], len(own.scale)), dtype=dtype)
         zeros = torch.zeros(len(own.scale), dtype=torch.int32)
         weight = self._packed(shape)
         arguments = *self.grid, weight, own.scale, zeros, own.bias, *of_result

@@ -118,7 +118,7 @@ def quantized_by(model: AnyModule, calibration: Calibration) -> AnyModule:
         if module is None:
             raise ValueError(f"calibration: {type(model).__name__} has no network {name!r}")
         made.set_submodule(name, QuantizedNetwork(module, name, known))
-    made.calibration = calibration  # pyright: ignore[reportAttributeAccessIssue]
+    made.calibration = calibration  # pyright: ignore[reportArgumentType]
     return made
 
 
@@ -228,7 +228,7 @@ class _Network:
         for node in self.graph.graph.nodes:
             if self._layer(node) is not None:
                 names.add(node.name)
-                names |= {x.name for x in node.args if isinstance(x, fx.Node)}
+                names |= {x.name for x in _nodes(node.args)}
             elif _passes(node):
                 names |= {node.name, *(x.name for x in _maps(node))}
         return names
@@ -291,6 +291,7 @@ class _Network:
                             **node.kwargs,
                         )
                     else:
+                        assert layer is not None
                         make = functools.partial(QuantizedLinear, layer, own[0], result)
                         new = call(key, make, *node.args)
                 elif layer is not None:
@@ -345,7 +346,7 @@ class _Network:
             if node in integer:
                 twin = first_calls.setdefault((node.target, len(node.args)), node)
                 join([twin, node])
-                for mine, its in zip(node.args, twin.args, strict=True):
+                for mine, its in zip(_nodes(node.args), _nodes(twin.args), strict=True):
                     join([its, mine])
             elif _passes(node):
                 join([node, *_maps(node)])
@@ -416,7 +417,12 @@ def _passes(node: fx.Node) -> bool:
         return type(module.get_submodule(str(node.target))) is nn.ReLU
     if node.target in (upsample, torch.cat, *_RELUS):
         return True
-    return node.target is F.interpolate and node.kwargs.get("mode", "nearest") == "nearest"
+    mode = node.kwargs.get("mode", "nearest")
+    return node.target is F.interpolate and str(mode) == "nearest"
+
+
+def _nodes(arguments: Sequence[Any]) -> list[fx.Node]:
+    return [x for x in arguments if isinstance(x, fx.Node)]
 
 
 def _maps(node: fx.Node) -> list[fx.Node]:
