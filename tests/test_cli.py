@@ -598,6 +598,10 @@ MISTAKES = {
         "quantize --checkpoint {int8} --data {cut}/images --out {tmp}/q.ckpt",
         "expected a checkpoint of a training, got a quantised one",
     ),
+    "a quantised checkpoint resumed": (
+        "train --data {shapes} --out {int8_run} --resume --model retinanet",
+        "last.ckpt: a quantised checkpoint, which has no state of a training",
+    ),
     "int8 of a quantised checkpoint": (
         "export --checkpoint {int8} --out {tmp}/a.onnx --int8 {shapes}",
         "is quantised already; export it without --int8",
@@ -624,11 +628,12 @@ def int8(shapes: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def places(shapes: Path, checkpoint: Path, int8: Path, tmp_path: Path) -> dict[str, Path]:
-    for name in ("empty", "broken", "run"):
+    for name in ("empty", "broken", "run", "int8_run"):
         (tmp_path / name).mkdir()
     (tmp_path / "file").write_text("no checkpoint")
     (tmp_path / "broken" / "train.json").write_text("{")
     shutil.copy(checkpoint, tmp_path / "run" / "last.ckpt")
+    shutil.copy(int8, tmp_path / "int8_run" / "last.ckpt")
     foreign_checkpoint(tmp_path / "foreign", {"state_dict": {}})
     foreign_checkpoint(tmp_path / "list", [1])
     foreign_checkpoint(tmp_path / "address", of_ours(backbone="hf-hub:someone/model"))
@@ -642,7 +647,7 @@ def places(shapes: Path, checkpoint: Path, int8: Path, tmp_path: Path) -> dict[s
     picture = tmp_path / "cut" / "images" / "a.png"
     picture.write_bytes(picture.read_bytes()[:60])
     (tmp_path / "gone" / "images" / "a.png").unlink()
-    folders = {name: tmp_path / name for name in ("run", "cut")}
+    folders = {name: tmp_path / name for name in ("run", "int8_run", "cut")}
     return {"shapes": shapes, "ckpt": checkpoint, "int8": int8, "tmp": tmp_path, **folders}
 
 
