@@ -4,6 +4,7 @@
 A runtime that is not installed has no side. All use as many threads as torch.
 """
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,36 @@ def export(model: Detector, image: Tensor, folder: Path) -> Path:
     return path
 
 
+def can_quantise() -> bool:
+    """Whether this machine has what `in_int8` needs."""
+    return OPENVINO in installed() and find_spec("nncf") is not None
+
+
+def in_int8(path: Path, images: Sequence[Tensor]) -> Path:
+    """OpenVINO's file in 8-bit integers, which nncf makes of a file of `export` by its defaults.
+
+    Args:
+        path: the file.
+        images: (3, H, W) each, of the size of the file, to calibrate with.
+    """
+    import nncf  # pyright: ignore[reportMissingImports]
+    import openvino
+
+    dataset = nncf.Dataset([_feed(image) for image in images])
+    model = openvino.Core().read_model(path)
+    target = path.with_name("int8.xml")
+    quantised = nncf.quantize(model, dataset, subset_size=len(images))
+    openvino.save_model(quantised, target, compress_to_fp16=False)
+    return target
+
+
 def side(runtime: str, path: Path, image: Tensor, bfloat16: bool = False) -> Side:
     """One runtime on one image, in float32 or, OpenVINO alone, in bfloat16.
 
     Returns:
         A function that gives the detections of the image as torchvision's detectors do.
     """
-    feed = {"images": image[None].numpy(), "sizes": torch.tensor([image.shape[1:]]).numpy()}
+    feed = _feed(image)
     threads = torch.get_num_threads()
     if runtime == ONNX_RUNTIME:
         import onnxruntime
@@ -63,6 +87,10 @@ def side(runtime: str, path: Path, image: Tensor, bfloat16: bool = False) -> Sid
         return _detections({output.any_name: found[output] for output in compiled.outputs})
 
     return run
+
+
+def _feed(image: Tensor) -> dict[str, Any]:
+    return {"images": image[None].numpy(), "sizes": torch.tensor([image.shape[1:]]).numpy()}
 
 
 def _detections(found: dict[str, Any]) -> list[dict[str, Tensor]]:

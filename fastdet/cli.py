@@ -39,6 +39,7 @@ from fastdet.training.stopping import Stopped, stopping_at_sigterm
 
 if TYPE_CHECKING:
     from fastdet.data.converting import Written
+    from fastdet.deploy.calibration import Accuracy
     from fastdet.evaluation import CocoMetrics
 
 
@@ -340,25 +341,28 @@ def export(
     """Export a checkpoint's detector to a file that runs without its code: .pt2 or ONNX.
 
     Args:
-        checkpoint: A best.ckpt or last.ckpt.
+        checkpoint: A best.ckpt or last.ckpt, or one of quantize: then an .onnx file alone.
         out: File whose name ends in .pt2 or .onnx.
         image_size: Height and width that it takes; unset: the min_size and max_size of the
             training, rounded up to multiples of size_divisor.
         batch_size: Images that it takes at a time; None: any number.
         raw: Leave out the suppression: the file gives the boxes and scores of all candidates, and
             fastdet.numpy finishes. For the families of one stage.
-        int8: Compute convolutions in 8-bit integers, in an .onnx file: a folder of pictures to
-            calibrate with, or a data set as for training. With a val split in it, AP before and
-            after is printed.
+        int8: Compute convolutions in 8-bit integers, quantised by ONNX Runtime, in an .onnx file:
+            a folder of pictures to calibrate with, or a data set as for training. With a val split
+            in it, AP before and after is printed.
         overwrite: Overwrite an existing file.
     """
     from fastdet.deploy.export import export_candidates, export_detector
     from fastdet.deploy.image_size import training_size
+    from fastdet.engine import is_quantized
     from fastdet.files import refuse_existing
     from fastdet.training.detector_module import load_detector
 
     refuse_existing(out, overwrite)
     module = load_detector(checkpoint)
+    if int8 is not None and is_quantized(module.model):
+        raise ValueError(f"int8: {checkpoint} is quantised already; export it without --int8")
     height, width = size = image_size or training_size(module.model.border)
     export = export_candidates if raw else export_detector
     write = partial(
@@ -373,11 +377,29 @@ def export(
         accuracy = export_int8(write, out, int8)
     name = type(module.model).__name__
     print(f"{name} of {len(module.classes)} classes, images of {height} x {width}: {out}")
-    if accuracy is not None:
-        print(
-            f"AP of {accuracy.images} images of val: {accuracy.before:.3f} before and "
-            f"{accuracy.after:.3f} after the quantisation"
-        )
+    _print_accuracy(accuracy)
+
+
+def quantize(checkpoint: Path, data: Path, out: Path, overwrite: bool = False) -> None:
+    """Make a checkpoint whose convolutions run in 8-bit integers on a CPU.
+
+    eval, predict, analyse and export take it as any checkpoint. For a file of ONNX Runtime's own
+    quantisation see export --int8.
+
+    Args:
+        checkpoint: A best.ckpt or last.ckpt.
+        data: Pictures to calibrate with: a data set as for training, or a folder. With a val split
+            in it, AP before and after is printed.
+        out: File for the new checkpoint.
+        overwrite: Overwrite an existing file.
+    """
+    from fastdet.deploy.quantized_checkpoint import quantize_checkpoint
+    from fastdet.files import refuse_existing
+
+    refuse_existing(out, overwrite)
+    accuracy = quantize_checkpoint(checkpoint, out, data)
+    print(f"{checkpoint} in 8-bit integers: {out}")
+    _print_accuracy(accuracy)
 
 
 def convert(
@@ -460,15 +482,16 @@ def describe(
         fpn_channels: Width of the neck; unset: the model's own, 256.
         image_size: Height and width of the padded image, in pixels; unset: 800 1216, or of a
             checkpoint the min_size and max_size of its training.
-        checkpoint: A best.ckpt or last.ckpt, instead of model to fpn_channels.
+        checkpoint: A best.ckpt or last.ckpt, instead of model to fpn_channels; one of quantize is
+            described as it was trained.
     """
     from fastdet.models import MODELS, describe
 
     if checkpoint is not None:
         from fastdet.deploy.image_size import training_size
-        from fastdet.training.detector_module import load_detector
+        from fastdet.training.detector_module import load_trained
 
-        detector = load_detector(checkpoint).model
+        detector = load_trained(checkpoint).model
         image_size = image_size or training_size(detector.border)
     else:
         options = {"neck": neck, "fpn_channels": fpn_channels}
@@ -628,6 +651,7 @@ COMMANDS = {
     "predict": predict,
     "ensemble": ensemble,
     "export": export,
+    "quantize": quantize,
     "describe": describe,
     "runs": runs,
     "check": check,
@@ -753,6 +777,14 @@ def _print_metrics(metrics: "CocoMetrics", title: str) -> None:
     Console().print(stats_table(metrics, title), class_table(metrics, f"{title}, by class"))
     if metrics.masks is not None:
         _print_metrics(metrics.masks, f"{title}, masks")
+
+
+def _print_accuracy(accuracy: "Accuracy | None") -> None:
+    if accuracy is not None:
+        print(
+            f"AP of {accuracy.images} images of val: {accuracy.before:.3f} before and "
+            f"{accuracy.after:.3f} after the quantisation"
+        )
 
 
 def _print_written(written: "Written", out: Path) -> None:

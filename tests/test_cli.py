@@ -135,6 +135,58 @@ def checkpoint_of(model: str, path: Path, **numbers: Any) -> "DetectorModule":
     return module.eval()
 
 
+def test_quantize_writes_a_checkpoint_like_any_other(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fastdet.data import open_dataset
+    from fastdet.engine import is_quantized
+    from fastdet.training.detector_module import DetectorModule, load_detector, load_trained
+
+    data = open_dataset(shapes, "val")
+    torch.manual_seed(0)
+    options = {"fpn_channels": 8, "min_size": 64, "max_size": 64, "score_thresh": 0.0}
+    module = DetectorModule("retinanet", "test_resnet", data.classes, data.category_ids, options)
+    trainer = lightning.Trainer(logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "any.ckpt")
+    path = tmp_path / "int8.ckpt"
+    main(f"quantize --checkpoint {tmp_path / 'any.ckpt'} --data {shapes} --out {path}".split())
+    assert re.search(r"AP of 4 images of val: 0\.\d+ before and 0\.\d+ after", printed(capsys))
+
+    small, trained = load_detector(path), load_trained(path)
+    assert is_quantized(small.model)
+    assert not is_quantized(trained.model)
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(trained.state_dict()[name], tensor)
+    main(f"eval --checkpoint {path} --data {shapes}".split())
+    assert "AP, IoU 0.50" in printed(capsys)
+    main(f"describe --checkpoint {path}".split())
+    of_quantised = printed(capsys)
+    main(f"describe --checkpoint {tmp_path / 'any.ckpt'}".split())
+    assert printed(capsys) == of_quantised
+
+    out = tmp_path / "out"
+    main(
+        f"predict --checkpoint {path} --images {shapes}/images --out {out} "
+        "--score-threshold 0".split()
+    )
+    records = json.loads((out / "images.json").read_text())["images"]
+    name = Path(data.annotations.file_names[0]).name
+    (image_id,) = (record["id"] for record in records if record["file_name"] == name)
+    results = json.loads((out / "detections.json").read_text())
+    found = [result["score"] for result in results if result["image_id"] == image_id][:10]
+    with torch.inference_mode():
+        in_integers, in_float32 = (
+            each.model([data[0][0] / 255])[0]["scores"][:10].numpy() for each in (small, trained)
+        )
+    np.testing.assert_allclose(found, in_integers, atol=1e-5)
+    assert np.abs(found - in_float32).max() > 1e-5
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().out
+
+
 TWO_STAGES = [name for name in MODELS if name.endswith("rcnn")]
 
 
@@ -518,6 +570,46 @@ MISTAKES = {
         "export --checkpoint {ckpt} --out {tmp}/a.onnx --int8 {tmp}/none",
         "none is no folder",
     ),
+    "quantize without data": (
+        "quantize --checkpoint {ckpt} --data {tmp}/none --out {tmp}/q.ckpt",
+        "data: {tmp}/none is no folder or file",
+    ),
+    "quantize without pictures": (
+        "quantize --checkpoint {ckpt} --data {tmp}/empty --out {tmp}/q.ckpt",
+        "no picture",
+    ),
+    "quantize for other classes": (
+        "quantize --checkpoint {ckpt} --data {shapes} --out {tmp}/q.ckpt",
+        "any.ckpt has any",
+    ),
+    "quantize what is no checkpoint": (
+        "quantize --checkpoint {tmp}/file --data {shapes} --out {tmp}/q.ckpt",
+        "not a checkpoint of fastdet",
+    ),
+    "quantize over another file": (
+        "quantize --checkpoint {ckpt} --data {shapes} --out {tmp}/file",
+        "file exists: give --overwrite",
+    ),
+    "quantize over the checkpoint": (
+        "quantize --checkpoint {ckpt} --data {shapes} --out {ckpt} --overwrite",
+        "expected another file than the checkpoint",
+    ),
+    "quantize again": (
+        "quantize --checkpoint {int8} --data {cut}/images --out {tmp}/q.ckpt",
+        "expected a checkpoint of a training, got a quantised one",
+    ),
+    "a quantised checkpoint resumed": (
+        "train --data {shapes} --out {int8_run} --resume --model retinanet",
+        "last.ckpt: a quantised checkpoint, which has no state of a training",
+    ),
+    "int8 of a quantised checkpoint": (
+        "export --checkpoint {int8} --out {tmp}/a.onnx --int8 {shapes}",
+        "is quantised already; export it without --int8",
+    ),
+    "a package of a quantised checkpoint": (
+        "export --checkpoint {int8} --out {tmp}/a.pt2",
+        "expected a name that ends in .onnx for a quantised detector, got a.pt2",
+    ),
     "describe which size": (
         "describe --image-size 0 5 --backbone test_resnet",
         "image_size: expec",
@@ -526,13 +618,22 @@ MISTAKES = {
 }
 
 
+@pytest.fixture(scope="module")
+def int8(shapes: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`checkpoint` in 8-bit integers."""
+    path = tmp_path_factory.mktemp("int8") / "int8.ckpt"
+    main(f"quantize --checkpoint {checkpoint} --data {shapes / 'images'} --out {path}".split())
+    return path
+
+
 @pytest.fixture
-def places(shapes: Path, checkpoint: Path, tmp_path: Path) -> dict[str, Path]:
-    for name in ("empty", "broken", "run"):
+def places(shapes: Path, checkpoint: Path, int8: Path, tmp_path: Path) -> dict[str, Path]:
+    for name in ("empty", "broken", "run", "int8_run"):
         (tmp_path / name).mkdir()
     (tmp_path / "file").write_text("no checkpoint")
     (tmp_path / "broken" / "train.json").write_text("{")
     shutil.copy(checkpoint, tmp_path / "run" / "last.ckpt")
+    shutil.copy(int8, tmp_path / "int8_run" / "last.ckpt")
     foreign_checkpoint(tmp_path / "foreign", {"state_dict": {}})
     foreign_checkpoint(tmp_path / "list", [1])
     foreign_checkpoint(tmp_path / "address", of_ours(backbone="hf-hub:someone/model"))
@@ -546,8 +647,8 @@ def places(shapes: Path, checkpoint: Path, tmp_path: Path) -> dict[str, Path]:
     picture = tmp_path / "cut" / "images" / "a.png"
     picture.write_bytes(picture.read_bytes()[:60])
     (tmp_path / "gone" / "images" / "a.png").unlink()
-    folders = {name: tmp_path / name for name in ("run", "cut")}
-    return {"shapes": shapes, "ckpt": checkpoint, "tmp": tmp_path, **folders}
+    folders = {name: tmp_path / name for name in ("run", "int8_run", "cut")}
+    return {"shapes": shapes, "ckpt": checkpoint, "int8": int8, "tmp": tmp_path, **folders}
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -555,7 +656,7 @@ def test_a_mistake_is_answered_by_one_line(
     mistake: str, places: dict[str, Path], refused: Refused
 ) -> None:
     command, message = MISTAKES[mistake]
-    assert message in refused(command.format(**places).split())
+    assert message.format(**places) in refused(command.format(**places).split())
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from fastdet.files import replacing
 from fastdet.models.batch import restore
 from fastdet.models.detector import Detector
 from fastdet.ops.mask_rle import Rle
-from fastdet.training.detector_module import load_detector, with_segmentations
+from fastdet.training.detector_module import device_for, load_detector, with_segmentations
 
 WRITE_EVERY = 30.0  # seconds
 
@@ -129,8 +129,7 @@ def detections_of(
     known = np.isin(np.arange(1, len(annotations.names) + 1), labels)
     work = _work(checkpoint, annotations, masks)
     done, found, proposals = _resumed(kept, work, overwrite)
-    if torch.cuda.is_available():
-        module = module.cuda()
+    module = module.to(device_for(module))
     left = [index for index in range(len(dataset)) if index not in done]
     loader = DataLoader(
         Subset(dataset, left),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fastdet.deploy.image_size import check_size, training_size
 from fastdet.deploy.metadata import METADATA, about_model, metadata
+from fastdet.engine import is_quantized
 from fastdet.files import replacing
 from fastdet.models import Batch, Detector
 from fastdet.ops.detections import Candidates, Detections
@@ -66,8 +67,8 @@ def export_detector(
         classes: names by label, "background" first.
 
     Raises:
-        ValueError: another suffix; an image_size that is not a multiple of the divisor; a wrong
-            number of classes.
+        ValueError: another suffix, or .pt2 for a quantised model; an image_size that is not a
+            multiple of the divisor; a wrong number of classes.
         ModuleNotFoundError: the ONNX packages are missing; the message says what to install.
     """
     _export(model, path, image_size, batch_size, about_model(model, classes))
@@ -125,6 +126,10 @@ def _export(
     path = Path(path)
     if path.suffix not in (".pt2", ".onnx"):
         raise ValueError(f"path: expected a name that ends in .pt2 or .onnx, got {path.name}")
+    if path.suffix == ".pt2" and is_quantized(model):
+        raise ValueError(
+            f"path: expected a name that ends in .onnx for a quantised detector, got {path.name}"
+        )
     image_size = training_size(model.border) if image_size is None else image_size
     check_size(image_size, model.border.size_divisor)
     program = _program(model, image_size, batch_size)

@@ -2,38 +2,27 @@
 """An exported ONNX file in 8-bit integers, by ONNX Runtime's static quantisation.
 
 Convolutions and matrix products alone are quantised, with a scale for each output channel. The
-arithmetic of boxes and scores stays in float32: in 8 bits a coordinate would have 256 values.
+arithmetic of boxes and scores stays in float32: in 8 bits a coordinate would have 256 values. For
+a checkpoint that fastdet's own layers run in integers see `quantized_checkpoint.py`.
 """
 
 import json
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
 
-from fastdet.data import Classes, DetectionDataset, open_dataset, read_image
-from fastdet.data.formats import find_splits
-from fastdet.data.opening import has_split
+from fastdet.data import Classes
+from fastdet.deploy.calibration import Accuracy, calibration_data
 from fastdet.deploy.metadata import metadata
 from fastdet.deploy.onnx_pictures import Arrays, OnnxDetector, coco_metrics
 from fastdet.files import replacing
-from fastdet.predicting import picture_files
 
 OP_TYPES = ["Conv", "Gemm"]
-MOST_PICTURES = 128  # that the ranges of the activations are measured on
-
-
-class Accuracy(NamedTuple):
-    """AP of the boxes, IoU 0.50:0.95, before and after the quantisation."""
-
-    before: float
-    after: float
-    images: int
 
 
 def export_int8(write: Callable[[Path], None], target: Path, calibration: Path) -> Accuracy | None:
@@ -56,9 +45,7 @@ def quantize(source: Path, target: Path, calibration: Path) -> Accuracy | None:
     Args:
         source: a file of `export_detector` or `export_candidates`, with classes.
         target: the new file, .onnx; it is replaced whole.
-        calibration: a data set, see `fastdet.data.open_dataset`, or a folder of pictures.
-            Of the train split, or else of the val split or the pictures, 128 at even distances
-            give the ranges of the activations.
+        calibration: a data set, or a folder of pictures; see `calibration_data`.
 
     Returns:
         The accuracy on the val split; None: there is none.
@@ -72,8 +59,7 @@ def quantize(source: Path, target: Path, calibration: Path) -> Accuracy | None:
     if names is None:
         raise ValueError(f"{source}: expected a file with the names of the classes")
     classes = Classes(names, source.name)
-    val = _split(calibration, "val", classes)
-    pictures = _pictures(calibration, _split(calibration, "train", classes) or val)
+    pictures, val = calibration_data(calibration, classes)
     with replacing(target) as temporary, tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(source, prepared, skip_optimization=True, skip_symbolic_shape=True)
@@ -108,26 +94,6 @@ def _check(target: Path, calibration: Path) -> None:
         raise ValueError(f"int8: expected an output that ends in .onnx, got {target.name}")
     if not calibration.exists():
         raise FileNotFoundError(f"int8: {calibration} is no folder or file")
-
-
-def _split(data: Path, split: str, classes: Classes) -> DetectionDataset | None:
-    try:
-        splits = find_splits(data)
-    except FileNotFoundError:  # a folder of pictures
-        return None
-    return open_dataset(data, split, classes=classes) if has_split(splits, split) else None
-
-
-def _pictures(folder: Path, dataset: DetectionDataset | None) -> Iterator[Tensor]:
-    if dataset is not None:
-        return (dataset[i][0] for i in _spread(len(dataset)))
-    files = picture_files([folder])
-    return (read_image(files[i].path) for i in _spread(len(files)))
-
-
-def _spread(count: int) -> range:
-    """At most MOST_PICTURES indices at even distances."""
-    return range(0, count, -(-count // MOST_PICTURES) or 1)
 
 
 def _describe_as(source: Path, path: Path) -> None:

@@ -6,6 +6,12 @@
 computes in 8-bit integers.
 """
 
-from fastdet.engine.quantizing import Calibration, calibrate, quantize, quantized_by
+from fastdet.engine.quantizing import (
+    Calibration,
+    calibrate,
+    is_quantized,
+    quantize,
+    quantized_by,
+)
 
-__all__ = ["Calibration", "calibrate", "quantize", "quantized_by"]
+__all__ = ["Calibration", "calibrate", "is_quantized", "quantize", "quantized_by"]

@@ -12,6 +12,7 @@ DequantizeLinear.
 """
 
 import functools
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ KEPT_LAYOUTS = 8
 # Activations that are fused with a convolution or a linear layer in integers, by oneDNN's names.
 CONV_ACTIVATIONS = ("none", "relu", "hardswish", "swish")
 LINEAR_ACTIVATIONS = ("none", "relu")
+_packing = threading.Lock()
 _FUNCTIONS = {"none": lambda x: x, "relu": F.relu, "hardswish": F.hardswish, "swish": F.silu}
 
 
@@ -89,12 +91,20 @@ class QuantizedWeight(nn.Module):
         self.register_buffer("bias", bias)
         self.packed: dict[Any, Tensor] = {}
 
-    def numbers(self, grid: Grid) -> tuple[Tensor, Tensor]:
-        """Weight and bias in float32, for an export; the bias in int32 as the runtimes add it."""
+    def in_float32(self) -> Tensor:
+        """The weight that the integers stand for, for an export."""
         zeros = torch.zeros_like(self.scale, dtype=torch.int64)
         own = torch.ops.quantized_decomposed.dequantize_per_channel
-        weight = own(self.weight, self.scale, zeros, 0, -128, 127, torch.int8)
-        return weight, self.bias
+        return own(self.weight, self.scale, zeros, 0, -128, 127, torch.int8)
+
+    def packed_for(self, key: Any, pack: Callable[[], Tensor]) -> Tensor:
+        """oneDNN's copy of the weight for `key`; `pack` makes it. Several threads may call it."""
+        with _packing:
+            if key not in self.packed:
+                while len(self.packed) >= KEPT_LAYOUTS:
+                    self.packed.pop(next(iter(self.packed)))
+                self.packed[key] = pack()
+            return self.packed[key]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "packed": {}}  # oneDNN's layout can be made again
@@ -160,19 +170,19 @@ class QuantizedConv(nn.Module):
         own = self.content
         geometry = self.stride, self.padding, self.dilation, self.groups
         shape = tuple(x.shape)
-        if shape not in own.packed:
-            while len(own.packed) >= KEPT_LAYOUTS:
-                own.packed.pop(next(iter(own.packed)))
+
+        def pack() -> Tensor:
             weight = own.weight.contiguous(memory_format=torch.channels_last)
-            pack = torch.ops.onednn.qconv_prepack
-            own.packed[shape] = pack(weight, own.scale, *self.grid, *geometry, shape)
+            make = torch.ops.onednn.qconv_prepack
+            return make(weight, own.scale, *self.grid, *geometry, shape)
+
         zeros = torch.zeros(len(own.scale), dtype=torch.int32)
-        return *self.grid, own.packed[shape], own.scale, zeros, own.bias, *geometry
+        return *self.grid, own.packed_for(shape, pack), own.scale, zeros, own.bias, *geometry
 
     def _simulated(self, x: Tensor, other: Tensor | None) -> Tensor:
-        weight, bias = self.content.numbers(self.grid)
+        own = self.content
         geometry = self.stride, self.padding, self.dilation, self.groups
-        y = F.conv2d(numbers(x, self.grid), weight, bias, *geometry)
+        y = F.conv2d(numbers(x, self.grid), own.in_float32(), own.bias, *geometry)
         if other is not None:
             assert self.other is not None
             y = y + numbers(other, self.other)
@@ -198,9 +208,10 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """uint8 (..., in_features) -> (..., out_features); (K, C, h, w) -> (K, out_features)."""
+        own = self.content
         if not is_eager(x):
             x = x.flatten(1) if self.flattens else x
-            y = F.linear(numbers(x, self.grid), *self.content.numbers(self.grid))
+            y = F.linear(numbers(x, self.grid), own.in_float32(), own.bias)
             y = _FUNCTIONS[self.activation](y)
             return y if self.result is None else quantized_map(y, self.result)
         shape: tuple[int, ...] = ()
@@ -210,22 +221,22 @@ class QuantizedLinear(nn.Module):
                 x = x.permute(0, 2, 3, 1)
             x = x.flatten(1)
         of_result = (*self.result, torch.uint8) if self.result else (1.0, 0, float_dtype())
-        own = self.content
         if x.numel() == 0:
-            return x.new_empty((*x.shape[:-1], len(own.scale)), dtype=of_result[2])
+            dtype = torch.uint8 if self.result else float_dtype()
+            return x.new_empty((*x.shape[:-1], len(own.scale)), dtype=dtype)
         zeros = torch.zeros(len(own.scale), dtype=torch.int32)
         weight = self._packed(shape)
         arguments = *self.grid, weight, own.scale, zeros, own.bias, *of_result
         return torch.ops.onednn.qlinear_pointwise(x, *arguments, self.activation, [], "")
 
     def _packed(self, shape: tuple[int, ...]) -> Tensor:
-        own = self.content
-        if shape not in own.packed:
-            weight = own.weight
+        def pack() -> Tensor:
+            weight = self.content.weight
             if shape:
                 weight = weight.unflatten(1, shape).permute(0, 2, 3, 1).flatten(1)
-            own.packed[shape] = torch.ops.onednn.qlinear_prepack(weight.contiguous(), None)
-        return own.packed[shape]
+            return torch.ops.onednn.qlinear_prepack(weight.contiguous(), None)
+
+        return self.content.packed_for(shape, pack)
 
 
 class FloatLayer(nn.Module):

@@ -7,9 +7,11 @@ graphs of integer layers (`quantized.py`). Between two of these a map stays in i
 
 These layers stay floating, in float32 or in autocast's bfloat16:
 - the first layers, which read the image;
-- the last layers, which give logits, deltas and masks;
 - convolutions with an activation that oneDNN does not fuse in integers, and all that is neither a
   convolution nor a linear layer.
+
+The last layers, which give logits, deltas and masks, multiply integers, but their results are not
+rounded to integers.
 
 A range is the one with the least mean squared error of rounding and clipping, on a sample of the
 numbers of each map.
@@ -23,7 +25,6 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
 from fastdet.engine.fused import Inputs, ReadyNetwork, forget_fused, watched_by
 from fastdet.engine.fusing import FusedConv, FusedLinear, fused_graph, upsample
@@ -85,9 +86,6 @@ def calibrate(model: nn.Module, images: Iterable[Tensor]) -> Calibration:
         network = networks[module]
         if network is None or module not in names:
             return module(inputs)
-        for other in networks.values():
-            if other is not None and other.gave(inputs):
-                other.is_last = False
         return network.observe(inputs)
 
     with torch.autocast("cpu", enabled=False), watched_by(watch):
@@ -120,8 +118,13 @@ def quantized_by(model: AnyModule, calibration: Calibration) -> AnyModule:
         if module is None:
             raise ValueError(f"calibration: {type(model).__name__} has no network {name!r}")
         made.set_submodule(name, QuantizedNetwork(module, name, known))
-    made.calibration = calibration  # pyright: ignore[reportAttributeAccessIssue]
+    made.calibration = calibration  # pyright: ignore[reportArgumentType]
     return made
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether a detector is one of `quantize`."""
+    return any(isinstance(part, QuantizedNetwork) for part in model.modules())
 
 
 class QuantizedNetwork(ReadyNetwork):
@@ -144,7 +147,6 @@ class QuantizedNetwork(ReadyNetwork):
                 f"calibration: its maps are not those of the network {name!r}; quantise the "
                 "detector again"
             )
-        network.is_last = calibration["is_last"]
         self.name = name
         self.graph = network.in_integers(calibration["ranges"])
 
@@ -167,7 +169,7 @@ class QuantizedNetwork(ReadyNetwork):
 
 def _check(model: nn.Module) -> None:
     name = type(model).__name__
-    if any(isinstance(part, QuantizedNetwork) for part in model.modules()):
+    if is_quantized(model):
         raise ValueError(f"model: expected a detector in float32, got a quantised {name}")
     if any(part.training for part in model.modules()):
         raise ValueError(f"model: expected a {name} in eval mode; call model.eval() first")
@@ -189,17 +191,13 @@ class _Network:
 
     Attributes:
         is_first: it reads the images.
-        is_last: no network reads its outputs: they are predictions.
     """
 
     def __init__(self, graph: fx.GraphModule, levels: int | None, is_first: bool) -> None:
         self.graph = graph
         self.levels = levels
         self.is_first = is_first
-        self.is_last = not is_first
         self.samples: dict[str, list[Tensor]] = {}
-        self.outputs: set[int] = set()
-        self.kept: list[Tensor] = []  # so that no new tensor can get the id of an output
 
     @classmethod
     def of(cls, module: nn.Module, inputs: Inputs, is_first: bool) -> "_Network | None":
@@ -222,69 +220,51 @@ class _Network:
                     samples.setdefault(n.name, []).append(_sample(value))
                 return value
 
-        found = Sampler(self.graph).run(inputs)
-        self.kept = [x for x in tree_leaves(found) if isinstance(x, Tensor)]
-        return found
-
-    def gave(self, inputs: Inputs) -> bool:
-        """Whether an input is an output of the last call."""
-        mine = {id(x) for x in self.kept}
-        return any(id(x) in mine for x in tree_leaves(inputs))
+        return Sampler(self.graph).run(inputs)
 
     def ranged_names(self) -> set[str]:
-        """The nodes whose ranges are needed, wherever the first and the last layers are."""
+        """The nodes whose ranges are needed."""
         names = set()
         for node in self.graph.graph.nodes:
             if self._layer(node) is not None:
                 names.add(node.name)
-                names |= {x.name for x in node.args if isinstance(x, fx.Node)}
+                names |= {x.name for x in _nodes(node.args)}
             elif _passes(node):
                 names |= {node.name, *(x.name for x in _maps(node))}
         return names
 
     def calibration(self) -> dict[str, Any]:
         """Plain data: `levels` is the length of the input's list; None: a tensor."""
-        known = {name: _range(_joined(samples)) for name, samples in self.samples.items()}
+        known = {name: _range(torch.cat(samples)) for name, samples in self.samples.items()}
         return {
             "levels": self.levels,
             "is_first": self.is_first,
-            "is_last": self.is_last,
             "ranges": {name: list(known.get(name, (0.0, 0.0))) for name in self.ranged_names()},
         }
 
     def has_integers(self) -> bool:
         """Whether a layer becomes integers."""
-        return any(self._is_integer(node, self._last_layers()) for node in self.graph.graph.nodes)
+        return any(self._is_integer(node) for node in self.graph.graph.nodes)
 
     def _layer(self, node: fx.Node) -> FusedConv | FusedLinear | None:
         layer = self.graph.get_submodule(str(node.target)) if node.op == "call_module" else None
         return layer if isinstance(layer, (FusedConv, FusedLinear)) else None
 
-    def _is_integer(self, node: fx.Node, last: set[fx.Node]) -> bool:
+    def _is_integer(self, node: fx.Node) -> bool:
         layer = self._layer(node)
-        if layer is None or node in last:
+        if layer is None:
             return False
         if self.is_first and all(x.op == "placeholder" for x in node.all_input_nodes):
             return False
         known = CONV_ACTIVATIONS if isinstance(layer, FusedConv) else LINEAR_ACTIVATIONS
         return layer.activation in known
 
-    def _last_layers(self) -> set[fx.Node]:
-        """The layers after which there is no other, if the outputs are predictions."""
-        if not self.is_last:
-            return set()
-        after: dict[fx.Node, bool] = {}  # whether a layer follows
-        for node in reversed(self.graph.graph.nodes):
-            after[node] = any(after[user] or self._layer(user) is not None for user in node.users)
-        return {node for node, found in after.items() if not found and self._layer(node)}
-
     # ---- the graph in integers -------------------------------------------------------------------
 
     def in_integers(self, ranges: dict[str, Sequence[float]]) -> fx.GraphModule:
         """The graph with integer layers; changes this network's own graph."""
         graph = self.graph.graph
-        last = self._last_layers()
-        integer = {node for node in graph.nodes if self._is_integer(node, last)}
+        integer = {node for node in graph.nodes if self._is_integer(node)}
         grids = self._grids(integer, ranges)
         in_q = self._maps_in_integers(integer)
         made: dict[Any, str] = {}
@@ -311,6 +291,7 @@ class _Network:
                             **node.kwargs,
                         )
                     else:
+                        assert layer is not None
                         make = functools.partial(QuantizedLinear, layer, own[0], result)
                         new = call(key, make, *node.args)
                 elif layer is not None:
@@ -365,7 +346,7 @@ class _Network:
             if node in integer:
                 twin = first_calls.setdefault((node.target, len(node.args)), node)
                 join([twin, node])
-                for mine, its in zip(node.args, twin.args, strict=True):
+                for mine, its in zip(_nodes(node.args), _nodes(twin.args), strict=True):
                     join([its, mine])
             elif _passes(node):
                 join([node, *_maps(node)])
@@ -436,7 +417,12 @@ def _passes(node: fx.Node) -> bool:
         return type(module.get_submodule(str(node.target))) is nn.ReLU
     if node.target in (upsample, torch.cat, *_RELUS):
         return True
-    return node.target is F.interpolate and node.kwargs.get("mode", "nearest") == "nearest"
+    mode = node.kwargs.get("mode", "nearest")
+    return node.target is F.interpolate and str(mode) == "nearest"
+
+
+def _nodes(arguments: Sequence[Any]) -> list[fx.Node]:
+    return [x for x in arguments if isinstance(x, fx.Node)]
 
 
 def _maps(node: fx.Node) -> list[fx.Node]:
@@ -474,10 +460,6 @@ def _sample(value: Tensor) -> Tensor:
     step = -(-len(flat) // SAMPLE)
     step += 1 - step % 2  # odd: a power of two would take the same channels only
     return torch.cat((flat[::step], flat.min()[None], flat.max()[None]))
-
-
-def _joined(samples: Sequence[Tensor]) -> Tensor:
-    return torch.cat(list(samples))
 
 
 def _range(sample: Tensor) -> tuple[float, float]:

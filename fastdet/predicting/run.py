@@ -16,7 +16,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -37,7 +36,7 @@ from fastdet.predicting.sources import sources
 from fastdet.predicting.tiles import Found
 from fastdet.predicting.video_reader import VideoReader
 from fastdet.predicting.video_writer import VideoWriter
-from fastdet.training.detector_module import DetectorModule, load_detector
+from fastdet.training.detector_module import DetectorModule, device_for, load_detector
 from fastdet.training.options import PictureOptions, Show
 
 LARGEST_JPEG = 65_500  # pixels of a side that libjpeg writes
@@ -122,8 +121,7 @@ def predict(
             f"{type(module.model).__name__}, which has one"
         )
     check_classes(module.classes[1:], format, csv)
-    if torch.cuda.is_available():
-        module = module.cuda()
+    module = module.to(device_for(module))
     category_ids = _category_ids(module, checkpoint, planned.ids)
     categories = [
         {"id": category_id, "name": name}

@@ -8,12 +8,13 @@ one hook logs both at one step. A loss that is not finite ends the training.
 import math
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import torch
 from torch import Tensor
 
+from fastdet.engine import is_quantized, quantized_by
 from fastdet.evaluation import CocoEvaluator, CocoMetrics
 from fastdet.models import MODELS
 from fastdet.models.batch import batch_shape, restore
@@ -25,6 +26,8 @@ from fastdet.training.multi_scale import batch_border
 from fastdet.training.optimizers import optimizer
 from fastdet.training.options import OptimizationOptions
 from fastdet.training.schedules import schedule
+
+CALIBRATION = "calibration"  # the key of a quantised checkpoint
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -264,15 +267,35 @@ def load_detector(checkpoint: Path) -> DetectorModule:
     """The detector of a checkpoint, on the CPU, in eval mode; nothing is downloaded.
 
     Args:
-        checkpoint: a file that `train` wrote. Only tensors and plain data are unpickled.
+        checkpoint: a file that `train` wrote, or `quantize_checkpoint`: the detector is then in
+            8-bit integers. Only tensors and plain data are unpickled.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a checkpoint of fastdet; see `read_checkpoint`.
+        ValueError: not a checkpoint of fastdet; see `read_checkpoint`. The calibration of a
+            quantised one is of another version of fastdet.
     """
+    module = load_trained(checkpoint)
+    calibration = read_checkpoint(Path(checkpoint)).get(CALIBRATION)
+    if calibration is not None:
+        try:
+            module.model = quantized_by(module.model, calibration)
+        except ValueError as error:
+            raise ValueError(f"{checkpoint}: {error}") from None
+        module.losses = module.model.losses
+    return module
+
+
+def load_trained(checkpoint: Path) -> DetectorModule:
+    """As `load_detector`, but a quantised checkpoint gives the detector in float32."""
     checkpoint = Path(checkpoint)
     read_checkpoint(checkpoint)
     module = DetectorModule.load_from_checkpoint(
         checkpoint, map_location="cpu", weights_only=True, pretrained_backbone=False
     )
     return module.eval()
+
+
+def device_for(module: DetectorModule) -> Literal["cuda", "cpu"]:
+    """Where a loaded detector runs: on the GPU if there is one, a quantised one on the CPU."""
+    return "cuda" if torch.cuda.is_available() and not is_quantized(module.model) else "cpu"

@@ -10,6 +10,7 @@ from fastdet.data import Classes
 from fastdet.models import MODELS
 from fastdet.models.timm_bodies import LAYERS_WITH_WEIGHTS, NORM_WITH_WEIGHTS
 from fastdet.training.checkpoint import plain_backbone, read_checkpoint
+from fastdet.training.detector_module import CALIBRATION
 from fastdet.training.options import TrainOptions
 
 # What a builder does by default where there are weights; a resumed training has none to show it.
@@ -54,9 +55,12 @@ def resumed(last: Path, options: TrainOptions, model_options: dict[str, Any]) ->
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a checkpoint; an option that builds another model or optimiser.
+        ValueError: not a checkpoint, or a quantised one; an option that builds another model or
+            optimiser.
     """
     before = read_checkpoint(last)
+    if CALIBRATION in before:
+        raise ValueError(f"{last}: a quantised checkpoint, which has no state of a training")
     made_with = before["hyper_parameters"]
     built_before = made_with["model_options"] or {}
     if made_with["pretrained_backbone"]:

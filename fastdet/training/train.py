@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 
 from fastdet.data import Classes
+from fastdet.engine import is_quantized
 from fastdet.engine.fused import has_fast_bfloat16
 from fastdet.evaluation import CocoMetrics
 from fastdet.files import remove_leftovers, replacing
@@ -374,7 +375,8 @@ def evaluate(
         pictures=pictures,
         files_anywhere=files_anywhere,
     )
-    _trainer(logger=False).validate(module, datamodule=batches, verbose=False)
+    device = "cpu" if is_quantized(module.model) else "auto"
+    _trainer(device, logger=False).validate(module, datamodule=batches, verbose=False)
     assert module.metrics is not None
     return module.metrics
 

@@ -4,6 +4,7 @@
 import copy
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from fastdet.deploy.export import export_detector
 from fastdet.engine import calibrate, quantize, quantized_by
 from fastdet.engine.fusing import FusedConv, FusedLinear
-from fastdet.engine.quantized import Grid, QuantizedConv, QuantizedLinear
+from fastdet.engine.quantized import KEPT_LAYOUTS, Grid, QuantizedConv, QuantizedLinear
 from fastdet.engine.quantizing import QuantizedNetwork, _range, grid_of
 from fastdet.models import MODELS, Detector
 from tests.deploy.runtimes import RUNTIMES
@@ -225,9 +226,23 @@ def test_what_stays_floating() -> None:
     }
     assert kinds.keys() == {"backbone", "head"}
     assert kinds["backbone"].count("FloatLayer") == 1  # the stem
-    assert kinds["head"].count("FloatLayer") == 2  # logits and deltas
-    assert kinds["head"].count("QuantizedConv") == 8
+    assert kinds["head"].count("FloatLayer") == 0
+    assert kinds["head"].count("QuantizedConv") == 10
     assert kinds["backbone"].count("Dequantize") <= 2
+    convs = [x for x in networks(small)["head"].graph.modules() if isinstance(x, QuantizedConv)]
+    assert sum(conv.result is None for conv in convs) == 2  # logits and deltas
+
+
+def test_several_threads_share_a_layer() -> None:
+    """With more map sizes than a layer keeps layouts of."""
+    layer = QuantizedConv(conv_of("1x1"), Grid(0.01, 3), None, Grid(0.02, 40))
+    maps = [integers(1, 8, side, 2 * side) for side in range(2, 4 * KEPT_LAYOUTS)]
+    expected = [layer(q) for q in maps]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(layer, maps * 20))
+    assert len(layer.content.packed) == KEPT_LAYOUTS
+    for mine, own in zip(found, expected * 20, strict=True):
+        assert torch.equal(mine, own)
 
 
 def test_the_same_images_give_the_same_detector() -> None:
