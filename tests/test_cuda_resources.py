@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """tools/cuda_resources.py reports each way in which a kernel is not what its table says."""
 
+import re
 from collections import Counter
 
 import pytest
 
 from tools.cuda_resources import (
+    COMMITTED,
     EXPECTATIONS,
     INSTRUCTION,
+    ROOT,
     Kernel,
     expectations,
+    family_of,
     unfulfilled,
 )
 
@@ -90,3 +94,14 @@ def test_instructions_are_read_from_what_cuobjdump_prints():
 def test_the_table_can_be_read():
     rows = expectations(EXPECTATIONS.read_text())
     assert len(rows) == len({row.pattern for row in rows}) > 10
+
+
+def test_the_family_of_kernels_that_are_compiled_together():
+    lines = re.findall(r'"(\w+(?: \w+)+)"', (ROOT / "cmake" / "cuda.cmake").read_text())
+    units = {family: line.replace(" ", "_") for line in lines for family in line.split()}
+    rows = re.findall(r"^\| sm_90 \| `(\w+): (.*)` \|", COMMITTED.read_text(), re.M)
+    assert set(units) < {family for family, _ in rows}
+    for family, name in rows:
+        symbol = f"_ZN9_GLOBAL__N__0a1b2c3d_12_unity_{units.get(family, family)}_cu_cu__Z1f"
+        assert family_of(symbol, name) == family
+    assert family_of("_ZN3cub6kernel", "cub::kernel") == ""

@@ -75,7 +75,10 @@ def test_train_loop_is_short() -> None:
 
 @pytest.mark.slow
 def test_train_lightning(run, tmp_path: Path) -> None:
-    printed = run("train_lightning", "--steps", "60", "--size", "64", "--batch-size", "2")
+    # Ten steps an epoch: each epoch evaluates and may write a checkpoint.
+    data = write_shapes(tmp_path / "shapes", train=20, val=4, size=64)
+    options = ["--data", str(data), "--steps", "60", "--size", "64", "--batch-size", "2"]
+    printed = run("train_lightning", *options)
     assert "sure detections in four images" in printed
     out = tmp_path / "runs" / "lightning"
     assert list(out.glob("best*.ckpt"))

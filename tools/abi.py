@@ -10,8 +10,10 @@ tests of the operators; most of them test the loops, which do not know torch. `-
 makes the two older environments, which needs no build: `.ci/run` does it while it installs.
 """
 
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -92,16 +94,41 @@ def newest() -> str:
 
 
 def environment(version: str) -> Path:
-    """The Python of a virtual environment with this torch and what the operators' tests need."""
+    """The Python of a virtual environment with this torch and what the operators' tests need.
+
+    It lacks torch's CUDA packages and triton, 4 GB that no test on a CPU runs.
+    """
     folder = ROOT / ".cache" / "abi" / f"torch-{version}"
     python = folder / "bin" / "python"
     done = folder / "installed"
     if not done.exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        packages = [f"torch=={version}", "numpy", "pytest", "hypothesis"]
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+        pip = [python, "-m", "pip", "install", "--quiet"]
+        subprocess.run([*pip, "--no-deps", f"torch=={version}"], check=True)
+        script = "import importlib.metadata as m; print(*m.requires('torch'), sep='\\n')"
+        needed = [
+            requirement
+            for requirement in _lines(python, "-c", script)
+            if not re.match(r"cuda|nvidia|triton|.*\bextra ==", requirement)
+        ]
+        needed += ["numpy", "pytest", "hypothesis"]
+        subprocess.run([*pip, "--no-warn-conflicts", *needed], check=True)
         done.touch()
     return python
+
+
+def complete(python: Path, version: str) -> None:
+    """Lets this torch load: with the CUDA libraries of the installed torch, else with its own."""
+    (packages,) = python.parent.parent.glob("lib/python3*/site-packages")
+    libraries = packages / "nvidia"
+    installed = importlib.util.find_spec("nvidia")
+    if installed and installed.submodule_search_locations and not libraries.exists():
+        libraries.symlink_to(next(iter(installed.submodule_search_locations)))
+    if subprocess.run([python, "-c", "import torch"], stderr=subprocess.DEVNULL).returncode:
+        if libraries.is_symlink():
+            libraries.unlink()
+        command = [python, "-m", "pip", "install", "--quiet", f"torch=={version}"]
+        subprocess.run(command, check=True)
 
 
 def main() -> None:
@@ -130,10 +157,12 @@ def main() -> None:
         if version == installed:
             continue
         print(f"op tests under torch {version}", flush=True)
+        python = environment(version)
+        complete(python, version)
         selection = ALL_TESTS if "--all" in sys.argv else [*EVERY_OPERATOR, *LOOPS]
         for tests in (selection,) if version == BETWEEN else (selection, EMULATED):
             result = subprocess.run(
-                [environment(version), "-m", "pytest", "-p", "no:cacheprovider", *tests],
+                [python, "-m", "pytest", "-p", "no:cacheprovider", *tests],
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
             )

@@ -19,6 +19,7 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,10 +97,43 @@ def short(name: str, family: str = "") -> str:
     return f"{family}: {without_arguments(name)}" if family else without_arguments(name)
 
 
-def family_of(symbol: str) -> str:
-    """The folder of csrc/ that a kernel's symbol names; empty for a library's kernel."""
-    file = re.search(r"_GLOBAL__N__[0-9a-f]+_\d+_(?:unity_)?(\w+?)_cu_", symbol)
-    return file[1] if file else ""
+@cache
+def names_of(family: str) -> frozenset[str]:
+    """What the .cu and .cuh files of a folder of csrc/ define, and those of others they include."""
+    texts = [path.read_text() for path in (ROOT / "csrc" / family).glob("*.cu*")]
+    includes = {name for text in texts for name in re.findall(r'"\.\./(\w+/\w+\.cuh)"', text)}
+    texts += [(ROOT / "csrc" / name).read_text() for name in includes if "device/" not in name]
+    names: set[str] = set()
+    for text in texts:
+        code = re.sub(r"//.*|__launch_bounds__\((\([^)]*\)|[^()])*\)", "", text)
+        names.update(re.findall(r"^(?:struct|class) (\w+)", code, re.M))
+        names.update(
+            re.findall(r"^(?!template|using|namespace)\w[\w\s:<>,*&]*?\b(\w+)\(", code, re.M)
+        )
+    return frozenset(names)
+
+
+def family_of(symbol: str, name: str) -> str:
+    """The folder of csrc/ that defines a kernel of this symbol and short name, or its loop's body.
+
+    It is one of those that were compiled together, which the symbol names. Their kernels' names
+    differ. Empty for a library's kernel, and for a template of a header.
+    """
+    unit = re.search(r"_GLOBAL__N__[0-9a-f]+_\d+_(?:unity_)?(\w+?)_cu_", symbol)
+    if unit is None:
+        return ""
+    folders = sorted({path.parent.name for path in ROOT.glob("csrc/*/*.cu")})
+    compiled = [folder for folder in folders if f"_{folder}_" in f"_{unit[1]}_"]
+    for word in re.findall(r"\w+", name):
+        for folder in compiled:
+            if word in names_of(folder):
+                return folder
+    return unit[1]
+
+
+def kernel_name(symbol: str, demangled: str) -> str:
+    """`family: function<types>`, or without family, of a kernel's symbol."""
+    return short(demangled, family_of(symbol, short(demangled)))
 
 
 def cuobjdump_lines(option: str, library: Path) -> Iterator[str]:
@@ -138,7 +172,7 @@ def kernels(library: Path) -> list[Kernel]:
     return sorted(
         Kernel(
             arch,
-            short(names[symbol], family_of(symbol)),
+            kernel_name(symbol, names[symbol]),
             usage["REG"],
             usage["STACK"],
             usage["LOCAL"],

@@ -25,7 +25,7 @@ from benchmarks.gpu.case import GpuCase
 from benchmarks.gpu.device import Device
 from tests.cuda_emulation.counting import MEMSET, Counts, Kernel, Site, counted
 from tools import cuda_peers, sass
-from tools.cuda_resources import LIBRARY, ROOT, family_of, short
+from tools.cuda_resources import LIBRARY, ROOT, kernel_name
 
 OUT = ROOT / "benchmarks" / "results" / "cuda_roofline.md"
 
@@ -149,7 +149,7 @@ class Compiled:
         ).stdout.splitlines()
         self._symbols = {}
         for symbol, name in zip(symbols, names, strict=True):
-            self._symbols[short(name, family_of(symbol))] = symbol
+            self._symbols[kernel_name(symbol, name)] = symbol
 
     def least(self, kernel: Kernel, sites: Sequence[Site]) -> sass.Least | None:
         """The instructions of the kernel's launches, at least; None if it is not found."""
