@@ -109,6 +109,11 @@ assert len({race.kernel for race in races}) == 2, races
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
 
+def test_nothing_is_found_only_where_kernels_ran():
+    with pytest.raises(AssertionError, match="no emulated kernel"), racing():
+        pass
+
+
 @pytest.mark.parametrize("name", ON_CUDA)
 def test_our_kernels_have_no_race(name):
     with racing() as races:
