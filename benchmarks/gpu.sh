@@ -121,6 +121,7 @@ checks=()
 pids=()
 checks_begin=$SECONDS
 checks_limit=110
+if $dry; then checks_limit=900; fi
 threads=$(($(env -u OMP_NUM_THREADS nproc) / 6))  # the six processes share the cores
 ((threads > 0)) || threads=1
 
