@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Proof with a GPU, in one command and seven minutes:
 #
-#   benchmarks/gpu.sh OUT [build] [test] [sanitize] [bench]
+#   benchmarks/gpu.sh OUT [dry] [build] [test] [sanitize] [bench]
 #
+#   dry       tries the other steps without a GPU: the build is for FASTDET_CUDA_ARCHS (90), the tests
+#             are only collected, compute-sanitizer is left out, and bench runs tiny on the CPU
 #   build     the libraries, for the visible GPU alone, into the source tree; without this step those
 #             that lie there are used
 #   test      every test marked cuda, in four processes
@@ -18,20 +20,23 @@
 # Rows of bench beside SciPy and pycocotools are skipped where these are not installed.
 set -uo pipefail
 
-usage="usage: benchmarks/gpu.sh OUT [build] [test] [sanitize] [bench]"
+usage="usage: benchmarks/gpu.sh OUT [dry] [build] [test] [sanitize] [bench]"
 if [ $# = 0 ]; then
   echo "$usage" >&2
   exit 2
 fi
 out=$1
 shift
-steps=" ${*:-build test sanitize bench} "
-for step in $steps; do
+steps=
+dry=false
+for step in "$@"; do
   case $step in
-    build | test | sanitize | bench) ;;
-    *) echo "expected build, test, sanitize or bench, got '$step'; $usage" >&2; exit 2 ;;
+    dry) dry=true ;;
+    build | test | sanitize | bench) steps+=" $step " ;;
+    *) echo "expected dry, build, test, sanitize or bench, got '$step'; $usage" >&2; exit 2 ;;
   esac
 done
+steps=${steps:- build test sanitize bench }
 python=${PYTHON:-python3}
 seconds=${GPU_SECONDS:-420}
 mkdir -p "$out" || exit 2
@@ -41,11 +46,16 @@ cd "$(dirname "$0")/.." || exit 2
 export PATH=$("$python" -c "import sys; print(sys.prefix)")/bin:$PATH:/usr/local/cuda/bin
 export PYTHONUNBUFFERED=1 TORCHINDUCTOR_COMPILE_THREADS=1
 
-gpu=$("$python" -c "import torch; print(torch.cuda.get_device_name())" 2>"$out/no_gpu.log") || {
-  echo "$python sees no GPU: $(tail -n 1 "$out/no_gpu.log")" >&2
-  exit 3
-}
-rm -f "$out/no_gpu.log"
+if $dry; then
+  gpu="none: a dry run"
+else
+  gpu=$("$python" -c "import torch; print(torch.cuda.get_device_name())" 2>"$out/no_gpu.log") || {
+    echo "$python sees no GPU: $(tail -n 1 "$out/no_gpu.log")" >&2
+    echo "without one, benchmarks/gpu.sh OUT dry tries what can be tried" >&2
+    exit 3
+  }
+  rm -f "$out/no_gpu.log"
+fi
 echo "$gpu"
 
 # ---- steps and what became of them --------------------------------------------------------------
@@ -88,9 +98,14 @@ wanted() { [[ $steps == *" $1 "* ]]; }
 
 if wanted build; then
   # The architecture by torch and not by nvidia-smi, which a container may lack.
-  arch=$("$python" -c "import torch; print(*torch.cuda.get_device_capability(), sep='')")
+  limit=160
+  if $dry; then
+    arch=${FASTDET_CUDA_ARCHS:-90} limit=3600
+  else
+    arch=$("$python" -c "import torch; print(*torch.cuda.get_device_capability(), sep='')")
+  fi
   FASTDET_CUDA=on FASTDET_CUDA_ARCHS=$arch \
-    step build 160 "$python" native_build.py || exit 1
+    step build $limit "$python" native_build.py || exit 1
 fi
 state=$("$python" -c "from fastdet.ops.library import info; print(info()['CUDA ops'])" \
   2>"$out/load.log") || state="fastdet cannot be imported: $(tail -n 1 "$out/load.log")"
@@ -106,6 +121,7 @@ checks=()
 pids=()
 checks_begin=$SECONDS
 checks_limit=110
+if $dry; then checks_limit=900; fi
 threads=$(($(env -u OMP_NUM_THREADS nproc) / 6))  # the six processes share the cores
 ((threads > 0)) || threads=1
 
@@ -116,20 +132,28 @@ check() {
   pids+=($!)
 }
 
+collect=()
+if $dry; then collect=(--collect-only); fi
+
 # A line for each test (-vv, since pyproject.toml has -q): a run that is ended says how far it came.
 tests() { # NAME PYTEST_ARGUMENTS...
-  check "$1" "$python" -m pytest -m cuda -vv --tb=short -p no:cacheprovider "${@:2}"
+  check "$1" "$python" -m pytest -m cuda -vv --tb=short -p no:cacheprovider \
+    "${collect[@]}" "${@:2}"
 }
 
 sanitizer=$(command -v compute-sanitizer)
+if $dry; then sanitizer=; fi
 
 # sanitized TOOL KEYWORDS: the tests of all operators. Our kernels alone are looked at;
 # torch's take hours. Each tensor gets memory of its own, or a read beyond one would end in the next.
 sanitized() {
-  check "$1" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
-    "$sanitizer" --tool "$1" --kernel-name kns=fastdet --report-api-errors no \
-    --error-exitcode 99 \
-    "$python" -m pytest tests/ops/test_cuda.py -m cuda -p no:cacheprovider -k "$2"
+  local under=()
+  if [ -n "$sanitizer" ]; then
+    under=("$sanitizer" --tool "$1" --kernel-name kns=fastdet --report-api-errors no
+      --error-exitcode 99)
+  fi
+  check "$1" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "${under[@]}" \
+    "$python" -m pytest tests/ops/test_cuda.py -m cuda -p no:cacheprovider "${collect[@]}" -k "$2"
 }
 
 if wanted test; then
@@ -138,7 +162,7 @@ if wanted test; then
   tests test_operators tests/ops --ignore tests/ops/test_cuda.py
   tests test_models tests/models/test_cuda.py tests/test_override.py
 fi
-if wanted sanitize && [ -n "$sanitizer" ]; then
+if wanted sanitize && { $dry || [ -n "$sanitizer" ]; }; then
   sanitized memcheck "test_equals_the_cpu and not 333"
   # Racecheck is about shared memory and slow: all operators once, in float32.
   sanitized racecheck "test_equals_the_cpu and (65 or tiles) and not dtypes"
@@ -154,7 +178,7 @@ for i in "${!checks[@]}"; do
   fi
   tail -n 5 "$out/$name.log"
 done
-if wanted sanitize && [ -z "$sanitizer" ]; then
+if wanted sanitize && ! $dry && [ -z "$sanitizer" ]; then
   record sanitize null 0 "skipped: no compute-sanitizer on this machine"
 fi
 
@@ -162,7 +186,9 @@ fi
 
 if wanted bench; then
   left=$((seconds - SECONDS))
-  step bench $((left > 60 ? left : 60)) "$python" -m benchmarks.gpu --out "$out"
+  device=(--device cuda)
+  if $dry; then device=(--device cpu); fi
+  step bench $((left > 60 ? left : 60)) "$python" -m benchmarks.gpu --out "$out" "${device[@]}"
 fi
 
 $ok

@@ -126,6 +126,101 @@ def test_deform_conv2d_by_its_loops(with_mask):
     assert product.tensors == inputs[2].nbytes + columns + 2 * output
 
 
+class Walk:
+    """The bytes of float32 that loops ask for, and those that they touch."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.read: set[tuple[object, ...]] = set()
+        self.written: set[tuple[object, ...]] = set()
+
+    def load(self, *place: object) -> None:
+        self.asked += 4
+        self.read.add(place)
+
+    def store(self, *place: object) -> None:
+        self.asked += 4
+        self.written.add(place)
+
+    def add(self, *place: object) -> None:
+        """Atomically."""
+        self.store(*place)
+        self.read.add(place)
+
+    @property
+    def tensors(self) -> int:
+        return 4 * (len(self.read) + len(self.written))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_the_gradient_of_deform_conv2d_by_its_loops(with_mask, groups):
+    batch, channels, outputs, taps, places = 3, 4, 2, 9, 3 * 4
+    # With this step and these fractions each sample has four pixels, and all pixels are sampled.
+    features, weight = torch.zeros(batch, channels, 8, 10), torch.zeros(outputs, channels, 3, 3)
+    offset = 0.25 + torch.rand(batch, groups * taps * 2, 3, 4, generator=seeded(1)) / 2
+    mask = torch.ones(batch, groups * taps, 3, 4)
+
+    coordinates, inputs = Walk(), Walk()
+
+    def at_sample(walk: Walk, image: int, channel: int, tap: int, place: int) -> list[object]:
+        """Loads what says where a sample lies; returns its four pixels."""
+        group = channel // (channels // groups)
+        for axis in range(2):
+            walk.load("offset", image, group, tap, axis, place)
+        if with_mask:
+            walk.load("mask", image, group, tap, place)
+        field = offset.view(batch, groups, taps, 2, places)[image, group, tap, :, place]
+        y = math.floor(2 * (place // 4) + tap // 3 + float(field[0]))
+        x = math.floor(2 * (place % 4) + tap % 3 + float(field[1]))
+        found = [(y, x), (y, x + 1), (y + 1, x), (y + 1, x + 1)]
+        assert all(0 <= row < 8 and 0 <= column < 10 for row, column in found)
+        return [*found]
+
+    samples = [
+        (image, channel, tap, place)
+        for image in range(batch)
+        for channel in range(channels)
+        for tap in range(taps)
+        for place in range(places)
+    ]
+    for sample in samples:
+        image, channel, tap, place = sample
+        group = channel // (channels // groups)
+        first = channel % (channels // groups) == 0  # stores are once for all channels of a group
+        for axis in range(2):
+            coordinates.load("columns", *sample)
+            pixels = at_sample(coordinates, *sample)
+            for pixel in pixels * (2 if with_mask and axis == 0 else 1):
+                coordinates.load("features", image, channel, pixel)
+            if first:
+                coordinates.store("gradient of offset", image, group, tap, axis, place)
+        if with_mask and first:
+            coordinates.store("gradient of mask", image, group, tap, place)
+        inputs.load("columns", *sample)
+        for pixel in at_sample(inputs, *sample):
+            inputs.add("gradient of features", image, channel, pixel)
+
+    leaves = [features.requires_grad_(), weight.requires_grad_(), offset.requires_grad_()]
+    bias = torch.zeros(outputs, requires_grad=True)
+    masks = [mask.requires_grad_()] if with_mask else []
+
+    def gradient(*_: Tensor) -> None:
+        x, w, o = leaves
+        out = torchvision.ops.deform_conv2d(x, o, w, bias, 2, mask=masks[0] if masks else None)
+        out.sum().backward()
+
+    launches = launches_of(gradient, features)
+    launches = launches[[each.name for each in launches].index("zeros_like") :]  # of backward
+    for name, walk in (("_coord", coordinates), ("", inputs)):
+        found = named(launches, f"deformable_col2im{name}_kernel")
+        assert (found.tensors, found.asked) == (walk.tensors, walk.asked)
+    columns = 4 * len(samples)
+    gradients = [named(launches, name).tensors for name in ("addmm_", "addmm_, weight")]
+    output = 4 * batch * outputs * places
+    assert gradients == [weight.nbytes + output + 2 * columns, columns + output + 2 * weight.nbytes]
+
+
 def test_the_sums_of_our_kernels_come_from_the_table():
     lines = [
         "| operator | workload | kernel | launches | memory MB | L2 MB | s | b | at least | by |",

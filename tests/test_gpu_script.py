@@ -91,6 +91,32 @@ def test_a_failing_step_does_not_stop_the_others(tmp_path: Path, stand_ins: dict
         assert "exclude" not in text  # no kernel is spared
 
 
+def test_a_dry_run_tries_each_step_without_a_gpu(tmp_path: Path, stand_ins: dict[str, str]) -> None:
+    python = tmp_path / "python"
+    asks_for_no_gpu = STAND_IN.replace('echo "A GPU"', "exit 1").replace("echo 90", "exit 1")
+    python.write_text(
+        asks_for_no_gpu.replace("case", 'echo "$@" >&2\ncase', 1)
+        .replace("echo /none", "exit 0")
+        .replace("echo loaded", "echo 'loaded; torch sees no GPU'")
+        .replace("*test_equals", "*collect-only*) echo collected ;;\n  *test_equals")
+    )
+    done = run(tmp_path / "out", "dry", FASTDET_CUDA_ARCHS="", **stand_ins)
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["gpu"], summary["ok"]) == ("none: a dry run", True)
+    checks = ["test_properties", "test_large", "test_operators", "test_models"]
+    checks += ["memcheck", "racecheck"]
+    assert [step["step"] for step in summary["steps"]] == ["build", *checks, "bench"]
+    logs = {name: (tmp_path / "out" / f"{name}.log").read_text() for name in ["build", *checks]}
+    assert "built for 90" in logs["build"]
+    for name in checks:
+        assert "-m cuda" in logs[name]
+        assert "collected" in logs[name]
+        assert "--error-exitcode" not in logs[name]  # compute-sanitizer needs a GPU
+    bench = (tmp_path / "out" / "bench.log").read_text()
+    assert "--device cpu" in bench
+
+
 def test_what_is_missing_is_named(tmp_path: Path, stand_ins: dict[str, str]) -> None:
     python = tmp_path / "python"
     python.write_text(STAND_IN.replace("echo loaded", "echo 'No \"native\" module' >&2; exit 1"))

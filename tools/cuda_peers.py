@@ -11,7 +11,7 @@ writes the comparison with our kernels into benchmarks/results/cuda_roofline.md.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
@@ -420,14 +420,13 @@ def row(case: GpuCase, our_megabytes: float) -> str:
         f"{asked:.2f}",
         f"{tensors / our_megabytes:.1f}x",
     ]
-    return f"| {' | '.join(cells)} |\n"
+    return f"| {' | '.join(cells)} |"
 
 
-def section(lines: Sequence[str], cases: Callable[[], Iterator[GpuCase]]) -> Iterator[str]:
-    """The rows of all cases that have a kernel of torchvision beside one of ours."""
+def rows(lines: Sequence[str], cases: Iterable[GpuCase]) -> Iterator[str]:
+    """A line for each case that has a kernel of torchvision beside one of ours."""
     known = ours(lines)
-    yield NOTES
-    for case in cases():
+    for case in cases:
         key = case.op, case.workload
         if "torchvision" in case.sides and case.op not in ON_THE_HOST and key in known:
             yield row(case, known[key])

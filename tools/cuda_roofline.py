@@ -7,7 +7,8 @@ instructions are of the library as built, for sm_90; without it their columns ar
 
     python -m tools.cuda_roofline [--only TEXT] [--out FILE] [--peers]
 
-A second table has torchvision's bytes beside ours (cuda_peers.py); `--peers` renews it alone.
+A second table has torchvision's bytes beside ours (cuda_peers.py); `--peers` renews it alone. With
+`--only`, the rows of other operators that FILE has already stay as they are.
 
 An input that takes the emulator too long is cut to a part; the counts are multiplied accordingly.
 """
@@ -268,6 +269,29 @@ def line(found: Row, scale: int) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def renewed(before: Sequence[str], found: Sequence[str]) -> list[str]:
+    """The lines of a table in which those found stand for the former ones of their operators."""
+    operators: dict[str, list[str]] = {}
+    for lines in (before, found):
+        new: dict[str, list[str]] = {}
+        for text in lines:
+            new.setdefault(text.split(" | ")[0], []).append(text)
+        operators |= new
+    return [text for lines in operators.values() for text in lines]
+
+
+def tables_of(file: Path) -> tuple[list[str], list[str]]:
+    """The lines of the file's two tables: our kernels, and torchvision beside them."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    title = cuda_peers.TITLE.strip()
+    middle = lines.index(title) if title in lines else len(lines)
+    found = []
+    for part in (lines[:middle], lines[middle:]):
+        rule = next((i for i, text in enumerate(part) if text.startswith("| ---")), len(part))
+        found.append([text for text in part[rule + 1 :] if text.startswith("| ")])
+    return found[0], found[1]
+
+
 def main() -> None:
     """Prints or writes the table."""
     parser = argparse.ArgumentParser()
@@ -276,19 +300,19 @@ def main() -> None:
     parser.add_argument("--peers", action="store_true", help=f"only {cuda_peers.TITLE[3:-1]}")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.peers:
-        lines = OUT.read_text().partition(f"\n{cuda_peers.TITLE}")[0].splitlines()
-        beside = cuda_peers.section(lines, lambda: cases(options.only))
-        text = "".join(f"{each}\n" for each in [*lines, ""]) + "".join(beside)
-        (options.out or OUT).write_text(text)
-        return
-    lines = []
-    for _, scale, found in rows(options.only):
-        lines += [line(each, scale) for each in found]
-        print("\n".join(lines[-len(found) :]), flush=True)
-    if options.out:
-        beside = "".join(cuda_peers.section(lines, lambda: cases(options.only)))
-        options.out.write_text(HEADER + "".join(f"{text}\n" for text in lines) + f"\n{beside}")
+    out = options.out or (OUT if options.peers else None)
+    lines, beside = tables_of(out) if out else ([], [])
+    if not options.peers:
+        found = []
+        for _, scale, kernels in rows(options.only):
+            found += [line(each, scale) for each in kernels]
+            print("\n".join(found[-len(kernels) :]), flush=True)
+        lines = renewed(lines, found) if options.only else found
+    if out:
+        peers = list(cuda_peers.rows(lines, cases(options.only)))
+        beside = renewed(beside, peers) if options.only else peers
+        texts = [HEADER, *(f"{text}\n" for text in lines), "\n", cuda_peers.NOTES]
+        out.write_text("".join([*texts, *(f"{text}\n" for text in beside)]))
 
 
 if __name__ == "__main__":

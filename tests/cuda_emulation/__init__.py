@@ -129,9 +129,9 @@ def set_lane_order(library: ctypes.CDLL, order: str) -> None:
 
 
 @contextmanager
-def launching() -> Iterator[None]:
+def launching(library: ctypes.CDLL | None = None) -> Iterator[None]:
     """Fails where no emulated kernel is launched in this context: something else ran then."""
-    library = load()
+    library = library or load()
     before = library.cuda_emulation_num_launches()
     yield
     assert library.cuda_emulation_num_launches() > before, "no emulated kernel was launched"
@@ -143,8 +143,6 @@ def emulated_kernels(order: str = "ascending", *, launches: bool = True) -> Iter
 
     It must launch some, unless `launches` is False.
     """
-    import fastdet.ops  # noqa: F401 - loaded later, its operators would replace the emulated ones
-
     library = load()
     set_lane_order(library, order)
     try:
@@ -157,6 +155,8 @@ def emulated_kernels(order: str = "ascending", *, launches: bool = True) -> Iter
 @contextmanager
 def overridden_by(namespace: str) -> Iterator[None]:
     """In this context `torch.ops.fastdet` runs the kernels of a loaded library for CPU tensors."""
+    import fastdet.ops  # noqa: F401 - loaded later, its operators would replace the emulated ones
+
     overrides = torch.library.Library("fastdet", "IMPL")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"(?s).*Overriding a previously registered")

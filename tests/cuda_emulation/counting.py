@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tests.cuda_emulation import HERE, ROOT, compile_library, overridden_by
+from tests.cuda_emulation import HERE, ROOT, compile_library, launching, overridden_by
 from tools.cuda_resources import short
 
 # Not split: a copy of 16 bytes is one instruction of a GPU. -g1: source lines.
@@ -272,7 +272,11 @@ def counted(
 ) -> Iterator[Counts]:
     """Runs fastdet's operators on the kernels that are counted, and counts; see CountedLibrary."""
     library = load()
-    with overridden_by("fastdet_counted"), library.counted(inputs, scale, cut) as counts:
+    with (
+        overridden_by("fastdet_counted"),
+        launching(library.functions),
+        library.counted(inputs, scale, cut) as counts,
+    ):
         yield counts
 
 
@@ -280,5 +284,9 @@ def counted(
 def racing(talks_order: bool = True) -> Iterator[list[Race]]:
     """Runs fastdet's operators, and looks for races; see CountedLibrary."""
     library = load()
-    with overridden_by("fastdet_counted"), library.racing(talks_order) as races:
+    with (
+        overridden_by("fastdet_counted"),
+        launching(library.functions),
+        library.racing(talks_order) as races,
+    ):
         yield races

@@ -32,7 +32,7 @@ struct Range {
 };
 
 constexpr size_t kHostStackBytes = 1 << 20;  // of it a launch's callers use less
-constexpr size_t kDynamicBytes = 256 << 10;  // of a block's dynamic shared memory, at most
+constexpr size_t kDynamicBytes = 48 << 10;   // of a block's dynamic shared memory, at most
 
 const Range image(__ehdr_start, _end - __ehdr_start);
 Range host_stack, lane_stack, statics, dynamic;
@@ -158,6 +158,7 @@ EXPORT void cuda_count_requests(double scale) {
 
 // Starts looking for races.
 EXPORT void cuda_find_races(bool talks_order) {
+  statics = Range(static_shared().data(), static_shared().size());  // as large in each launch
   races = std::make_unique<Races>(statics.bytes + kDynamicBytes, talks_order);
   requests = nullptr;
   observer = &hooks;

@@ -93,6 +93,28 @@ __global__ void signal_kernel(int* out) {
   out[threadIdx.x] = static_cast<int>(*static_cast<Word*>(&bits));
 }
 
+// As NMS resolves a front: lane k waits for lane k - 1. In each round the lanes read the words, and
+// then set their own bits, until no lane of the block waits. The words lie behind 40 KiB.
+template <int kCopy>
+__global__ void front_kernel(int* out, int between) {
+  constexpr int kWords = 10 << 10;
+  __shared__ unsigned words[kWords + 2];
+  unsigned* const bits = words + kWords;
+  const unsigned lane = threadIdx.x;
+  words[kCopy + lane] = 0;
+  if (lane < 2) bits[lane] = 0;
+  bool waits = true;
+  while (__syncthreads_or(waits)) {
+    const unsigned before = lane > 0 ? lane - 1 : 0;
+    const volatile unsigned* const word = bits + before / kSide;
+    const bool ready = waits && (lane == 0 || (*word >> before % kSide & 1));
+    wait(between);
+    if (ready) atomicOr(bits + lane / kSide, 1u << lane % kSide);
+    waits = waits && !ready;
+  }
+  out[lane] = static_cast<int>(bits[lane / kSide] >> lane % kSide & 1) + words[kCopy + lane];
+}
+
 // Neighbours write the bytes of a word: no race.
 __global__ void bytes_kernel(int* out) {
   __shared__ unsigned char bytes[kSide];
@@ -124,5 +146,8 @@ EXPORT add(int* out, int lanes, int between) { run(add_kernel, lanes, out, betwe
 EXPORT pass_on(int* out, int lanes, int between) { run(pass_on_kernel, lanes, out, between); }
 EXPORT signal_others(int* out, int is_volatile) {
   run(is_volatile ? signal_kernel<volatile unsigned> : signal_kernel<unsigned>, kSide, out);
+}
+EXPORT resolve_front(int* out, int copy, int between) {
+  run(copy ? front_kernel<1> : front_kernel<0>, 2 * kSide, out, between);
 }
 EXPORT bytes(int* out) { run(bytes_kernel, kSide, out); }

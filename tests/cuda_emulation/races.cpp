@@ -33,8 +33,8 @@ void Races::check(const Mark& before, const Access& access) {
 void Races::add(const Access& access, size_t offset) {
   const Mark mark = {epoch_, time_[access.lane], access.place, static_cast<uint16_t>(access.lane),
                      access.kind};
-  for (unsigned i = 0; i < access.bytes && offset + i < bytes_.size(); ++i) {
-    Byte& byte = bytes_[offset + i];
+  for (unsigned i = 0; i < access.bytes; ++i) {
+    Byte& byte = bytes_.at(offset + i);  // an access that is not looked at would hide a race
     check(byte.write, access);
     if (access.kind != Kind::kRead) {
       for (const Mark& read : {byte.read, byte.read_by_warp, byte.read_by_other_warp})

@@ -3,12 +3,17 @@
 
 import ctypes
 import os
+import subprocess
+import sys
 
 import pytest
+import torch
 
-from tests.cuda_emulation import HERE
+import fastdet
+from tests.cuda_emulation import HERE, ROOT
 from tests.cuda_emulation.counting import CountedLibrary, Race, racing
 from tests.ops.test_every_op import ON_CUDA, bits, calls
+from tests.ops.test_nms import random_boxes
 
 pytestmark = [
     pytest.mark.emulation,
@@ -79,8 +84,58 @@ def test_an_atomic_and_a_read_race(kernels, is_volatile):
     assert ("read", "atomic") in kinds(races)
 
 
+@pytest.mark.parametrize(("between", "found"), [(WARP_BARRIER, True), (BLOCK_BARRIER, False)])
+@pytest.mark.parametrize("copy", [0, 1])
+def test_bits_that_are_set_while_others_read_them(kernels, copy, between, found):
+    out = (ctypes.c_int * 64)()
+    with kernels.racing() as races:
+        kernels.functions.resolve_front(out, copy, between)
+    assert list(out) == [1] * 64
+    assert (("atomic", "read") in kinds(races)) == found
+    assert bool(races) == found
+
+
+def test_the_first_call_of_a_process_looks_at_all_shared_memory():
+    script = """
+import ctypes
+from tests.cuda_emulation import HERE
+from tests.cuda_emulation.counting import CountedLibrary
+library = CountedLibrary([HERE / "kernels_to_count.cu"], "kernels_to_count")
+with library.racing() as races:
+    library.functions.resolve_front((ctypes.c_int * 64)(), 0, 0)
+    library.functions.resolve_front((ctypes.c_int * 64)(), 1, 0)
+assert len({race.kernel for race in races}) == 2, races
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+
+
+def test_nothing_is_found_only_where_kernels_ran():
+    with pytest.raises(AssertionError, match="no emulated kernel"), racing():
+        pass
+
+
 @pytest.mark.parametrize("name", ON_CUDA)
 def test_our_kernels_have_no_race(name):
     with racing() as races:
         bits(calls(65)[name])
+    assert races == []
+
+
+def test_nms_has_no_race_where_boxes_wait_long():
+    # Each box waits for the one before it, longer than the rounds before the fronts are: so the
+    # lanes of a front read and set the same words in turn.
+    left = -4.0 * torch.arange(300)
+    boxes = torch.stack([left, 0 * left, left + 10, 0 * left + 10], 1)
+    with racing() as races:
+        kept = fastdet.nms(boxes, left, 0.4)
+    assert kept.tolist() == list(range(0, 300, 2))
+    assert races == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sorting_tiles_of_scores_has_no_race(dtype):
+    boxes, scores = (x.expand(65, 2049, *x.shape[1:]) for x in random_boxes(2049, dtype=dtype))
+    counts = torch.tensor([2049, *[0] * 64])
+    with racing() as races:
+        fastdet.ops.nms_padded(boxes, scores, 0.4, 9, None, counts)
     assert races == []

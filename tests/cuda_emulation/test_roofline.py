@@ -9,7 +9,7 @@ import pytest
 import fastdet
 from benchmarks.gpu.case import GpuCase, forward
 from tests.ops.test_every_op import boxes
-from tools import cuda_roofline
+from tools import cuda_peers, cuda_roofline
 from tools.cuda_roofline import Compiled, Row
 
 pytestmark = [
@@ -46,3 +46,19 @@ def test_a_part_of_each_cut_input_is_run():
     case = GpuCase(op="box_iou", workload="", inputs=(boxes(N), boxes(M)), sides={})
     (first, second), scale, cut = cuda_roofline.shortened(case)
     assert (len(first), len(second), scale, cut) == (N, M // 16, 16, {1})
+
+
+def test_only_the_rows_of_what_was_counted_are_renewed():
+    before = ["| nms | 9 | `a` |", "| nms | 10 | `a` |", "| nmm | 9 | `a` |"]
+    found = ["| nms | 9 | `b` |", "| soft_nms | 9 | `c` |"]
+    assert cuda_roofline.renewed(before, found) == [found[0], before[2], found[1]]
+
+
+def test_the_committed_tables_are_read():
+    text = cuda_roofline.OUT.read_text()
+    lines, beside = cuda_roofline.tables_of(cuda_roofline.OUT)
+    assert {found.count("|") for found in lines} == {11}
+    assert {found.count("|") for found in beside} == {8}
+    notes = cuda_peers.NOTES
+    whole = [cuda_roofline.HEADER, *(f"{x}\n" for x in lines), "\n", notes]
+    assert "".join([*whole, *(f"{x}\n" for x in beside)]) == text

@@ -215,10 +215,17 @@ COUNTS = [0, 1, 1024, 2049, 4096, 4097, 4200, 10**6]
 
 
 # So many images that CUDA sorts tiles of 2048 scores instead of counting ranks; most are empty.
-@pytest.mark.parametrize("counts", [COUNTS, COUNTS + 9 * [0]], ids=["counted", "score tiles"])
-def test_counts_around_tiles(counts, device):
+@pytest.mark.parametrize(
+    ("counts", "dtype"),
+    [
+        pytest.param(COUNTS, torch.float32, id="counted"),
+        pytest.param(COUNTS + 9 * [0], torch.float32, id="score tiles"),
+        pytest.param(COUNTS + 9 * [0], torch.float64, id="score tiles, float64"),
+    ],
+)
+def test_counts_around_tiles(counts, dtype, device):
     n = 4200
-    boxes, scores = random_boxes(n)
+    boxes, scores = random_boxes(n, dtype=dtype)
     boxes = boxes + torch.arange(n)[:, None] % 60 * 150
     scores[::9] = NAN
     images = boxes.expand(len(counts), n, 4).to(device), scores.expand(len(counts), n).to(device)
@@ -228,6 +235,21 @@ def test_counts_around_tiles(counts, device):
         expected = [i for i in brute_force(boxes[:count], usable, 0.3) if not scores[i].isnan()]
         assert keep[b, : kept[b]].tolist() == expected[:700]
         assert (keep[b, kept[b] :] == -1).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_full_images_of_an_rpn(dtype, device):
+    # Four images are enough for tiles of scores; the last tile of 8,741 rows has 549 of them.
+    n, counts = 8741, [8741, 6145, 0, 1]
+    boxes, ids = hostile(n)["spread"].to(dtype), torch.arange(n) % 5
+    scores = torch.randint(0, n, (n,), generator=torch.Generator().manual_seed(n)).to(dtype)
+    images = [x.expand(4, *x.shape).to(device) for x in (boxes, scores, ids)]
+    keep, kept = nms_padded(
+        *images[:2], 0.7, n, groups=images[2], counts=torch.tensor(counts, device=device)
+    )
+    for image, count in enumerate(counts):
+        expected = brute_force(boxes[:count], scores[:count], 0.7, ids[:count])
+        assert keep[image, : kept[image]].tolist() == expected
 
 
 @pytest.mark.parametrize("n", [2**15, 2**15 + 1])
