@@ -33,10 +33,9 @@ inline void check_winograd_map(const char* op, const char* argument, const Argum
          "Float (B, C, H, W) on cpu", map);
 }
 
-// A map with the B, H and W of the input.
-inline void check_winograd_pair(const char* op, const char* argument, const Argument& map,
-                                const Argument& input) {
-  check_winograd_map(op, argument, map);
+// Whether a map has the B, H and W of the input.
+inline void check_same_pixels(const char* op, const char* argument, const Argument& map,
+                              const Argument& input) {
   expect(
       map.size(0) == input.size(0) && map.size(2) == input.size(2) && map.size(3) == input.size(3),
       op, argument, "the B, H and W of the input", map);
@@ -46,7 +45,9 @@ inline void check_winograd_conv(const char* op, const Argument& input, const Arg
                                 const std::optional<Argument>& bias,
                                 const std::optional<Argument>& summand, int64_t channels,
                                 int64_t activation) {
-  check_winograd_map(op, "input", input);
+  const ScalarType dtype = input.scalar_type();
+  expect(input.is_cpu() && (dtype == kFloat32 || dtype == ScalarType::BFloat16) && input.dim() == 4,
+         op, "input", "Float or BFloat16 (B, C, H, W) on cpu", input);
   expect(filters.is_cpu() && filters.scalar_type() == kFloat32 && filters.dim() == 4 &&
              filters.size(0) == winograd_panels(channels) && filters.size(1) == input.size(1) &&
              filters.size(2) == kWinogradTaps && filters.size(3) == kWinogradPanel,
@@ -58,14 +59,17 @@ inline void check_winograd_conv(const char* op, const Argument& input, const Arg
                bias->size(0) == channels,
            op, "bias", "Float (channels,) on cpu", *bias);
   if (!summand) return;
-  check_winograd_pair(op, "summand", *summand, input);
+  expect(summand->is_cpu() && summand->scalar_type() == dtype && summand->dim() == 4, op, "summand",
+         "the dtype of the input, (B, C, H, W) on cpu", *summand);
+  check_same_pixels(op, "summand", *summand, input);
   expect(summand->size(1) == channels, op, "summand", "the channels of the output", *summand);
 }
 
 inline void check_winograd_filters_grad(const char* op, const Argument& grad,
                                         const Argument& input) {
   check_winograd_map(op, "input", input);
-  check_winograd_pair(op, "grad", grad, input);
+  check_winograd_map(op, "grad", grad);
+  check_same_pixels(op, "grad", grad, input);
 }
 
 }  // namespace fastdet

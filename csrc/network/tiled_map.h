@@ -37,9 +37,9 @@ class TiledMap {
         row_stride_(map.stride(2)),
         pixel_stride_(map.stride(3)) {
     if constexpr (std::is_const_v<T>)
-      data_ = fastdet::data<float>(map);
+      data_ = fastdet::data<std::remove_const_t<T>>(map);
     else
-      data_ = mutable_data<float>(map);
+      data_ = mutable_data<T>(map);
   }
 
   int64_t tiles() const { return tiles_; }

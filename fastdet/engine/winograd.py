@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """3x3 convolutions on the CPU by Winograd's algorithm, for inference and for training.
 
-They are in float32 and channels_last, with stride 1 and padding 1. They need 4 times fewer
-multiplications than a direct convolution (`fastdet.ops.winograd`). Results differ only by rounding.
+They are in channels_last, with stride 1 and padding 1. They need 4 times fewer multiplications than
+a direct convolution (`fastdet.ops.winograd`). Results differ only by rounding. In inference, maps
+are in float32 or bfloat16; in training they are in float32. For maps in bfloat16, too, the products
+are in float32: a processor with bfloat16 products computes twice as many of them, which is less
+than 4 times.
 """
 
 import functools
@@ -39,7 +42,7 @@ class WinogradConv(nn.Module):
     """A convolution whose filters are laid out once, and an activation.
 
     Args:
-        weight, bias: of a convolution for which `has_winograd_shape` is true.
+        weight, bias: in float32, of a convolution for which `has_winograd_shape` is true.
         activation: one of ACTIVATIONS, which the convolution computes, or a key of IN_PLACE. After
             a sum, only "relu" or "none".
     """
@@ -54,7 +57,10 @@ class WinogradConv(nn.Module):
         self.in_place = IN_PLACE.get(activation)
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) -> (B, out_channels, H, W). `other` is added before the activation."""
+        """(B, C, H, W) -> (B, out_channels, H, W), in float32 or bfloat16.
+
+        `other` is added before the activation.
+        """
         result = self._summed(x, other)
         return result if self.in_place is None else self.in_place(result)
 
