@@ -22,10 +22,14 @@ inline void check_upsample_nearest(const char* op, const Argument& input, int64_
       refuse(op, "size", "numbers in [1, 2**24]", std::to_string(size));
 }
 
+inline bool is_winograd_dtype(const Argument& argument) {
+  return argument.scalar_type() == kFloat32 || argument.scalar_type() == ScalarType::BFloat16;
+}
+
 inline void check_winograd_filters(const char* op, const Argument& weight) {
-  expect(weight.scalar_type() == kFloat32 && weight.dim() == 4 && weight.size(2) == 3 &&
-             weight.size(3) == 3,
-         op, "weight", "Float (O, C, 3, 3)", weight);
+  expect(
+      is_winograd_dtype(weight) && weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3,
+      op, "weight", "Float or BFloat16 (O, C, 3, 3)", weight);
 }
 
 inline void check_winograd_map(const char* op, const char* argument, const Argument& map) {
@@ -46,12 +50,14 @@ inline void check_winograd_conv(const char* op, const Argument& input, const Arg
                                 const std::optional<Argument>& summand, int64_t channels,
                                 int64_t activation) {
   const ScalarType dtype = input.scalar_type();
-  expect(input.is_cpu() && (dtype == kFloat32 || dtype == ScalarType::BFloat16) && input.dim() == 4,
-         op, "input", "Float or BFloat16 (B, C, H, W) on cpu", input);
-  expect(filters.is_cpu() && filters.scalar_type() == kFloat32 && filters.dim() == 4 &&
+  expect(input.is_cpu() && is_winograd_dtype(input) && input.dim() == 4, op, "input",
+         "Float or BFloat16 (B, C, H, W) on cpu", input);
+  expect(filters.is_cpu() && filters.scalar_type() == dtype && filters.dim() == 4 &&
              filters.size(0) == winograd_panels(channels) && filters.size(1) == input.size(1) &&
              filters.size(2) == kWinogradTaps && filters.size(3) == kWinogradPanel,
-         op, "filters", "the result of winograd_filters for Float (channels, C, 3, 3)", filters);
+         op, "filters",
+         "the result of winograd_filters for (channels, C, 3, 3) in the dtype of the input",
+         filters);
   if (activation < 0 || activation > static_cast<int64_t>(Activation::kSilu))
     refuse(op, "activation", "0, 1 or 2", std::to_string(activation));
   if (bias)

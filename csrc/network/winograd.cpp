@@ -13,10 +13,11 @@
 // Blocks are divided among the threads; if there are fewer blocks than threads, as in small maps,
 // the outputs of a block are divided, too, and each thread transforms the inputs again.
 //
-// Maps are in float32 or bfloat16; all else is in float32. In bfloat16, the result is rounded once,
-// and is as exact as that of a direct convolution. Products of transformed values in bfloat16 would
-// take half the time, but they have 5 times the error, and F(2x2, 3x3) with such products 2 times;
-// that needs 1.8 times the products of F(4x4, 3x3) and saves no time.
+// Maps and filters are in float32 or bfloat16; all else is in float32. In bfloat16, the result is
+// rounded once, and is as exact as that of a direct convolution. Products of transformed values in
+// bfloat16 would take half the time, but with 5 times the error. F(2x2, 3x3) with such products has
+// twice the error; it needs 1.8 times as many of them, and the transforms of 1.8 times as many
+// values, so it would save at most a tenth.
 //
 // The gradient with respect to the input is the same convolution with the filters rotated by 180
 // degrees. The gradient with respect to the filters is in winograd_filters_grad.cpp.
@@ -80,7 +81,40 @@ float* kept_workspace(int64_t floats) {
   return kept.data();
 }
 
-// The result of winograd_conv for maps of T, which is float or BFloat16.
+// The result of winograd_filters for a weight of T, which is float or BFloat16.
+template <typename T>
+Tensor filters_of(const Tensor& weight, bool turned) {
+  const Tensor readable = torch::stable::contiguous(channels_to_back(weight));  // (O, 3, 3, C)
+  const int64_t filters = weight.size(0), channels = weight.size(1);
+  const int64_t outputs = turned ? channels : filters, depth = turned ? filters : channels;
+  const int64_t panels = winograd_panels(outputs);
+  const Tensor packed = in_huge_pages(
+      empty(weight, {panels, depth, kWinogradTaps, kWinogradPanel}, weight.scalar_type()));
+  const T* taps = data<T>(readable);
+  T* out = mutable_data<T>(packed);
+  constexpr int64_t kOneChannel = kWinogradTaps * kWinogradPanel;
+  const auto pack = [&](int64_t panel, int64_t k) {
+    const int64_t first = panel * kWinogradPanel;
+    const int64_t count = std::min(kWinogradPanel, outputs - first);
+    T* to = out + (panel * depth + k) * kOneChannel;
+    if (count < kWinogradPanel) std::fill_n(to, kOneChannel, T(0));
+    for (int64_t tap = 0; tap < kWinogradTaps; ++tap, to += kWinogradPanel) {
+      if (turned) {
+        std::copy_n(taps + (k * kWinogradTaps + kWinogradTaps - 1 - tap) * channels + first, count,
+                    to);
+      } else {
+        for (int64_t i = 0; i < count; ++i)
+          to[i] = taps[((first + i) * kWinogradTaps + tap) * channels + k];
+      }
+    }
+  };
+  parallel_for(panels * depth, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) pack(i / depth, i % depth);
+  });
+  return packed;
+}
+
+// The result of winograd_conv for maps and filters of T, which is float or BFloat16.
 template <typename T>
 Tensor conv_of(const Tensor& input, const Tensor& filters, const std::optional<Tensor>& bias,
                const std::optional<Tensor>& summand, int64_t channels, int64_t activation) {
@@ -94,7 +128,7 @@ Tensor conv_of(const Tensor& input, const Tensor& filters, const std::optional<T
   std::vector<float> shift(panels * kWinogradPanel);
   const std::vector<T> zeros(depth);
   if (bias) std::copy_n(data<float>(torch::stable::contiguous(*bias)), channels, shift.data());
-  const float* taps = data<float>(packed);
+  const T* taps = data<T>(packed);
   const Division division(from.tiles(), depth, panels);
   const int64_t row_stride = division.row_stride, block = division.block_tiles;
   const int64_t group_width = division.group_panels * kWinogradPanel;
@@ -117,7 +151,7 @@ Tensor conv_of(const Tensor& input, const Tensor& filters, const std::optional<T
                             float* columns, float* products) {
     for (int row = 0; row < kWinogradSide; ++row)
       for (int64_t panel = first; panel < last; ++panel) {
-        loops.filters(taps + panel * panel_floats * kWinogradTaps, depth, row, columns);
+        map_loops.filters(taps + panel * panel_floats * kWinogradTaps, depth, row, columns);
         for (int i = 0; i < kWinogradSide; ++i) {
           const int64_t q = row * kWinogradSide + i;
           loops.multiply(
@@ -159,34 +193,8 @@ Tensor conv_of(const Tensor& input, const Tensor& filters, const std::optional<T
 
 Tensor winograd_filters(const Tensor& weight, bool turned) {
   check_winograd_filters("winograd_filters", weight);
-  const Tensor readable = torch::stable::contiguous(channels_to_back(weight));  // (O, 3, 3, C)
-  const int64_t filters = weight.size(0), channels = weight.size(1);
-  const int64_t outputs = turned ? channels : filters, depth = turned ? filters : channels;
-  const int64_t panels = winograd_panels(outputs);
-  const Tensor packed =
-      in_huge_pages(empty(weight, {panels, depth, kWinogradTaps, kWinogradPanel}, kFloat32));
-  const float* taps = data<float>(readable);
-  float* out = mutable_data<float>(packed);
-  constexpr int64_t kOneChannel = kWinogradTaps * kWinogradPanel;
-  const auto pack = [&](int64_t panel, int64_t k) {
-    const int64_t first = panel * kWinogradPanel;
-    const int64_t count = std::min(kWinogradPanel, outputs - first);
-    float* to = out + (panel * depth + k) * kOneChannel;
-    if (count < kWinogradPanel) std::fill_n(to, kOneChannel, 0.0f);
-    for (int64_t tap = 0; tap < kWinogradTaps; ++tap, to += kWinogradPanel) {
-      if (turned) {
-        std::copy_n(taps + (k * kWinogradTaps + kWinogradTaps - 1 - tap) * channels + first, count,
-                    to);
-      } else {
-        for (int64_t i = 0; i < count; ++i)
-          to[i] = taps[((first + i) * kWinogradTaps + tap) * channels + k];
-      }
-    }
-  };
-  parallel_for(panels * depth, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) pack(i / depth, i % depth);
-  });
-  return packed;
+  const bool halves = weight.scalar_type() == ScalarType::BFloat16;
+  return halves ? filters_of<BFloat16>(weight, turned) : filters_of<float>(weight, turned);
 }
 
 Tensor winograd_conv(const Tensor& input, const Tensor& filters, const std::optional<Tensor>& bias,

@@ -87,23 +87,23 @@ void winograd_input(const T* const* pixels, const T* const* next, int64_t channe
 }
 
 // Row kRow of G times each column of the taps, then times G^T.
-template <int kRow>
-void filters_of_row(const float* taps, int64_t depth, float* out) {
+template <typename T, int kRow>
+void filters_of_row(const T* taps, int64_t depth, float* out) {
   constexpr float p = kRow == 1 ? kP : kRow == 2 ? -kP : kRow == 3 ? kQ : -kQ;
   constexpr float kDivisor = kRow < 3 ? kDivisorP : kDivisorQ;
   for (int64_t k = 0; k < depth; ++k, taps += kWinogradTaps * kPanel, out += kPanel)
     for (int64_t x = 0; x < kPanel; x += kFloats) {
       Floats g[3], of_filter[kSide];
       for (int j = 0; j < 3; ++j) {
-        const float* tap = taps + j * kPanel + x;
+        const T* tap = taps + j * kPanel + x;
         if constexpr (kRow == 0)
-          g[j] = all_lanes(kDivisor0) * load_lanes(tap);
+          g[j] = all_lanes(kDivisor0) * load_floats(tap);
         else if constexpr (kRow == kSide - 1)
-          g[j] = load_lanes(tap + 6 * kPanel);
+          g[j] = load_floats(tap + 6 * kPanel);
         else
-          g[j] = add_times(p * p * kDivisor, load_lanes(tap + 6 * kPanel),
-                           add_times(p * kDivisor, load_lanes(tap + 3 * kPanel),
-                                     all_lanes(kDivisor) * load_lanes(tap)));
+          g[j] = add_times(p * p * kDivisor, load_floats(tap + 6 * kPanel),
+                           add_times(p * kDivisor, load_floats(tap + 3 * kPanel),
+                                     all_lanes(kDivisor) * load_floats(tap)));
       }
       filter_of(g, of_filter);
       for (int j = 0; j < kSide; ++j)
@@ -111,10 +111,11 @@ void filters_of_row(const float* taps, int64_t depth, float* out) {
     }
 }
 
-inline void winograd_filters(const float* taps, int64_t depth, int row, float* out) {
-  constexpr void (*kOfRows[kSide])(const float*, int64_t, float*) = {
-      filters_of_row<0>, filters_of_row<1>, filters_of_row<2>,
-      filters_of_row<3>, filters_of_row<4>, filters_of_row<5>};
+template <typename T>
+void winograd_filters(const T* taps, int64_t depth, int row, float* out) {
+  constexpr void (*kOfRows[kSide])(const T*, int64_t, float*) = {
+      filters_of_row<T, 0>, filters_of_row<T, 1>, filters_of_row<T, 2>,
+      filters_of_row<T, 3>, filters_of_row<T, 4>, filters_of_row<T, 5>};
   kOfRows[row](taps, depth, out);
 }
 
@@ -200,13 +201,13 @@ void winograd_output(const float* products, int64_t position_stride, const float
 }
 
 constexpr WinogradLoops kLoops = {
-    .filters = winograd_filters,
     .multiply = winograd_multiply,
 };
 
 template <typename T>
 constexpr WinogradMapLoops<T> kMapLoops = {
     .input = winograd_input<T>,
+    .filters = winograd_filters<T>,
     .output = winograd_output<T>,
 };
 

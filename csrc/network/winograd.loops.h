@@ -17,23 +17,23 @@ constexpr int kWinogradTile = 4;                  // outputs of a tile, in each 
 constexpr int kWinogradSide = kWinogradTile + 2;  // its inputs, and its positions
 
 struct FASTDET_EXPORT WinogradLoops {
-  // The transform of a panel of filters (depth, 9, kWinogradPanel) for the 6 positions of a row:
-  // (6, depth, kWinogradPanel).
-  void (*filters)(const float* taps, int64_t depth, int row, float* out);
-
   // out (rows, kWinogradPanel) = left (rows, depth) times panel (depth, kWinogradPanel).
   void (*multiply)(const float* left, int64_t left_stride, int64_t rows, const float* panel,
                    int64_t depth, float* out, int64_t out_stride);
 };
 
-// For maps of T, which is float or BFloat16. A tile has 6x6 positions; their matrices lie
-// position_stride apart, row by row.
+// For maps and filters of T, which is float or BFloat16. A tile has 6x6 positions; their matrices
+// lie position_stride apart, row by row.
 template <typename T>
 struct FASTDET_EXPORT WinogradMapLoops {
   // The transform of a tile's 6x6 inputs. Whole vectors are written. The pixels of `next` are
   // fetched into the cache.
   void (*input)(const T* const* pixels, const T* const* next, int64_t channels, float* out,
                 int64_t position_stride);
+
+  // The transform of a panel of filters (depth, 9, kWinogradPanel) for the 6 positions of a row:
+  // (6, depth, kWinogradPanel).
+  void (*filters)(const T* taps, int64_t depth, int row, float* out);
 
   // Writes the channels [first, first + channels) of 4x4 outputs: the activation of a tile's
   // products plus the bias, plus the summands unless they are null. Null pixels are skipped.

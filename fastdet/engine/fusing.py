@@ -324,16 +324,9 @@ def _fused_conv(
     conv: nn.Conv2d, norm: nn.Module | None, activation: str, dtype: torch.dtype
 ) -> nn.Module:
     geometry = conv.stride, conv.padding, conv.dilation, conv.groups
-    if has_winograd_shape(conv.weight, *geometry) and not (
-        dtype == torch.bfloat16 and _has_matrix_products()
-    ):
-        return WinogradConv(*_folded(conv, norm, torch.float32), activation)
+    if has_winograd_shape(conv.weight, *geometry, dtype):
+        return WinogradConv(*_folded(conv, norm, dtype), activation)
     return FusedConv(conv, norm, activation, dtype)
-
-
-def _has_matrix_products() -> bool:
-    """Whether oneDNN computes bfloat16 products with AMX, 16 times as many as float32 products."""
-    return torch.cpu._is_amx_tile_supported()
 
 
 def pads_with_zeros(conv: nn.Conv2d) -> bool:

@@ -224,8 +224,8 @@ def test_bfloat16_3x3_convolutions_are_as_exact(amx: bool, monkeypatch: pytest.M
     """With AMX, oneDNN's products of bfloat16 are faster than Winograd's of float32."""
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     torch.manual_seed(0)
-    conv = nn.Conv2d(32, 48, 3, padding=1).bfloat16()
-    x = torch.randn(2, 32, 19, 22).relu().bfloat16().contiguous(memory_format=torch.channels_last)
+    conv = nn.Conv2d(64, 72, 3, padding=1).bfloat16()
+    x = torch.randn(2, 64, 19, 22).relu().bfloat16().contiguous(memory_format=torch.channels_last)
     graph = fused_graph(nn.Sequential(conv, nn.ReLU()), x, torch.bfloat16)
     (layer,) = [part for name, part in graph.named_children() if name.startswith("fused")]
     assert isinstance(layer, FusedConv) == (amx or _native.cpu_isa() == "baseline")
