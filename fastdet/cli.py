@@ -431,7 +431,7 @@ def split(
 
 
 def demo(out: Path = Path("demo")) -> None:
-    """Train two small detectors on drawn shapes and write a report (about five minutes on a CPU).
+    """Train two small detectors on drawn shapes and write a report (about four minutes on a CPU).
 
     Args:
         out: Folder for data, checkpoints and report.html.

@@ -10,6 +10,7 @@
 
 namespace fastdet {
 
+constexpr double kLargestScale = 1e30;
 constexpr int64_t kLargestSide = int64_t(1) << 24;  // float32 holds all smaller integers
 
 inline void check_upsample_nearest(const char* op, const Argument& input, int64_t height,
@@ -24,6 +25,17 @@ inline void check_upsample_nearest(const char* op, const Argument& input, int64_
 
 inline bool is_winograd_dtype(const Argument& argument) {
   return argument.scalar_type() == kFloat32 || argument.scalar_type() == ScalarType::BFloat16;
+}
+
+inline void check_quantize_map(const char* op, const Argument& input, double scale,
+                               int64_t zero_point) {
+  const auto dtype = input.scalar_type();
+  expect(input.is_cpu() && (dtype == kFloat32 || dtype == ScalarType::BFloat16), op, "input",
+         "Float or BFloat16 on cpu", input);
+  if (!(scale > 0 && scale < kLargestScale))
+    refuse(op, "scale", "a number above 0", std::to_string(scale));
+  if (zero_point < 0 || zero_point > 255)
+    refuse(op, "zero_point", "a number in [0, 255]", std::to_string(zero_point));
 }
 
 inline void check_winograd_filters(const char* op, const Argument& weight) {

@@ -4,9 +4,8 @@
 #pragma once
 
 #include <array>
+#include <cstdint>
 #include <memory>
-
-#include "../torch.h"
 
 namespace fastdet::cpu {
 
@@ -27,20 +26,18 @@ class Workspace {
 template <typename T, int64_t kTile>
 class TiledMap {
  public:
-  explicit TiledMap(const Tensor& map)
-      : height_(map.size(2)),
+  // Sizes and strides are those of `map`, a Tensor.
+  template <typename Map>
+  TiledMap(T* data, const Map& map)
+      : data_(data),
+        height_(map.size(2)),
         width_(map.size(3)),
         tile_rows_((height_ + kTile - 1) / kTile),
         tile_columns_((width_ + kTile - 1) / kTile),
         tiles_(map.size(0) * tile_rows_ * tile_columns_),
         image_stride_(map.stride(0)),
         row_stride_(map.stride(2)),
-        pixel_stride_(map.stride(3)) {
-    if constexpr (std::is_const_v<T>)
-      data_ = fastdet::data<std::remove_const_t<T>>(map);
-    else
-      data_ = mutable_data<T>(map);
-  }
+        pixel_stride_(map.stride(3)) {}
 
   int64_t tiles() const { return tiles_; }
 

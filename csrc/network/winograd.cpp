@@ -122,8 +122,10 @@ Tensor conv_of(const Tensor& input, const Tensor& filters, const std::optional<T
   const Tensor readable_summand = in_channels_last(summand ? *summand : input);
   const Tensor output = empty_in_channels_last(input.size(0), channels, input.size(2),
                                                input.size(3), input.scalar_type());
-  const TiledMap<const T, kWinogradTile> from(readable), added(readable_summand);
-  const TiledMap<T, kWinogradTile> to(output);
+  using Inputs = TiledMap<const T, kWinogradTile>;
+  const Inputs from(data<T>(readable), readable);
+  const Inputs added(data<T>(readable_summand), readable_summand);
+  const TiledMap<T, kWinogradTile> to(mutable_data<T>(output), output);
   const int64_t depth = filters.size(1), panels = filters.size(0);
   std::vector<float> shift(panels * kWinogradPanel);
   const std::vector<T> zeros(depth);

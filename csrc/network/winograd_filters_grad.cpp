@@ -65,7 +65,9 @@ class Chunk {
 Tensor winograd_filters_grad(const Tensor& grad, const Tensor& input) {
   check_winograd_filters_grad("winograd_filters_grad", grad, input);
   const Tensor readable_grad = in_channels_last(grad), readable_input = in_channels_last(input);
-  const TiledMap<const float, kGradTile> left_map(readable_grad), right_map(readable_input);
+  using Map = TiledMap<const float, kGradTile>;
+  const Map left_map(data<float>(readable_grad), readable_grad);
+  const Map right_map(data<float>(readable_input), readable_input);
   const int64_t filters = grad.size(1), channels = input.size(1), count = left_map.tiles();
   // Allocated before the workspaces, which are freed first: allocated after them, it would fragment
   // the heap.

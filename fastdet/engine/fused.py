@@ -23,7 +23,7 @@ optimizers do not change the versions; therefore the steps of all optimizers are
 import contextlib
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils._pytree import tree_leaves
+from typing_extensions import Self
 
 from fastdet.engine.folding import folded_graph
 from fastdet.engine.fusing import fused_graph
@@ -64,10 +65,36 @@ class Form(NamedTuple):
     parts: list[Any]
 
 
+class ReadyNetwork(nn.Module):
+    """A network that `run_fused` calls as it is, because it is fused already. It cannot train."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Only eval mode.
+
+        Raises:
+            ValueError: training mode.
+        """
+        if mode:
+            raise ValueError(
+                "a quantised detector cannot be trained: train the detector that it was made of, "
+                "and quantise that again"
+            )
+        return super().train(mode)
+
+
+def refuse_training(model: nn.Module) -> None:
+    """Raises ValueError if a network of the model cannot train; nothing is changed."""
+    for part in model.modules():
+        if isinstance(part, ReadyNetwork):
+            part.train()
+
+
 _forms: weakref.WeakKeyDictionary[nn.Module, dict[Any, Form]] = weakref.WeakKeyDictionary()
 _folded_forms: weakref.WeakKeyDictionary[nn.Module, dict[Any, Form]] = weakref.WeakKeyDictionary()
 _making = threading.Lock()
 _off = ContextVar("fastdet_fused_off", default=False)
+_watch: ContextVar[Callable[[nn.Module, Inputs], Any] | None]
+_watch = ContextVar("fastdet_fused_watch", default=None)
 _steps_of_optimizers = 0  # in this process
 
 
@@ -91,7 +118,12 @@ def run_fused(module: nn.Module, inputs: Inputs) -> Any:
     does not know can return a wider type.
     """
     x = inputs if isinstance(inputs, Tensor) else inputs[0]
+    watch = _watch.get()
+    if watch is not None:
+        return watch(module, inputs)
     if x.device.type != "cpu" or not is_eager(x) or is_in_torch_dispatch_mode() or _off.get():
+        return module(inputs)
+    if isinstance(module, ReadyNetwork):
         return module(inputs)
     dtype = _dtype(x)
     looked = _look(module) if dtype is not None else None
@@ -149,6 +181,16 @@ def unfused() -> Iterator[None]:
         yield
     finally:
         _off.reset(token)
+
+
+@contextlib.contextmanager
+def watched_by(watch: Callable[[nn.Module, Inputs], Any]) -> Iterator[None]:
+    """In this context `run_fused(module, inputs)` is `watch(module, inputs)`."""
+    token = _watch.set(watch)
+    try:
+        yield
+    finally:
+        _watch.reset(token)
 
 
 def _dtype(x: Tensor) -> torch.dtype | None:

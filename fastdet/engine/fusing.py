@@ -10,7 +10,7 @@ import functools
 import inspect
 import operator
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -37,25 +37,31 @@ FOLDED_AT_ONCE = 1 << 16  # numbers in float64
 
 
 class FusedConv(nn.Module):
-    """A convolution with a folded norm; then optionally a sum with another map and an activation.
+    """A convolution with zero padding; then optionally a sum with another map and an activation.
 
     Args:
-        conv: a convolution with zero padding.
-        norm: a norm in eval mode, or None.
+        weight, bias: with the norm folded in, if there was one.
+        geometry: padding, stride, dilation, groups.
         activation: one of the values of ACTIVATIONS, or "none"; after a sum only "relu" or "none".
-        dtype: of the weights. They are folded in float64.
+        dtype: of the weights.
     """
 
     def __init__(
-        self, conv: nn.Conv2d, norm: nn.Module | None, activation: str, dtype: torch.dtype
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        geometry: Any,
+        activation: str,
+        dtype: torch.dtype,
     ) -> None:
         super().__init__()
-        self.geometry: Any = conv.padding, conv.stride, conv.dilation, conv.groups
-        self.kernel_size = conv.kernel_size
-        self.out_channels = conv.out_channels
+        self.geometry = geometry
+        self.kernel_size = weight.shape[2:]
+        self.out_channels = len(weight)
         self.activation = activation
         # Not in oneDNN's own layout: the best one depends on the map size, a wrong one is slower.
-        self.weight, self.bias = _folded(conv, norm, dtype)
+        self.weight = weight.to(dtype, memory_format=torch.channels_last)
+        self.bias = None if bias is None else bias.to(dtype)
 
     def forward(self, x: Tensor, other: Tensor | None = None, over_other: bool = False) -> Tensor:
         """(B, C, H, W) -> (B, out_channels, H', W'); with `over_other` it overwrites `other`."""
@@ -76,6 +82,19 @@ class FusedConv(nn.Module):
         sides = zip(x.shape[2:], self.kernel_size, *self.geometry[:3], strict=True)
         spatial = ((n + 2 * pad - hop * (k - 1) - 1) // step + 1 for n, k, pad, step, hop in sides)
         return x.shape[0], self.out_channels, *spatial
+
+
+MakeConv = Callable[[Tensor, Tensor | None, Any, str, torch.dtype], nn.Module]
+
+
+def fused_conv(
+    weight: Tensor, bias: Tensor | None, geometry: Any, activation: str, dtype: torch.dtype
+) -> nn.Module:
+    """A WinogradConv where that is faster, else a FusedConv; the arguments are the latter's."""
+    padding, stride, dilation, groups = geometry
+    if has_winograd_shape(weight, stride, padding, dilation, groups, dtype):
+        return WinogradConv(weight.to(dtype), bias, activation)
+    return FusedConv(weight, bias, geometry, activation, dtype)
 
 
 class FusedLinear(nn.Module):
@@ -121,7 +140,10 @@ class FusedLinear(nn.Module):
 
 
 def fused_graph(
-    module: nn.Module, inputs: Tensor | Sequence[Tensor], dtype: torch.dtype
+    module: nn.Module,
+    inputs: Tensor | Sequence[Tensor],
+    dtype: torch.dtype,
+    make_conv: MakeConv = fused_conv,
 ) -> fx.GraphModule:
     """A module in eval mode as a graph of fused layers.
 
@@ -129,16 +151,18 @@ def fused_graph(
         module: takes a tensor or a list of tensors.
         inputs: an example of the graph's inputs; only the length of a list is used.
         dtype: float32 or bfloat16, the dtype of the weights and of the graph's inputs.
+        make_conv: makes the layer of a convolution from the arguments of FusedConv.
 
     Raises:
         Exception: of any type, if the module cannot be traced.
     """
     graph = Tracer().trace(module, inputs_to_trace(module, inputs))
     parts: dict[str, Any] = dict(module.named_modules())
+    _erase_identities(graph, parts)
     _take_sizes_of_inputs(graph, parts)
     _take_upsampling(graph)
     _merge_branches(graph, parts, dtype)
-    _fuse(graph, parts, dtype)
+    _fuse(graph, parts, dtype, make_conv)
     _write_over_summands(graph, parts)
     for node in graph.nodes:
         if node.op == "get_attr":
@@ -193,7 +217,7 @@ class _Chain(NamedTuple):
     activation: str = "none"
 
 
-def _fuse(graph: fx.Graph, parts: dict[str, Any], dtype: torch.dtype) -> None:
+def _fuse(graph: fx.Graph, parts: dict[str, Any], dtype: torch.dtype, make_conv: MakeConv) -> None:
     """Replaces layers and the operations after them by FusedConv, WinogradConv and FusedLinear."""
     made: dict[Any, str] = {}  # so that a layer that is called at several levels is built once
     for node in list(graph.nodes):
@@ -205,7 +229,7 @@ def _fuse(graph: fx.Graph, parts: dict[str, Any], dtype: torch.dtype) -> None:
             chain = _chain(node, parts)
             args = args if chain.other is None else (*args, chain.other)
             norm = None if chain.norm is None else parts[chain.norm]
-            make = functools.partial(_fused_conv, layer, norm, chain.activation, dtype)
+            make = functools.partial(_conv, layer, norm, chain.activation, dtype, make_conv)
             key = node.target, chain.norm, chain.activation
         elif type(layer) is nn.Linear:
             chain = _with_activation(_Chain(node), parts)
@@ -219,7 +243,7 @@ def _fuse(graph: fx.Graph, parts: dict[str, Any], dtype: torch.dtype) -> None:
             made[key] = f"fused_{len(made)}"
             parts[made[key]] = make()
         with graph.inserting_after(chain.last):
-            fused = graph.call_module(made[key], args)
+            fused = graph.create_node("call_module", made[key], args, {}, name=node.name)
         chain.last.replace_all_uses_with(fused)
         _erase_unused(graph, chain.last)
 
@@ -320,13 +344,15 @@ def _merged(
     return merged
 
 
-def _fused_conv(
-    conv: nn.Conv2d, norm: nn.Module | None, activation: str, dtype: torch.dtype
+def _conv(
+    conv: nn.Conv2d,
+    norm: nn.Module | None,
+    activation: str,
+    dtype: torch.dtype,
+    make_conv: MakeConv,
 ) -> nn.Module:
-    geometry = conv.stride, conv.padding, conv.dilation, conv.groups
-    if has_winograd_shape(conv.weight, *geometry, dtype):
-        return WinogradConv(*_folded(conv, norm, dtype), activation)
-    return FusedConv(conv, norm, activation, dtype)
+    geometry = conv.padding, conv.stride, conv.dilation, conv.groups
+    return make_conv(*_folded(conv, norm, dtype), geometry, activation, dtype)
 
 
 def pads_with_zeros(conv: nn.Conv2d) -> bool:
@@ -438,6 +464,14 @@ def _erase_unused(graph: fx.Graph, node: fx.Node) -> None:
         _erase_unused(graph, source)
 
 
+def _erase_identities(graph: fx.Graph, parts: dict[str, Any]) -> None:
+    """Erases layers that return their input; timm has them between a norm and an activation."""
+    for node in list(graph.nodes):
+        if node.op == "call_module" and type(parts[str(node.target)]) is nn.Identity:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
 def _take_sizes_of_inputs(graph: fx.Graph, parts: dict[str, Any]) -> None:
     """Reads the height and width of a 1x1 convolution's result from its input instead.
 
@@ -463,10 +497,11 @@ def _take_upsampling(graph: fx.Graph) -> None:
         given = {name: value for name, value in node.kwargs.items() if value not in (None, False)}
         plain = given.keys() == {"size", "mode"} and given["mode"] == "nearest"
         if node.target is F.interpolate and plain:
-            node.target, node.args, node.kwargs = _upsample, (*node.args, given["size"]), {}
+            node.target, node.args, node.kwargs = upsample, (*node.args, given["size"]), {}
 
 
-def _upsample(x: Tensor, size: Any) -> Tensor:
+def upsample(x: Tensor, size: Any) -> Tensor:
+    """(B, C, H, W) -> (B, C, *size), by the nearest pixel."""
     if x.dim() != 4 or isinstance(size, int) or not _is_channels_last(x):
         return F.interpolate(x, size, mode="nearest")
     height, width = size
@@ -528,7 +563,7 @@ def _write_over_summands(graph: fx.Graph, parts: dict[str, Any]) -> None:
 
 def _makes_new(node: fx.Node, parts: dict[str, Any]) -> bool:
     """Whether the node is a layer whose result is new memory and not a view of its input."""
-    return _is_fused(node, parts) or node.target in (F.interpolate, _upsample)
+    return _is_fused(node, parts) or node.target in (F.interpolate, upsample)
 
 
 def _is_fused(node: fx.Node, parts: dict[str, Any], *kinds: type[nn.Module]) -> bool:

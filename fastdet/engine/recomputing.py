@@ -23,7 +23,7 @@ from fastdet.engine.winograd import is_plain
 
 FROM_SYSTEM = 1 << 25  # bytes; glibc keeps no larger block
 
-_autograd: Any = torch._C._autograd
+_autograd: Any = torch._C._autograd  # type: ignore[attr-defined]
 
 
 class _Recipe:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from fastdet.engine.fused import fast_linear, forget_fused, run_fused
+from fastdet.engine.fused import fast_linear, forget_fused, refuse_training, run_fused
 from fastdet.models.anchors import Cells
 from fastdet.models.batch import Batch, restore, with_rows
 from fastdet.models.border import Border
@@ -227,8 +227,13 @@ class Detector(nn.Module):
             return losses, self.detections_of(outputs, batch)
 
     def train(self, mode: bool = True) -> Self:
-        """nn.Module.train; training mode also frees the fused forms, which only eval mode uses."""
+        """nn.Module.train; training mode also frees the fused forms, which only eval mode uses.
+
+        Raises:
+            ValueError: training mode, of a quantised detector.
+        """
         if mode:
+            refuse_training(self)
             forget_fused(self)
         return super().train(mode)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The demo: trains two detectors on generated sample data and writes a report.
 
-It takes about five minutes on two CPU cores and needs no network. The trainings are short: the
+It takes about four minutes on two CPU cores and needs no network. The trainings are short: the
 numbers show that all parts work together. They do not show how good a detector can become.
 """
 
@@ -106,7 +106,7 @@ def recipe(model: ModelName, data: Path, out: Path) -> TrainOptions:
         out=out,
         model=model,
         backbone="resnet10t",
-        epochs=2 if model == "faster_rcnn" else 6,
+        epochs=2 if model == "faster_rcnn" else 7,
         validate_every=1 if model == "faster_rcnn" else 2,
         batch_size=4,
         lr=1e-3,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastdet.engine.fusing import FOLDED_AT_ONCE, FusedConv
+from fastdet.engine.fusing import FOLDED_AT_ONCE, FusedConv, fused_graph
 from fastdet.engine.mapped import LEAST_BYTES, mapped_empty, trim_heap
 
 
@@ -25,12 +25,13 @@ def test_a_mapped_tensor_is_an_ordinary_one(size: int, dtype: torch.dtype) -> No
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_folding_in_pieces_is_folding_of_the_whole(dtype: torch.dtype) -> None:
-    conv, norm = nn.Conv2d(130, 67, 3, bias=True), nn.BatchNorm2d(67).eval()
+    conv, norm = nn.Conv2d(130, 67, 3, stride=2), nn.BatchNorm2d(67).eval()
     assert conv.weight.numel() > FOLDED_AT_ONCE
     norm.running_mean, norm.running_var = torch.rand(67), torch.rand(67) + 0.5
     nn.init.uniform_(norm.weight)
     nn.init.uniform_(norm.bias)
-    fused = FusedConv(conv, norm, "none", dtype)
+    graph = fused_graph(nn.Sequential(conv, norm).eval(), torch.rand(1, 130, 8, 8), dtype)
+    (fused,) = (part for part in graph.modules() if isinstance(part, FusedConv))
     scale = (norm.running_var.double() + norm.eps).rsqrt() * norm.weight.detach()
     weight = conv.weight.detach() * scale[:, None, None, None]
     assert torch.equal(fused.weight, weight.to(dtype))

@@ -255,9 +255,12 @@ def test_odd_sizes(family: str) -> None:
     total(losses).backward()
     assert all(bool(loss.isfinite()) for loss in losses.values())
     with torch.no_grad():
-        found = model.eval().detect(batch)
+        # No padding: there all scores are equal, and rounding decides their order.
+        generator = torch.Generator().manual_seed(3)
+        whole = model.pad([torch.rand(3, 75, 101, generator=generator) for _ in images])
+        found = model.eval().detect(whole)
         with unfused():
-            assert_equal(model.detect(batch)._replace(masks=None), found._replace(masks=None), 1e-3)
+            assert_equal(model.detect(whole)._replace(masks=None), found._replace(masks=None), 1e-3)
     assert bool((found.counts > 0).all())
     assert bool((found.boxes <= torch.tensor([101.0, 75, 101, 75])).all())
 

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastdet
 from fastdet import _native
+from fastdet.ops.quantize_map import quantize_map
 from fastdet.ops.upsample_nearest import upsample_nearest
 from fastdet.ops.winograd import winograd_conv, winograd_filters, winograd_filters_grad
 
@@ -306,6 +307,7 @@ def shifted(tensor: Tensor) -> Tensor:
 # Operators that are not in the table, and why. The test below fails for an operator in neither.
 EXEMPT = {
     "upsample_nearest": "a network layer for the CPU alone; see test_upsample_nearest.py",
+    "quantize_map": "a network layer for the CPU alone; see test_quantize_map.py",
     "winograd_filters": "a network layer for the CPU alone; see test_winograd.py",
     "winograd_conv": "a network layer for the CPU alone; see test_winograd.py",
     "winograd_filters_grad": "a network layer for the CPU alone; see test_winograd.py",
@@ -352,6 +354,7 @@ def network_calls() -> None:
     winograd_conv(maps, filters, noise(5), noise(1, 5, 4, 4), 5, "relu")
     winograd_filters_grad(noise(1, 5, 4, 4), maps)
     upsample_nearest(maps, 8, 8)
+    quantize_map(maps, 0.1, 128)
 
 
 def gpu_calls() -> None:
@@ -386,7 +389,7 @@ def meta_arguments(arguments: list[object]) -> Iterator[list[object]]:
                 yield [*before, items, *after]
 
 
-ONE_TENSOR = ("mask_edges", "winograd_filters", "upsample_nearest")
+ONE_TENSOR = ("mask_edges", "winograd_filters", "upsample_nearest", "quantize_map")
 
 
 @pytest.mark.parametrize("name", sorted(registered_operators() - {*ONE_TENSOR}))

@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Layers of a network in 8-bit integers on the CPU, by oneDNN. `quantizing.py` builds the networks.
+
+A map is stored as uint8. The number q stands for scale * (q - zero_point), the same `Grid` for the
+whole map. Weights are int8, symmetric, with a scale for each output channel. Products are summed in
+32-bit integers without rounding. The bias, a summand and the activation are applied in float32, and
+the result is rounded once: to the grid of the result, or to a floating type.
+
+Under torch.export each layer is instead the same computation on floating numbers, between
+quantize_per_tensor and dequantize_per_tensor, which become ONNX's QuantizeLinear and
+DequantizeLinear.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.ao.quantization.fx._decomposed  # torch.ops.quantized_decomposed
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastdet.engine.fusing import FusedConv, FusedLinear, fused_conv, upsample
+from fastdet.ops.quantize_map import quantize_map
+from fastdet.ops.tracing import is_eager
+
+LARGEST = 255  # of uint8
+# oneDNN's layout of a 1x1 convolution's weight depends on the map size. A wrong one is converted
+# at each call, which takes longer than the convolution. So a few sizes of a layer are kept.
+KEPT_LAYOUTS = 8
+# Activations that are fused with a convolution or a linear layer in integers, by oneDNN's names.
+CONV_ACTIVATIONS = ("none", "relu", "hardswish", "swish")
+LINEAR_ACTIVATIONS = ("none", "relu")
+_FUNCTIONS = {"none": lambda x: x, "relu": F.relu, "hardswish": F.hardswish, "swish": F.silu}
+
+
+class Grid(NamedTuple):
+    """The 256 numbers scale * (q - zero_point) for q in 0 .. 255."""
+
+    scale: float
+    zero_point: int
+
+
+def quantized_map(x: Tensor, grid: Grid) -> Tensor:
+    """Rounds each number to the nearest one of the grid, ties to even: float32 or bfloat16 -> q."""
+    if is_eager(x):
+        return quantize_map(x, *grid)
+    return torch.ops.quantized_decomposed.quantize_per_tensor(x, *grid, 0, LARGEST, torch.uint8)
+
+
+def numbers(q: Tensor, grid: Grid, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The numbers that q stands for."""
+    if is_eager(q):
+        return q.to(dtype).sub_(grid.zero_point).mul_(grid.scale)
+    own = torch.ops.quantized_decomposed.dequantize_per_tensor
+    return own(q, *grid, 0, LARGEST, torch.uint8)
+
+
+def float_dtype() -> torch.dtype:
+    """The type of what is not in integers: autocast's on the CPU, or float32."""
+    if torch.is_autocast_enabled("cpu"):
+        return torch.get_autocast_dtype("cpu")
+    return torch.float32
+
+
+class QuantizedWeight(nn.Module):
+    """A weight in int8 with a scale for each output channel, and oneDNN's copy of it.
+
+    Args:
+        weight: float32, output channels first.
+        bias: float32.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        weight = weight.detach().float()
+        largest = weight.abs().flatten(1).amax(1).clamp(min=torch.finfo(torch.float32).tiny)
+        steps = 127 if has_byte_products() else 63  # see has_byte_products
+        scale = largest / steps
+        rows = scale.view(-1, *[1] * (weight.dim() - 1))
+        self.weight: Tensor
+        self.scale: Tensor
+        self.bias: Tensor
+        self.register_buffer("weight", (weight / rows).round().to(torch.int8))
+        self.register_buffer("scale", scale)
+        bias = torch.zeros_like(scale) if bias is None else bias.detach().float().clone()
+        self.register_buffer("bias", bias)
+        self.packed: dict[Any, Tensor] = {}
+
+    def numbers(self, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Weight and bias in float32, for an export; the bias in int32 as the runtimes add it."""
+        zeros = torch.zeros_like(self.scale, dtype=torch.int64)
+        own = torch.ops.quantized_decomposed.dequantize_per_channel
+        weight = own(self.weight, self.scale, zeros, 0, -128, 127, torch.int8)
+        return weight, self.bias
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "packed": {}}  # oneDNN's layout can be made again
+
+
+class QuantizedConv(nn.Module):
+    """A FusedConv on integers: convolution, sum and activation, rounded once.
+
+    Args:
+        conv: the layer in float32.
+        grid: of the input.
+        other: of the summand; None: there is no sum.
+        result: of the result; None: the result is floating, in `float_dtype()`.
+    """
+
+    def __init__(
+        self, conv: FusedConv, grid: Grid, other: Grid | None, result: Grid | None
+    ) -> None:
+        super().__init__()
+        self.content = QuantizedWeight(conv.weight, conv.bias)
+        self.padding, self.stride, self.dilation, self.groups = conv.geometry
+        self.activation = conv.activation
+        self.grid, self.other, self.result = grid, other, result
+
+    def forward(self, x: Tensor, other: Tensor | None = None, over_other: bool = False) -> Tensor:
+        """uint8 (B, C, H, W) -> (B, out_channels, H', W'); with `over_other` it writes `other`."""
+        if not is_eager(x):
+            return self._simulated(x, other)
+        x = x.contiguous(memory_format=torch.channels_last)
+        if other is None:
+            return self._convolved(x, self.activation, self.result)
+        total = other.contiguous(memory_format=torch.channels_last)
+        if not over_other and total.data_ptr() == other.data_ptr():
+            total = total.clone()
+        return self._added_to(total, x)
+
+    def _convolved(self, x: Tensor, activation: str, result: Grid | None) -> Tensor:
+        of_result = (*result, torch.uint8) if result else (1.0, 0, float_dtype())
+        return torch.ops.onednn.qconv_pointwise(
+            x, *self._arguments(x), *of_result, activation, [], ""
+        )
+
+    def _added_to(self, total: Tensor, x: Tensor) -> Tensor:
+        assert self.other is not None
+        assert self.result is not None
+        arguments = self._arguments(x)
+        return torch.ops.onednn.qconv2d_pointwise.binary(
+            x,
+            *arguments[:5],
+            total,
+            *arguments[5:],
+            *self.result,
+            torch.uint8,
+            *self.other,
+            "sum",
+            1.0,
+            self.activation,
+            [],
+            "",
+        )
+
+    def _arguments(self, x: Tensor) -> tuple[Any, ...]:
+        own = self.content
+        geometry = self.stride, self.padding, self.dilation, self.groups
+        shape = tuple(x.shape)
+        if shape not in own.packed:
+            while len(own.packed) >= KEPT_LAYOUTS:
+                own.packed.pop(next(iter(own.packed)))
+            weight = own.weight.contiguous(memory_format=torch.channels_last)
+            pack = torch.ops.onednn.qconv_prepack
+            own.packed[shape] = pack(weight, own.scale, *self.grid, *geometry, shape)
+        zeros = torch.zeros(len(own.scale), dtype=torch.int32)
+        return *self.grid, own.packed[shape], own.scale, zeros, own.bias, *geometry
+
+    def _simulated(self, x: Tensor, other: Tensor | None) -> Tensor:
+        weight, bias = self.content.numbers(self.grid)
+        geometry = self.stride, self.padding, self.dilation, self.groups
+        y = F.conv2d(numbers(x, self.grid), weight, bias, *geometry)
+        if other is not None:
+            assert self.other is not None
+            y = y + numbers(other, self.other)
+        y = _FUNCTIONS[self.activation](y)
+        return y if self.result is None else quantized_map(y, self.result)
+
+
+class QuantizedLinear(nn.Module):
+    """A FusedLinear on integers.
+
+    Args:
+        linear: the layer in float32.
+        grid: of the input.
+        result: of the result; None: the result is floating, in `float_dtype()`.
+    """
+
+    def __init__(self, linear: FusedLinear, grid: Grid, result: Grid | None) -> None:
+        super().__init__()
+        self.content = QuantizedWeight(linear.linear.weight, linear.linear.bias)
+        self.activation = linear.activation
+        self.flattens = linear.flattens
+        self.grid, self.result = grid, result
+
+    def forward(self, x: Tensor) -> Tensor:
+        """uint8 (..., in_features) -> (..., out_features); (K, C, h, w) -> (K, out_features)."""
+        if not is_eager(x):
+            x = x.flatten(1) if self.flattens else x
+            y = F.linear(numbers(x, self.grid), *self.content.numbers(self.grid))
+            y = _FUNCTIONS[self.activation](y)
+            return y if self.result is None else quantized_map(y, self.result)
+        shape: tuple[int, ...] = ()
+        if self.flattens:
+            if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+                shape = tuple(x.shape[1:])
+                x = x.permute(0, 2, 3, 1)
+            x = x.flatten(1)
+        of_result = (*self.result, torch.uint8) if self.result else (1.0, 0, float_dtype())
+        own = self.content
+        if x.numel() == 0:
+            return x.new_empty((*x.shape[:-1], len(own.scale)), dtype=of_result[2])
+        zeros = torch.zeros(len(own.scale), dtype=torch.int32)
+        weight = self._packed(shape)
+        arguments = *self.grid, weight, own.scale, zeros, own.bias, *of_result
+        return torch.ops.onednn.qlinear_pointwise(x, *arguments, self.activation, [], "")
+
+    def _packed(self, shape: tuple[int, ...]) -> Tensor:
+        own = self.content
+        if shape not in own.packed:
+            weight = own.weight
+            if shape:
+                weight = weight.unflatten(1, shape).permute(0, 2, 3, 1).flatten(1)
+            own.packed[shape] = torch.ops.onednn.qlinear_prepack(weight.contiguous(), None)
+        return own.packed[shape]
+
+
+class FloatLayer(nn.Module):
+    """A FusedConv or a FusedLinear that stays floating: one form for each type of its input.
+
+    Args:
+        layer: in float32.
+    """
+
+    def __init__(self, layer: FusedConv | FusedLinear) -> None:
+        super().__init__()
+        self.layer = layer
+        self.forms: dict[torch.dtype, nn.Module] = {}
+
+    def forward(self, x: Tensor, *other: Tensor, over_other: bool = False) -> Tensor:
+        """As the layer."""
+        if not is_eager(x):
+            return self._simulated(x, *other)
+        if x.dtype not in self.forms:
+            self.forms[x.dtype] = self._form(x.dtype)
+        return self.forms[x.dtype](x, *other)
+
+    def _form(self, dtype: torch.dtype) -> nn.Module:
+        own = self.layer
+        if isinstance(own, FusedConv):
+            return fused_conv(own.weight, own.bias, own.geometry, own.activation, dtype)
+        return FusedLinear(own.linear, own.activation, dtype, own.flattens)
+
+    def _simulated(self, x: Tensor, *other: Tensor) -> Tensor:
+        own = self.layer
+        if isinstance(own, FusedLinear):
+            x = x.flatten(1) if own.flattens else x
+            y = F.linear(x, own.linear.weight, own.linear.bias)
+        else:
+            padding, stride, dilation, groups = own.geometry
+            y = F.conv2d(x, own.weight, own.bias, stride, padding, dilation, groups)
+        y = sum(other, y)
+        return {**_FUNCTIONS, "sigmoid": torch.sigmoid}[own.activation](y)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "forms": {}}
+
+
+class Quantize(nn.Module):
+    """`quantized_map` as a layer."""
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__()
+        self.grid = grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Floating numbers -> uint8."""
+        return quantized_map(x, self.grid)
+
+
+class Dequantize(nn.Module):
+    """`numbers` as a layer; the result is in `float_dtype()`."""
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__()
+        self.grid = grid
+
+    def forward(self, q: Tensor) -> Tensor:
+        """uint8 -> floating numbers."""
+        return numbers(q, self.grid, float_dtype())
+
+
+class Passed(nn.Module):
+    """An operation on integers that rounds nothing: a resize, a concatenation or ReLU.
+
+    Args:
+        function: F.relu, torch.cat, F.interpolate or `fusing.upsample`.
+        grid: of the inputs and the result.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], grid: Grid) -> None:
+        super().__init__()
+        self.function, self.grid = function, grid
+
+    def forward(self, q: Tensor | Sequence[Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """`function(q, *args, **kwargs)` for one or several maps in uint8."""
+        if not is_eager(q if isinstance(q, Tensor) else q[0]):
+            if isinstance(q, Tensor):
+                x: Any = numbers(q, self.grid)
+            else:
+                x = [numbers(each, self.grid) for each in q]
+            return quantized_map(self._plain()(x, *args, **kwargs), self.grid)
+        if self.function is F.relu:
+            assert isinstance(q, Tensor)
+            return q.clamp(min=self.grid.zero_point)
+        return self._plain()(q, *args, **kwargs)
+
+    def _plain(self) -> Callable[..., Tensor]:
+        """The function for integers, and for an export."""
+        if self.function is upsample:
+            return functools.partial(F.interpolate, mode="nearest")
+        return self.function
+
+
+@functools.cache
+def has_byte_products() -> bool:
+    """Whether the processor sums products of uint8 and int8 in 32 bits (VNNI), without overflow.
+
+    Others sum two products in 16 bits. For these, weights have 7 bits, so that nothing overflows.
+    """
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return bool(torch.cpu._is_vnni_supported())
+    return bool(flags & {"avx512_vnni", "avx_vnni"})
+
+
+def warn_if_slow() -> None:
+    """Says once that this processor has no fast products of 8-bit integers."""
+    if not has_byte_products():
+        warnings.warn(
+            "this processor has no 8-bit products (VNNI): a quantised detector is right on it, but "
+            "not fast, and its weights have 7 bits",
+            stacklevel=3,
+        )
