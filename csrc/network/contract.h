@@ -23,6 +23,10 @@ inline void check_upsample_nearest(const char* op, const Argument& input, int64_
       refuse(op, "size", "numbers in [1, 2**24]", std::to_string(size));
 }
 
+inline bool is_winograd_dtype(const Argument& argument) {
+  return argument.scalar_type() == kFloat32 || argument.scalar_type() == ScalarType::BFloat16;
+}
+
 inline void check_quantize_map(const char* op, const Argument& input, double scale,
                                int64_t zero_point) {
   const auto dtype = input.scalar_type();
@@ -35,9 +39,9 @@ inline void check_quantize_map(const char* op, const Argument& input, double sca
 }
 
 inline void check_winograd_filters(const char* op, const Argument& weight) {
-  expect(weight.scalar_type() == kFloat32 && weight.dim() == 4 && weight.size(2) == 3 &&
-             weight.size(3) == 3,
-         op, "weight", "Float (O, C, 3, 3)", weight);
+  expect(
+      is_winograd_dtype(weight) && weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3,
+      op, "weight", "Float or BFloat16 (O, C, 3, 3)", weight);
 }
 
 inline void check_winograd_map(const char* op, const char* argument, const Argument& map) {
@@ -45,10 +49,9 @@ inline void check_winograd_map(const char* op, const char* argument, const Argum
          "Float (B, C, H, W) on cpu", map);
 }
 
-// A map with the B, H and W of the input.
-inline void check_winograd_pair(const char* op, const char* argument, const Argument& map,
-                                const Argument& input) {
-  check_winograd_map(op, argument, map);
+// Whether a map has the B, H and W of the input.
+inline void check_same_pixels(const char* op, const char* argument, const Argument& map,
+                              const Argument& input) {
   expect(
       map.size(0) == input.size(0) && map.size(2) == input.size(2) && map.size(3) == input.size(3),
       op, argument, "the B, H and W of the input", map);
@@ -58,11 +61,15 @@ inline void check_winograd_conv(const char* op, const Argument& input, const Arg
                                 const std::optional<Argument>& bias,
                                 const std::optional<Argument>& summand, int64_t channels,
                                 int64_t activation) {
-  check_winograd_map(op, "input", input);
-  expect(filters.is_cpu() && filters.scalar_type() == kFloat32 && filters.dim() == 4 &&
+  const ScalarType dtype = input.scalar_type();
+  expect(input.is_cpu() && is_winograd_dtype(input) && input.dim() == 4, op, "input",
+         "Float or BFloat16 (B, C, H, W) on cpu", input);
+  expect(filters.is_cpu() && filters.scalar_type() == dtype && filters.dim() == 4 &&
              filters.size(0) == winograd_panels(channels) && filters.size(1) == input.size(1) &&
              filters.size(2) == kWinogradTaps && filters.size(3) == kWinogradPanel,
-         op, "filters", "the result of winograd_filters for Float (channels, C, 3, 3)", filters);
+         op, "filters",
+         "the result of winograd_filters for (channels, C, 3, 3) in the dtype of the input",
+         filters);
   if (activation < 0 || activation > static_cast<int64_t>(Activation::kSilu))
     refuse(op, "activation", "0, 1 or 2", std::to_string(activation));
   if (bias)
@@ -70,14 +77,17 @@ inline void check_winograd_conv(const char* op, const Argument& input, const Arg
                bias->size(0) == channels,
            op, "bias", "Float (channels,) on cpu", *bias);
   if (!summand) return;
-  check_winograd_pair(op, "summand", *summand, input);
+  expect(summand->is_cpu() && summand->scalar_type() == dtype && summand->dim() == 4, op, "summand",
+         "the dtype of the input, (B, C, H, W) on cpu", *summand);
+  check_same_pixels(op, "summand", *summand, input);
   expect(summand->size(1) == channels, op, "summand", "the channels of the output", *summand);
 }
 
 inline void check_winograd_filters_grad(const char* op, const Argument& grad,
                                         const Argument& input) {
   check_winograd_map(op, "input", input);
-  check_winograd_pair(op, "grad", grad, input);
+  check_winograd_map(op, "grad", grad);
+  check_same_pixels(op, "grad", grad, input);
 }
 
 }  // namespace fastdet

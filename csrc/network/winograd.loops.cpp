@@ -7,6 +7,7 @@
 
 #include "../isa/exp.h"
 #include "../isa/panel_product.h"
+#include "../isa/stored_lanes.h"
 
 namespace fastdet::cpu::FASTDET_ISA {
 
@@ -57,8 +58,9 @@ __attribute__((always_inline)) inline void filter_of(const Floats* g, Floats* ou
   out[5] = g[2];
 }
 
-inline void winograd_input(const float* const* pixels, const float* const* next, int64_t channels,
-                           float* out, int64_t position_stride) {
+template <typename T>
+void winograd_input(const T* const* pixels, const T* const* next, int64_t channels, float* out,
+                    int64_t position_stride) {
   const auto transform = [&](int64_t x, const auto& load) __attribute__((always_inline)) {
     // The first two columns are the last two of this tile.
     for (int i = 0; i < kSide; ++i)
@@ -79,29 +81,29 @@ inline void winograd_input(const float* const* pixels, const float* const* next,
   };
   int64_t x = 0;
   for (; x + kFloats <= channels; x += kFloats)
-    transform(x, [](const float* p) __attribute__((always_inline)) { return load_lanes(p); });
+    transform(x, [](const T* p) __attribute__((always_inline)) { return load_floats(p); });
   const int64_t rest = channels - x;
-  if (rest > 0) transform(x, [rest](const float* p) { return load_first(p, rest); });
+  if (rest > 0) transform(x, [rest](const T* p) { return load_first_floats(p, rest); });
 }
 
 // Row kRow of G times each column of the taps, then times G^T.
-template <int kRow>
-void filters_of_row(const float* taps, int64_t depth, float* out) {
+template <typename T, int kRow>
+void filters_of_row(const T* taps, int64_t depth, float* out) {
   constexpr float p = kRow == 1 ? kP : kRow == 2 ? -kP : kRow == 3 ? kQ : -kQ;
   constexpr float kDivisor = kRow < 3 ? kDivisorP : kDivisorQ;
   for (int64_t k = 0; k < depth; ++k, taps += kWinogradTaps * kPanel, out += kPanel)
     for (int64_t x = 0; x < kPanel; x += kFloats) {
       Floats g[3], of_filter[kSide];
       for (int j = 0; j < 3; ++j) {
-        const float* tap = taps + j * kPanel + x;
+        const T* tap = taps + j * kPanel + x;
         if constexpr (kRow == 0)
-          g[j] = all_lanes(kDivisor0) * load_lanes(tap);
+          g[j] = all_lanes(kDivisor0) * load_floats(tap);
         else if constexpr (kRow == kSide - 1)
-          g[j] = load_lanes(tap + 6 * kPanel);
+          g[j] = load_floats(tap + 6 * kPanel);
         else
-          g[j] = add_times(p * p * kDivisor, load_lanes(tap + 6 * kPanel),
-                           add_times(p * kDivisor, load_lanes(tap + 3 * kPanel),
-                                     all_lanes(kDivisor) * load_lanes(tap)));
+          g[j] = add_times(p * p * kDivisor, load_floats(tap + 6 * kPanel),
+                           add_times(p * kDivisor, load_floats(tap + 3 * kPanel),
+                                     all_lanes(kDivisor) * load_floats(tap)));
       }
       filter_of(g, of_filter);
       for (int j = 0; j < kSide; ++j)
@@ -109,10 +111,11 @@ void filters_of_row(const float* taps, int64_t depth, float* out) {
     }
 }
 
-inline void winograd_filters(const float* taps, int64_t depth, int row, float* out) {
-  constexpr void (*kOfRows[kSide])(const float*, int64_t, float*) = {
-      filters_of_row<0>, filters_of_row<1>, filters_of_row<2>,
-      filters_of_row<3>, filters_of_row<4>, filters_of_row<5>};
+template <typename T>
+void winograd_filters(const T* taps, int64_t depth, int row, float* out) {
+  constexpr void (*kOfRows[kSide])(const T*, int64_t, float*) = {
+      filters_of_row<T, 0>, filters_of_row<T, 1>, filters_of_row<T, 2>,
+      filters_of_row<T, 3>, filters_of_row<T, 4>, filters_of_row<T, 5>};
   kOfRows[row](taps, depth, out);
 }
 
@@ -158,10 +161,9 @@ __attribute__((always_inline)) inline Floats activated(const Floats& y) {
     return y;
 }
 
-template <Activation kActivation>
+template <typename T, Activation kActivation>
 void outputs_of(const float* products, int64_t position_stride, const float* bias,
-                const float* const* summands, int64_t first, int64_t channels,
-                float* const* pixels) {
+                const T* const* summands, int64_t first, int64_t channels, T* const* pixels) {
   for (int64_t x = 0; x < channels; x += kFloats) {
     const Floats shift = load_lanes(bias + x);
     const int64_t n = channels - x;
@@ -177,34 +179,42 @@ void outputs_of(const float* products, int64_t position_stride, const float* bia
       Floats of_row[kTile];
       output_of(rows[i], of_row);
       for (int j = 0; j < kTile; ++j) {
-        float* to = pixels[kTile * i + j];
+        T* to = pixels[kTile * i + j];
         if (!to) continue;
         Floats y = of_row[j] + shift;
-        if (summands) y += load_first(summands[kTile * i + j] + first + x, n);
-        store_first(activated<kActivation>(y), to + first + x, n);
+        if (summands) y += load_first_floats(summands[kTile * i + j] + first + x, n);
+        store_first_floats(activated<kActivation>(y), to + first + x, n);
       }
     }
   }
 }
 
-inline void winograd_output(const float* products, int64_t position_stride, const float* bias,
-                            const float* const* summands, Activation activation, int64_t first,
-                            int64_t channels, float* const* pixels) {
-  constexpr decltype(&outputs_of<Activation::kNone>) kOf[] = {
-      outputs_of<Activation::kNone>, outputs_of<Activation::kRelu>, outputs_of<Activation::kSilu>};
+template <typename T>
+void winograd_output(const float* products, int64_t position_stride, const float* bias,
+                     const T* const* summands, Activation activation, int64_t first,
+                     int64_t channels, T* const* pixels) {
+  constexpr decltype(&outputs_of<T, Activation::kNone>) kOf[] = {outputs_of<T, Activation::kNone>,
+                                                                 outputs_of<T, Activation::kRelu>,
+                                                                 outputs_of<T, Activation::kSilu>};
   kOf[static_cast<int>(activation)](products, position_stride, bias, summands, first, channels,
                                     pixels);
 }
 
 constexpr WinogradLoops kLoops = {
-    .input = winograd_input,
-    .filters = winograd_filters,
     .multiply = winograd_multiply,
-    .output = winograd_output,
+};
+
+template <typename T>
+constexpr WinogradMapLoops<T> kMapLoops = {
+    .input = winograd_input<T>,
+    .filters = winograd_filters<T>,
+    .output = winograd_output<T>,
 };
 
 }  // namespace
 
 FASTDET_LOOPS(WinogradLoops) { return kLoops; }
+FASTDET_LOOPS(WinogradMapLoops<float>) { return kMapLoops<float>; }
+FASTDET_LOOPS(WinogradMapLoops<BFloat16>) { return kMapLoops<BFloat16>; }
 
 }  // namespace fastdet::cpu::FASTDET_ISA

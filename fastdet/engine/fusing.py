@@ -92,9 +92,8 @@ def fused_conv(
 ) -> nn.Module:
     """A WinogradConv where that is faster, else a FusedConv; the arguments are the latter's."""
     padding, stride, dilation, groups = geometry
-    shape = weight, stride, padding, dilation, groups
-    if dtype == torch.float32 and has_winograd_shape(*shape):
-        return WinogradConv(weight, bias, activation)
+    if has_winograd_shape(weight, stride, padding, dilation, groups, dtype):
+        return WinogradConv(weight.to(dtype), bias, activation)
     return FusedConv(weight, bias, geometry, activation, dtype)
 
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""3x3 convolutions by Winograd's algorithm: on the CPU, float32, stride 1, padding 1.
+"""3x3 convolutions by Winograd's algorithm: on the CPU, stride 1, padding 1.
 
 They need 4 times fewer multiplications than a direct convolution: F(4x4, 3x3), and F(3x3, 4x4) for
-the gradient with respect to the weight. Results differ only by rounding. These ops have no
-autograd; `fastdet.engine.winograd` has a convolution with gradients.
+the gradient with respect to the weight. Results differ only by rounding. Products and sums are in
+float32; the maps and filters of `winograd_conv` can be in bfloat16. These ops have no autograd;
+`fastdet.engine.winograd` has a convolution with gradients.
 Paper: https://arxiv.org/abs/1509.09308.
 """
 
@@ -21,13 +22,13 @@ def winograd_filters(weight: Tensor, turned: bool) -> Tensor:
     """The filters of a convolution in the layout of `winograd_conv`.
 
     Args:
-        weight: (K, C, 3, 3) float32.
+        weight: (K, C, 3, 3) float32 or bfloat16.
         turned: True: the filters for the gradient with respect to the input, which is a convolution
             from K to C channels.
 
     Returns:
-        (panels, C, 9, 32) float32, or (panels, K, 9, 32) if turned. The output channels (K; C if
-        turned) are in panels of 32; the last panel is padded with zeros.
+        (panels, C, 9, 32), or (panels, K, 9, 32) if turned, in the dtype of the weight. The output
+        channels (K; C if turned) are in panels of 32; the last panel is padded with zeros.
 
     Raises:
         RuntimeError: wrong shape, dtype or device.
@@ -46,15 +47,16 @@ def winograd_conv(
     """`F.conv2d(input, weight, bias, padding=1)`, then adds a summand, then applies an activation.
 
     Args:
-        input: (B, C, H, W) float32; a map that is not channels_last is copied first.
-        filters: `winograd_filters` of the weight.
+        input: (B, C, H, W) float32 or bfloat16; a map that is not channels_last is copied first.
+        filters: `winograd_filters` of the weight in the dtype of the input.
         bias: (channels,) float32, or None.
-        summand: (B, channels, H, W) float32, or None: add nothing.
+        summand: (B, channels, H, W) in the dtype of the input, or None: add nothing.
         channels: K, the number of output channels without the padding of the last panel.
         activation: one of ACTIVATIONS.
 
     Returns:
-        (B, channels, H, W) float32, channels_last. The same for any number of threads.
+        (B, channels, H, W) in the dtype of the input, rounded to it once; channels_last. The same
+        for any number of threads.
 
     Raises:
         RuntimeError: wrong shape, dtype or device.
@@ -97,7 +99,9 @@ def _(
     activation: int,
 ) -> Tensor:
     shape = (input.shape[0], channels, *input.shape[2:])
-    return torch.empty(shape, device=input.device, memory_format=torch.channels_last)
+    return torch.empty(
+        shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last
+    )
 
 
 @library.register_fake("fastdet::winograd_filters_grad")

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import FrozenBatchNorm2d
 
+from fastdet import _native
 from fastdet.engine.fused import _forms, forget_fused, has_form, run_fused, unfused
-from fastdet.engine.fusing import fused_graph
+from fastdet.engine.fusing import FusedConv, fused_graph
 from fastdet.models import Detector, from_torchvision
 from fastdet.models.backbones import timm_body
 from tests.models.scenes import scene, small_model, spread_scores
@@ -215,6 +216,23 @@ def test_the_branches_of_repvgg_are_one_convolution(dtype: torch.dtype) -> None:
     tolerance = 1e-4 if dtype == torch.float32 else 0.1
     found = graph(x.to(dtype)).float()
     torch.testing.assert_close(found, block(x), rtol=tolerance, atol=tolerance)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("amx", [False, True])
+def test_bfloat16_3x3_convolutions_are_as_exact(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With AMX, oneDNN's products of bfloat16 are faster than Winograd's of float32."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    torch.manual_seed(0)
+    conv = nn.Conv2d(64, 72, 3, padding=1).bfloat16()
+    x = torch.randn(2, 64, 19, 22).relu().bfloat16().contiguous(memory_format=torch.channels_last)
+    graph = fused_graph(nn.Sequential(conv, nn.ReLU()), x, torch.bfloat16)
+    (layer,) = [part for name, part in graph.named_children() if name.startswith("fused")]
+    assert isinstance(layer, FusedConv) == (amx or _native.cpu_isa() == "baseline")
+    exact = copy.deepcopy(conv).double()(x.double()).relu()
+    own, found = conv(x).relu(), graph(x)
+    assert found.dtype == torch.bfloat16
+    assert (found - exact).norm() <= 1.05 * (own - exact).norm()
 
 
 @torch.no_grad()

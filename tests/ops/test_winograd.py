@@ -109,6 +109,36 @@ def test_outputs_and_gradients_are_the_definitions(name: str, isa: str) -> None:
 
 
 @isas
+@named
+@pytest.mark.usefixtures("instruction_set")
+def test_bfloat16_is_the_rounded_result_of_float32(name: str, isa: str) -> None:
+    x, weight = samples()[name]
+    x, weight = x.bfloat16(), weight.bfloat16()
+    bias = noise(1, 1, 1, weight.shape[0])[0, 0, 0]
+    summand = noise(len(x), len(weight), *x.shape[2:], seed=1).bfloat16()
+    for activation in ACTIVATIONS:
+        for added in (None, summand):
+            got = conv(x, weight, bias, added, activation)
+            whole = None if added is None else added.float()
+            expected = conv(x.float(), weight.float(), bias, whole, activation).bfloat16()
+            assert got.equal(expected)
+            assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+@isas
+@pytest.mark.usefixtures("instruction_set")
+def test_bfloat16_rounds_as_torch(isa: str) -> None:
+    """Ties, numbers around them, subnormal and largest numbers, infinity and NaNs of all bits."""
+    bits = torch.tensor([0x3F80, 0x3F81, 0x0001, 0x0080, 0x7F7F, 0x7F80, 0x7FC0, 0x7FFF]) << 16
+    bits = bits[:, None] + torch.tensor([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF])
+    bias = bits.flatten().int().view(torch.float32)
+    bias = torch.cat([bias, -bias])
+    x = torch.zeros(1, 1, 4, 4, dtype=torch.bfloat16)
+    got = conv(x, torch.zeros(len(bias), 1, 3, 3).bfloat16(), bias)[0, :, 1, 2]
+    torch.testing.assert_close(got, bias.bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
+@isas
 @pytest.mark.usefixtures("instruction_set")
 def test_hand_worked(isa: str) -> None:
     x = torch.arange(1.0, 10.0).reshape(1, 1, 3, 3)
@@ -224,11 +254,14 @@ def convolve(x: Tensor, filters: Tensor, channels: int = 8, **others) -> Tensor:
     ("call", "message"),
     [
         (lambda x, w, f: ops.winograd_filters(w[:, :, :2], False), r"weight: expected .*3, 3"),
-        (lambda x, w, f: ops.winograd_filters(w.double(), False), "weight: expected Float"),
+        (lambda x, w, f: ops.winograd_filters(w.double(), False), "weight: expected Float or"),
         (lambda x, w, f: convolve(x[0], f), "input: expected Float"),
         (lambda x, w, f: convolve(x.double(), f), "input: expected Float"),
         (lambda x, w, f: convolve(x[:, 1:], f), "filters: expected the result"),
         (lambda x, w, f: convolve(x, f, 40), "filters: expected the result"),
+        (lambda x, w, f: convolve(x.half(), f), "input: expected Float or BFloat16"),
+        (lambda x, w, f: convolve(x, f.bfloat16()), "filters: expected the result"),
+        (lambda x, w, f: convolve(x, f, summand=x.bfloat16()), "summand: expected the dtype"),
         (lambda x, w, f: convolve(x, f, bias=x[0, 0, 0]), "bias: expected Float"),
         (lambda x, w, f: convolve(x, f, summand=x), "summand: expected the channels"),
         (lambda x, w, f: convolve(x, f, summand=x[:, :, 1:]), "summand: expected the B"),
@@ -253,6 +286,9 @@ def test_opcheck(name: str) -> None:
         torch.library.opcheck(ops.winograd_filters, (weight, turned))
     for others in ((None, None, len(weight), 0), (bias, grad, len(weight), 2)):
         torch.library.opcheck(ops.winograd_conv, (x, filters, *others))
+    torch.library.opcheck(ops.winograd_filters, (weight.bfloat16(), False))
+    halves = x.bfloat16(), winograd_filters(weight.bfloat16(), False)
+    torch.library.opcheck(ops.winograd_conv, (*halves, None, None, len(weight), 1))
     torch.library.opcheck(ops.winograd_filters_grad, (grad, x))
 
 
@@ -262,7 +298,10 @@ def test_fake_results_are_laid_out_as_the_ops() -> None:
     def results(x: Tensor, weight: Tensor) -> list[Tensor]:
         filters = winograd_filters(weight, False)
         output = winograd_conv(x, filters, None, None, 40, ACTIVATIONS[0])
-        return [filters, winograd_filters(weight, True), output, winograd_filters_grad(output, x)]
+        halves = winograd_filters(weight.bfloat16(), False)
+        halved = winograd_conv(x.bfloat16(), halves, None, None, 40, ACTIVATIONS[0])
+        grad = winograd_filters_grad(output, x)
+        return [filters, winograd_filters(weight, True), output, halves, halved, grad]
 
     with FakeTensorMode(allow_non_fake_inputs=True):
         fake = results(torch.empty_like(x), torch.empty_like(weight))
