@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from fastdet.engine.mapped import mapped_empty
 from fastdet.models.batch import Batch, xyxy_ratios
 from fastdet.models.checks import check_images, check_range, check_targets, plain
 
@@ -232,10 +233,15 @@ def _pad_masks(
 ) -> Tensor:
     """Masks (B, rows, H, W) bool for the padded images of `shape` (B, C, H, W).
 
-    Each mask is resized to the size of its image (C, h, w), nearest-neighbour.
+    Each mask is resized to the size of its image (C, h, w), nearest-neighbour. On the CPU rows that
+    no mask is written to take no memory: the system gives a page when it is first written.
     """
     device = images[0].device
-    padded = torch.zeros((len(targets), rows, *shape[2:]), dtype=torch.bool, device=device)
+    size = len(targets), rows, *shape[2:]
+    if device.type == "cpu":
+        padded = mapped_empty(size, torch.bool)
+    else:
+        padded = torch.zeros(size, dtype=torch.bool, device=device)
     for own, target, image in zip(padded, targets, images, strict=True):
         masks, size = plain(target["masks"]).to(device), image.shape[1:]
         if masks.shape[1:] != size:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The border: the batch that `Border.pad` makes, its errors for bad input, and `restore`."""
 
+import mmap
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -120,6 +123,27 @@ def test_masks_are_resized_as_torchvision_does_and_padded() -> None:
             count, height, width = target["masks"].shape
             assert torch.equal(own[:count, :height, :width], target["masks"].bool())
             assert own.sum() == target["masks"].sum()  # no pixel outside the image
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux tells what is resident")
+def test_padded_masks_take_no_memory() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    counts = [257, *[1] * 7]
+    images = [torch.rand(3, 256, 256) for _ in counts]
+    targets = [
+        {"boxes": BOXES.repeat(n, 1), "labels": LABELS.repeat(n), "masks": torch.ones(n, 256, 256)}
+        for n in counts
+    ]
+    targets = [{**target, "masks": target["masks"].bool()} for target in targets]
+    before = resident()
+    batch = pad_small(images, targets, masks=True, min_size=256, max_size=256)
+    after = resident()
+    assert batch.gt_masks is not None
+    assert batch.gt_masks.numel() == 8 * 512 << 16  # 256 MiB
+    assert after - before < 64 << 20
+    assert batch.gt_masks.sum() == sum(counts) << 16
 
 
 def test_masks_that_no_one_learns_are_not_read() -> None:
