@@ -59,6 +59,7 @@ def mirrored(batch: Batch) -> Batch:
 
 
 def losses_and_gradients(model: Detector, batch: Batch) -> dict[str, Tensor]:
+    torch.manual_seed(0)  # of dropout and denoising
     losses = model.losses(batch)
     parameters = dict(model.named_parameters())
     total = torch.stack(list(losses.values())).sum()
