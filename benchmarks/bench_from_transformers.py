@@ -30,8 +30,8 @@ from benchmarks.alternate import Rounds, alternate, keep_freed_memory
 from benchmarks.bench_from_torchvision import expect_same, targets_for, training_step
 from benchmarks.case import ratio
 from benchmarks.workloads import seeded
-from fastdet.engine.mapped import trim_heap
 from fastdet.files import replacing
+from fastdet.memory import trim_heap
 from fastdet.models import from_transformers
 from fastdet.models.relative_boxes import relative_boxes
 

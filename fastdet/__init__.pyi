@@ -16,6 +16,7 @@ from . import engine as engine
 from . import evaluation as evaluation
 from . import export as export
 from . import files as files
+from . import memory as memory
 from . import models as models
 from . import numpy as numpy
 from . import ops as ops

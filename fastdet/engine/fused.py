@@ -37,9 +37,9 @@ from typing_extensions import Self
 from fastdet.engine.folding import folded_graph
 from fastdet.engine.fusing import fused_graph
 from fastdet.engine.linear import LinearMode, products_are_slow
-from fastdet.engine.mapped import trim_heap
 from fastdet.engine.recomputing import RecomputeMode
 from fastdet.engine.winograd import WinogradMode
+from fastdet.memory import trim_heap
 from fastdet.ops.tracing import is_eager
 
 CORNER = 128  # pixels

@@ -20,8 +20,8 @@ from torch import Tensor, fx, nn
 from torch.fx._symbolic_trace import PH
 from torchvision.ops import FrozenBatchNorm2d
 
-from fastdet.engine.mapped import mapped_empty
 from fastdet.engine.winograd import WinogradConv, has_winograd_shape
+from fastdet.memory import mapped_empty
 from fastdet.ops.upsample_nearest import upsample_nearest
 
 NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d, BatchNormAct2d, FrozenBatchNormAct2d)

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fastdet.engine.mapped import mapped_empty
 from fastdet.engine.winograd import is_plain
+from fastdet.memory import mapped_empty
 
 FROM_SYSTEM = 1 << 25  # bytes; glibc keeps no larger block
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fastdet import _native
-from fastdet.engine.mapped import mapped_empty
+from fastdet.memory import mapped_empty
 from fastdet.ops.tracing import is_eager
 from fastdet.ops.winograd import (
     ACTIVATIONS,

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fastdet.engine.mapped import mapped_empty
+from fastdet.memory import mapped_empty
 from fastdet.models.batch import Batch, xyxy_ratios
 from fastdet.models.checks import check_images, check_range, check_targets, plain
 

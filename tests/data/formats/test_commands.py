@@ -10,7 +10,7 @@ import pytest
 
 from fastdet.cli import main
 from fastdet.data import Classes, open_dataset, write_shapes
-from fastdet.deploy import int8
+from fastdet.deploy.calibration import calibration_data
 from fastdet.training.data_module import DetectionDataModule
 from fastdet.training.options import TrainOptions
 from fastdet.training.train import evaluate, train
@@ -117,12 +117,13 @@ def test_training_and_evaluation_on_yolo_data(
 def test_calibration_takes_every_kind(folders: dict[str, Path], tmp_path: Path) -> None:
     classes = Classes(open_dataset(folders["shapes"], "val").classes, "a checkpoint")
     for kind in ("shapes", "yolo", "data.yaml", "roboflow"):
-        val = int8._split(folders[kind], "val", classes)
+        pictures, val = calibration_data(folders[kind], classes)
         assert val is not None
         assert len(val) == 4
-    assert int8._split(folders["shapes"] / "images", "val", classes) is None
-    assert len(list(int8._pictures(folders["shapes"] / "images", None))) == 10
-    assert int8._split(folders["yolo"], "test", classes) is None
+        assert len(list(pictures)) == 6
+    pictures, val = calibration_data(folders["shapes"] / "images", classes)
+    assert val is None
+    assert len(list(pictures)) == 10
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Memory for weights that stay, outside the heap on which maps come and go.
+"""Memory for tensors that stay, outside the heap on which maps come and go.
 
 The C library takes blocks of up to 32 MiB from one heap. A weight that stays between maps that are
 freed splits the free memory: later maps do not fit into the pieces, and the heap grows.

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fastdet.engine.fusing import FOLDED_AT_ONCE, FusedConv, fused_graph
-from fastdet.engine.mapped import LEAST_BYTES, mapped_empty, trim_heap
+from fastdet.memory import LEAST_BYTES, mapped_empty, trim_heap
 
 
 @pytest.mark.parametrize("size", [0, 1, LEAST_BYTES // 4 - 1, LEAST_BYTES // 4, 5 << 18])
