@@ -97,7 +97,7 @@ def test_wandb_offline(options: TrainOptions, monkeypatch: pytest.MonkeyPatch) -
     import wandb
     from wandb.proto import wandb_internal_pb2
 
-    wandb.finish()
+    wandb.teardown()  # ends its service, which writes the file
     (file,) = options.out.rglob("*.wandb")
     found: Values = defaultdict(list)
     for data in records(file.read_bytes()):
