@@ -3,6 +3,7 @@
 
 import struct
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,16 +90,10 @@ def records(content: bytes) -> Iterator[bytes]:
             parts.clear()
 
 
-@pytest.mark.slow
-def test_wandb_offline(options: TrainOptions, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    expected = logged(options, "wandb")
-    import wandb
+def history(file: Path) -> Values:
+    """What a run's file has of metrics."""
     from wandb.proto import wandb_internal_pb2
 
-    wandb.teardown()  # ends its service, which writes the file
-    (file,) = options.out.rglob("*.wandb")
     found: Values = defaultdict(list)
     for data in records(file.read_bytes()):
         record = wandb_internal_pb2.Record()
@@ -110,6 +105,23 @@ def test_wandb_offline(options: TrainOptions, monkeypatch: pytest.MonkeyPatch) -
         }
         for key, value in items.items():
             found[key].append((int(items["trainer/global_step"]), value))
+    return found
+
+
+@pytest.mark.slow
+def test_wandb_offline(options: TrainOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    expected = logged(options, "wandb")
+    import wandb
+
+    wandb.teardown()  # ends its service, which writes the file
+    (file,) = options.out.rglob("*.wandb")
+    for _ in range(100):  # the service may still be writing
+        found = history(file)
+        if found["loss"] == expected["loss"]:
+            break
+        time.sleep(0.1)
     assert {name: found[name] for name in expected} == expected
 
 
