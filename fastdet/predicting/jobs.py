@@ -31,7 +31,8 @@ class InOrder(Generic[Job, Result]):
 
     Args:
         do: one job; called in several threads.
-        take: gets each result, in this thread.
+        take: gets each result, in a thread of its own: a signal, which Python raises in the main
+            thread, cannot leave a result half taken.
         workers: jobs at a time.
     """
 
@@ -47,16 +48,18 @@ class InOrder(Generic[Job, Result]):
         An error of a job is raised in its turn. If this thread is stopped, jobs that have begun are
         finished, and the results of all jobs before the first unfinished one are still taken.
         """
-        with _shared_threads(self._workers) as pool:
+        with _shared_threads(self._workers) as pool, ThreadPoolExecutor(1) as taker:
             try:
                 for job in jobs:
                     self._waiting.append(pool.submit(self._do, job))
                     while self._waiting and (self._is_full() or self._waiting[0].done()):
-                        self._take_first()
+                        taker.submit(self._take_first).result()
                 while self._waiting:
-                    self._take_first()
+                    taker.submit(self._take_first).result()
             except BaseException:
-                self._finish()
+                for future in list(self._waiting):
+                    future.cancel()
+                taker.submit(self._finish).result()
                 raise
 
     def _is_full(self) -> bool:
@@ -68,12 +71,10 @@ class InOrder(Generic[Job, Result]):
         self._take(result)
 
     def _finish(self) -> None:
-        for future in self._waiting:
-            future.cancel()
-        for future in self._waiting:
-            if future.cancelled() or future.exception() is not None:
+        while self._waiting:
+            if self._waiting[0].cancelled() or self._waiting[0].exception() is not None:
                 return
-            self._take(future.result())
+            self._take_first()
 
 
 @contextmanager

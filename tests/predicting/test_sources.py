@@ -2,6 +2,8 @@
 """What may be given to detect on, and the work of several threads."""
 
 import json
+import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -154,6 +156,24 @@ def test_what_was_begun_is_kept_when_the_run_is_stopped() -> None:
         InOrder(do, taken.append, 4).run(jobs())
     assert taken == [0, 1, 2, 3]
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_a_signal_leaves_no_result_half_taken() -> None:
+    begun: list[int] = []
+    taken: list[int] = []
+
+    def take(job: int) -> None:
+        begun.append(job)
+        if job == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+        taken.append(job)
+
+    with pytest.raises(KeyboardInterrupt):
+        InOrder(lambda job: job, take, 2).run(range(1000))
+    assert begun == taken == list(range(len(taken)))
+    assert 3 <= len(taken) < 1000
 
 
 def test_a_network_of_a_job_has_its_share_of_the_threads() -> None:
