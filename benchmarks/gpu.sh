@@ -12,8 +12,8 @@
 #   bench     python -m benchmarks.gpu: every operator and whole detectors beside torchvision
 #
 # No step named: all. A step that fails does not stop the later ones, but for a failed build. bench
-# gets the time that the steps before it left of GPU_SECONDS (420), and keeps each row that it has
-# measured. OUT gets a log of each, summary.json, and the result file, whose place is
+# gets the time that the steps before it left of GPU_SECONDS (420; 3600 in a dry run), and keeps each
+# row that it has measured. OUT gets a log of each, summary.json, and the result file, whose place is
 # benchmarks/results/; then `python -m benchmarks.readme_tables` writes the READMEs' tables from it.
 # The exit code is 0 where every step was right. PYTHON chooses the interpreter; it must have torch
 # with CUDA, torchvision, timm, pytest and hypothesis; for the build pybind11, cmake, ninja and nvcc.
@@ -38,7 +38,9 @@ for step in "$@"; do
 done
 steps=${steps:- build test sanitize bench }
 python=${PYTHON:-python3}
-seconds=${GPU_SECONDS:-420}
+seconds=420
+if $dry; then seconds=3600; fi
+seconds=${GPU_SECONDS:-$seconds}
 mkdir -p "$out" || exit 2
 out=$(cd "$out" && pwd)
 cd "$(dirname "$0")/.." || exit 2

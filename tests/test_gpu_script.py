@@ -96,7 +96,6 @@ def test_a_dry_run_tries_each_step_without_a_gpu(tmp_path: Path, stand_ins: dict
     asks_for_no_gpu = STAND_IN.replace('echo "A GPU"', "exit 1").replace("echo 90", "exit 1")
     python.write_text(
         asks_for_no_gpu.replace("case", 'echo "$@" >&2\ncase', 1)
-        .replace("echo /none", "exit 0")
         .replace("echo loaded", "echo 'loaded; torch sees no GPU'")
         .replace("*test_equals", "*collect-only*) echo collected ;;\n  *test_equals")
     )
@@ -115,6 +114,9 @@ def test_a_dry_run_tries_each_step_without_a_gpu(tmp_path: Path, stand_ins: dict
         assert "--error-exitcode" not in logs[name]  # compute-sanitizer needs a GPU
     bench = (tmp_path / "out" / "bench.log").read_text()
     assert "--device cpu" in bench
+    limit = re.search(r"limit (\d+)\n", bench)
+    assert limit
+    assert int(limit[1]) > 3000  # a CPU is slow
 
 
 def test_what_is_missing_is_named(tmp_path: Path, stand_ins: dict[str, str]) -> None:
