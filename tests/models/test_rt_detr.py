@@ -192,6 +192,18 @@ def test_the_builder_follows_the_backbone() -> None:
     assert len(attention) == 2
 
 
+def test_norms_behind_the_backbone_start_at_one() -> None:
+    model = rt_detr("resnet10t", 3, fpn_channels=16)
+    norms = {
+        path: norm
+        for path, norm in model.named_modules()
+        if isinstance(norm, torch.nn.BatchNorm2d) and not path.startswith("backbone.body")
+    }
+    assert len(norms) > 20
+    for path, norm in norms.items():
+        assert torch.equal(norm.weight, torch.ones_like(norm.weight)), path
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["rt_detr", "d_fine"])
 def test_it_learns_a_few_images(family: str) -> None:
