@@ -350,7 +350,7 @@ def throughput_table(result: dict[str, Any]) -> str:
         for way, measured in of_model["images_per_second"].items():
             median = statistics.median(measured)
             ratios = [a / b for a, b in zip(measured, first, strict=True)]
-            share = median * of_model["multiply_adds"] / result["fma"]
+            share = median * of_model["multiply_adds"] / of_model["fma"]
             cells = [three_digits(median), times(statistics.median(ratios)), f"{share:.0%}"]
             rows.append([f"{name}: {way}", *cells])
     header = ["", "images a second", "ratio", "of the peak"]
