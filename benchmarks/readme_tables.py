@@ -23,6 +23,7 @@ from benchmarks.results import (
     CPU_OPS,
     LOADER,
     PREDICT,
+    THROUGHPUT,
     Result,
     Row,
     SideResult,
@@ -341,6 +342,21 @@ def predicting_table(result: dict[str, Any]) -> str:
     )
 
 
+def throughput_table(result: dict[str, Any]) -> str:
+    """Images a second: medians, the ratio to the first way in each round, and the arithmetic."""
+    rows = []
+    for name, of_model in result["models"].items():
+        first = next(iter(of_model["images_per_second"].values()))
+        for way, measured in of_model["images_per_second"].items():
+            median = statistics.median(measured)
+            ratios = [a / b for a, b in zip(measured, first, strict=True)]
+            share = median * of_model["multiply_adds"] / of_model["fma"]
+            cells = [three_digits(median), times(statistics.median(ratios)), f"{share:.0%}"]
+            rows.append([f"{name}: {way}", *cells])
+    header = ["", "images a second", "ratio", "of the peak"]
+    return markdown(header, rows) + made_by(result["machine"])
+
+
 def small_data_table(result: dict[str, Any]) -> str:
     """DETRs beside Faster R-CNN after the same time of training: a row for each seed and family."""
     names = {"detr": "DETR", "rt_detr": "RT-DETR", "faster_rcnn": "Faster R-CNN"}
@@ -470,6 +486,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "experiment_neck": experiment("pafpn"),
     "experiment_family": experiment("cascade-rcnn", "retinanet", "fcos"),
     "predicting": lambda: predicting_table(json.loads(PREDICT.read_text())),
+    "throughput": lambda: throughput_table(json.loads(THROUGHPUT.read_text())),
     "from_transformers": lambda: transformers_table(
         json.loads(CPU_OPS.with_name("from_transformers.json").read_text())
     ),

@@ -7,6 +7,7 @@ Heavy packages are imported only when a command runs, so that `--help` is fast.
 """
 
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -678,7 +679,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     An error is printed as one line on stderr, and so is a warning. The exit code is 2 if other
     arguments or files can solve it, else 1. With `--debug` the traceback is shown instead.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments is None:  # the process is ours
+        arguments = sys.argv[1:]
+        if arguments[:1] in (["predict"], ["evaluate"]):
+            _keep_memory()
+    arguments = list(arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     if arguments == ["info"]:
@@ -810,6 +815,18 @@ def _short_warnings(wanted: bool) -> Iterator[None]:
         yield
     finally:
         warnings.formatwarning = as_before
+
+
+def _keep_memory() -> None:
+    """Lets a process that detects keep the memory of its maps, in huge pages.
+
+    Otherwise the system gives out new pages of 4 KiB for the maps of every image. Torch reads the
+    variable at its first allocation.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    from fastdet.data.memory import keep_freed_memory
+
+    keep_freed_memory()
 
 
 def _quiet() -> None:

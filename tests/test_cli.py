@@ -4,6 +4,7 @@
 import inspect
 import json
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -709,3 +710,34 @@ def test_other_commands_name_the_extra(missing: str) -> None:
     assert result.returncode == 2
     assert 'pip install "fastdet[train]"' in result.stderr
     assert "Traceback" not in result.stderr
+
+
+FAULTS = """
+import resource, sys
+from fastdet import cli
+
+def count(arguments):
+    import torch
+
+    def faults():
+        maps = [torch.ones(2**20) for _ in range(20)]  # 4 MiB each
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    first = faults()
+    print(faults() - first)
+
+cli._run = count
+cli.main()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_a_process_that_predicts_keeps_the_memory_of_its_maps() -> None:
+    pages = 20 * 2**22 // resource.getpagesize()
+
+    def faults(command: str) -> int:
+        run = [sys.executable, "-c", FAULTS, command]
+        return int(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
+
+    assert faults("predict") < pages / 20
+    assert faults("train") > pages / 2

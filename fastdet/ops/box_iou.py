@@ -60,7 +60,9 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, fmt: str = "xyxy") -> Tensor:
     """
     if fmt not in FORMATS:
         raise ValueError(f"fmt: expected one of {FORMATS}, got {fmt!r}")
-    return torch.ops.fastdet.box_iou(_corners(boxes1, fmt), _corners(boxes2, fmt))
+    boxes1, boxes2 = _corners(boxes1, fmt), _corners(boxes2, fmt)
+    with library.skip_autograd(boxes1, boxes2):
+        return torch.ops.fastdet.box_iou(boxes1, boxes2)
 
 
 def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
@@ -80,7 +82,9 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     Raises:
         RuntimeError: wrong shape, dtype or device.
     """
-    return torch.ops.fastdet.generalized_box_iou(_floating(boxes1), _floating(boxes2))
+    boxes1, boxes2 = _floating(boxes1), _floating(boxes2)
+    with library.skip_autograd(boxes1, boxes2):
+        return torch.ops.fastdet.generalized_box_iou(boxes1, boxes2)
 
 
 def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
@@ -105,7 +109,9 @@ def distance_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
         RuntimeError: wrong shape, dtype or device.
     """
     check_eps(eps)
-    return torch.ops.fastdet.distance_box_iou(_floating(boxes1), _floating(boxes2), eps)
+    boxes1, boxes2 = _floating(boxes1), _floating(boxes2)
+    with library.skip_autograd(boxes1, boxes2):
+        return torch.ops.fastdet.distance_box_iou(boxes1, boxes2, eps)
 
 
 def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
@@ -129,7 +135,9 @@ def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tenso
         RuntimeError: wrong shape, dtype or device.
     """
     check_eps(eps)
-    return torch.ops.fastdet.complete_box_iou(_floating(boxes1), _floating(boxes2), eps)
+    boxes1, boxes2 = _floating(boxes1), _floating(boxes2)
+    with library.skip_autograd(boxes1, boxes2):
+        return torch.ops.fastdet.complete_box_iou(boxes1, boxes2, eps)
 
 
 def result_dtype(boxes1: Tensor, boxes2: Tensor) -> torch.dtype:

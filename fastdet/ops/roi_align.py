@@ -64,9 +64,10 @@ def roi_align(
     """
     height, width = height_and_width(output_size)
     rois = boxes if isinstance(boxes, Tensor) else _rois(boxes)
-    return torch.ops.fastdet.roi_align(
-        input, rois, spatial_scale, height, width, sampling_ratio, aligned
-    )
+    with library.skip_autograd(input, rois):
+        return torch.ops.fastdet.roi_align(
+            input, rois, spatial_scale, height, width, sampling_ratio, aligned
+        )
 
 
 class RoIAlign(nn.Module):
