@@ -681,7 +681,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     if arguments is None:  # the process is ours
         arguments = sys.argv[1:]
-        if arguments[:1] in (["predict"], ["evaluate"]):
+        if arguments[:1] in (["predict"], ["eval"]):
             _keep_memory()
     arguments = list(arguments)
     debug = "--debug" in arguments

@@ -732,7 +732,7 @@ cli.main()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
-def test_a_process_that_predicts_keeps_the_memory_of_its_maps() -> None:
+def test_a_process_that_detects_keeps_the_memory_of_its_maps() -> None:
     pages = 20 * 2**22 // resource.getpagesize()
 
     def faults(command: str) -> int:
@@ -740,4 +740,5 @@ def test_a_process_that_predicts_keeps_the_memory_of_its_maps() -> None:
         return int(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
 
     assert faults("predict") < pages / 20
+    assert faults("eval") < pages / 20
     assert faults("train") > pages / 2
