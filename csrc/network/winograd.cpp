@@ -172,7 +172,7 @@ Tensor conv_of(const Tensor& input, const Tensor& filters, const std::optional<T
     const int64_t count = std::min(last * kWinogradPanel, channels) - channel;
     for (int64_t tile = begin; tile < end; ++tile, products += group_width) {
       const auto summands = added.template pixels<kTile>(tile, 0, nullptr);
-      map_loops.output(products, product_stride, shift.data() + channel,
+      map_loops.output(products, product_stride, group_width, shift.data() + channel,
                        summand ? summands.data() : nullptr, static_cast<Activation>(activation),
                        channel, count, to.template pixels<kTile>(tile, 0, nullptr).data());
     }

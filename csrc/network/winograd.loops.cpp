@@ -232,8 +232,9 @@ __attribute__((always_inline)) inline Floats activated(const Floats& y) {
 }
 
 template <typename T, int kTile, Activation kActivation>
-void outputs_of(const float* products, int64_t position_stride, const float* bias,
-                const T* const* summands, int64_t first, int64_t channels, T* const* pixels) {
+void outputs_of(const float* products, int64_t position_stride, int64_t tile_stride,
+                const float* bias, const T* const* summands, int64_t first, int64_t channels,
+                T* const* pixels) {
   constexpr int kSide = winograd_side(kTile);
   for (int64_t x = 0; x < channels; x += kFloats) {
     const Floats shift = load_lanes(bias + x);
@@ -241,8 +242,11 @@ void outputs_of(const float* products, int64_t position_stride, const float* bia
     Floats rows[kTile][kSide];
     for (int j = 0; j < kSide; ++j) {
       Floats column[kSide], of_column[kTile];
-      for (int i = 0; i < kSide; ++i)
-        column[i] = load_lanes(products + x + (i * kSide + j) * position_stride);
+      for (int i = 0; i < kSide; ++i) {
+        const float* product = products + x + (i * kSide + j) * position_stride;
+        __builtin_prefetch(product + tile_stride);
+        column[i] = load_lanes(product);
+      }
       output_of<kTile>(column, of_column);
       for (int i = 0; i < kTile; ++i) rows[i][j] = of_column[i];
     }
@@ -261,14 +265,14 @@ void outputs_of(const float* products, int64_t position_stride, const float* bia
 }
 
 template <typename T, int kTile>
-void winograd_output(const float* products, int64_t position_stride, const float* bias,
-                     const T* const* summands, Activation activation, int64_t first,
-                     int64_t channels, T* const* pixels) {
+void winograd_output(const float* products, int64_t position_stride, int64_t tile_stride,
+                     const float* bias, const T* const* summands, Activation activation,
+                     int64_t first, int64_t channels, T* const* pixels) {
   constexpr std::array kOf = {outputs_of<T, kTile, Activation::kNone>,
                               outputs_of<T, kTile, Activation::kRelu>,
                               outputs_of<T, kTile, Activation::kSilu>};
-  kOf[static_cast<int>(activation)](products, position_stride, bias, summands, first, channels,
-                                    pixels);
+  kOf[static_cast<int>(activation)](products, position_stride, tile_stride, bias, summands, first,
+                                    channels, pixels);
 }
 
 constexpr WinogradLoops kLoops = {

@@ -37,10 +37,11 @@ struct FASTDET_EXPORT WinogradMapLoops {
 
   // Writes the channels [first, first + channels) of a tile's outputs: the activation of its
   // products plus the bias, plus the summands unless they are null. Null pixels are skipped.
-  // Products and bias begin at channel `first` and are read in whole vectors.
-  void (*output)(const float* products, int64_t position_stride, const float* bias,
-                 const T* const* summands, Activation activation, int64_t first, int64_t channels,
-                 T* const* pixels);
+  // Products and bias begin at channel `first` and are read in whole vectors. The products of the
+  // next tile, which lie tile_stride further, are fetched into the cache.
+  void (*output)(const float* products, int64_t position_stride, int64_t tile_stride,
+                 const float* bias, const T* const* summands, Activation activation, int64_t first,
+                 int64_t channels, T* const* pixels);
 };
 
 }  // namespace fastdet::cpu
