@@ -17,6 +17,7 @@ from torch import Tensor
 
 LEAST_BYTES = 1 << 16  # below, the unused rest of the last page would count
 HUGE_PAGE = 1 << 21
+FROM_SYSTEM = 1 << 25  # bytes; glibc takes larger blocks from the system each time
 
 
 def mapped_empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -31,6 +32,18 @@ def mapped_empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         with contextlib.suppress(OSError):  # advice: may be refused
             memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+
+def map_from_system(shape: Sequence[int], dtype: torch.dtype) -> Tensor | None:
+    """(B, C, H, W) uninitialised and channels_last in huge pages, for a map that is large.
+
+    None for a map of which the C library has memory at hand. It would take a large one from the
+    system, page by page at the first writes, which can take longer than a layer.
+    """
+    if math.prod(shape) * dtype.itemsize < FROM_SYSTEM:
+        return None
+    images, channels, height, width = shape
+    return mapped_empty((images, height, width, channels), dtype).permute(0, 3, 1, 2)
 
 
 def trim_heap() -> None:

@@ -445,16 +445,18 @@ void masks(const std::string& type) {
   print(type + " paste_row", pasted);
 }
 
-void winograd() {
+template <typename T, int kTile>
+void winograd(const std::string& tile) {
   constexpr int64_t kDepth = 37, kRows = 5;
-  const auto& loops = current_loops<WinogradLoops>();
   const auto left = values<float>(kRows * kDepth, -1, 1, 20);
-  const auto taps = values<float>(kDepth * kWinogradTaps * kWinogradPanel, -1, 1, 21);
-  std::vector<float> panels(kWinogradSide * kDepth * kWinogradPanel), out(kRows * kWinogradPanel);
-  loops.filters(taps.data(), kDepth, 2, panels.data());
-  print("winograd filters", panels);
-  loops.multiply(left.data(), kDepth, kRows, panels.data(), kDepth, out.data(), kWinogradPanel);
-  print("winograd multiply", out);
+  const auto taps = values<T>(kDepth * kWinogradTaps * kWinogradPanel, -1, 1, 21);
+  std::vector<float> panels(winograd_side(kTile) * kDepth * kWinogradPanel);
+  current_loops<WinogradMapLoops<T, kTile>>().filters(taps.data(), kDepth, 2, panels.data());
+  print("winograd filters " + tile, panels);
+  std::vector<float> out(kRows * kWinogradPanel);
+  current_loops<WinogradLoops>().multiply(left.data(), kDepth, kRows, panels.data(), kDepth,
+                                          out.data(), kWinogradPanel);
+  print("winograd multiply " + tile, out);
 }
 
 void winograd_filters_grad() {
@@ -501,7 +503,8 @@ void all() {
   roi_align<Half>("half");
   deform_attention<Half>("half");
   deform_conv<Half>("half");
-  winograd();
+  winograd<float, 4>("4x4");
+  winograd<BFloat16, 6>("6x6");
   winograd_filters_grad();
   sampling();
 }

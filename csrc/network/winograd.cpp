@@ -1,33 +1,36 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Convolutions 3x3 with stride 1 and padding 1, channels_last, by Winograd's F(4x4, 3x3)
 // (Lavin & Gray, https://arxiv.org/abs/1509.09308): 36 products for 16 outputs instead of the 144
-// of the definition, so 4 times fewer multiply-adds than a direct convolution. The transforms take
-// 9 multiply-adds for each input value and about 8 operations for each output value.
+// of the definition, so 4 times fewer multiply-adds than a direct convolution. In bfloat16 it is
+// F(6x6, 3x3), 64 products for 36 outputs, 5 times fewer, unless its larger tiles reach so far
+// beyond a small map that F(4x4, 3x3) needs fewer. The transforms take about 10 multiply-adds for
+// each input value and 10 operations for each output value.
 //
-// A block of tiles is transformed into 36 matrices (tiles, C), in 6 rows of 6. Row by row they are
-// multiplied by the matrices of the filters (C, 32 outputs at a time), which are transformed just
-// before: to transform them takes less time than to read the 36 matrices from memory, which are 4
-// times as large as the filters. The matrices of a row stay in the L2 cache; those of the whole
+// A block of tiles is transformed into 36 (or 64) matrices (tiles, C), in 6 (or 8) rows. Row by row
+// they are multiplied by the matrices of the filters (C, 32 outputs at a time), which are
+// transformed just before: to transform them takes less time than to read them from memory, 4 (or
+// 7) times as large as the filters. The matrices of a row stay in the L2 cache; those of the whole
 // block, and the products, stay in the L3 cache.
 //
 // Blocks are divided among the threads; if there are fewer blocks than threads, as in small maps,
 // the outputs of a block are divided, too, and each thread transforms the inputs again.
 //
 // Maps and filters are in float32 or bfloat16; all else is in float32. In bfloat16, the result is
-// rounded once, and is as exact as that of a direct convolution. Products of transformed values in
-// bfloat16 would take half the time, but with 5 times the error. F(2x2, 3x3) with such products has
-// twice the error; it needs 1.8 times as many of them, and the transforms of 1.8 times as many
-// values, so it would save at most a tenth.
+// rounded once, and is as exact as that of a direct convolution: the error of F(6x6, 3x3), 7 times
+// that of a direct convolution in float32, is hundreds of times smaller than this rounding.
+// Products of transformed values in bfloat16 would take half the time, but with 5 times the error.
+// F(2x2, 3x3) with such products has twice the error and needs more than twice as many of them.
 //
 // The gradient with respect to the input is the same convolution with the filters rotated by 180
 // degrees. The gradient with respect to the filters is in winograd_filters_grad.cpp.
 //
 // An output is the sum of its products in one order, with any number of threads. Rounding: with the
-// points 0, +-3/4, +-3/2 and infinity the error is 1 to 3 times that of a direct convolution, half
-// of the error with the usual points 0, +-1, +-2. A value that is not finite spreads to all outputs
-// of its tiles, which is more than in the definition.
+// points 0, +-3/4, +-3/2 and infinity the error of F(4x4, 3x3) is 1 to 3 times that of a direct
+// convolution, half of the error with the usual points 0, +-1, +-2. A value that is not finite
+// spreads to all outputs of its tiles, which is more than in the definition.
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <vector>
 
 #include "../host/channels_last.h"
@@ -40,21 +43,20 @@ namespace fastdet::cpu {
 
 namespace {
 
-constexpr int kPositions = kWinogradSide * kWinogradSide;
-constexpr int64_t kBlockFloats = 600'000;  // of transformed inputs: 2.4 MB
-constexpr int64_t kMostTiles = 96;         // of more, the transforms of the filters save little
-constexpr int64_t kMostPanels = 8;         // of products: at most 3.5 MB
+constexpr int64_t kBlockFloats = 1'200'000;  // of transformed inputs: 4.8 MB
+constexpr int64_t kMostTiles = 96;           // of more, the transforms of the filters save little
+constexpr int64_t kMostPanels = 8;           // of products: at most 6.3 MB
 // Matrices with a size of a power of two would share a few sets of the L1 cache.
 constexpr int64_t kGap = 16;
 
 // How the tiles and the panels of outputs are divided; an item is a block of tiles and a group of
 // panels.
 struct Division {
-  Division(int64_t tiles, int64_t depth, int64_t panels)
+  Division(int64_t tiles, int64_t positions, int64_t depth, int64_t panels)
       : row_stride(round_up(std::max<int64_t>(depth, 1), 16) + kGap) {
     const int64_t threads = torch::stable::get_num_threads();
     const int64_t most =
-        std::clamp(kBlockFloats / (kPositions * row_stride), int64_t(12), kMostTiles);
+        std::clamp(kBlockFloats / (positions * row_stride), int64_t(12), kMostTiles);
     blocks = round_up(tiles, most) / most;
     if (blocks > threads) blocks = round_up(blocks, threads);
     block_tiles = blocks ? round_up(tiles, blocks) / blocks : 1;
@@ -114,48 +116,50 @@ Tensor filters_of(const Tensor& weight, bool turned) {
   return packed;
 }
 
-// The result of winograd_conv for maps and filters of T, which is float or BFloat16.
-template <typename T>
+// The result of winograd_conv for maps and filters of T, which is float or BFloat16, in tiles of
+// kTile x kTile outputs.
+template <typename T, int kTile>
 Tensor conv_of(const Tensor& input, const Tensor& filters, const std::optional<Tensor>& bias,
                const std::optional<Tensor>& summand, int64_t channels, int64_t activation) {
   const Tensor readable = in_channels_last(input), packed = torch::stable::contiguous(filters);
   const Tensor readable_summand = in_channels_last(summand ? *summand : input);
   const Tensor output = empty_in_channels_last(input.size(0), channels, input.size(2),
                                                input.size(3), input.scalar_type());
-  using Inputs = TiledMap<const T, kWinogradTile>;
+  constexpr int kSide = winograd_side(kTile), kPositions = kSide * kSide;
+  using Inputs = TiledMap<const T, kTile>;
   const Inputs from(data<T>(readable), readable);
   const Inputs added(data<T>(readable_summand), readable_summand);
-  const TiledMap<T, kWinogradTile> to(mutable_data<T>(output), output);
+  const TiledMap<T, kTile> to(mutable_data<T>(output), output);
   const int64_t depth = filters.size(1), panels = filters.size(0);
   std::vector<float> shift(panels * kWinogradPanel);
   const std::vector<T> zeros(depth);
   if (bias) std::copy_n(data<float>(torch::stable::contiguous(*bias)), channels, shift.data());
   const T* taps = data<T>(packed);
-  const Division division(from.tiles(), depth, panels);
+  const Division division(from.tiles(), kPositions, depth, panels);
   const int64_t row_stride = division.row_stride, block = division.block_tiles;
   const int64_t group_width = division.group_panels * kWinogradPanel;
   const int64_t position_stride = block * row_stride + kGap;
   const int64_t product_stride = block * group_width + kGap;
   const int64_t panel_floats = depth * kWinogradPanel;
   const auto& loops = current_loops<WinogradLoops>();
-  const auto& map_loops = current_loops<WinogradMapLoops<T>>();
+  const auto& map_loops = current_loops<WinogradMapLoops<T, kTile>>();
 
   const auto transform = [&](int64_t begin, int64_t end, float* transformed) {
-    auto pixels = from.template pixels<kWinogradSide>(begin, 1, zeros.data());
+    auto pixels = from.template pixels<kSide>(begin, 1, zeros.data());
     for (int64_t tile = begin; tile < end; ++tile, transformed += row_stride) {
-      const auto next = from.template pixels<kWinogradSide>(std::min(tile + 1, from.tiles() - 1), 1,
-                                                            zeros.data());
+      const auto next =
+          from.template pixels<kSide>(std::min(tile + 1, from.tiles() - 1), 1, zeros.data());
       map_loops.input(pixels.data(), next.data(), depth, transformed, position_stride);
       pixels = next;
     }
   };
   const auto multiply = [&](int64_t tiles, int64_t first, int64_t last, const float* transformed,
                             float* columns, float* products) {
-    for (int row = 0; row < kWinogradSide; ++row)
+    for (int row = 0; row < kSide; ++row)
       for (int64_t panel = first; panel < last; ++panel) {
         map_loops.filters(taps + panel * panel_floats * kWinogradTaps, depth, row, columns);
-        for (int i = 0; i < kWinogradSide; ++i) {
-          const int64_t q = row * kWinogradSide + i;
+        for (int i = 0; i < kSide; ++i) {
+          const int64_t q = row * kSide + i;
           loops.multiply(
               transformed + q * position_stride, row_stride, tiles, columns + i * panel_floats,
               depth, products + q * product_stride + (panel - first) * kWinogradPanel, group_width);
@@ -167,30 +171,47 @@ Tensor conv_of(const Tensor& input, const Tensor& filters, const std::optional<T
     const int64_t channel = first * kWinogradPanel;
     const int64_t count = std::min(last * kWinogradPanel, channels) - channel;
     for (int64_t tile = begin; tile < end; ++tile, products += group_width) {
-      const auto summands = added.template pixels<kWinogradTile>(tile, 0, nullptr);
-      map_loops.output(products, product_stride, shift.data() + channel,
+      const auto summands = added.template pixels<kTile>(tile, 0, nullptr);
+      map_loops.output(products, product_stride, group_width, shift.data() + channel,
                        summand ? summands.data() : nullptr, static_cast<Activation>(activation),
-                       channel, count, to.template pixels<kWinogradTile>(tile, 0, nullptr).data());
+                       channel, count, to.template pixels<kTile>(tile, 0, nullptr).data());
     }
   };
-  parallel_for(division.blocks * division.groups, 1, [&](int64_t begin, int64_t end) {
-    float* transformed = kept_workspace(kPositions * (position_stride + product_stride) +
-                                        kWinogradSide * panel_floats);
+  // A thread takes all groups of a block at a time if there are blocks for all threads. It takes
+  // the next when it is done, so that a thread that the system interrupts does not delay the
+  // others.
+  const int64_t items = division.blocks * division.groups;
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t taken = division.blocks < threads ? 1 : division.groups;
+  std::atomic<int64_t> next = 0;
+  parallel_for(std::min(threads, items), 1, [&](int64_t, int64_t) {
+    float* transformed =
+        kept_workspace(kPositions * (position_stride + product_stride) + kSide * panel_floats);
     float* products = transformed + kPositions * position_stride;
     float* columns = products + kPositions * product_stride;
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t tile = item / division.groups * block;
-      const int64_t past = std::min(tile + block, from.tiles());
-      const int64_t group = item % division.groups;
-      const int64_t first = group * division.group_panels;
-      const int64_t last = std::min(first + division.group_panels, panels);
-      if (item == begin || group == 0) transform(tile, past, transformed);
-      multiply(past - tile, first, last, transformed, columns, products);
-      write(tile, past, first, last, products);
-    }
+    for (int64_t begin; (begin = next.fetch_add(taken)) < items;)
+      for (int64_t item = begin; item < begin + taken; ++item) {
+        const int64_t tile = item / division.groups * block;
+        const int64_t past = std::min(tile + block, from.tiles());
+        const int64_t first = item % division.groups * division.group_panels;
+        const int64_t last = std::min(first + division.group_panels, panels);
+        if (item == begin) transform(tile, past, transformed);
+        multiply(past - tile, first, last, transformed, columns, products);
+        write(tile, past, first, last, products);
+      }
   });
   return output;
 }
+// Whether tiles of 6x6 outputs need fewer products than tiles of 4x4, some of which may lie outside
+// the map.
+bool prefers_large_tiles(const Tensor& map) {
+  const auto products = [&](int64_t tile) {
+    const int64_t side = winograd_side(static_cast<int>(tile));
+    return round_up(map.size(2), tile) / tile * (round_up(map.size(3), tile) / tile) * side * side;
+  };
+  return products(6) < products(4);
+}
+
 }  // namespace
 
 Tensor winograd_filters(const Tensor& weight, bool turned) {
@@ -202,8 +223,10 @@ Tensor winograd_filters(const Tensor& weight, bool turned) {
 Tensor winograd_conv(const Tensor& input, const Tensor& filters, const std::optional<Tensor>& bias,
                      const std::optional<Tensor>& summand, int64_t channels, int64_t activation) {
   check_winograd_conv("winograd_conv", input, filters, bias, summand, channels, activation);
-  const auto conv =
-      input.scalar_type() == ScalarType::BFloat16 ? conv_of<BFloat16> : conv_of<float>;
+  const bool halves = input.scalar_type() == ScalarType::BFloat16;
+  const auto conv = !halves                      ? conv_of<float, 4>
+                    : prefers_large_tiles(input) ? conv_of<BFloat16, 6>
+                                                 : conv_of<BFloat16, 4>;
   return conv(input, filters, bias, summand, channels, activation);
 }
 

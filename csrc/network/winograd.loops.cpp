@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The matrices of Winograd's F(4x4, 3x3): B^T d B of a tile's 6x6 inputs d, G g G^T of a 3x3 filter
-// g, A^T m A of the 6x6 products m. They are those of Toom and Cook for the points 0, +-3/4, +-3/2
+// The matrices of Winograd's F(m x m, 3x3): B^T d B of a tile's inputs d, G g G^T of a 3x3 filter
+// g, A^T m A of the products m. They are those of Toom and Cook for the points 0, pairs p and -p,
 // and infinity. Of the rows of B^T for the points p and -p, one half is the same and the other half
 // has the other sign. The divisors of the interpolation are in G.
 #include "winograd.loops.h"
+
+#include <array>
+#include <utility>
 
 #include "../isa/exp.h"
 #include "../isa/panel_product.h"
@@ -15,52 +18,116 @@ namespace {
 
 using Floats = Lanes<float>;
 constexpr int64_t kFloats = kLanesOf<float>;
-constexpr int kTile = kWinogradTile, kSide = kWinogradSide;
 
-// The points p and q, and their squares. All constants but the divisors are exact.
-constexpr float kP = 0.75f, kQ = 1.5f, kP2 = kP * kP, kQ2 = kQ * kQ;
-constexpr float kDivisor0 = 1 / (kP2 * kQ2);
-constexpr float kDivisorP = 1 / (2 * kP2 * (kP2 - kQ2)), kDivisorQ = 1 / (2 * kQ2 * (kQ2 - kP2));
+// The numbers of F(kTile x kTile, 3x3). All but the divisors are exact in float32.
+template <int kTile>
+struct Points {
+  static constexpr int kSide = winograd_side(kTile), kPairs = kTile / 2;
+
+  // The positive points.
+  static constexpr auto kPoints = [] {
+    if constexpr (kTile == 4)
+      return std::array{0.75f, 1.5f};
+    else
+      return std::array{0.5f, 1.0f, 2.0f};
+  }();
+
+  // Coefficients of x^0, x^2 and so on in the product of x^2 - p^2 over all pairs but one.
+  static constexpr std::array<float, kPairs + 1> product_without(int pair) {
+    std::array<float, kPairs + 1> c{1};
+    for (int i = 0, degree = 0; i < kPairs; ++i) {
+      if (i == pair) continue;
+      ++degree;
+      for (int k = degree; k >= 0; --k)
+        c[k] = (k > 0 ? c[k - 1] : 0) - kPoints[i] * kPoints[i] * c[k];
+    }
+    return c;
+  }
+
+  // The product of the differences between a point and all others; `pair` kPairs stands for 0.
+  static constexpr float divisor(int pair) {
+    const float square = pair < kPairs ? kPoints[pair] * kPoints[pair] : 0;
+    float product = pair < kPairs ? 2 * square : 1;
+    for (int i = 0; i < kPairs; ++i)
+      if (i != pair) product *= square - kPoints[i] * kPoints[i];
+    return product;
+  }
+};
 
 __attribute__((always_inline)) inline Floats add_times(float c, const Floats& x, const Floats& y) {
   return multiply_add<float>(all_lanes(c), x, y);
 }
 
+// The sum of d[0], d[2] and so on, times coefficients of which the last, of d[2 kDegree], is 1.
+template <int kDegree, size_t kCount>
+__attribute__((always_inline)) inline Floats sum_of(const std::array<float, kCount>& coefficients,
+                                                    const Floats* d) {
+  Floats sum = d[2 * kDegree];
+#pragma GCC unroll 8
+  for (int k = kDegree - 1; k >= 0; --k) sum = add_times(coefficients[k], d[2 * k], sum);
+  return sum;
+}
+
+template <int kTile>
 __attribute__((always_inline)) inline void input_of(const Floats* d, Floats* out) {
-  const Floats even_p = add_times(-kQ2, d[2], d[4]), odd_p = add_times(-kQ2, d[1], d[3]);
-  const Floats even_q = add_times(-kP2, d[2], d[4]), odd_q = add_times(-kP2, d[1], d[3]);
-  out[0] = add_times(kP2 * kQ2, d[0], add_times(-(kP2 + kQ2), d[2], d[4]));
-  out[1] = add_times(kP, odd_p, even_p);
-  out[2] = add_times(-kP, odd_p, even_p);
-  out[3] = add_times(kQ, odd_q, even_q);
-  out[4] = add_times(-kQ, odd_q, even_q);
-  out[5] = add_times(kP2 * kQ2, d[1], add_times(-(kP2 + kQ2), d[3], d[5]));
+  using P = Points<kTile>;
+  constexpr auto all = P::product_without(-1);
+  out[0] = sum_of<P::kPairs>(all, d);
+#pragma GCC unroll 8
+  for (int i = 0; i < P::kPairs; ++i) {
+    const auto others = P::product_without(i);
+    const Floats even = sum_of<P::kPairs - 1>(others, d + 2);
+    const Floats odd = sum_of<P::kPairs - 1>(others, d + 1);
+    out[1 + 2 * i] = add_times(P::kPoints[i], odd, even);
+    out[2 + 2 * i] = add_times(-P::kPoints[i], odd, even);
+  }
+  out[P::kSide - 1] = sum_of<P::kPairs>(all, d + 1);
 }
 
+template <int kTile>
 __attribute__((always_inline)) inline void output_of(const Floats* m, Floats* out) {
-  const Floats even_p = m[1] + m[2], odd_p = m[1] - m[2];
-  const Floats even_q = m[3] + m[4], odd_q = m[3] - m[4];
-  out[0] = m[0] + even_p + even_q;
-  out[1] = add_times(kP, odd_p, all_lanes(kQ) * odd_q);
-  out[2] = add_times(kP2, even_p, all_lanes(kQ2) * even_q);
-  out[3] = add_times(kP * kP2, odd_p, add_times(kQ * kQ2, odd_q, m[5]));
+  using P = Points<kTile>;
+  constexpr int kLast = P::kPairs - 1;
+  Floats even[P::kPairs], odd[P::kPairs];
+#pragma GCC unroll 8
+  for (int i = 0; i < P::kPairs; ++i) {
+    even[i] = m[1 + 2 * i] + m[2 + 2 * i];
+    odd[i] = m[1 + 2 * i] - m[2 + 2 * i];
+  }
+  out[0] = m[0];
+#pragma GCC unroll 8
+  for (int i = 0; i < P::kPairs; ++i) out[0] += even[i];
+  auto powers = P::kPoints;  // p^j
+#pragma GCC unroll 8
+  for (int j = 1; j < kTile; ++j) {
+    const Floats* terms = j % 2 ? odd : even;
+    out[j] = j == kTile - 1 ? add_times(powers[kLast], terms[kLast], m[P::kSide - 1])
+                            : all_lanes(powers[kLast]) * terms[kLast];
+#pragma GCC unroll 8
+    for (int i = kLast - 1; i >= 0; --i) out[j] = add_times(powers[i], terms[i], out[j]);
+    for (int i = 0; i < P::kPairs; ++i) powers[i] *= P::kPoints[i];
+  }
 }
 
+template <int kTile>
 __attribute__((always_inline)) inline void filter_of(const Floats* g, Floats* out) {
-  const Floats even_p = add_times(kP2 * kDivisorP, g[2], all_lanes(kDivisorP) * g[0]);
-  const Floats even_q = add_times(kQ2 * kDivisorQ, g[2], all_lanes(kDivisorQ) * g[0]);
-  const Floats odd_p = all_lanes(kP * kDivisorP) * g[1], odd_q = all_lanes(kQ * kDivisorQ) * g[1];
-  out[0] = all_lanes(kDivisor0) * g[0];
-  out[1] = even_p + odd_p;
-  out[2] = even_p - odd_p;
-  out[3] = even_q + odd_q;
-  out[4] = even_q - odd_q;
-  out[5] = g[2];
+  using P = Points<kTile>;
+  out[0] = all_lanes(1 / P::divisor(P::kPairs)) * g[0];
+#pragma GCC unroll 8
+  for (int i = 0; i < P::kPairs; ++i) {
+    const float p = P::kPoints[i], factor = 1 / P::divisor(i);
+    const Floats even = add_times(p * p * factor, g[2], all_lanes(factor) * g[0]);
+    const Floats odd = all_lanes(p * factor) * g[1];
+    out[1 + 2 * i] = even + odd;
+    out[2 + 2 * i] = even - odd;
+  }
+  out[P::kSide - 1] = g[2];
 }
 
-template <typename T>
+template <typename T, int kTile>
 void winograd_input(const T* const* pixels, const T* const* next, int64_t channels, float* out,
                     int64_t position_stride) {
+  constexpr int kSide = winograd_side(kTile);
   const auto transform = [&](int64_t x, const auto& load) __attribute__((always_inline)) {
     // The first two columns are the last two of this tile.
     for (int i = 0; i < kSide; ++i)
@@ -69,13 +136,13 @@ void winograd_input(const T* const* pixels, const T* const* next, int64_t channe
     for (int j = 0; j < kSide; ++j) {
       Floats column[kSide], of_column[kSide];
       for (int i = 0; i < kSide; ++i) column[i] = load(pixels[i * kSide + j] + x);
-      input_of(column, of_column);
+      input_of<kTile>(column, of_column);
       for (int i = 0; i < kSide; ++i) rows[i][j] = of_column[i];
     }
     float* to = out + x;
     for (int i = 0; i < kSide; ++i) {
       Floats of_row[kSide];
-      input_of(rows[i], of_row);
+      input_of<kTile>(rows[i], of_row);
       for (int j = 0; j < kSide; ++j, to += position_stride) store_lanes<float>(of_row[j], to);
     }
   };
@@ -87,35 +154,38 @@ void winograd_input(const T* const* pixels, const T* const* next, int64_t channe
 }
 
 // Row kRow of G times each column of the taps, then times G^T.
-template <typename T, int kRow>
+template <typename T, int kTile, int kRow>
 void filters_of_row(const T* taps, int64_t depth, float* out) {
-  constexpr float p = kRow == 1 ? kP : kRow == 2 ? -kP : kRow == 3 ? kQ : -kQ;
-  constexpr float kDivisor = kRow < 3 ? kDivisorP : kDivisorQ;
+  using P = Points<kTile>;
+  constexpr bool kFirst = kRow == 0, kLast = kRow == P::kSide - 1;
+  constexpr int kPair = kFirst ? P::kPairs : (kRow - 1) / 2;
+  constexpr float kDivisor = 1 / P::divisor(kPair);
+  constexpr float p = kFirst || kLast ? 0 : (kRow % 2 ? 1 : -1) * P::kPoints[kPair % P::kPairs];
   for (int64_t k = 0; k < depth; ++k, taps += kWinogradTaps * kPanel, out += kPanel)
     for (int64_t x = 0; x < kPanel; x += kFloats) {
-      Floats g[3], of_filter[kSide];
+      Floats g[3], of_filter[P::kSide];
       for (int j = 0; j < 3; ++j) {
         const T* tap = taps + j * kPanel + x;
-        if constexpr (kRow == 0)
-          g[j] = all_lanes(kDivisor0) * load_floats(tap);
-        else if constexpr (kRow == kSide - 1)
+        if constexpr (kFirst)
+          g[j] = all_lanes(kDivisor) * load_floats(tap);
+        else if constexpr (kLast)
           g[j] = load_floats(tap + 6 * kPanel);
         else
           g[j] = add_times(p * p * kDivisor, load_floats(tap + 6 * kPanel),
                            add_times(p * kDivisor, load_floats(tap + 3 * kPanel),
                                      all_lanes(kDivisor) * load_floats(tap)));
       }
-      filter_of(g, of_filter);
-      for (int j = 0; j < kSide; ++j)
+      filter_of<kTile>(g, of_filter);
+      for (int j = 0; j < P::kSide; ++j)
         store_lanes<float>(of_filter[j], out + j * depth * kPanel + x);
     }
 }
 
-template <typename T>
+template <typename T, int kTile>
 void winograd_filters(const T* taps, int64_t depth, int row, float* out) {
-  constexpr void (*kOfRows[kSide])(const T*, int64_t, float*) = {
-      filters_of_row<T, 0>, filters_of_row<T, 1>, filters_of_row<T, 2>,
-      filters_of_row<T, 3>, filters_of_row<T, 4>, filters_of_row<T, 5>};
+  constexpr auto kOfRows = []<int... kRows>(std::integer_sequence<int, kRows...>) {
+    return std::array{filters_of_row<T, kTile, kRows>...};
+  }(std::make_integer_sequence<int, winograd_side(kTile)>());
   kOfRows[row](taps, depth, out);
 }
 
@@ -161,23 +231,28 @@ __attribute__((always_inline)) inline Floats activated(const Floats& y) {
     return y;
 }
 
-template <typename T, Activation kActivation>
-void outputs_of(const float* products, int64_t position_stride, const float* bias,
-                const T* const* summands, int64_t first, int64_t channels, T* const* pixels) {
+template <typename T, int kTile, Activation kActivation>
+void outputs_of(const float* products, int64_t position_stride, int64_t tile_stride,
+                const float* bias, const T* const* summands, int64_t first, int64_t channels,
+                T* const* pixels) {
+  constexpr int kSide = winograd_side(kTile);
   for (int64_t x = 0; x < channels; x += kFloats) {
     const Floats shift = load_lanes(bias + x);
     const int64_t n = channels - x;
     Floats rows[kTile][kSide];
     for (int j = 0; j < kSide; ++j) {
       Floats column[kSide], of_column[kTile];
-      for (int i = 0; i < kSide; ++i)
-        column[i] = load_lanes(products + x + (i * kSide + j) * position_stride);
-      output_of(column, of_column);
+      for (int i = 0; i < kSide; ++i) {
+        const float* product = products + x + (i * kSide + j) * position_stride;
+        __builtin_prefetch(product + tile_stride);
+        column[i] = load_lanes(product);
+      }
+      output_of<kTile>(column, of_column);
       for (int i = 0; i < kTile; ++i) rows[i][j] = of_column[i];
     }
     for (int i = 0; i < kTile; ++i) {
       Floats of_row[kTile];
-      output_of(rows[i], of_row);
+      output_of<kTile>(rows[i], of_row);
       for (int j = 0; j < kTile; ++j) {
         T* to = pixels[kTile * i + j];
         if (!to) continue;
@@ -189,32 +264,38 @@ void outputs_of(const float* products, int64_t position_stride, const float* bia
   }
 }
 
-template <typename T>
-void winograd_output(const float* products, int64_t position_stride, const float* bias,
-                     const T* const* summands, Activation activation, int64_t first,
-                     int64_t channels, T* const* pixels) {
-  constexpr decltype(&outputs_of<T, Activation::kNone>) kOf[] = {outputs_of<T, Activation::kNone>,
-                                                                 outputs_of<T, Activation::kRelu>,
-                                                                 outputs_of<T, Activation::kSilu>};
-  kOf[static_cast<int>(activation)](products, position_stride, bias, summands, first, channels,
-                                    pixels);
+template <typename T, int kTile>
+void winograd_output(const float* products, int64_t position_stride, int64_t tile_stride,
+                     const float* bias, const T* const* summands, Activation activation,
+                     int64_t first, int64_t channels, T* const* pixels) {
+  constexpr std::array kOf = {outputs_of<T, kTile, Activation::kNone>,
+                              outputs_of<T, kTile, Activation::kRelu>,
+                              outputs_of<T, kTile, Activation::kSilu>};
+  kOf[static_cast<int>(activation)](products, position_stride, tile_stride, bias, summands, first,
+                                    channels, pixels);
 }
 
 constexpr WinogradLoops kLoops = {
     .multiply = winograd_multiply,
 };
 
-template <typename T>
-constexpr WinogradMapLoops<T> kMapLoops = {
-    .input = winograd_input<T>,
-    .filters = winograd_filters<T>,
-    .output = winograd_output<T>,
+template <typename T, int kTile>
+constexpr WinogradMapLoops<T, kTile> kMapLoops = {
+    .input = winograd_input<T, kTile>,
+    .filters = winograd_filters<T, kTile>,
+    .output = winograd_output<T, kTile>,
 };
+
+template <typename T>
+using Loops4 = WinogradMapLoops<T, 4>;
+template <typename T>
+using Loops6 = WinogradMapLoops<T, 6>;
 
 }  // namespace
 
 FASTDET_LOOPS(WinogradLoops) { return kLoops; }
-FASTDET_LOOPS(WinogradMapLoops<float>) { return kMapLoops<float>; }
-FASTDET_LOOPS(WinogradMapLoops<BFloat16>) { return kMapLoops<BFloat16>; }
+FASTDET_LOOPS(Loops4<float>) { return kMapLoops<float, 4>; }
+FASTDET_LOOPS(Loops4<BFloat16>) { return kMapLoops<BFloat16, 4>; }
+FASTDET_LOOPS(Loops6<BFloat16>) { return kMapLoops<BFloat16, 6>; }
 
 }  // namespace fastdet::cpu::FASTDET_ISA

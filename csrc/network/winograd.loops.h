@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The loops of convolutions by Winograd's F(4x4, 3x3).
+// The loops of convolutions by Winograd's F(m x m, 3x3), for m of 4 and 6.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,8 @@ namespace fastdet::cpu {
 
 static_assert(kWinogradPanel == kPanel);
 
-constexpr int kWinogradTile = 4;                  // outputs of a tile, in each direction
-constexpr int kWinogradSide = kWinogradTile + 2;  // its inputs, and its positions
+// In each direction, a tile has kTile outputs, and so many inputs and positions.
+constexpr int winograd_side(int tile) { return tile + 2; }
 
 struct FASTDET_EXPORT WinogradLoops {
   // out (rows, kWinogradPanel) = left (rows, depth) times panel (depth, kWinogradPanel).
@@ -22,25 +22,26 @@ struct FASTDET_EXPORT WinogradLoops {
                    int64_t depth, float* out, int64_t out_stride);
 };
 
-// For maps and filters of T, which is float or BFloat16. A tile has 6x6 positions; their matrices
-// lie position_stride apart, row by row.
-template <typename T>
+// For maps and filters of T, which is float or BFloat16. The matrices of a tile's positions lie
+// position_stride apart, row by row.
+template <typename T, int kTile>
 struct FASTDET_EXPORT WinogradMapLoops {
-  // The transform of a tile's 6x6 inputs. Whole vectors are written. The pixels of `next` are
-  // fetched into the cache.
+  // The transform of a tile's inputs. Whole vectors are written. The pixels of `next` are fetched
+  // into the cache.
   void (*input)(const T* const* pixels, const T* const* next, int64_t channels, float* out,
                 int64_t position_stride);
 
-  // The transform of a panel of filters (depth, 9, kWinogradPanel) for the 6 positions of a row:
-  // (6, depth, kWinogradPanel).
+  // The transform of a panel of filters (depth, 9, kWinogradPanel) for the positions of a row:
+  // (winograd_side(kTile), depth, kWinogradPanel).
   void (*filters)(const T* taps, int64_t depth, int row, float* out);
 
-  // Writes the channels [first, first + channels) of 4x4 outputs: the activation of a tile's
+  // Writes the channels [first, first + channels) of a tile's outputs: the activation of its
   // products plus the bias, plus the summands unless they are null. Null pixels are skipped.
-  // Products and bias begin at channel `first` and are read in whole vectors.
-  void (*output)(const float* products, int64_t position_stride, const float* bias,
-                 const T* const* summands, Activation activation, int64_t first, int64_t channels,
-                 T* const* pixels);
+  // Products and bias begin at channel `first` and are read in whole vectors. The products of the
+  // next tile, which lie tile_stride further, are fetched into the cache.
+  void (*output)(const float* products, int64_t position_stride, int64_t tile_stride,
+                 const float* bias, const T* const* summands, Activation activation, int64_t first,
+                 int64_t channels, T* const* pixels);
 };
 
 }  // namespace fastdet::cpu

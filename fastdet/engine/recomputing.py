@@ -19,9 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fastdet.engine.winograd import is_plain
-from fastdet.memory import mapped_empty
-
-FROM_SYSTEM = 1 << 25  # bytes; glibc keeps no larger block
+from fastdet.memory import map_from_system
 
 _autograd: Any = torch._C._autograd  # type: ignore[attr-defined]
 
@@ -162,15 +160,9 @@ def _unpack(saved: Tensor | _Recipe) -> Tensor:
 def _normalised(x: Tensor, mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     factor = scale * weight
     shift = bias - mean * factor
-    return torch.addcmul(shift[:, None, None], x, factor[:, None, None], out=_room_for(x))
-
-
-def _room_for(x: Tensor) -> Tensor | None:
-    """Huge pages for a map that the C library would take from the system, page by page."""
-    if x.numel() * x.element_size() < FROM_SYSTEM:
-        return None
-    images, channels, height, width = x.shape
-    return mapped_empty((images, height, width, channels), x.dtype).permute(0, 3, 1, 2)
+    return torch.addcmul(
+        shift[:, None, None], x, factor[:, None, None], out=map_from_system(x.shape, x.dtype)
+    )
 
 
 def _rectified(*sources: Tensor) -> Tensor:

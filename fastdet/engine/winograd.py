@@ -3,9 +3,9 @@
 
 They are in channels_last, with stride 1 and padding 1. They need 4 times fewer multiplications than
 a direct convolution (`fastdet.ops.winograd`). Results differ only by rounding. In inference, maps
-are in float32 or bfloat16; in training they are in float32. For maps in bfloat16, too, the products
-are in float32: a processor with bfloat16 products computes twice as many of them, which is less
-than 4 times.
+are in float32 or bfloat16; in training they are in float32. For maps in bfloat16, which need 5
+times fewer, too, the products are in float32: a processor with bfloat16 products computes twice as
+many of them, which is less.
 """
 
 import functools

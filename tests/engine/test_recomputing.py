@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from fastdet import memory
 from fastdet.engine import recomputing
 from fastdet.engine.fused import run_fused, unfused
 from fastdet.models.batch_norms import AnySizeBatchNorm2d, FixedBatchNorm2d
@@ -163,5 +164,5 @@ def test_hooks_of_others_stay(again: list[Tensor]) -> None:
 
 def test_large_maps_have_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = gradients(network(), maps())
-    monkeypatch.setattr(recomputing, "FROM_SYSTEM", 0)
+    monkeypatch.setattr(memory, "FROM_SYSTEM", 0)
     assert_close(gradients(network(), maps()), expected)
