@@ -26,8 +26,8 @@ from benchmarks.bench_from_torchvision import MODELS, made
 from benchmarks.machine import describe
 from benchmarks.results import THROUGHPUT
 from benchmarks.torchvision_detectors import let_candidates_pass
-from fastdet.data.memory import keep_freed_memory
 from fastdet.files import replacing
+from fastdet.memory import keep_freed_memory
 from fastdet.models import from_torchvision
 
 

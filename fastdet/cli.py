@@ -824,7 +824,7 @@ def _keep_memory() -> None:
     variable at its first allocation.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    from fastdet.data.memory import keep_freed_memory
+    from fastdet.memory import keep_freed_memory
 
     keep_freed_memory()
 

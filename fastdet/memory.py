@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Memory for tensors that stay, outside the heap on which maps come and go.
+"""Memory from the system and from the C library's heap, and what goes back.
 
 The C library takes blocks of up to 32 MiB from one heap. A weight that stays between maps that are
-freed splits the free memory: later maps do not fit into the pieces, and the heap grows.
+freed splits the free memory: later maps do not fit into the pieces, and the heap grows. So tensors
+that stay are mapped from the system.
 """
 
 import contextlib
 import ctypes
+import functools
 import math
 import mmap
 import os
@@ -18,6 +20,8 @@ from torch import Tensor
 LEAST_BYTES = 1 << 16  # below, the unused rest of the last page would count
 HUGE_PAGE = 1 << 21
 FROM_SYSTEM = 1 << 25  # bytes; glibc takes larger blocks from the system each time
+KEPT = 1 << 30  # bytes at the end of the heap
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def mapped_empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -51,3 +55,21 @@ def trim_heap() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)
+
+
+@functools.cache
+def keep_freed_memory() -> bool:
+    """Changes malloc in this process, once: blocks of up to 32 MiB that are freed stay with it.
+
+    glibc gives a freed block of some MB back to the kernel, and gets it again page by page: for
+    images of 640 x 480 that was a fifth of the time of a data loader's item. A process that loads
+    or detects needs the same blocks for every image.
+
+    Returns:
+        Whether the C library of this process knows how.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library, or another system
+        return False
+    return bool(mallopt(TRIM_THRESHOLD, KEPT) and mallopt(MMAP_THRESHOLD, FROM_SYSTEM))

@@ -15,7 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from fastdet.data.memory import keep_freed_memory
+from fastdet.memory import keep_freed_memory
 
 # The bytes that an image was made of, as long as that image lives.
 _bytes_of = WeakTensorKeyDictionary()

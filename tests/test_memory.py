@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from fastdet.data import memory
-from fastdet.data.memory import keep_freed_memory
+from fastdet import memory
+from fastdet.memory import keep_freed_memory
 
 BYTES = 5_000_000
 PAGES = BYTES // resource.getpagesize()
