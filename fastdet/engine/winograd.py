@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fastdet import _native
+from fastdet.engine.pooling import max_pool
 from fastdet.memory import mapped_empty
 from fastdet.ops.tracing import is_eager
 from fastdet.ops.winograd import (
@@ -78,7 +79,10 @@ class WinogradConv(nn.Module):
 
 
 class WinogradMode(TorchFunctionMode):
-    """In this context suitable convolutions and their gradients use Winograd's algorithm."""
+    """In this context suitable convolutions and their gradients use Winograd's algorithm.
+
+    Max pooling uses our kernel, under autocast, too.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,6 +96,8 @@ class WinogradMode(TorchFunctionMode):
             if len(self.kept) > KEPT_FILTERS:
                 self.kept.pop(next(iter(self.kept)))
             return _Conv.apply(x, weight, bias, kept.filters, kept.turned)
+        if func is F.max_pool2d:
+            return max_pool(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
