@@ -103,11 +103,6 @@ inline void check_winograd_filters(const char* op, const Argument& weight) {
          op, "weight", "Float or BFloat16 (O, C, 3, 3)", weight);
 }
 
-inline void check_winograd_map(const char* op, const char* argument, const Argument& map) {
-  expect(map.is_cpu() && map.scalar_type() == kFloat32 && map.dim() == 4, op, argument,
-         "Float (B, C, H, W) on cpu", map);
-}
-
 // Whether a map has the B, H and W of the input.
 inline void check_same_pixels(const char* op, const char* argument, const Argument& map,
                               const Argument& input) {
@@ -144,8 +139,10 @@ inline void check_winograd_conv(const char* op, const Argument& input, const Arg
 
 inline void check_winograd_filters_grad(const char* op, const Argument& grad,
                                         const Argument& input) {
-  check_winograd_map(op, "input", input);
-  check_winograd_map(op, "grad", grad);
+  expect(input.is_cpu() && is_map_dtype(input) && input.dim() == 4, op, "input",
+         "Float or BFloat16 (B, C, H, W) on cpu", input);
+  expect(grad.is_cpu() && grad.scalar_type() == input.scalar_type() && grad.dim() == 4, op, "grad",
+         "the dtype of the input, (B, K, H, W) on cpu", grad);
   check_same_pixels(op, "grad", grad, input);
 }
 
