@@ -186,7 +186,8 @@ def main() -> None:
     options = parser.parse_args()
     options.size = options.size or (512 if options.part == "steps" else 256)
     if options.measure:
-        print(measure_memory(*options.measure, options.size))
+        name, key = options.measure
+        print(measure_memory(name, key, options.size))
         return
     found = steps(options) if options.part == "steps" else curves(options)
     if options.out:
