@@ -11,7 +11,6 @@ before it: what a conversion freed is no memory of the model.
 """
 
 import argparse
-import gc
 import importlib
 import json
 import statistics
@@ -31,7 +30,6 @@ from benchmarks.bench_from_torchvision import expect_same, targets_for, training
 from benchmarks.case import ratio
 from benchmarks.workloads import seeded
 from fastdet.files import replacing
-from fastdet.memory import trim_heap
 from fastdet.models import from_transformers
 from fastdet.models.relative_boxes import relative_boxes
 
@@ -212,10 +210,7 @@ def measure_memory(name: str, step: str, key: str, side: int) -> float:
         del theirs
     else:
         run = runs(theirs, None, step, side)[key]
-    gc.collect()
-    trim_heap()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = machine.peak_memory_mib()
+    before = machine.new_peak_memory_mib()
     for _ in range(CALLS_FOR_MEMORY):
         run()
     return max(0.0, machine.peak_memory_mib() - before)

@@ -2,6 +2,7 @@
 """Which machine and which software made a result file."""
 
 import datetime
+import gc
 import platform
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torchvision
 
 import fastdet
 from fastdet import _native
+from fastdet.memory import trim_heap
 
 
 def processor() -> str:
@@ -26,6 +28,18 @@ def peak_memory_mib() -> float:
     """This program's peak of resident memory; that of getrusage counts its parent's at the fork."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 2**10
+
+
+def new_peak_memory_mib() -> float:
+    """Begins the peak of resident memory anew and returns it.
+
+    Free memory of the heap goes back to the system first: what was freed before is no memory of
+    what follows.
+    """
+    gc.collect()
+    trim_heap()
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak_memory_mib()
 
 
 def describe() -> dict[str, str]:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import experiments, results
+from benchmarks import experiments, results, training_precision
 from benchmarks.results import (
     ANALYSE,
     BACKBONES,
@@ -24,6 +24,7 @@ from benchmarks.results import (
     LOADER,
     PREDICT,
     THROUGHPUT,
+    TRAINING_PRECISION,
     Result,
     Row,
     SideResult,
@@ -42,6 +43,7 @@ PAGES = (
     ROOT / "docs" / "from_transformers.md",
     ROOT / "docs" / "prediction.md",
     ROOT / "docs" / "rt_detr.md",
+    ROOT / "docs" / "training.md",
     *(
         results.FOLDER / f"{name}.md"
         for name in ("bccd", "cpu_numpy", "cpu_ops", "gpus", "loader", "nuclei")
@@ -404,6 +406,39 @@ def transformers_table(result: dict[str, Any]) -> str:
     return markdown(header, rows) + size + made_by(result["machine"])
 
 
+def steps_table(part: dict[str, Any]) -> str:
+    """A training step in float32 and in bfloat16: time and peak memory of each side."""
+    rows = []
+    for name, sides in part["models"].items():
+        for key, of_side in sides.items():
+            low, median, high = (times(ratio) for ratio in of_side["ratio"])
+            cells = [three_digits(of_side["ms"]), f"{median} ({low} to {high})"]
+            rows.append([f"{name}, {key}", *cells, f"{of_side['peak_mib']:.0f}"])
+    header = ["", "ms", "relative time", "peak MiB"]
+    size = f"\nTwo images of {part['settings']['size']} x {part['settings']['size']}.\n"
+    return markdown(header, rows) + size + made_by(part["machine"])
+
+
+def curves_table(part: dict[str, Any]) -> str:
+    """Trainings in float32, in bfloat16 and with another seed: how far their losses are apart."""
+    rows = [
+        [
+            f"{family}, {key}",
+            f"{training_precision.smooth(run['losses'])[-1]:.3f}",
+            f"{100 * run['distance']:.1f} %",
+        ]
+        for family, runs in part["models"].items()
+        for key, run in runs.items()
+    ]
+    given = part["settings"]
+    settings = (
+        f"\n{given['backbone']}, {given['size']} pixels, {given['steps']} steps of "
+        f"{given['batch_size']} images.\n"
+    )
+    header = ["", "loss at the end", "distance to float32"]
+    return markdown(header, rows) + settings + made_by(part["machine"])
+
+
 def loading_table(result: dict[str, Any]) -> str:
     """The whole loader: medians over the rounds, and the ratio of each round."""
     rows = []
@@ -490,6 +525,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "from_transformers": lambda: transformers_table(
         json.loads(CPU_OPS.with_name("from_transformers.json").read_text())
     ),
+    "training_steps": lambda: steps_table(json.loads(TRAINING_PRECISION.read_text())["steps"]),
+    "training_curves": lambda: curves_table(json.loads(TRAINING_PRECISION.read_text())["curves"]),
     "loading": lambda: loading_table(json.loads(LOADER.read_text())),
     "opening": lambda: opening_table(json.loads(LOADER.read_text())),
 }

@@ -15,7 +15,8 @@ BACKBONES = FOLDER / "backbones.json"  # of `python -m benchmarks.backbone_table
 LOADER = FOLDER / "loader.json"  # of `python -m benchmarks.loader`
 ANALYSE = FOLDER / "analyse.json"  # of `python -m benchmarks.analyse`
 PREDICT = FOLDER / "predict.json"  # of `python -m benchmarks.predict`
-THROUGHPUT = FOLDER / "throughput.json"
+THROUGHPUT = FOLDER / "throughput.json"  # of `python -m benchmarks.throughput`
+TRAINING_PRECISION = FOLDER / "training_precision.json"  # of `benchmarks.training_precision`
 CUDA = "cuda_{}.json"  # of a GPU's name
 
 

@@ -146,7 +146,7 @@ def measure_memory(side: str, options: argparse.Namespace) -> float:
     """What `peak_memory_mib` runs in the other process."""
     num_classes = len(open_dataset(options.data, "train").classes)
     chosen = list(batches(options, 4))
-    before = machine.peak_memory_mib()
+    before = machine.new_peak_memory_mib()
     trained = Side(SIDES[side][options.model], options, num_classes, 4)
     for images, targets in chosen:
         trained.step(images, targets)

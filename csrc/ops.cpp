@@ -66,6 +66,9 @@ STABLE_TORCH_LIBRARY(fastdet, m) {
 
   // Network layers, on the CPU only.
   m.def("upsample_nearest(Tensor input, int height, int width) -> Tensor");
+  m.def("max_pool2d(Tensor input, int[] kernel, int[] stride, int[] padding) -> Tensor");
+  m.def("max_pool2d_with_argmax(Tensor input, int[] kernel, int[] stride, int[] padding) -> (Tensor, Tensor)");
+  m.def("max_pool2d_backward(Tensor grad, Tensor argmax, SymInt height, SymInt width, int[] kernel, int[] stride, int[] padding) -> Tensor");
   m.def("quantize_map(Tensor input, float scale, int zero_point) -> Tensor");
   m.def("winograd_filters(Tensor weight, bool turned) -> Tensor");
   m.def("winograd_conv(Tensor input, Tensor filters, Tensor? bias, Tensor? summand, int channels, int activation) -> Tensor");

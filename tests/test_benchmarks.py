@@ -25,6 +25,7 @@ from benchmarks import (
     readme_tables,
     results,
     train_beside_torchvision,
+    training_precision,
 )
 from benchmarks import conftest as bench_conftest
 from benchmarks.alternate import Rounds, alternate
@@ -218,6 +219,48 @@ def test_detr_on_small_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(sys, "argv", ["detr", *f"{options} --out {out} --size 96".split()])
     with pytest.raises(ValueError, match=r"result\.json: expected the settings .*'size': 96"):
         detr_on_small_data.main()
+
+
+@pytest.mark.slow
+def test_training_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both parts write one file, model by model, from which the tables are made."""
+    out = tmp_path / "result.json"
+    memory = training_precision.measure_memory  # here, not in a process of its own
+    monkeypatch.setattr(training_precision, "memory_mib", memory)
+    data = write_shapes(tmp_path / "shapes", train=4, val=2, size=64)
+    curves = "curves --backbone test_resnet --steps 11 --batch-size 2 --size 64 --data"
+    for options in (
+        *(f"steps --quick --size 64 --models|{name}" for name in training_precision.MODELS),
+        *(f"{curves} {data} --families|{name}" for name in training_precision.TRAINED),
+    ):
+        words, name = options.split("|")
+        monkeypatch.setattr(sys, "argv", ["bench", *words.split(), name, "--out", str(out)])
+        training_precision.main()
+    written = json.loads(out.read_text())
+    assert set(written["steps"]["models"]) == set(training_precision.MODELS)
+    for sides in written["steps"]["models"].values():
+        assert set(sides) == set(training_precision.SIDES)
+        assert all(side["ms"] > 0 and side["peak_mib"] >= 0 for side in sides.values())
+    for runs in written["curves"]["models"].values():
+        distances = {key: run["distance"] for key, run in runs.items()}
+        assert distances["float32"] == 0
+        assert all(d > 0 for key, d in distances.items() if key != "float32")
+    steps, trained = written["steps"], written["curves"]
+    assert "| RetinaNet, ResNet-50 FPN, torchvision |" in readme_tables.steps_table(steps)
+    assert "| faster_rcnn, bfloat16 |" in readme_tables.curves_table(trained)
+
+
+def test_distance_of_curves() -> None:
+    curve = [float(step) for step in range(1, 30)]
+    assert training_precision.distance(curve, curve) == 0
+    assert training_precision.distance([1.1 * x for x in curve], curve) == pytest.approx(0.1)
+
+
+def test_bfloat16_changes_a_training_less_than_a_seed() -> None:
+    written = json.loads(results.TRAINING_PRECISION.read_text())
+    for runs in written["curves"]["models"].values():
+        distances = {key: run["distance"] for key, run in runs.items()}
+        assert distances["bfloat16"] < distances["float32, another seed"]
 
 
 @pytest.mark.slow

@@ -2,8 +2,10 @@
 // The arguments that the network layers accept.
 #pragma once
 
+#include <array>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "../expect.h"
 #include "winograd_filters.h"
@@ -23,15 +25,73 @@ inline void check_upsample_nearest(const char* op, const Argument& input, int64_
       refuse(op, "size", "numbers in [1, 2**24]", std::to_string(size));
 }
 
-inline bool is_winograd_dtype(const Argument& argument) {
+inline bool is_map_dtype(const Argument& argument) {
   return argument.scalar_type() == kFloat32 || argument.scalar_type() == ScalarType::BFloat16;
+}
+
+// Of max pooling: the numbers of rows and columns.
+struct PoolGeometry {
+  std::array<int64_t, 2> kernel, stride, padding;
+};
+
+constexpr int64_t kMostPlaces = 256;  // in a window, so that a byte holds each
+
+inline std::array<int64_t, 2> checked_pair(const char* op, const char* argument,
+                                           const std::vector<int64_t>& pair, int64_t least,
+                                           const std::array<int64_t, 2>& most) {
+  if (pair.size() != 2) refuse(op, argument, "two numbers", std::to_string(pair.size()));
+  for (int i = 0; i < 2; ++i)
+    if (pair[i] < least || pair[i] > most[i])
+      refuse(op, argument,
+             "numbers in [" + std::to_string(least) + ", " + std::to_string(most[i]) + "]",
+             std::to_string(pair[i]));
+  return {pair[0], pair[1]};
+}
+
+inline PoolGeometry checked_pool_geometry(const char* op, const std::vector<int64_t>& kernel,
+                                          const std::vector<int64_t>& stride,
+                                          const std::vector<int64_t>& padding) {
+  const auto sides = checked_pair(op, "kernel", kernel, 1, {kMostPlaces, kMostPlaces});
+  if (sides[0] * sides[1] > kMostPlaces)
+    refuse(op, "kernel", "at most 256 places", std::to_string(sides[0] * sides[1]));
+  return {sides, checked_pair(op, "stride", stride, 1, {kLargestSide, kLargestSide}),
+          checked_pair(op, "padding", padding, 0, {sides[0] / 2, sides[1] / 2})};
+}
+
+// The number of windows along a side.
+inline int64_t pooled_size(int64_t size, int64_t kernel, int64_t stride, int64_t padding) {
+  return (size + 2 * padding - kernel) / stride + 1;
+}
+
+inline void check_max_pool2d(const char* op, const Argument& input, const PoolGeometry& geometry) {
+  bool holds = input.is_cpu() && is_map_dtype(input) && input.dim() == 4;
+  for (int i = 0; holds && i < 2; ++i) {
+    const int64_t size = input.size(2 + i);
+    holds = size > 0 && size + 2 * geometry.padding[i] >= geometry.kernel[i];
+  }
+  expect(holds, op, "input", "Float or BFloat16 (B, C, H, W) on cpu, not smaller than the kernel",
+         input);
+}
+
+inline void check_max_pool2d_backward(const char* op, const Argument& grad, const Argument& argmax,
+                                      int64_t height, int64_t width, const PoolGeometry& geometry) {
+  expect(grad.is_cpu() && is_map_dtype(grad) && grad.dim() == 4, op, "grad",
+         "Float or BFloat16 (B, C, H, W) on cpu", grad);
+  expect_same_device(op, "argmax", argmax, grad);
+  expect(argmax.scalar_type() == ScalarType::Byte && same_shape(argmax, grad), op, "argmax",
+         "Byte of the shape of grad", argmax);
+  const std::array sizes = {height, width};
+  for (int i = 0; i < 2; ++i) {
+    const bool holds = sizes[i] > 0 && sizes[i] + 2 * geometry.padding[i] >= geometry.kernel[i] &&
+                       grad.size(2 + i) == pooled_size(sizes[i], geometry.kernel[i],
+                                                       geometry.stride[i], geometry.padding[i]);
+    if (!holds) refuse(op, "size", "that of the pooled map", std::to_string(sizes[i]));
+  }
 }
 
 inline void check_quantize_map(const char* op, const Argument& input, double scale,
                                int64_t zero_point) {
-  const auto dtype = input.scalar_type();
-  expect(input.is_cpu() && (dtype == kFloat32 || dtype == ScalarType::BFloat16), op, "input",
-         "Float or BFloat16 on cpu", input);
+  expect(input.is_cpu() && is_map_dtype(input), op, "input", "Float or BFloat16 on cpu", input);
   if (!(scale > 0 && scale < kLargestScale))
     refuse(op, "scale", "a number above 0", std::to_string(scale));
   if (zero_point < 0 || zero_point > 255)
@@ -39,14 +99,8 @@ inline void check_quantize_map(const char* op, const Argument& input, double sca
 }
 
 inline void check_winograd_filters(const char* op, const Argument& weight) {
-  expect(
-      is_winograd_dtype(weight) && weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3,
-      op, "weight", "Float or BFloat16 (O, C, 3, 3)", weight);
-}
-
-inline void check_winograd_map(const char* op, const char* argument, const Argument& map) {
-  expect(map.is_cpu() && map.scalar_type() == kFloat32 && map.dim() == 4, op, argument,
-         "Float (B, C, H, W) on cpu", map);
+  expect(is_map_dtype(weight) && weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3,
+         op, "weight", "Float or BFloat16 (O, C, 3, 3)", weight);
 }
 
 // Whether a map has the B, H and W of the input.
@@ -62,7 +116,7 @@ inline void check_winograd_conv(const char* op, const Argument& input, const Arg
                                 const std::optional<Argument>& summand, int64_t channels,
                                 int64_t activation) {
   const ScalarType dtype = input.scalar_type();
-  expect(input.is_cpu() && is_winograd_dtype(input) && input.dim() == 4, op, "input",
+  expect(input.is_cpu() && is_map_dtype(input) && input.dim() == 4, op, "input",
          "Float or BFloat16 (B, C, H, W) on cpu", input);
   expect(filters.is_cpu() && filters.scalar_type() == dtype && filters.dim() == 4 &&
              filters.size(0) == winograd_panels(channels) && filters.size(1) == input.size(1) &&
@@ -85,8 +139,10 @@ inline void check_winograd_conv(const char* op, const Argument& input, const Arg
 
 inline void check_winograd_filters_grad(const char* op, const Argument& grad,
                                         const Argument& input) {
-  check_winograd_map(op, "input", input);
-  check_winograd_map(op, "grad", grad);
+  expect(input.is_cpu() && is_map_dtype(input) && input.dim() == 4, op, "input",
+         "Float or BFloat16 (B, C, H, W) on cpu", input);
+  expect(grad.is_cpu() && grad.scalar_type() == input.scalar_type() && grad.dim() == 4, op, "grad",
+         "the dtype of the input, (B, K, H, W) on cpu", grad);
   check_same_pixels(op, "grad", grad, input);
 }
 

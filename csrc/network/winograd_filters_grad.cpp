@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The gradient of the filters of a 3x3 convolution with stride 1 and padding 1, in float32 and
-// channels_last, by Winograd's F(3x3, 4x4): 36 products for the 16 outputs of a tile instead of the
-// 144 of the definition, so 4 times fewer multiply-adds.
+// The gradient of the filters of a 3x3 convolution with stride 1 and padding 1, in float32, of maps
+// in float32 or bfloat16 and channels_last, by Winograd's F(3x3, 4x4): 36 products for the 16
+// outputs of a tile instead of the 144 of the definition, so 4 times fewer multiply-adds.
 //
 // Each tile's inputs and gradients are transformed to 36 positions. At each position the sum over
 // the tiles is a matrix product (filters, tiles) x (tiles, channels). The tiles are taken in chunks
@@ -48,8 +48,9 @@ class Chunk {
     return floats_.data() + position * position_stride_ + panel * panel_stride_;
   }
 
-  // One of FiltersGradLoops' transforms, of all channels of the chunk's tile i.
-  void set(int64_t i, decltype(FiltersGradLoops::input) transform, const float* const* pixels) {
+  // One of FiltersGradMapLoops' transforms, of all channels of the chunk's tile i.
+  template <typename T>
+  void set(int64_t i, decltype(FiltersGradMapLoops<T>::input) transform, const T* const* pixels) {
     for (int64_t p = 0; p < panels_; ++p)
       transform(pixels, p * width_, channels_of(p), floats_.data() + p * panel_stride_ + i * width_,
                 position_stride_);
@@ -60,14 +61,13 @@ class Chunk {
   Workspace floats_;
 };
 
-}  // namespace
-
-Tensor winograd_filters_grad(const Tensor& grad, const Tensor& input) {
-  check_winograd_filters_grad("winograd_filters_grad", grad, input);
+// The result of winograd_filters_grad for maps of T, which is float or BFloat16.
+template <typename T>
+Tensor filters_grad_of(const Tensor& grad, const Tensor& input) {
   const Tensor readable_grad = in_channels_last(grad), readable_input = in_channels_last(input);
-  using Map = TiledMap<const float, kGradTile>;
-  const Map left_map(data<float>(readable_grad), readable_grad);
-  const Map right_map(data<float>(readable_input), readable_input);
+  using Map = TiledMap<const T, kGradTile>;
+  const Map left_map(data<T>(readable_grad), readable_grad);
+  const Map right_map(data<T>(readable_input), readable_input);
   const int64_t filters = grad.size(1), channels = input.size(1), count = left_map.tiles();
   // Allocated before the workspaces, which are freed first: allocated after them, it would fragment
   // the heap.
@@ -79,15 +79,18 @@ Tensor winograd_filters_grad(const Tensor& grad, const Tensor& input) {
   }
   const int64_t most = std::min(kMostChunkTiles, count);
   Chunk left(filters, kGradRows, most), right(channels, kPanel, most);
-  const std::vector<float> outside(std::max(filters, channels));
+  const std::vector<T> outside(std::max(filters, channels));
   const FiltersGradLoops& loops = current_loops<FiltersGradLoops>();
+  const auto& map_loops = current_loops<FiltersGradMapLoops<T>>();
 
   const auto transform = [&](int64_t first, int64_t tiles) {
     parallel_for(tiles, 4, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        const float* none = outside.data();
-        left.set(i, loops.output_grad, left_map.pixels<kGradTile>(first + i, 0, none).data());
-        right.set(i, loops.input, right_map.pixels<kGradSide>(first + i, 1, none).data());
+        const T* none = outside.data();
+        const auto grads = left_map.template pixels<kGradTile>(first + i, 0, none);
+        const auto inputs = right_map.template pixels<kGradSide>(first + i, 1, none);
+        left.set<T>(i, map_loops.output_grad, grads.data());
+        right.set<T>(i, map_loops.input, inputs.data());
       }
     });
   };
@@ -141,6 +144,14 @@ Tensor winograd_filters_grad(const Tensor& grad, const Tensor& input) {
       }
   });
   return out;
+}
+
+}  // namespace
+
+Tensor winograd_filters_grad(const Tensor& grad, const Tensor& input) {
+  check_winograd_filters_grad("winograd_filters_grad", grad, input);
+  const bool halves = input.scalar_type() == ScalarType::BFloat16;
+  return halves ? filters_grad_of<BFloat16>(grad, input) : filters_grad_of<float>(grad, input);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastdet, CPU, m) {

@@ -4,7 +4,9 @@
 // products. With these points an error is half as large as with the usual 0, +-1, +-2.
 #include "winograd_filters_grad.loops.h"
 
+#include "../geometry/numbers.h"
 #include "../isa/panel_product.h"
+#include "../isa/stored_lanes.h"
 
 namespace fastdet::cpu::FASTDET_ISA {
 
@@ -64,8 +66,8 @@ __attribute__((always_inline)) inline void taps_column(const Floats* u, int64_t 
 }
 
 // Transforms kSide x kSide pixels to 6x6 positions; column transforms a column.
-template <int kSide, typename Column>
-__attribute__((always_inline)) inline void transform(const float* const* pixels, int64_t first,
+template <int kSide, typename T, typename Column>
+__attribute__((always_inline)) inline void transform(const T* const* pixels, int64_t first,
                                                      int64_t channels, float* out,
                                                      int64_t position_stride,
                                                      const Column& column) {
@@ -85,17 +87,19 @@ __attribute__((always_inline)) inline void transform(const float* const* pixels,
   };
   int64_t x = 0;
   for (; x + kFloats <= channels; x += kFloats)
-    one(x, [](const float* p) __attribute__((always_inline)) { return load_lanes(p); });
-  if (x < channels) one(x, [n = channels - x](const float* p) { return load_first(p, n); });
+    one(x, [](const T* p) __attribute__((always_inline)) { return load_floats(p); });
+  if (x < channels) one(x, [n = channels - x](const T* p) { return load_first_floats(p, n); });
 }
 
-inline void grad_input(const float* const* pixels, int64_t first, int64_t channels, float* out,
+template <typename T>
+inline void grad_input(const T* const* pixels, int64_t first, int64_t channels, float* out,
                        int64_t position_stride) {
   transform<kGradSide>(pixels, first, channels, out, position_stride, input_column);
 }
 
-inline void grad_output_grad(const float* const* pixels, int64_t first, int64_t channels,
-                             float* out, int64_t position_stride) {
+template <typename T>
+inline void grad_output_grad(const T* const* pixels, int64_t first, int64_t channels, float* out,
+                             int64_t position_stride) {
   transform<kGradTile>(pixels, first, channels, out, position_stride, grad_column);
 }
 
@@ -123,9 +127,13 @@ inline void grad_taps(const float* grad, int64_t position_stride, int64_t channe
   }
 }
 
+template <typename T>
+constexpr FiltersGradMapLoops<T> kMapLoops = {
+    .input = grad_input<T>,
+    .output_grad = grad_output_grad<T>,
+};
+
 constexpr FiltersGradLoops kLoops = {
-    .input = grad_input,
-    .output_grad = grad_output_grad,
     .multiply = grad_multiply,
     .taps = grad_taps,
 };
@@ -133,5 +141,7 @@ constexpr FiltersGradLoops kLoops = {
 }  // namespace
 
 FASTDET_LOOPS(FiltersGradLoops) { return kLoops; }
+FASTDET_LOOPS(FiltersGradMapLoops<float>) { return kMapLoops<float>; }
+FASTDET_LOOPS(FiltersGradMapLoops<BFloat16>) { return kMapLoops<BFloat16>; }
 
 }  // namespace fastdet::cpu::FASTDET_ISA

@@ -15,15 +15,19 @@ constexpr int64_t kGradPositions = kGradSide * kGradSide;  // of a transformed t
 // Filters that are multiplied by a panel of channels while both are in the L1 cache.
 constexpr int64_t kGradRows = 4 * kPanelRows;
 
-// The positions of a transformed tile lie position_stride apart, row by row.
-struct FASTDET_EXPORT FiltersGradLoops {
+// For maps of T, which is float or BFloat16. The positions of a transformed tile lie
+// position_stride apart, row by row.
+template <typename T>
+struct FASTDET_EXPORT FiltersGradMapLoops {
   // The transforms of the channels [first, first + channels) of a tile's 6x6 inputs and of the
   // gradients of its 4x4 outputs. Whole vectors are written, from out on.
-  void (*input)(const float* const* pixels, int64_t first, int64_t channels, float* out,
+  void (*input)(const T* const* pixels, int64_t first, int64_t channels, float* out,
                 int64_t position_stride);
-  void (*output_grad)(const float* const* pixels, int64_t first, int64_t channels, float* out,
+  void (*output_grad)(const T* const* pixels, int64_t first, int64_t channels, float* out,
                       int64_t position_stride);
+};
 
+struct FASTDET_EXPORT FiltersGradLoops {
   // out (rows, kPanel) = left (depth, kGradRows) transposed times right (depth, kPanel), or += if
   // `add`. The number of rows is a multiple of kPanelRows.
   void (*multiply)(const float* left, int64_t rows, const float* right, int64_t depth, bool add,

@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.fx._symbolic_trace import PH
 from torchvision.ops import FrozenBatchNorm2d
 
+from fastdet.engine.pooling import arguments_of, max_pool
 from fastdet.engine.winograd import WinogradConv, has_winograd_shape
 from fastdet.memory import map_from_system, mapped_empty
 from fastdet.ops.upsample_nearest import upsample_nearest
@@ -170,6 +171,7 @@ def fused_graph(
     _erase_identities(graph, parts)
     _take_sizes_of_inputs(graph, parts)
     _take_upsampling(graph)
+    _take_pooling(graph, parts)
     _merge_branches(graph, parts, dtype)
     _fuse(graph, parts, dtype, make_conv)
     _write_over_summands(graph, parts)
@@ -509,6 +511,21 @@ def _take_upsampling(graph: fx.Graph) -> None:
             node.target, node.args, node.kwargs = upsample, (*node.args, given["size"]), {}
 
 
+def _take_pooling(graph: fx.Graph, parts: dict[str, Any]) -> None:
+    """Replaces max pooling by `max_pool`, which keeps no indices and is fast in bfloat16."""
+    for node in graph.nodes:
+        layer = parts[str(node.target)] if node.op == "call_module" else None
+        if type(layer) is nn.MaxPool2d:
+            node.op, node.args, node.kwargs = (
+                "call_function",
+                (*node.args, *arguments_of(layer)),
+                {},
+            )
+            node.target = max_pool
+        elif node.target is F.max_pool2d:
+            node.target = max_pool
+
+
 def upsample(x: Tensor, size: Any) -> Tensor:
     """(B, C, H, W) -> (B, C, *size), by the nearest pixel."""
     if x.dim() != 4 or isinstance(size, int) or not _is_channels_last(x):
@@ -572,7 +589,7 @@ def _write_over_summands(graph: fx.Graph, parts: dict[str, Any]) -> None:
 
 def _makes_new(node: fx.Node, parts: dict[str, Any]) -> bool:
     """Whether the node is a layer whose result is new memory and not a view of its input."""
-    return _is_fused(node, parts) or node.target in (F.interpolate, upsample)
+    return _is_fused(node, parts) or node.target in (F.interpolate, upsample, max_pool)
 
 
 def _is_fused(node: fx.Node, parts: dict[str, Any], *kinds: type[nn.Module]) -> bool:

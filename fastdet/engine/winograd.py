@@ -2,9 +2,9 @@
 """3x3 convolutions on the CPU by Winograd's algorithm, for inference and for training.
 
 They are in channels_last, with stride 1 and padding 1. They need 4 times fewer multiplications than
-a direct convolution (`fastdet.ops.winograd`). Results differ only by rounding. In inference, maps
-are in float32 or bfloat16; in training they are in float32. For maps in bfloat16, which need 5
-times fewer, too, the products are in float32: a processor with bfloat16 products computes twice as
+a direct convolution (`fastdet.ops.winograd`). Results differ only by rounding. Maps are in float32
+or bfloat16; in training, they are in bfloat16 under autocast. For maps in bfloat16, which need 5
+times fewer, the products are in float32, too: a processor with bfloat16 products computes twice as
 many of them, which is less.
 """
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fastdet import _native
+from fastdet.engine.pooling import max_pool
 from fastdet.memory import mapped_empty
 from fastdet.ops.tracing import is_eager
 from fastdet.ops.winograd import (
@@ -78,25 +79,32 @@ class WinogradConv(nn.Module):
 
 
 class WinogradMode(TorchFunctionMode):
-    """In this context suitable convolutions and their gradients use Winograd's algorithm."""
+    """In this context suitable convolutions and their gradients use Winograd's algorithm.
+
+    Max pooling uses our kernel, under autocast, too.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        # By the id of the weight; the most recently used is last.
-        self.kept: dict[int, _Filters] = {}
+        # By the id of the weight and the dtype; the most recently used is last.
+        self.kept: dict[tuple[int, torch.dtype], _Filters] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.conv2d and not kwargs and _fits(*args):
+        dtype = _dtype_of(*args) if func is F.conv2d and not kwargs else None
+        if dtype is not None:
             x, weight, bias = args[:3]
-            kept = self.kept[id(weight)] = self.kept.pop(id(weight), None) or _Filters(weight)
+            key = id(weight), dtype
+            kept = self.kept[key] = self.kept.pop(key, None) or _Filters(weight, dtype)
             if len(self.kept) > KEPT_FILTERS:
                 self.kept.pop(next(iter(self.kept)))
-            return _Conv.apply(x, weight, bias, kept.filters, kept.turned)
+            return _Conv.apply(x.to(dtype), weight, bias, kept.filters, kept.turned)
+        if func is F.max_pool2d:
+            return max_pool(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
 class _Filters:
-    """The filters of a weight, laid out, for its calls in one mode.
+    """The filters of a weight, laid out in a dtype, for its calls in one mode.
 
     Attributes:
         weight: kept so that no new weight can get the same id.
@@ -104,9 +112,9 @@ class _Filters:
         turned: for the gradients of the calls' inputs.
     """
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
         self.weight = weight
-        self.filters = winograd_filters(weight.detach(), False)
+        self.filters = winograd_filters(weight.detach().to(dtype), False)
         self.turned = _Turned()
 
 
@@ -120,9 +128,11 @@ class _Turned:
         self.calls = 0  # whose gradients are still to be computed
         self.filters: Tensor | None = None
 
-    def of(self, weight: Tensor) -> Tensor:
-        """The filters, for one call."""
-        filters = winograd_filters(weight, True) if self.filters is None else self.filters
+    def of(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """The filters in a dtype, for one call."""
+        filters = self.filters
+        if filters is None:
+            filters = winograd_filters(weight.to(dtype), True)
         self.calls -= 1
         self.filters = filters if self.calls > 0 else None
         return filters
@@ -160,7 +170,11 @@ def has_winograd_shape(
 
 
 class _Conv(torch.autograd.Function):
-    """Convolution with gradients of a map, a weight, a bias or None; with both kinds of filters."""
+    """Convolution with gradients of a map, a weight, a bias or None; with both kinds of filters.
+
+    The map can be in bfloat16. Weight and bias are in float32, and so are their gradients, which
+    are sums of products in float32 and not rounded.
+    """
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
@@ -177,7 +191,7 @@ class _Conv(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True: torch's backward is differentiable
             numbers = [len(weight)], [1, 1], [1, 1], [1, 1], False, [0, 0], 1
             return (
-                *torch.ops.aten.convolution_backward(grad, x, weight, *numbers, wanted),
+                *torch.ops.aten.convolution_backward(grad, x, weight.to(x.dtype), *numbers, wanted),
                 None,
                 None,
             )
@@ -185,13 +199,14 @@ class _Conv(torch.autograd.Function):
         if wanted[1]:
             weight_grad = winograd_filters_grad(grad, x)
         if wanted[0]:
-            x_grad = winograd_conv(grad, ctx.turned.of(weight), None, None, x.shape[1], "none")
+            turned = ctx.turned.of(weight, x.dtype)
+            x_grad = winograd_conv(grad, turned, None, None, x.shape[1], "none")
         if wanted[2]:
-            bias_grad = grad.sum((0, 2, 3))
+            bias_grad = grad.sum((0, 2, 3), dtype=weight.dtype)
         return x_grad, weight_grad, bias_grad, None, None
 
 
-def _fits(
+def _dtype_of(
     x: Any,
     weight: Any,
     bias: Any = None,
@@ -199,15 +214,22 @@ def _fits(
     padding: Any = (0, 0),
     dilation: Any = (1, 1),
     groups: int = 1,
-) -> bool:
-    return (
-        is_eager(x)
-        and all(t is None or is_plain(t) for t in (x, weight, bias))
+) -> torch.dtype | None:
+    """The dtype in which this convolution uses the algorithm; None: it does not use it."""
+    if not (is_eager(x) and all(t is None or is_plain(t) for t in (weight, bias))):
+        return None
+    dtype = torch.float32
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+    fits = (
+        dtype in (torch.float32, torch.bfloat16)
+        and x.dtype in (torch.float32, dtype)
+        and x.device.type == "cpu"
         and x.is_contiguous(memory_format=torch.channels_last)
-        and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()
-        and has_winograd_shape(weight, stride, padding, dilation, groups)
+        and has_winograd_shape(weight, stride, padding, dilation, groups, dtype)
     )
+    return dtype if fits else None
 
 
 def is_plain(tensor: Any) -> bool:

@@ -3,9 +3,9 @@
 
 They need 4 times fewer multiplications than a direct convolution: F(4x4, 3x3), and F(3x3, 4x4) for
 the gradient with respect to the weight. Results differ only by rounding. Products and sums are in
-float32; the maps and filters of `winograd_conv` can be in bfloat16, where F(6x6, 3x3) needs 5 times
-fewer multiplications. These ops have no autograd; `fastdet.engine.winograd` has a convolution with
-gradients.
+float32; maps, and the filters of `winograd_conv`, can be in bfloat16, where F(6x6, 3x3) needs 5
+times fewer multiplications. These ops have no autograd; `fastdet.engine.winograd` has a convolution
+with gradients.
 Paper: https://arxiv.org/abs/1509.09308.
 """
 
@@ -70,8 +70,8 @@ def winograd_filters_grad(grad: Tensor, input: Tensor) -> Tensor:
     """The gradient with respect to the weight of the convolution.
 
     Args:
-        grad: (B, K, H, W) float32, the gradient with respect to the output.
-        input: (B, C, H, W) float32.
+        grad: (B, K, H, W) float32 or bfloat16, the gradient with respect to the output.
+        input: (B, C, H, W) in the dtype of grad.
 
     Returns:
         (K, C, 3, 3) float32, channels_last. The same for any number of threads.

@@ -204,10 +204,74 @@ def test_transforms_of_functions_run_as_they_are(runs: list[tuple[int, ...]]) ->
     torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_autocast_nchw_and_watchers_run_as_they_are(runs: list[tuple[int, ...]]) -> None:
+needs_winograd_in_bfloat16 = pytest.mark.skipif(
+    _native.cpu_isa() == "baseline" or torch.cpu._is_amx_tile_supported(),
+    reason="direct convolutions are faster on this processor",
+)
+
+
+def bfloat16_layers() -> nn.Module:
+    """Two convolutions that fit the algorithm in bfloat16."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(
+        nn.Conv2d(64, 96, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(96, 64, 3, padding=1, bias=False),
+    )
+    return layers.to(memory_format=torch.channels_last)
+
+
+@needs_winograd_in_bfloat16
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_training_under_autocast(dtype: torch.dtype, runs: list[tuple[int, ...]]) -> None:
+    """Gradients are nearer to those of float32 than the gradients of torch's autocast."""
+    module, x = bfloat16_layers(), noise(2, 64, 21, 18).to(dtype)
+    x = x.requires_grad_()
+    wanted = [x, *module.parameters()]
+
+    def gradients(autocast: bool) -> list[Tensor]:
+        given = x if autocast else x.float()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = run_fused(module, given)
+        assert y.dtype == (torch.bfloat16 if autocast else torch.float32)
+        return [grad.float() for grad in torch.autograd.grad(y.float().square().sum(), wanted)]
+
+    found = gradients(True)
+    assert runs == [(96, 64, 3, 3), (64, 96, 3, 3)]
+    with unfused():
+        theirs, exact = gradients(True), gradients(False)
+    assert [grad.dtype for grad in theirs] == [grad.dtype for grad in found]
+    for ours, torchs, expected in zip(found, theirs, exact, strict=True):
+        assert (ours - expected).norm() <= 1.1 * (torchs - expected).norm()
+
+
+@needs_winograd_in_bfloat16
+def test_second_derivative_under_autocast(runs: list[tuple[int, ...]]) -> None:
+    conv = bfloat16_layers()[0]  # pyright: ignore[reportIndexIssue]
+
+    def second() -> Tensor:
+        x = noise(1, 64, 6, 5).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = run_fused(conv, x)
+        (grad,) = torch.autograd.grad(y.float().pow(3).sum(), x, create_graph=True)
+        return torch.autograd.grad(grad.pow(2).sum(), x)[0]
+
+    found = second()
+    assert runs
+    with unfused():
+        expected = second()
+    assert (found - expected).norm() < 0.03 * expected.norm()
+
+
+def test_few_channels_in_bfloat16_run_as_they_are(runs: list[tuple[int, ...]]) -> None:
     conv, x = network()[0], noise(1, 16, 9, 9)  # pyright: ignore[reportIndexIssue]
     with torch.autocast("cpu", torch.bfloat16):
         assert run_fused(conv, x).dtype == torch.bfloat16
+    assert runs == []
+
+
+def test_nchw_and_watchers_run_as_they_are(runs: list[tuple[int, ...]]) -> None:
+    conv, x = network()[0], noise(1, 16, 9, 9)  # pyright: ignore[reportIndexIssue]
     run_fused(conv, x.contiguous())
     with FlopCounterMode(display=False) as counter:
         run_fused(conv, x)

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastdet
 from fastdet import _native
+from fastdet.ops.max_pool import max_pool2d
 from fastdet.ops.quantize_map import quantize_map
 from fastdet.ops.upsample_nearest import upsample_nearest
 from fastdet.ops.winograd import winograd_conv, winograd_filters, winograd_filters_grad
@@ -307,6 +308,9 @@ def shifted(tensor: Tensor) -> Tensor:
 # Operators that are not in the table, and why. The test below fails for an operator in neither.
 EXEMPT = {
     "upsample_nearest": "a network layer for the CPU alone; see test_upsample_nearest.py",
+    "max_pool2d": "a network layer for the CPU alone; see test_max_pool.py",
+    "max_pool2d_with_argmax": "a network layer for the CPU alone; see test_max_pool.py",
+    "max_pool2d_backward": "a network layer for the CPU alone; see test_max_pool.py",
     "quantize_map": "a network layer for the CPU alone; see test_quantize_map.py",
     "winograd_filters": "a network layer for the CPU alone; see test_winograd.py",
     "winograd_conv": "a network layer for the CPU alone; see test_winograd.py",
@@ -355,6 +359,8 @@ def network_calls() -> None:
     winograd_filters_grad(noise(1, 5, 4, 4), maps)
     upsample_nearest(maps, 8, 8)
     quantize_map(maps, 0.1, 128)
+    max_pool2d(maps, (2, 2), (2, 2), (0, 0))
+    max_pool2d(maps.requires_grad_(), (2, 2), (2, 2), (0, 0)).sum().backward()
 
 
 def gpu_calls() -> None:
@@ -389,7 +395,14 @@ def meta_arguments(arguments: list[object]) -> Iterator[list[object]]:
                 yield [*before, items, *after]
 
 
-ONE_TENSOR = ("mask_edges", "winograd_filters", "upsample_nearest", "quantize_map")
+ONE_TENSOR = (
+    "mask_edges",
+    "winograd_filters",
+    "upsample_nearest",
+    "quantize_map",
+    "max_pool2d",
+    "max_pool2d_with_argmax",
+)
 
 
 @pytest.mark.parametrize("name", sorted(registered_operators() - {*ONE_TENSOR}))

@@ -125,6 +125,8 @@ def test_bfloat16_is_rounded_once(name: str, isa: str) -> None:
             torch.testing.assert_close(got.double(), expected, rtol=2**-8, atol=atol)
             assert got.dtype == torch.bfloat16
             assert got.is_contiguous(memory_format=torch.channels_last)
+    expected = ops.winograd_filters_grad(summand.float(), x.float())
+    assert ops.winograd_filters_grad(summand, x).equal(expected)
 
 
 @isas
@@ -280,6 +282,7 @@ def convolve(x: Tensor, filters: Tensor, channels: int = 8, **others) -> Tensor:
         (lambda x, w, f: convolve(x, f, summand=x[:, :, 1:]), "summand: expected the B"),
         (lambda x, w, f: convolve(x, f, activation=3), "activation: expected 0, 1 or 2, got 3"),
         (lambda x, w, f: ops.winograd_filters_grad(x, x.double()), "input: expected Float"),
+        (lambda x, w, f: ops.winograd_filters_grad(x, x.bfloat16()), "grad: expected the dtype"),
         (lambda x, w, f: ops.winograd_filters_grad(x, x[:, :, 1:]), "grad: expected the B"),
     ],
 )

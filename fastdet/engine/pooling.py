@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Max pooling on the CPU: our kernel for maps in channels_last, for inference and for training.
+
+In training it keeps a byte for each output instead of the input and an index of 8 bytes.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastdet.ops.max_pool import max_pool2d
+from fastdet.ops.tracing import is_eager
+
+DTYPES = (torch.float32, torch.bfloat16)
+MOST_PLACES = 256  # in a window
+
+Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+
+
+def max_pool(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """`F.max_pool2d` with the same arguments and the same result, bit for bit."""
+    geometry = _geometry(*args, **kwargs)
+    if geometry is None or not _fits(x, geometry):
+        return F.max_pool2d(x, *args, **kwargs)
+    return max_pool2d(x, *geometry)
+
+
+def arguments_of(pool: nn.MaxPool2d) -> tuple[Any, ...]:
+    """The arguments of `max_pool` after the map, for a layer."""
+    return (
+        pool.kernel_size,
+        pool.stride,
+        pool.padding,
+        pool.dilation,
+        pool.ceil_mode,
+        pool.return_indices,
+    )
+
+
+def _geometry(
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Geometry | None:
+    """Kernel, stride and padding of rows and columns; None for what our kernel does not compute."""
+    if ceil_mode or return_indices or _pair(dilation) != (1, 1):
+        return None
+    return _pair(kernel_size), _pair(stride or kernel_size), _pair(padding)
+
+
+def _pair(number: Any) -> tuple[int, int]:
+    first, *rest = (number,) if isinstance(number, int) else number
+    return (first, *rest) if rest else (first, first)  # pyright: ignore[reportReturnType]
+
+
+def _fits(x: Any, geometry: Geometry) -> bool:
+    kernel, _, padding = geometry
+    return (
+        is_eager(x)
+        and x.device.type == "cpu"
+        and x.dtype in DTYPES
+        and x.dim() == 4
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and kernel[0] * kernel[1] <= MOST_PLACES
+        and all(2 * pad <= side for side, pad in zip(kernel, padding, strict=True))
+        and all(
+            size > 0 and side <= size + 2 * pad
+            for size, side, pad in zip(x.shape[2:], kernel, padding, strict=True)
+        )
+        and not torch._C._are_functorch_transforms_active()
+    )
