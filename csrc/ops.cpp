@@ -67,7 +67,8 @@ STABLE_TORCH_LIBRARY(fastdet, m) {
   // Network layers, on the CPU only.
   m.def("upsample_nearest(Tensor input, int height, int width) -> Tensor");
   m.def("quantize_map(Tensor input, float scale, int zero_point) -> Tensor");
-  m.def("winograd_filters(Tensor weight, bool turned) -> Tensor");
+  m.def("winograd_filters(Tensor weight, Tensor? scale) -> Tensor");
+  m.def("winograd_filters_turned(Tensor weight) -> Tensor");
   m.def("winograd_conv(Tensor input, Tensor filters, Tensor? bias, Tensor? summand, int channels, int activation) -> Tensor");
   m.def("winograd_filters_grad(Tensor grad, Tensor input) -> Tensor");
 }

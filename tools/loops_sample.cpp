@@ -451,7 +451,12 @@ void winograd() {
   const auto left = values<float>(kRows * kDepth, -1, 1, 20);
   const auto taps = values<float>(kDepth * kWinogradTaps * kWinogradPanel, -1, 1, 21);
   std::vector<float> panels(kWinogradSide * kDepth * kWinogradPanel), out(kRows * kWinogradPanel);
-  loops.filters(taps.data(), kDepth, 2, panels.data());
+  const auto& map_loops = current_loops<WinogradMapLoops<float>>();
+  std::vector<float> laid_out(taps.size());
+  map_loops.lay_out(taps.data(), kDepth * kWinogradTaps, kWinogradPanel - 3, left.data(),
+                    kDepth * kWinogradTaps, laid_out.data(), kWinogradPanel);
+  print("winograd lay_out", laid_out);
+  map_loops.filters(taps.data(), kDepth, 2, panels.data());
   print("winograd filters", panels);
   loops.multiply(left.data(), kDepth, kRows, panels.data(), kDepth, out.data(), kWinogradPanel);
   print("winograd multiply", out);

@@ -26,6 +26,12 @@ struct FASTDET_EXPORT WinogradLoops {
 // lie position_stride apart, row by row.
 template <typename T>
 struct FASTDET_EXPORT WinogradMapLoops {
+  // Transposes `count` taps of each of the outputs, at taps + output * stride, to rows of
+  // kWinogradPanel outputs at out + tap * out_stride, times the scales (kWinogradPanel,). Beyond
+  // `outputs` the rows are 0.
+  void (*lay_out)(const T* taps, int64_t stride, int64_t outputs, const float* scales,
+                  int64_t count, T* out, int64_t out_stride);
+
   // The transform of a tile's 6x6 inputs. Whole vectors are written. The pixels of `next` are
   // fetched into the cache.
   void (*input)(const T* const* pixels, const T* const* next, int64_t channels, float* out,

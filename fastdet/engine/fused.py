@@ -13,8 +13,9 @@ module runs unchanged.
 
 The form is built at the first call of a module, from a torch.fx trace. It is compared with the
 module on a corner of the input. There is no form for a module that cannot be traced or whose form
-gives different results. The form keeps a second copy of the weights until `forget_fused` is called.
-The module and its state dict do not change.
+gives different results. In float32, convolutions read the module's own weights (`filters.py`). Of
+linear layers, and in bfloat16 of all layers, the form keeps a second copy of the weights until
+`forget_fused` is called. The module and its state dict do not change.
 
 Each call compares the versions of the parameters, to detect changed weights. torch's fused
 optimizers do not change the versions; therefore the steps of all optimizers are counted, too.
