@@ -40,9 +40,9 @@ inline void check_quantize_map(const char* op, const Argument& input, double sca
 
 inline void check_winograd_filters(const char* op, const Argument& weight,
                                    const std::optional<Argument>& scale) {
-  expect(
-      is_winograd_dtype(weight) && weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3,
-      op, "weight", "Float or BFloat16 (O, C, 3, 3)", weight);
+  expect(weight.is_cpu() && is_winograd_dtype(weight) && weight.dim() == 4 && weight.size(2) == 3 &&
+             weight.size(3) == 3,
+         op, "weight", "Float or BFloat16 (O, C, 3, 3) on cpu", weight);
   if (scale)
     expect(scale->is_cpu() && scale->scalar_type() == kFloat32 && scale->dim() == 1 &&
                scale->size(0) == weight.size(0),

@@ -5,9 +5,11 @@
 gradients, it runs a second, fused form of the module. There norms are folded into convolutions, and
 the sum and the activation that follow a convolution are computed together with it. A sum overwrites
 its summand if nothing reads the summand afterwards. Large maps go through the first layers in bands
-(`bands.py`). The weights of linear layers are converted to oneDNN's layout once. In other cases on the CPU, for example in training, the module's own parts
-run, but frozen norms are folded (`folding.py`), and in float32 its 3x3 convolutions are replaced
-(`winograd.py`) and outputs of norms are computed again in backward (`recomputing.py`). Under
+(`bands.py`). The weights of linear layers are converted to oneDNN's layout once.
+
+In other cases on the CPU, for example in training, the module's own parts run, but frozen norms are
+folded (`folding.py`), and in float32 its 3x3 convolutions are replaced (`winograd.py`) and outputs
+of norms are computed again in backward (`recomputing.py`). Under
 torch.compile and torch.export, on other devices and in other types than float32 and bfloat16, the
 module runs unchanged.
 

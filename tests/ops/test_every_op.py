@@ -356,7 +356,7 @@ def test_every_registered_operator_is_in_the_table():
 def network_calls() -> None:
     """The operators that the table leaves out, each with all its tensors."""
     maps, weight = noise(1, 3, 4, 4), noise(5, 3, 3, 3)
-    filters = winograd_filters(weight)
+    filters = winograd_filters(weight, noise(5))
     winograd_conv(maps, filters, noise(5), noise(1, 5, 4, 4), 5, "relu")
     winograd_filters_turned(weight)
     winograd_filters_grad(noise(1, 5, 4, 4), maps)
