@@ -14,6 +14,7 @@ from benchmarks.case import Case
 from benchmarks.ceilings import stream
 from benchmarks.conftest import Beside
 from benchmarks.workloads import gradients, seeded
+from fastdet.engine.filters import Filters
 from fastdet.engine.winograd import WinogradConv, WinogradMode
 
 # Channels, filters, height and width, of an image of 800 x 1216.
@@ -50,7 +51,7 @@ class Layer:
 @pytest.mark.parametrize("name", LAYERS)
 def bench_inference(beside: Beside, name: str) -> None:
     layer = Layer(beside, name)
-    conv = WinogradConv(layer.weight, None, "none")
+    conv = WinogradConv(Filters(layer.weight), None, "none")
     x, weight = layer.x, layer.weight
     beside(
         Case(

@@ -70,7 +70,8 @@ STABLE_TORCH_LIBRARY(fastdet, m) {
   m.def("max_pool2d_with_argmax(Tensor input, int[] kernel, int[] stride, int[] padding) -> (Tensor, Tensor)");
   m.def("max_pool2d_backward(Tensor grad, Tensor argmax, SymInt height, SymInt width, int[] kernel, int[] stride, int[] padding) -> Tensor");
   m.def("quantize_map(Tensor input, float scale, int zero_point) -> Tensor");
-  m.def("winograd_filters(Tensor weight, bool turned) -> Tensor");
+  m.def("winograd_filters(Tensor weight, Tensor? scale) -> Tensor");
+  m.def("winograd_filters_turned(Tensor weight) -> Tensor");
   m.def("winograd_conv(Tensor input, Tensor filters, Tensor? bias, Tensor? summand, int channels, int activation) -> Tensor");
   m.def("winograd_filters_grad(Tensor grad, Tensor input) -> Tensor");
 }

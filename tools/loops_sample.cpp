@@ -450,6 +450,11 @@ void winograd(const std::string& tile) {
   constexpr int64_t kDepth = 37, kRows = 5;
   const auto left = values<float>(kRows * kDepth, -1, 1, 20);
   const auto taps = values<T>(kDepth * kWinogradTaps * kWinogradPanel, -1, 1, 21);
+  std::vector<T> laid_out(taps.size());
+  current_loops<WinogradFilterLoops<T>>().lay_out(
+      taps.data(), kDepth * kWinogradTaps, kWinogradPanel - 3, left.data(), kDepth * kWinogradTaps,
+      laid_out.data(), kWinogradPanel);
+  print("winograd lay_out " + tile, laid_out);
   std::vector<float> panels(winograd_side(kTile) * kDepth * kWinogradPanel);
   current_loops<WinogradMapLoops<T, kTile>>().filters(taps.data(), kDepth, 2, panels.data());
   print("winograd filters " + tile, panels);

@@ -98,9 +98,15 @@ inline void check_quantize_map(const char* op, const Argument& input, double sca
     refuse(op, "zero_point", "a number in [0, 255]", std::to_string(zero_point));
 }
 
-inline void check_winograd_filters(const char* op, const Argument& weight) {
-  expect(is_map_dtype(weight) && weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3,
-         op, "weight", "Float or BFloat16 (O, C, 3, 3)", weight);
+inline void check_winograd_filters(const char* op, const Argument& weight,
+                                   const std::optional<Argument>& scale) {
+  expect(weight.is_cpu() && is_map_dtype(weight) && weight.dim() == 4 && weight.size(2) == 3 &&
+             weight.size(3) == 3,
+         op, "weight", "Float or BFloat16 (O, C, 3, 3) on cpu", weight);
+  if (scale)
+    expect(scale->is_cpu() && scale->scalar_type() == kFloat32 && scale->dim() == 1 &&
+               scale->size(0) == weight.size(0),
+           op, "scale", "Float (O,) on cpu", *scale);
 }
 
 // Whether a map has the B, H and W of the input.

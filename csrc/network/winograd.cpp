@@ -83,12 +83,53 @@ float* kept_workspace(int64_t floats) {
   return kept.data();
 }
 
+// Of the channels of a weight that one task lays out: their columns stay in the L2 cache.
+constexpr int64_t kChannelsAtOnce = 128;
+
 // The result of winograd_filters for a weight of T, which is float or BFloat16.
 template <typename T>
-Tensor filters_of(const Tensor& weight, bool turned) {
+Tensor filters_of(const Tensor& weight, const std::optional<Tensor>& scale) {
+  const int64_t outputs = weight.size(0), depth = weight.size(1);
+  const int64_t panels = winograd_panels(outputs);
+  const bool taps_first = weight.is_contiguous();  // the taps of a channel lie together
+  const Tensor readable =
+      taps_first ? weight : torch::stable::contiguous(channels_to_back(weight));  // (O, 3, 3, C)
+  const Tensor packed = in_huge_pages(
+      empty(weight, {panels, depth, kWinogradTaps, kWinogradPanel}, weight.scalar_type()));
+  std::vector<float> scales(panels * kWinogradPanel, 1.0f);
+  if (scale) std::copy_n(data<float>(torch::stable::contiguous(*scale)), outputs, scales.data());
+  const T* taps = data<T>(readable);
+  T* out = mutable_data<T>(packed);
+  const auto& loops = current_loops<WinogradFilterLoops<T>>();
+  constexpr int64_t kOneChannel = kWinogradTaps * kWinogradPanel;
+  const int64_t pieces = round_up(depth, kChannelsAtOnce) / kChannelsAtOnce;
+  parallel_for(panels * pieces, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t output = item / pieces * kWinogradPanel;
+      const int64_t channel = item % pieces * kChannelsAtOnce;
+      const int64_t channels = std::min(kChannelsAtOnce, depth - channel);
+      const int64_t stride = depth * kWinogradTaps;
+      const T* from = taps + output * stride;
+      T* to = out + (output / kWinogradPanel * depth + channel) * kOneChannel;
+      const auto lay_out = [&](int64_t first, int64_t count, T* column, int64_t column_stride) {
+        loops.lay_out(from + first, stride, std::min(kWinogradPanel, outputs - output),
+                      scales.data() + output, count, column, column_stride);
+      };
+      if (taps_first)
+        lay_out(channel * kWinogradTaps, channels * kWinogradTaps, to, kWinogradPanel);
+      else
+        for (int64_t tap = 0; tap < kWinogradTaps; ++tap)
+          lay_out(tap * depth + channel, channels, to + tap * kWinogradPanel, kOneChannel);
+    }
+  });
+  return packed;
+}
+
+// The result of winograd_filters_turned for a weight of T, which is float or BFloat16.
+template <typename T>
+Tensor turned_filters_of(const Tensor& weight) {
   const Tensor readable = torch::stable::contiguous(channels_to_back(weight));  // (O, 3, 3, C)
-  const int64_t filters = weight.size(0), channels = weight.size(1);
-  const int64_t outputs = turned ? channels : filters, depth = turned ? filters : channels;
+  const int64_t depth = weight.size(0), outputs = weight.size(1);
   const int64_t panels = winograd_panels(outputs);
   const Tensor packed = in_huge_pages(
       empty(weight, {panels, depth, kWinogradTaps, kWinogradPanel}, weight.scalar_type()));
@@ -100,15 +141,9 @@ Tensor filters_of(const Tensor& weight, bool turned) {
     const int64_t count = std::min(kWinogradPanel, outputs - first);
     T* to = out + (panel * depth + k) * kOneChannel;
     if (count < kWinogradPanel) std::fill_n(to, kOneChannel, T(0));
-    for (int64_t tap = 0; tap < kWinogradTaps; ++tap, to += kWinogradPanel) {
-      if (turned) {
-        std::copy_n(taps + (k * kWinogradTaps + kWinogradTaps - 1 - tap) * channels + first, count,
-                    to);
-      } else {
-        for (int64_t i = 0; i < count; ++i)
-          to[i] = taps[((first + i) * kWinogradTaps + tap) * channels + k];
-      }
-    }
+    for (int64_t tap = 0; tap < kWinogradTaps; ++tap, to += kWinogradPanel)
+      std::copy_n(taps + (k * kWinogradTaps + kWinogradTaps - 1 - tap) * outputs + first, count,
+                  to);
   };
   parallel_for(panels * depth, 64, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) pack(i / depth, i % depth);
@@ -202,6 +237,7 @@ Tensor conv_of(const Tensor& input, const Tensor& filters, const std::optional<T
   });
   return output;
 }
+
 // Whether tiles of 6x6 outputs need fewer products than tiles of 4x4, some of which may lie outside
 // the map.
 bool prefers_large_tiles(const Tensor& map) {
@@ -214,10 +250,16 @@ bool prefers_large_tiles(const Tensor& map) {
 
 }  // namespace
 
-Tensor winograd_filters(const Tensor& weight, bool turned) {
-  check_winograd_filters("winograd_filters", weight);
+Tensor winograd_filters(const Tensor& weight, const std::optional<Tensor>& scale) {
+  check_winograd_filters("winograd_filters", weight, scale);
   const bool halves = weight.scalar_type() == ScalarType::BFloat16;
-  return halves ? filters_of<BFloat16>(weight, turned) : filters_of<float>(weight, turned);
+  return halves ? filters_of<BFloat16>(weight, scale) : filters_of<float>(weight, scale);
+}
+
+Tensor winograd_filters_turned(const Tensor& weight) {
+  check_winograd_filters("winograd_filters_turned", weight, std::nullopt);
+  const bool halves = weight.scalar_type() == ScalarType::BFloat16;
+  return halves ? turned_filters_of<BFloat16>(weight) : turned_filters_of<float>(weight);
 }
 
 Tensor winograd_conv(const Tensor& input, const Tensor& filters, const std::optional<Tensor>& bias,
@@ -232,6 +274,7 @@ Tensor winograd_conv(const Tensor& input, const Tensor& filters, const std::opti
 
 STABLE_TORCH_LIBRARY_IMPL(fastdet, CPU, m) {
   m.impl("winograd_filters", TORCH_BOX(&winograd_filters));
+  m.impl("winograd_filters_turned", TORCH_BOX(&winograd_filters_turned));
   m.impl("winograd_conv", TORCH_BOX(&winograd_conv));
 }
 

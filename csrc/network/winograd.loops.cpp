@@ -153,6 +153,64 @@ void winograd_input(const T* const* pixels, const T* const* next, int64_t channe
   if (rest > 0) transform(x, [rest](const T* p) { return load_first_floats(p, rest); });
 }
 
+// Swaps the lanes with bit kBit of a with those without it of b: of 2 x 2 blocks of a matrix whose
+// rows are kBit apart, those that are not on the diagonal.
+template <int kBit, int... kLane>
+__attribute__((always_inline)) inline void swap_lanes(Floats& a, Floats& b,
+                                                      std::integer_sequence<int, kLane...>) {
+  const Floats first = __builtin_shufflevector(
+      a, b, (kLane & kBit ? static_cast<int>(kFloats) + kLane - kBit : kLane)...);
+  b = __builtin_shufflevector(a, b,
+                              (kLane & kBit ? static_cast<int>(kFloats) + kLane : kLane + kBit)...);
+  a = first;
+}
+
+// Transposes a matrix of kFloats x kFloats.
+template <int kBit = kFloats / 2>
+__attribute__((always_inline)) inline void transpose(Floats (&rows)[kFloats]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kFloats; ++i)
+    if (!(i & kBit))
+      swap_lanes<kBit>(rows[i], rows[i + kBit], std::make_integer_sequence<int, kFloats>());
+  if constexpr (kBit > 1) transpose<kBit / 2>(rows);
+}
+
+// Of kFloats outputs and taps; if not kWhole, of the first `outputs` and the first `count`.
+template <bool kWhole, typename T>
+__attribute__((always_inline)) inline void lay_out_block(const T* taps, int64_t stride,
+                                                         int64_t outputs, const Floats& scales,
+                                                         int64_t count, T* out,
+                                                         int64_t out_stride) {
+  Floats rows[kFloats];
+#pragma GCC unroll 16
+  for (int j = 0; j < kFloats; ++j)
+    if constexpr (kWhole) {
+      __builtin_prefetch(taps + j * stride + 4 * kFloats);
+      rows[j] = load_floats(taps + j * stride);
+    } else
+      rows[j] = j < outputs ? load_first_floats(taps + j * stride, count) : Floats{};
+  transpose(rows);
+#pragma GCC unroll 16
+  for (int j = 0; j < kFloats; ++j)
+    if (kWhole || j < count) store_first_floats(rows[j] * scales, out + j * out_stride, kFloats);
+}
+
+template <typename T>
+void winograd_lay_out(const T* taps, int64_t stride, int64_t outputs, const float* scales,
+                      int64_t count, T* out, int64_t out_stride) {
+  for (int64_t x = 0; x < kPanel; x += kFloats, taps += kFloats * stride, out += kFloats) {
+    const Floats factors = load_lanes(scales + x);
+    const bool whole = x + kFloats <= outputs;
+    int64_t i = 0;
+    for (; whole && i + kFloats <= count; i += kFloats)
+      lay_out_block<true>(taps + i, stride, kFloats, factors, kFloats, out + i * out_stride,
+                          out_stride);
+    for (; i < count; i += kFloats)
+      lay_out_block<false>(taps + i, stride, outputs - x, factors, count - i, out + i * out_stride,
+                           out_stride);
+  }
+}
+
 // Row kRow of G times each column of the taps, then times G^T.
 template <typename T, int kTile, int kRow>
 void filters_of_row(const T* taps, int64_t depth, float* out) {
@@ -287,6 +345,11 @@ constexpr WinogradMapLoops<T, kTile> kMapLoops = {
 };
 
 template <typename T>
+constexpr WinogradFilterLoops<T> kFilterLoops = {
+    .lay_out = winograd_lay_out<T>,
+};
+
+template <typename T>
 using Loops4 = WinogradMapLoops<T, 4>;
 template <typename T>
 using Loops6 = WinogradMapLoops<T, 6>;
@@ -294,6 +357,8 @@ using Loops6 = WinogradMapLoops<T, 6>;
 }  // namespace
 
 FASTDET_LOOPS(WinogradLoops) { return kLoops; }
+FASTDET_LOOPS(WinogradFilterLoops<float>) { return kFilterLoops<float>; }
+FASTDET_LOOPS(WinogradFilterLoops<BFloat16>) { return kFilterLoops<BFloat16>; }
 FASTDET_LOOPS(Loops4<float>) { return kMapLoops<float, 4>; }
 FASTDET_LOOPS(Loops4<BFloat16>) { return kMapLoops<BFloat16, 4>; }
 FASTDET_LOOPS(Loops6<BFloat16>) { return kMapLoops<BFloat16, 6>; }

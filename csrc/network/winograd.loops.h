@@ -22,6 +22,16 @@ struct FASTDET_EXPORT WinogradLoops {
                    int64_t depth, float* out, int64_t out_stride);
 };
 
+// For filters of T, which is float or BFloat16.
+template <typename T>
+struct FASTDET_EXPORT WinogradFilterLoops {
+  // Transposes `count` taps of each of the outputs, at taps + output * stride, to rows of
+  // kWinogradPanel outputs at out + tap * out_stride, times the scales (kWinogradPanel,). Beyond
+  // `outputs` the rows are 0.
+  void (*lay_out)(const T* taps, int64_t stride, int64_t outputs, const float* scales,
+                  int64_t count, T* out, int64_t out_stride);
+};
+
 // For maps and filters of T, which is float or BFloat16. The matrices of a tile's positions lie
 // position_stride apart, row by row.
 template <typename T, int kTile>

@@ -4,17 +4,20 @@
 `run_fused(module, x)` equals `module(x)`, up to rounding. On the CPU, in eval mode and without
 gradients, it runs a second, fused form of the module. There norms are folded into convolutions, and
 the sum and the activation that follow a convolution are computed together with it. A sum overwrites
-its summand if nothing reads the summand afterwards. The weights of linear layers are converted to
-oneDNN's layout once. In other cases on the CPU, for example in training, the module's own parts
-run, but frozen norms are folded (`folding.py`), and in float32 its 3x3 convolutions are replaced
-(`winograd.py`) and outputs of norms are computed again in backward (`recomputing.py`). Under
+its summand if nothing reads the summand afterwards. Large maps go through the first layers in bands
+(`bands.py`). The weights of linear layers are converted to oneDNN's layout once.
+
+In other cases on the CPU, for example in training, the module's own parts run, but frozen norms are
+folded (`folding.py`), and in float32 its 3x3 convolutions are replaced (`winograd.py`) and outputs
+of norms are computed again in backward (`recomputing.py`). Under
 torch.compile and torch.export, on other devices and in other types than float32 and bfloat16, the
 module runs unchanged.
 
 The form is built at the first call of a module, from a torch.fx trace. It is compared with the
 module on a corner of the input. There is no form for a module that cannot be traced or whose form
-gives different results. The form keeps a second copy of the weights until `forget_fused` is called.
-The module and its state dict do not change.
+gives different results. In float32, convolutions read the module's own weights (`filters.py`). Of
+linear layers, and in bfloat16 of all layers, the form keeps a second copy of the weights until
+`forget_fused` is called. The module and its state dict do not change.
 
 Each call compares the versions of the parameters, to detect changed weights. torch's fused
 optimizers do not change the versions; therefore the steps of all optimizers are counted, too.
@@ -34,6 +37,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils._pytree import tree_leaves
 from typing_extensions import Self
 
+from fastdet.engine.bands import divide_into_bands
 from fastdet.engine.folding import folded_graph
 from fastdet.engine.fusing import fused_graph
 from fastdet.engine.linear import LinearMode, products_are_slow
@@ -279,6 +283,7 @@ def _make(module: nn.Module, inputs: Inputs, dtype: torch.dtype) -> nn.Module | 
     corner = _each(inputs, lambda x: x[(slice(2), slice(None), *[slice(CORNER)] * (x.dim() - 2))])
     try:
         graph = fused_graph(module, inputs, dtype)
+        divide_into_bands(graph)
         expected, found = _tensors(module(corner)), _tensors(graph(_prepared(corner, dtype)))
     except Exception:  # modules that cannot be traced raise errors of any type
         return None

@@ -20,9 +20,10 @@ from torch import Tensor, fx, nn
 from torch.fx._symbolic_trace import PH
 from torchvision.ops import FrozenBatchNorm2d
 
-from fastdet.engine.pooling import arguments_of, max_pool
+from fastdet.engine.filters import Filters
+from fastdet.engine.pooling import MaxPool2d, max_pool
 from fastdet.engine.winograd import WinogradConv, has_winograd_shape
-from fastdet.memory import map_from_system, mapped_empty
+from fastdet.memory import map_from_system
 from fastdet.ops.upsample_nearest import upsample_nearest
 
 NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d, BatchNormAct2d, FrozenBatchNormAct2d)
@@ -34,22 +35,21 @@ ACTIVATIONS: dict[Any, str] = {
     **dict.fromkeys((nn.SiLU, F.silu), "swish"),
     **dict.fromkeys((nn.Sigmoid, F.sigmoid, torch.sigmoid, "sigmoid"), "sigmoid"),
 }
-FOLDED_AT_ONCE = 1 << 16  # numbers in float64
 
 
 class FusedConv(nn.Module):
     """A convolution with zero padding; then optionally a sum with another map and an activation.
 
     Args:
-        weight, bias: with the norm folded in, if there was one.
+        filters, bias: with the norm folded in, if there was one.
         geometry: padding, stride, dilation, groups.
         activation: one of the values of ACTIVATIONS, or "none"; after a sum only "relu" or "none".
-        dtype: of the weights.
+        dtype: in which it is computed.
     """
 
     def __init__(
         self,
-        weight: Tensor,
+        filters: Filters,
         bias: Tensor | None,
         geometry: Any,
         activation: str,
@@ -57,16 +57,18 @@ class FusedConv(nn.Module):
     ) -> None:
         super().__init__()
         self.geometry = geometry
+        filters = filters.ready(dtype)
+        # Not in oneDNN's own layout: the best one depends on the map size, a wrong one is slower.
+        weight = filters.weight.contiguous(memory_format=torch.channels_last)
         self.kernel_size = weight.shape[2:]
         self.out_channels = len(weight)
         self.activation = activation
-        # Not in oneDNN's own layout: the best one depends on the map size, a wrong one is slower.
-        self.weight = weight.to(dtype, memory_format=torch.channels_last)
+        self.filters = filters._replace(weight=weight)
         self.bias = None if bias is None else bias.to(dtype)
 
     def forward(self, x: Tensor, other: Tensor | None = None, over_other: bool = False) -> Tensor:
         """(B, C, H, W) -> (B, out_channels, H', W'); with `over_other` it overwrites `other`."""
-        arguments = self.weight, self.bias, *self.geometry
+        arguments = self.filters.whole(), self.bias, *self.geometry
         fused = torch.ops.mkldnn._convolution_pointwise
         if other is None:
             other, over_other = self._zeros_from_system(x), True
@@ -94,17 +96,17 @@ class FusedConv(nn.Module):
         return x.shape[0], self.out_channels, *spatial
 
 
-MakeConv = Callable[[Tensor, Tensor | None, Any, str, torch.dtype], nn.Module]
+MakeConv = Callable[[Filters, Tensor | None, Any, str, torch.dtype], nn.Module]
 
 
 def fused_conv(
-    weight: Tensor, bias: Tensor | None, geometry: Any, activation: str, dtype: torch.dtype
+    filters: Filters, bias: Tensor | None, geometry: Any, activation: str, dtype: torch.dtype
 ) -> nn.Module:
     """A WinogradConv where that is faster, else a FusedConv; the arguments are the latter's."""
     padding, stride, dilation, groups = geometry
-    if has_winograd_shape(weight, stride, padding, dilation, groups, dtype):
-        return WinogradConv(weight.to(dtype), bias, activation)
-    return FusedConv(weight, bias, geometry, activation, dtype)
+    if has_winograd_shape(filters.weight, stride, padding, dilation, groups, dtype):
+        return WinogradConv(filters.ready(dtype), bias, activation)
+    return FusedConv(filters, bias, geometry, activation, dtype)
 
 
 class FusedLinear(nn.Module):
@@ -172,7 +174,7 @@ def fused_graph(
     _take_sizes_of_inputs(graph, parts)
     _take_upsampling(graph)
     _take_pooling(graph, parts)
-    _merge_branches(graph, parts, dtype)
+    _merge_branches(graph, parts)
     _fuse(graph, parts, dtype, make_conv)
     _write_over_summands(graph, parts)
     for node in graph.nodes:
@@ -236,7 +238,7 @@ def _fuse(graph: fx.Graph, parts: dict[str, Any], dtype: torch.dtype, make_conv:
         args = node.args
         if len(args) != 1 or node.kwargs:
             continue
-        if type(layer) is nn.Conv2d and pads_with_zeros(layer):
+        if type(layer) in (nn.Conv2d, _MergedConv) and pads_with_zeros(layer):
             chain = _chain(node, parts)
             args = args if chain.other is None else (*args, chain.other)
             norm = None if chain.norm is None else parts[chain.norm]
@@ -269,7 +271,13 @@ class _Branch(NamedTuple):
     norm: str | None
 
 
-def _merge_branches(graph: fx.Graph, parts: dict[str, Any], dtype: torch.dtype) -> None:
+class _MergedConv(nn.Conv2d):
+    """A sum of convolutions: the geometry, with `filters` in place of a weight."""
+
+    filters: Filters
+
+
+def _merge_branches(graph: fx.Graph, parts: dict[str, Any]) -> None:
     """Replaces the sum of two convolutions of one map by one convolution."""
     made: dict[Any, str] = {}
     for node in list(graph.nodes):
@@ -285,7 +293,7 @@ def _merge_branches(graph: fx.Graph, parts: dict[str, Any], dtype: torch.dtype) 
         if key not in made:
             made[key] = f"merged_{len(made)}"
             norms = [None if b.norm is None else parts[b.norm] for b in (left, right)]
-            parts[made[key]] = _merged(convs, norms, dtype)
+            parts[made[key]] = _merged(convs, norms)
         with graph.inserting_before(node):
             merged = graph.call_module(made[key], left.conv.args)
         node.replace_all_uses_with(merged)
@@ -329,19 +337,20 @@ def _fit(first: nn.Conv2d, second: nn.Conv2d) -> bool:
     return same and centred
 
 
-def _merged(
-    convs: Sequence[nn.Conv2d], norms: Sequence[nn.Module | None], dtype: torch.dtype
-) -> nn.Conv2d:
+def _merged(convs: Sequence[nn.Conv2d], norms: Sequence[nn.Module | None]) -> nn.Conv2d:
     """The sum of convolutions, each with its norm, as one convolution."""
     height, width = (max(conv.kernel_size[side] for conv in convs) for side in (0, 1))
-    weights, biases = [], []
+    (large, bias), (small, other) = sorted(
+        (_with_norm(conv, norm) for conv, norm in zip(convs, norms, strict=True)),
+        key=lambda branch: branch[0].weight[0, 0].numel(),
+        reverse=True,
+    )
+    down, across = height - large.weight.shape[2], width - large.weight.shape[3]
+    if down or across:  # 1 x 3 and 3 x 1
+        sides = across // 2, across // 2, down // 2, down // 2
+        large = large._replace(weight=F.pad(large.weight, sides))
     stride: Any = convs[0].stride
-    for conv, norm in zip(convs, norms, strict=True):
-        weight, bias = _folded(conv, norm, torch.float64)
-        down, across = (height - weight.shape[2]) // 2, (width - weight.shape[3]) // 2
-        weights.append(F.pad(weight, (across, across, down, down)))
-        biases.append(weight.new_zeros(len(weight)) if bias is None else bias)
-    merged = nn.Conv2d(
+    merged = _MergedConv(
         convs[0].in_channels,
         convs[0].out_channels,
         (height, width),
@@ -350,8 +359,9 @@ def _merged(
         groups=convs[0].groups,
         device="meta",
     )
-    merged.weight = nn.Parameter((weights[0] + weights[1]).to(dtype), requires_grad=False)
-    merged.bias = nn.Parameter((biases[0] + biases[1]).to(dtype), requires_grad=False)
+    merged.filters = large._replace(centre=small)
+    shifts = [shift for shift in (bias, other) if shift is not None]
+    merged.bias = nn.Parameter(torch.stack(shifts).sum(0), False) if shifts else None
     return merged
 
 
@@ -363,7 +373,7 @@ def _conv(
     make_conv: MakeConv,
 ) -> nn.Module:
     geometry = conv.padding, conv.stride, conv.dilation, conv.groups
-    return make_conv(*_folded(conv, norm, dtype), geometry, activation, dtype)
+    return make_conv(*_with_norm(conv, norm), geometry, activation, dtype)
 
 
 def pads_with_zeros(conv: nn.Conv2d) -> bool:
@@ -512,16 +522,10 @@ def _take_upsampling(graph: fx.Graph) -> None:
 
 
 def _take_pooling(graph: fx.Graph, parts: dict[str, Any]) -> None:
-    """Replaces max pooling by `max_pool`, which keeps no indices and is fast in bfloat16."""
+    """Replaces max pooling by our kernel, which keeps no indices and is fast in bfloat16."""
     for node in graph.nodes:
-        layer = parts[str(node.target)] if node.op == "call_module" else None
-        if type(layer) is nn.MaxPool2d:
-            node.op, node.args, node.kwargs = (
-                "call_function",
-                (*node.args, *arguments_of(layer)),
-                {},
-            )
-            node.target = max_pool
+        if node.op == "call_module" and type(parts[str(node.target)]) is nn.MaxPool2d:
+            parts[str(node.target)] = MaxPool2d.of(parts[str(node.target)])
         elif node.target is F.max_pool2d:
             node.target = max_pool
 
@@ -537,31 +541,22 @@ def upsample(x: Tensor, size: Any) -> Tensor:
 # ---- weights and memory --------------------------------------------------------------------------
 
 
-def _folded(conv: nn.Conv2d, norm: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Weight, in channels_last, and bias of a convolution with the norm folded in, if there is one.
+def _with_norm(conv: nn.Conv2d, norm: Any) -> tuple[Filters, Tensor | None]:
+    """Filters and bias of a convolution and the norm after it, if there is one.
 
-    Folding is computed in float64, some filters at a time: the whole would take twice the memory of
-    the weight.
+    Factors and bias are in float64 if there is a norm.
     """
-    weight = conv.weight.detach()
+    filters = conv.filters if isinstance(conv, _MergedConv) else Filters(conv.weight.detach())
     bias = None if conv.bias is None else conv.bias.detach()
     if norm is None:
-        bias = None if bias is None else bias.to(dtype)
-        return weight.to(dtype, memory_format=torch.channels_last), bias
+        return filters, bias
     if norm.running_mean is None:
         raise ValueError(f"{type(norm).__name__} has no statistics of its own")
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     scale = scale if norm.weight is None else scale * norm.weight.detach()
     mean = norm.running_mean if bias is None else norm.running_mean - bias
     bias = -mean * scale if norm.bias is None else norm.bias.detach() - mean * scale
-    outputs, inputs, height, width = weight.shape
-    folded = mapped_empty((outputs, height, width, inputs), dtype).permute(0, 3, 1, 2)
-    rows = max(1, FOLDED_AT_ONCE * outputs // max(1, weight.numel()))
-    for part, own, factor in zip(
-        folded.split(rows), weight.split(rows), scale[:, None, None, None].split(rows), strict=True
-    ):
-        part.copy_(own * factor)
-    return folded, bias.to(dtype)
+    return filters.times(scale), bias
 
 
 def _write_over_summands(graph: fx.Graph, parts: dict[str, Any]) -> None:
@@ -589,7 +584,9 @@ def _write_over_summands(graph: fx.Graph, parts: dict[str, Any]) -> None:
 
 def _makes_new(node: fx.Node, parts: dict[str, Any]) -> bool:
     """Whether the node is a layer whose result is new memory and not a view of its input."""
-    return _is_fused(node, parts) or node.target in (F.interpolate, upsample, max_pool)
+    if _is_fused(node, parts, FusedConv, WinogradConv, MaxPool2d):
+        return True
+    return node.target in (F.interpolate, upsample, max_pool)
 
 
 def _is_fused(node: fx.Node, parts: dict[str, Any], *kinds: type[nn.Module]) -> bool:

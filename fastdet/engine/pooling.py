@@ -27,16 +27,32 @@ def max_pool(x: Tensor, *args: Any, **kwargs: Any) -> Any:
     return max_pool2d(x, *geometry)
 
 
-def arguments_of(pool: nn.MaxPool2d) -> tuple[Any, ...]:
-    """The arguments of `max_pool` after the map, for a layer."""
-    return (
-        pool.kernel_size,
-        pool.stride,
-        pool.padding,
-        pool.dilation,
-        pool.ceil_mode,
-        pool.return_indices,
-    )
+class MaxPool2d(nn.MaxPool2d):
+    """`nn.MaxPool2d` that runs `max_pool`."""
+
+    @classmethod
+    def of(cls, pool: nn.MaxPool2d) -> "MaxPool2d":
+        """With the options of another one."""
+        return cls(
+            pool.kernel_size,
+            pool.stride,
+            pool.padding,
+            pool.dilation,
+            pool.return_indices,
+            pool.ceil_mode,
+        )
+
+    def forward(self, input: Tensor) -> Any:
+        """(B, C, H, W) -> (B, C, H', W'), and the indices if they are asked for."""
+        return max_pool(
+            input,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.ceil_mode,
+            self.return_indices,
+        )
 
 
 def _geometry(

@@ -124,7 +124,7 @@ class QuantizedConv(nn.Module):
         self, conv: FusedConv, grid: Grid, other: Grid | None, result: Grid | None
     ) -> None:
         super().__init__()
-        self.content = QuantizedWeight(conv.weight, conv.bias)
+        self.content = QuantizedWeight(conv.filters.whole(), conv.bias)
         self.padding, self.stride, self.dilation, self.groups = conv.geometry
         self.activation = conv.activation
         self.grid, self.other, self.result = grid, other, result
@@ -262,7 +262,7 @@ class FloatLayer(nn.Module):
     def _form(self, dtype: torch.dtype) -> nn.Module:
         own = self.layer
         if isinstance(own, FusedConv):
-            return fused_conv(own.weight, own.bias, own.geometry, own.activation, dtype)
+            return fused_conv(own.filters, own.bias, own.geometry, own.activation, dtype)
         return FusedLinear(own.linear, own.activation, dtype, own.flattens)
 
     def _simulated(self, x: Tensor, *other: Tensor) -> Tensor:
@@ -272,7 +272,7 @@ class FloatLayer(nn.Module):
             y = F.linear(x, own.linear.weight, own.linear.bias)
         else:
             padding, stride, dilation, groups = own.geometry
-            y = F.conv2d(x, own.weight, own.bias, stride, padding, dilation, groups)
+            y = F.conv2d(x, own.filters.whole(), own.bias, stride, padding, dilation, groups)
         y = sum(other, y)
         return {**_FUNCTIONS, "sigmoid": torch.sigmoid}[own.activation](y)
 

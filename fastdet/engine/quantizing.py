@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fastdet.engine.filters import Filters
 from fastdet.engine.fused import Inputs, ReadyNetwork, forget_fused, watched_by
 from fastdet.engine.fusing import FusedConv, FusedLinear, fused_graph, upsample
 from fastdet.engine.quantized import (
@@ -186,6 +187,15 @@ def _check(model: nn.Module) -> None:
 # ---- the plan of a network -----------------------------------------------------------------------
 
 
+def _folded_conv(
+    filters: Filters, bias: Tensor | None, geometry: Any, activation: str, dtype: torch.dtype
+) -> FusedConv:
+    """A FusedConv whose filters have no factors any more, for layers that keep them."""
+    if filters.scale is not None or filters.centre is not None:
+        filters = Filters(filters.folded(dtype))
+    return FusedConv(filters, bias, geometry, activation, dtype)
+
+
 class _Network:
     """The graph of a network in float32, what becomes integers, and samples of its maps.
 
@@ -203,7 +213,7 @@ class _Network:
     def of(cls, module: nn.Module, inputs: Inputs, is_first: bool) -> "_Network | None":
         """None if the module cannot be traced."""
         try:
-            graph = fused_graph(module, inputs, torch.float32, FusedConv)
+            graph = fused_graph(module, inputs, torch.float32, _folded_conv)
         except Exception:  # modules that cannot be traced raise errors of any type
             return None
         return cls(graph, None if isinstance(inputs, Tensor) else len(inputs), is_first)

@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fastdet import _native
+from fastdet.engine.filters import Filters
 from fastdet.engine.pooling import max_pool
-from fastdet.memory import mapped_empty
 from fastdet.ops.tracing import is_eager
 from fastdet.ops.winograd import (
     ACTIVATIONS,
     winograd_conv,
     winograd_filters,
     winograd_filters_grad,
+    winograd_filters_turned,
 )
 
 # With fewer output channels a panel of filters is mostly padding. With fewer input channels the
@@ -43,25 +44,25 @@ KEPT_FILTERS = 6  # about as many as the convolutions of a head at one level
 
 
 class WinogradConv(nn.Module):
-    """A convolution whose filters are laid out once, and an activation.
+    """A convolution and an activation. The filters are laid out in each call.
 
     Args:
-        weight, bias: of a convolution for which `has_winograd_shape` is true.
+        filters, bias: of a convolution for which `has_winograd_shape` is true; `ready` for the
+            dtype of the maps.
         activation: one of ACTIVATIONS, which the convolution computes, or a key of IN_PLACE. After
             a sum, only "relu" or "none".
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, activation: str) -> None:
+    def __init__(self, filters: Filters, bias: Tensor | None, activation: str) -> None:
         super().__init__()
-        self.out_channels = weight.shape[0]
-        filters = winograd_filters(weight, False)
-        self.filters = mapped_empty(filters.shape, filters.dtype).copy_(filters)
+        self.out_channels = len(filters.weight)
+        self.filters = filters
         self.bias = None if bias is None else bias.float()
         self.activation = activation if activation in ACTIVATIONS else "none"
         self.in_place = IN_PLACE.get(activation)
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) -> (B, out_channels, H, W), in the dtype of the weight.
+        """(B, C, H, W) -> (B, out_channels, H, W), in the dtype of the filters.
 
         `other` is added before the activation.
         """
@@ -75,7 +76,12 @@ class WinogradConv(nn.Module):
         return self._run(x, other, self.activation)
 
     def _run(self, x: Tensor, summand: Tensor | None, activation: str) -> Tensor:
-        return winograd_conv(x, self.filters, self.bias, summand, self.out_channels, activation)
+        own = self.filters
+        if own.centre is None:
+            filters = winograd_filters(own.weight, own.scale)
+        else:
+            filters = winograd_filters(own.whole())
+        return winograd_conv(x, filters, self.bias, summand, self.out_channels, activation)
 
 
 class WinogradMode(TorchFunctionMode):
@@ -114,7 +120,7 @@ class _Filters:
 
     def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
         self.weight = weight
-        self.filters = winograd_filters(weight.detach().to(dtype), False)
+        self.filters = winograd_filters(weight.detach().to(dtype))
         self.turned = _Turned()
 
 
@@ -132,7 +138,7 @@ class _Turned:
         """The filters in a dtype, for one call."""
         filters = self.filters
         if filters is None:
-            filters = winograd_filters(weight.to(dtype), True)
+            filters = winograd_filters_turned(weight.to(dtype))
         self.calls -= 1
         self.filters = filters if self.calls > 0 else None
         return filters

@@ -19,22 +19,41 @@ PANEL = 32  # output channels that are stored together
 ACTIVATIONS = ("none", "relu", "swish")  # by oneDNN's names; in the order of C++
 
 
-def winograd_filters(weight: Tensor, turned: bool) -> Tensor:
+def winograd_filters(weight: Tensor, scale: Tensor | None = None) -> Tensor:
     """The filters of a convolution in the layout of `winograd_conv`.
 
+    It takes about as long as to read the weight from memory.
+
     Args:
-        weight: (K, C, 3, 3) float32 or bfloat16.
-        turned: True: the filters for the gradient with respect to the input, which is a convolution
-            from K to C channels.
+        weight: (K, C, 3, 3) float32 or bfloat16; a weight that is neither contiguous nor
+            channels_last is copied first.
+        scale: (K,) float32, the factor of each filter, as of a norm after the convolution; or None.
 
     Returns:
-        (panels, C, 9, 32), or (panels, K, 9, 32) if turned, in the dtype of the weight. The output
-        channels (K; C if turned) are in panels of 32; the last panel is padded with zeros.
+        (panels, C, 9, 32) in the dtype of the weight. The output channels are in panels of 32; the
+        last panel is padded with zeros.
 
     Raises:
         RuntimeError: wrong shape, dtype or device.
     """
-    return torch.ops.fastdet.winograd_filters(weight, turned)
+    return torch.ops.fastdet.winograd_filters(weight, scale)
+
+
+def winograd_filters_turned(weight: Tensor) -> Tensor:
+    """The filters for the gradient with respect to the input of a convolution.
+
+    That is a convolution from K to C channels with the filters rotated by 180 degrees.
+
+    Args:
+        weight: (K, C, 3, 3) float32 or bfloat16.
+
+    Returns:
+        (panels, K, 9, 32) in the dtype of the weight, as of `winograd_filters`.
+
+    Raises:
+        RuntimeError: wrong shape, dtype or device.
+    """
+    return torch.ops.fastdet.winograd_filters_turned(weight)
 
 
 def winograd_conv(
@@ -83,11 +102,15 @@ def winograd_filters_grad(grad: Tensor, input: Tensor) -> Tensor:
 
 
 @library.register_fake("fastdet::winograd_filters")
-def _(weight: Tensor, turned: bool) -> Tensor:
-    filters, channels = weight.shape[:2]
-    outputs, depth = (channels, filters) if turned else (filters, channels)
-    shape = ((outputs + PANEL - 1) // PANEL, depth, TAPS, PANEL)
-    return weight.new_empty(shape)
+def _(weight: Tensor, scale: Tensor | None) -> Tensor:
+    outputs, depth = weight.shape[:2]
+    return weight.new_empty((outputs + PANEL - 1) // PANEL, depth, TAPS, PANEL)
+
+
+@library.register_fake("fastdet::winograd_filters_turned")
+def _(weight: Tensor) -> Tensor:
+    depth, outputs = weight.shape[:2]
+    return weight.new_empty((outputs + PANEL - 1) // PANEL, depth, TAPS, PANEL)
 
 
 @library.register_fake("fastdet::winograd_conv")

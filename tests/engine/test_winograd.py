@@ -2,6 +2,7 @@
 """Convolutions in training: which ones use Winograd's algorithm, and that results are the same."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastdet import _native
+from fastdet.engine.filters import Filters
 from fastdet.engine.fused import run_fused, unfused
 from fastdet.engine.winograd import WinogradConv, WinogradMode, _Conv
 
@@ -70,20 +72,21 @@ def test_training_gives_the_modules_results(runs: list[tuple[int, ...]]) -> None
 
 @needs_fused_multiply_add
 def test_levels_share_the_transforms(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[bool] = []
-    make = torch.ops.fastdet.winograd_filters
+    made: list[str] = []
+    for name in ("winograd_filters", "winograd_filters_turned"):
+        op = getattr(torch.ops.fastdet, name)
 
-    def count(weight: Tensor, turned: bool) -> Tensor:
-        made.append(turned)
-        return make(weight, turned)
+        def count(*args: Any, name: str = name, op: Any = op) -> Tensor:
+            made.append(name)
+            return op(*args)
 
-    monkeypatch.setattr(torch.ops.fastdet, "winograd_filters", count)
+        monkeypatch.setattr(torch.ops.fastdet, name, count)
     conv = network()[0]  # pyright: ignore[reportIndexIssue]
     maps = [noise(1, 16, n, n).requires_grad_() for n in (8, 4, 2)]
     with WinogradMode():
         outputs = [conv(x) for x in maps]
     torch.stack([y.sum() for y in outputs]).sum().backward()
-    assert made == [False, True]
+    assert made == ["winograd_filters", "winograd_filters_turned"]
     assert all(x.grad is not None for x in maps)
 
 
@@ -148,7 +151,7 @@ def test_conv_with_sum_and_activation(summand: tuple[int, ...] | None, activatio
     other = None if summand is None else torch.randn(summand)
     if other is not None:
         expected = expected + other
-    found = WinogradConv(weight, bias, activation)(x, other)
+    found = WinogradConv(Filters(weight), bias, activation)(x, other)
     expected = expected.relu() if activation == "relu" else expected
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -164,7 +167,7 @@ ACTIVATIONS = {
 def test_conv_with_activation(activation: str) -> None:
     x, weight = noise(2, 16, 5, 6), noise(32, 16, 3, 3)
     expected = ACTIVATIONS[activation](nn.functional.conv2d(x, weight, padding=1))
-    found = WinogradConv(weight, None, activation)(x)
+    found = WinogradConv(Filters(weight), None, activation)(x)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 

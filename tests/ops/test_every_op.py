@@ -22,7 +22,12 @@ from fastdet import _native
 from fastdet.ops.max_pool import max_pool2d
 from fastdet.ops.quantize_map import quantize_map
 from fastdet.ops.upsample_nearest import upsample_nearest
-from fastdet.ops.winograd import winograd_conv, winograd_filters, winograd_filters_grad
+from fastdet.ops.winograd import (
+    winograd_conv,
+    winograd_filters,
+    winograd_filters_grad,
+    winograd_filters_turned,
+)
 
 BIG = 2**20
 
@@ -313,6 +318,7 @@ EXEMPT = {
     "max_pool2d_backward": "a network layer for the CPU alone; see test_max_pool.py",
     "quantize_map": "a network layer for the CPU alone; see test_quantize_map.py",
     "winograd_filters": "a network layer for the CPU alone; see test_winograd.py",
+    "winograd_filters_turned": "a network layer for the CPU alone; see test_winograd.py",
     "winograd_conv": "a network layer for the CPU alone; see test_winograd.py",
     "winograd_filters_grad": "a network layer for the CPU alone; see test_winograd.py",
     "sigmoid_focal_loss_sum_and_grad": "for GPUs alone; see test_sigmoid_focal_loss.py",
@@ -354,8 +360,9 @@ def test_every_registered_operator_is_in_the_table():
 def network_calls() -> None:
     """The operators that the table leaves out, each with all its tensors."""
     maps, weight = noise(1, 3, 4, 4), noise(5, 3, 3, 3)
-    filters = winograd_filters(weight, False)
+    filters = winograd_filters(weight, noise(5))
     winograd_conv(maps, filters, noise(5), noise(1, 5, 4, 4), 5, "relu")
+    winograd_filters_turned(weight)
     winograd_filters_grad(noise(1, 5, 4, 4), maps)
     upsample_nearest(maps, 8, 8)
     quantize_map(maps, 0.1, 128)
@@ -397,7 +404,7 @@ def meta_arguments(arguments: list[object]) -> Iterator[list[object]]:
 
 ONE_TENSOR = (
     "mask_edges",
-    "winograd_filters",
+    "winograd_filters_turned",
     "upsample_nearest",
     "quantize_map",
     "max_pool2d",

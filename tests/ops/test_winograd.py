@@ -13,6 +13,7 @@ from fastdet.ops.winograd import (
     winograd_conv,
     winograd_filters,
     winograd_filters_grad,
+    winograd_filters_turned,
 )
 
 ops = torch.ops.fastdet
@@ -61,12 +62,12 @@ def conv(
     summand: Tensor | None = None,
     activation: str = "none",
 ) -> Tensor:
-    filters = winograd_filters(weight, False)
+    filters = winograd_filters(weight)
     return winograd_conv(x, filters, bias, summand, weight.shape[0], activation)
 
 
 def input_grad(grad: Tensor, weight: Tensor) -> Tensor:
-    filters = winograd_filters(weight, True)
+    filters = winograd_filters_turned(weight)
     return winograd_conv(grad, filters, None, None, weight.shape[1], "none")
 
 
@@ -151,6 +152,35 @@ def test_bfloat16_rounds_as_torch(isa: str) -> None:
     x = torch.zeros(1, 1, 4, 4, dtype=torch.bfloat16)
     got = conv(x, torch.zeros(len(bias), 1, 3, 3).bfloat16(), bias)[0, :, 1, 2]
     torch.testing.assert_close(got, bias.bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
+def laid_out(weight: Tensor) -> Tensor:
+    """The definition of the layout."""
+    outputs, channels = weight.shape[:2]
+    panels = -(-outputs // 32)
+    padded = torch.cat([weight, weight.new_zeros(panels * 32 - outputs, channels, 3, 3)])
+    return padded.view(panels, 32, channels, 9).permute(0, 2, 3, 1).contiguous()
+
+
+@isas
+@named
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("instruction_set")
+def test_layout(name: str, dtype: torch.dtype, isa: str) -> None:
+    """Of weights in either layout, with factors and without; one with NaN keeps its place."""
+    _, weight = samples()[name]
+    weight = weight.to(dtype)
+    scale = noise(1, 1, 1, len(weight))[0, 0, 0]
+    scale[-1] = float("nan")
+    scaled = (weight.float() * scale[:, None, None, None]).to(dtype)
+    for own in (weight, weight.contiguous()):
+        assert winograd_filters(own).equal(laid_out(weight.contiguous()))
+        got = winograd_filters(own, scale)
+        torch.testing.assert_close(
+            got, laid_out(scaled.contiguous()), rtol=0, atol=0, equal_nan=True
+        )
+    turned = weight.transpose(0, 1).flip(2, 3).contiguous()
+    assert winograd_filters_turned(weight).equal(laid_out(turned))
 
 
 @isas
@@ -268,8 +298,10 @@ def convolve(x: Tensor, filters: Tensor, channels: int = 8, **others) -> Tensor:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda x, w, f: ops.winograd_filters(w[:, :, :2], False), r"weight: expected .*3, 3"),
-        (lambda x, w, f: ops.winograd_filters(w.double(), False), "weight: expected Float or"),
+        (lambda x, w, f: ops.winograd_filters(w[:, :, :2], None), r"weight: expected .*3, 3"),
+        (lambda x, w, f: ops.winograd_filters(w.double(), None), "weight: expected Float or"),
+        (lambda x, w, f: ops.winograd_filters(w, w[:, 0, 0, 0].double()), "scale: expected Float"),
+        (lambda x, w, f: ops.winograd_filters(w, w[1:, 0, 0, 0]), r"scale: expected Float \(O,"),
         (lambda x, w, f: convolve(x[0], f), "input: expected Float"),
         (lambda x, w, f: convolve(x.double(), f), "input: expected Float"),
         (lambda x, w, f: convolve(x[:, 1:], f), "filters: expected the result"),
@@ -289,7 +321,7 @@ def convolve(x: Tensor, filters: Tensor, channels: int = 8, **others) -> Tensor:
 def test_bad_input(call, message: str) -> None:
     weight = noise(8, 6, 3, 3)
     with pytest.raises(RuntimeError, match=message):
-        call(noise(2, 6, 5, 7), weight, ops.winograd_filters(weight, False))
+        call(noise(2, 6, 5, 7), weight, ops.winograd_filters(weight, None))
 
 
 @pytest.mark.parametrize("name", ["5 x 4", "33 -> 36", "many channels", "NCHW", "strided"])
@@ -297,13 +329,14 @@ def test_opcheck(name: str) -> None:
     x, weight = samples()[name]
     grad = noise(len(x), len(weight), *x.shape[2:])
     bias = noise(1, 1, 1, len(weight))[0, 0, 0]
-    filters = winograd_filters(weight, False)
-    for turned in (False, True):
-        torch.library.opcheck(ops.winograd_filters, (weight, turned))
+    filters = winograd_filters(weight)
+    torch.library.opcheck(ops.winograd_filters_turned, (weight,))
+    for scale in (None, torch.rand(len(weight))):
+        torch.library.opcheck(ops.winograd_filters, (weight, scale))
     for others in ((None, None, len(weight), 0), (bias, grad, len(weight), 2)):
         torch.library.opcheck(ops.winograd_conv, (x, filters, *others))
-    torch.library.opcheck(ops.winograd_filters, (weight.bfloat16(), False))
-    halves = x.bfloat16(), winograd_filters(weight.bfloat16(), False)
+    torch.library.opcheck(ops.winograd_filters, (weight.bfloat16(), None))
+    halves = x.bfloat16(), winograd_filters(weight.bfloat16())
     torch.library.opcheck(ops.winograd_conv, (*halves, None, None, len(weight), 1))
     torch.library.opcheck(ops.winograd_filters_grad, (grad, x))
 
@@ -312,12 +345,12 @@ def test_fake_results_are_laid_out_as_the_ops() -> None:
     x, weight = noise(2, 6, 5, 8), noise(40, 6, 3, 3)
 
     def results(x: Tensor, weight: Tensor) -> list[Tensor]:
-        filters = winograd_filters(weight, False)
+        filters = winograd_filters(weight)
         output = winograd_conv(x, filters, None, None, 40, ACTIVATIONS[0])
-        halves = winograd_filters(weight.bfloat16(), False)
+        halves = winograd_filters(weight.bfloat16())
         halved = winograd_conv(x.bfloat16(), halves, None, None, 40, ACTIVATIONS[0])
         grad = winograd_filters_grad(output, x)
-        return [filters, winograd_filters(weight, True), output, halves, halved, grad]
+        return [filters, winograd_filters_turned(weight), output, halves, halved, grad]
 
     with FakeTensorMode(allow_non_fake_inputs=True):
         fake = results(torch.empty_like(x), torch.empty_like(weight))
