@@ -4,7 +4,6 @@
 import inspect
 import json
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -713,18 +712,20 @@ def test_other_commands_name_the_extra(missing: str) -> None:
 
 
 FAULTS = """
-import resource, sys
+import random, resource
 from fastdet import cli
 
 def count(arguments):
     import torch
 
+    sizes = [random.Random(0).randrange(2**15, 2**23) for _ in range(30)]
+
     def faults():
-        maps = [torch.ones(2**20) for _ in range(20)]  # 4 MiB each
+        maps = [torch.ones(size) for size in sizes]
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-    first = faults()
-    print(faults() - first)
+    first = [faults() for _ in range(3)][-1]
+    print([faults() for _ in range(4)][-1] - first)
 
 cli._run = count
 cli.main()
@@ -733,12 +734,11 @@ cli.main()
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_a_process_that_detects_keeps_the_memory_of_its_maps() -> None:
-    pages = 20 * 2**22 // resource.getpagesize()
-
     def faults(command: str) -> int:
         run = [sys.executable, "-c", FAULTS, command]
         return int(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
 
-    assert faults("predict") < pages / 20
-    assert faults("eval") < pages / 20
-    assert faults("train") > pages / 2
+    of_training = faults("train")
+    assert of_training > 10_000
+    assert faults("predict") < of_training / 5
+    assert faults("eval") < of_training / 5

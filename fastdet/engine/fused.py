@@ -8,10 +8,10 @@ its summand if nothing reads the summand afterwards. Large maps go through the f
 (`bands.py`). The weights of linear layers are converted to oneDNN's layout once.
 
 In other cases on the CPU, for example in training, the module's own parts run, but frozen norms are
-folded (`folding.py`), and in float32 its 3x3 convolutions are replaced (`winograd.py`) and outputs
-of norms are computed again in backward (`recomputing.py`). Under
-torch.compile and torch.export, on other devices and in other types than float32 and bfloat16, the
-module runs unchanged.
+folded (`folding.py`), 3x3 convolutions and max pooling are replaced (`winograd.py`), and in float32
+outputs of norms are computed again in backward (`recomputing.py`). Under torch.compile and
+torch.export, on other devices and in other types than float32 and bfloat16, the module runs
+unchanged.
 
 The form is built at the first call of a module, from a torch.fx trace. It is compared with the
 module on a corner of the input. There is no form for a module that cannot be traced or whose form

@@ -234,7 +234,7 @@ def _fuse(graph: fx.Graph, parts: dict[str, Any], dtype: torch.dtype, make_conv:
     """Replaces layers and the operations after them by FusedConv, WinogradConv and FusedLinear."""
     made: dict[Any, str] = {}  # so that a layer that is called at several levels is built once
     for node in list(graph.nodes):
-        layer = parts.get(node.target) if node.op == "call_module" else None
+        layer: Any = parts.get(node.target) if node.op == "call_module" else None
         args = node.args
         if len(args) != 1 or node.kwargs:
             continue
