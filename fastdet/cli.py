@@ -679,13 +679,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     An error is printed as one line on stderr, and so is a warning. The exit code is 2 if other
     arguments or files can solve it, else 1. With `--debug` the traceback is shown instead.
     """
-    if arguments is None:  # the process is ours
-        arguments = sys.argv[1:]
-        if arguments[:1] in (["predict"], ["eval"]):
-            _keep_memory()
-    arguments = list(arguments)
+    is_ours = arguments is None  # the process
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
+    detects = arguments[:1] in (["predict"], ["eval"])
+    if is_ours and detects and not {"-h", "--help"} & set(arguments):
+        _keep_memory()
     if arguments == ["info"]:
         info()
         return

@@ -727,10 +727,17 @@ cli.main()
 
 
 @pytest.mark.parametrize(
-    ("command", "expected"), [("predict", "1 1"), ("eval", "1 1"), ("train", "None 0")]
+    ("command", "expected"),
+    [
+        ("predict", "1 1"),
+        ("eval", "1 1"),
+        ("--debug eval", "1 1"),
+        ("predict --help", "None 0"),
+        ("train", "None 0"),
+    ],
 )
 def test_a_process_that_detects_keeps_the_memory_of_its_maps(command: str, expected: str) -> None:
-    run = [sys.executable, "-c", MEMORY, command]
+    run = [sys.executable, "-c", MEMORY, *command.split()]
     without = {key: value for key, value in os.environ.items() if key != "THP_MEM_ALLOC_ENABLE"}
     done = subprocess.run(run, capture_output=True, text=True, check=True, env=without)
     assert done.stdout.strip() == expected
