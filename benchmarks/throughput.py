@@ -145,7 +145,7 @@ def main() -> None:
     threads = torch.get_num_threads()
     ways = [
         Way(processes, threads // processes, batch)
-        for processes in (1, threads)
+        for processes in dict.fromkeys((1, threads))
         for batch in (1, options.batch)
     ]
     result: dict[str, Any] = {"models": {}}

@@ -24,6 +24,7 @@ from benchmarks import (
     plots,
     readme_tables,
     results,
+    throughput,
     train_beside_torchvision,
     training_precision,
 )
@@ -219,6 +220,25 @@ def test_detr_on_small_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(sys, "argv", ["detr", *f"{options} --out {out} --size 96".split()])
     with pytest.raises(ValueError, match=r"result\.json: expected the settings .*'size': 96"):
         detr_on_small_data.main()
+
+
+@pytest.mark.slow
+def test_throughput(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "throughput.json"
+    out.write_text(json.dumps({"models": {"Another": {}}}))
+    monkeypatch.setattr(throughput, "THROUGHPUT", out)
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")  # main sets it
+    name = "RetinaNet, ResNet-50 FPN"
+    options = ["--size", "64", "--batch", "2", "--rounds", "2", "--seconds", "0.01", "--models"]
+    monkeypatch.setattr(sys, "argv", ["throughput", *options, name])
+    throughput.main()
+    written = json.loads(out.read_text())
+    assert set(written["models"]) == {"Another", name}
+    threads = torch.get_num_threads()
+    ways = written["models"][name]["images_per_second"]
+    assert len(ways) == (4 if threads > 1 else 2)
+    assert all(len(rounds) == 2 and min(rounds) > 0 for rounds in ways.values())
+    assert written["models"][name]["multiply_adds"] > 0
 
 
 @pytest.mark.slow
