@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A loading process keeps the memory that it frees; a training process is left as it is."""
+"""Memory of its own for weights; and a process that keeps what it frees."""
 
 import resource
 
 import numpy as np
 import pytest
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fastdet import memory
-from fastdet.memory import keep_freed_memory
+from fastdet.memory import LEAST_BYTES, keep_freed_memory, mapped_empty, trim_heap
 
 BYTES = 5_000_000
 PAGES = BYTES // resource.getpagesize()
@@ -39,3 +40,17 @@ def test_memory_that_is_freed_is_used_again() -> None:
 def test_another_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: object())
     assert keep_freed_memory.__wrapped__() is False
+
+
+@pytest.mark.parametrize("size", [0, 1, LEAST_BYTES // 4 - 1, LEAST_BYTES // 4, 5 << 18])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_mapped_tensor_is_an_ordinary_one(size: int, dtype: torch.dtype) -> None:
+    tensor = mapped_empty((2, size), dtype)
+    assert tensor.shape == (2, size)
+    assert tensor.dtype == dtype
+    assert not tensor.any()
+    tensor.fill_(3)
+    view = tensor[1]
+    del tensor
+    trim_heap()
+    assert (view == 3).all()  # the view keeps the memory

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from fastdet.engine.fused import run_fused, unfused
 from fastdet.engine.pooling import max_pool
 
+from .recorded_calls import recorded_calls
+
 
 def noise(*shape: int) -> Tensor:
     x = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
@@ -32,16 +34,7 @@ class Stem(nn.Module):
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of our operators that run."""
-    names: list[str] = []
-    for name in ("max_pool2d", "max_pool2d_with_argmax"):
-        run = getattr(torch.ops.fastdet, name)
-
-        def count(*args: Any, name: str = name, run: Any = run) -> Any:
-            names.append(name)
-            return run(*args)
-
-        monkeypatch.setattr(torch.ops.fastdet, name, count)
-    return names
+    return recorded_calls(monkeypatch, "max_pool2d", "max_pool2d_with_argmax")
 
 
 POOLS: dict[str, Callable[[Tensor], Any]] = {

@@ -2,7 +2,6 @@
 """Convolutions in training: which ones use Winograd's algorithm, and that results are the same."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -13,6 +12,8 @@ from fastdet import _native
 from fastdet.engine.filters import Filters
 from fastdet.engine.fused import run_fused, unfused
 from fastdet.engine.winograd import WinogradConv, WinogradMode, _Conv
+
+from .recorded_calls import recorded_calls
 
 needs_fused_multiply_add = pytest.mark.skipif(
     _native.cpu_isa() == "baseline", reason="the algorithm saves nothing on this instruction set"
@@ -72,15 +73,7 @@ def test_training_gives_the_modules_results(runs: list[tuple[int, ...]]) -> None
 
 @needs_fused_multiply_add
 def test_levels_share_the_transforms(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[str] = []
-    for name in ("winograd_filters", "winograd_filters_turned"):
-        op = getattr(torch.ops.fastdet, name)
-
-        def count(*args: Any, name: str = name, op: Any = op) -> Tensor:
-            made.append(name)
-            return op(*args)
-
-        monkeypatch.setattr(torch.ops.fastdet, name, count)
+    made = recorded_calls(monkeypatch, "winograd_filters", "winograd_filters_turned")
     conv = network()[0]  # pyright: ignore[reportIndexIssue]
     maps = [noise(1, 16, n, n).requires_grad_() for n in (8, 4, 2)]
     with WinogradMode():
