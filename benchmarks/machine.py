@@ -11,7 +11,7 @@ import torchvision
 
 import fastdet
 from fastdet import _native
-from fastdet.memory import trim_heap
+from fastdet.memory import empty_cache
 
 
 def processor() -> str:
@@ -37,7 +37,7 @@ def new_peak_memory_mib() -> float:
     what follows.
     """
     gc.collect()
-    trim_heap()
+    empty_cache()
     Path("/proc/self/clear_refs").write_text("5")
     return peak_memory_mib()
 

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fastdet import memory
-from fastdet.memory import LEAST_BYTES, keep_freed_memory, mapped_empty, trim_heap
+from fastdet.memory import LEAST_BYTES, keep_freed_memory, mapped_empty, empty_cache
 
 BYTES = 5_000_000
 PAGES = BYTES // resource.getpagesize()
@@ -52,5 +52,5 @@ def test_a_mapped_tensor_is_an_ordinary_one(size: int, dtype: torch.dtype) -> No
     tensor.fill_(3)
     view = tensor[1]
     del tensor
-    trim_heap()
+    empty_cache()
     assert (view == 3).all()  # the view keeps the memory

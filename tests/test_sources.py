@@ -10,7 +10,7 @@ import pytest
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
 
 # Folders that serve all families. Every other folder is a family of operators.
-SHARED = {"device", "geometry", "host", "isa", "python", "tensors"}
+SHARED = {"device", "geometry", "host", "isa", "memory", "python", "tensors"}
 FAMILIES = sorted(p.name for p in CSRC.iterdir() if p.is_dir() and p.name not in SHARED)
 
 FREE_OF_TORCH = [

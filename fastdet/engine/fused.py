@@ -43,7 +43,7 @@ from fastdet.engine.fusing import fused_graph
 from fastdet.engine.linear import LinearMode, products_are_slow
 from fastdet.engine.recomputing import RecomputeMode
 from fastdet.engine.winograd import WinogradMode
-from fastdet.memory import trim_heap
+from fastdet.memory import empty_cache
 from fastdet.ops.tracing import is_eager
 
 CORNER = 128  # pixels
@@ -138,7 +138,7 @@ def run_fused(module: nn.Module, inputs: Inputs) -> Any:
         if form is None or form.state != looked[0]:
             with _making:
                 form = forms[key] = Form(_make(module, inputs, dtype), *looked)
-                trim_heap()
+                empty_cache()
         if form.graph is not None:
             return form.graph(_prepared(inputs, dtype))
     with _saving_less(x), WinogradMode():

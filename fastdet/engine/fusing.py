@@ -23,7 +23,6 @@ from torchvision.ops import FrozenBatchNorm2d
 from fastdet.engine.filters import Filters
 from fastdet.engine.pooling import MaxPool2d, max_pool
 from fastdet.engine.winograd import WinogradConv, has_winograd_shape
-from fastdet.memory import map_from_system
 from fastdet.ops.upsample_nearest import upsample_nearest
 
 NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d, BatchNormAct2d, FrozenBatchNormAct2d)
@@ -71,9 +70,7 @@ class FusedConv(nn.Module):
         arguments = self.filters.whole(), self.bias, *self.geometry
         fused = torch.ops.mkldnn._convolution_pointwise
         if other is None:
-            other, over_other = self._zeros_from_system(x), True
-            if other is None:
-                return fused(x, *arguments, self.activation, [], "")
+            return fused(x, *arguments, self.activation, [], "")
         if other.shape != self._output_shape(x) or not _is_channels_last(x, other):
             total = fused(x, *arguments, "none", [], "") + other
             return total.relu_() if self.activation == "relu" else total
@@ -82,13 +79,6 @@ class FusedConv(nn.Module):
             write = torch.ops.mkldnn._convolution_pointwise_.binary
             return write(other, x, *arguments, "add", None, unary, [], "")
         return fused.binary(x, other, *arguments, "add", None, unary, [], "")
-
-    def _zeros_from_system(self, x: Tensor) -> Tensor | None:
-        """A summand to overwrite, for a large result: oneDNN's own is not in huge pages."""
-        if self.activation not in ("none", "relu") or not _is_channels_last(x):
-            return None
-        zeros = map_from_system(self._output_shape(x), x.dtype)
-        return None if zeros is None else zeros.zero_()  # all threads take the page faults
 
     def _output_shape(self, x: Tensor) -> tuple[int, ...]:
         sides = zip(x.shape[2:], self.kernel_size, *self.geometry[:3], strict=True)

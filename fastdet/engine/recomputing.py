@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fastdet.engine.winograd import is_plain
-from fastdet.memory import map_from_system
 
 _autograd: Any = torch._C._autograd  # type: ignore[attr-defined]
 
@@ -160,9 +159,7 @@ def _unpack(saved: Tensor | _Recipe) -> Tensor:
 def _normalised(x: Tensor, mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     factor = scale * weight
     shift = bias - mean * factor
-    return torch.addcmul(
-        shift[:, None, None], x, factor[:, None, None], out=map_from_system(x.shape, x.dtype)
-    )
+    return torch.addcmul(shift[:, None, None], x, factor[:, None, None])
 
 
 def _rectified(*sources: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fastdet.memory import mapped_empty
+from fastdet.memory import cached_blocks, mapped_empty
 from fastdet.models.batch import Batch, xyxy_ratios
 from fastdet.models.checks import check_images, check_range, check_targets, plain
 
@@ -105,6 +105,16 @@ class Border:
         check_range(images, self.image_mean, self.image_std)
         if targets is not None:
             check_targets(targets, images, num_classes, masks)
+        with cached_blocks(images[0].device):
+            return self._padded(images, targets, masks, training)
+
+    def _padded(
+        self,
+        images: Sequence[Tensor],
+        targets: Sequence[dict[str, Tensor]] | None,
+        masks: bool,
+        training: bool,
+    ) -> Batch:
         resized = [self._resize(self._normalise(image), training) for image in images]
         padded = _pad_images(resized, self.size_divisor)
         sizes, original_sizes = image_sizes(resized), image_sizes(images)

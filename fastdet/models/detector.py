@@ -7,7 +7,8 @@ A family implements three methods, `outputs`, `losses_of` and `detections_of`. I
 description and export use only these methods and work with any family.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, overload
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from fastdet.engine.fused import fast_linear, forget_fused, refuse_training, run_fused
+from fastdet.memory import cache_blocks_in_backward, cached_blocks
 from fastdet.models.anchors import Cells
 from fastdet.models.batch import Batch, restore, with_rows
 from fastdet.models.border import Border
@@ -199,29 +201,29 @@ class Detector(nn.Module):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Named scalar losses, multiplied by loss_weights. Training minimises their sum."""
         batch = with_rows(batch)
-        with networks_run_by(run_fused), fast_linear(batch.images):
+        with _running(batch):
             return self._weighted(self.losses_of(self.outputs(batch), batch))
 
     def detect(self, batch: Batch) -> Detections:
         """Detections in the pixels of `batch.images`; the ground truth is not read."""
-        with networks_run_by(run_fused), fast_linear(batch.images):
+        with _running(batch):
             return self.detections_of(self.outputs(batch), batch)
 
     def propose(self, batch: Batch) -> Detections:
         """What the first stage proposes, if there is one; see `proposals_of`."""
-        with networks_run_by(run_fused), fast_linear(batch.images):
+        with _running(batch):
             return self.proposals_of(self.outputs(batch), batch)
 
     def proposals_and_detections(self, batch: Batch) -> tuple[Detections, Detections]:
         """What both stages of a two-stage detector find, from one run of the networks."""
-        with networks_run_by(run_fused), fast_linear(batch.images):
+        with _running(batch):
             outputs = self.outputs(batch)
             return self.proposals_of(outputs, batch), self.detections_of(outputs, batch)
 
     def losses_and_detections(self, batch: Batch) -> tuple[dict[str, Tensor], Detections]:
         """Losses and detections from one run of the networks, for a validation step."""
         batch = with_rows(batch)
-        with networks_run_by(run_fused), fast_linear(batch.images):
+        with _running(batch):
             outputs = self.outputs(batch)
             losses = self._weighted(self.losses_of(outputs, batch))
             return losses, self.detections_of(outputs, batch)
@@ -238,7 +240,21 @@ class Detector(nn.Module):
         return super().train(mode)
 
     def _weighted(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: loss * self.loss_weights.get(name, 1.0) for name, loss in losses.items()}
+        weighted = {n: loss * self.loss_weights.get(n, 1.0) for n, loss in losses.items()}
+        for loss in weighted.values():
+            cache_blocks_in_backward(loss)
+        return weighted
+
+
+def _running(batch: Batch) -> contextlib.AbstractContextManager[None]:
+    """The context in which a detector computes from a batch."""
+    return contextlib.nullcontext() if torch.compiler.is_compiling() else _fast(batch.images)
+
+
+@contextlib.contextmanager
+def _fast(images: Tensor) -> Iterator[None]:
+    with networks_run_by(run_fused), fast_linear(images), cached_blocks(images.device):
+        yield
 
 
 def channels_last(model: AnyModule) -> AnyModule:

@@ -135,6 +135,7 @@ def info() -> dict[str, str]:
     """Versions, build and devices in use: the rows that `fastdet info` prints."""
     import fastdet
     from fastdet import _native
+    from fastdet.memory import cache_state
 
     usable = ", ".join(_native.usable_cpu_isas())
     cuda_ops = _why_no_cuda
@@ -145,6 +146,7 @@ def info() -> dict[str, str]:
         "fastdet": fastdet.__version__,
         "torch": torch.__version__,
         "CPU instruction set": f"{_native.cpu_isa()} (usable: {usable})",
+        "CPU memory cache": cache_state(),
         "compiler": _native.compiler,
         "CUDA architectures built": _native.cuda_archs or "none",
         "CUDA ops": cuda_ops,
