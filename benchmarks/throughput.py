@@ -12,7 +12,6 @@ gives each way some seconds. The detectors are torchvision's with random weights
 import argparse
 import json
 import multiprocessing
-import os
 import statistics
 import time
 from multiprocessing.connection import Connection
@@ -141,7 +140,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5, help="of each way in each round")
     options = parser.parse_args()
-    os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # torch of the workers asks for huge pages
     threads = torch.get_num_threads()
     ways = [
         Way(processes, threads // processes, batch)

@@ -7,7 +7,6 @@ Heavy packages are imported only when a command runs, so that `--help` is fast.
 """
 
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -685,7 +684,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = [argument for argument in arguments if argument != "--debug"]
     detects = arguments[:1] in (["predict"], ["eval"])
     if is_ours and detects and not {"-h", "--help"} & set(arguments):
-        _keep_memory()
+        from fastdet.memory import keep_freed_memory
+
+        keep_freed_memory()
     if arguments == ["info"]:
         info()
         return
@@ -815,18 +816,6 @@ def _short_warnings(wanted: bool) -> Iterator[None]:
         yield
     finally:
         warnings.formatwarning = as_before
-
-
-def _keep_memory() -> None:
-    """Lets a process that detects keep the memory of its maps, in huge pages.
-
-    Otherwise the system gives out new pages of 4 KiB for the maps of every image. Torch reads the
-    variable at its first allocation.
-    """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    from fastdet.memory import keep_freed_memory
-
-    keep_freed_memory()
 
 
 def _quiet() -> None:

@@ -227,7 +227,6 @@ def test_throughput(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "throughput.json"
     out.write_text(json.dumps({"models": {"Another": {}}}))
     monkeypatch.setattr(throughput, "THROUGHPUT", out)
-    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")  # main sets it
     name = "RetinaNet, ResNet-50 FPN"
     options = ["--size", "64", "--batch", "2", "--rounds", "2", "--seconds", "0.01", "--models"]
     monkeypatch.setattr(sys, "argv", ["throughput", *options, name])

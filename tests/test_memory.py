@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fastdet import memory
-from fastdet.memory import LEAST_BYTES, keep_freed_memory, mapped_empty, empty_cache
+from fastdet.memory import LEAST_BYTES, empty_cache, keep_freed_memory, mapped_empty
 
 BYTES = 5_000_000
 PAGES = BYTES // resource.getpagesize()

@@ -2,6 +2,7 @@
 """The cache of large blocks that torch's CPU allocator uses while a detector computes."""
 
 import copy
+import itertools
 import os
 import random
 import subprocess
@@ -91,7 +92,7 @@ def test_blocks_are_divided_and_neighbours_become_one() -> None:
         del whole
         parts = [block(2) for _ in range(4)]
         addresses = sorted(part.data_ptr() for part in parts)
-        assert [b - a for a, b in zip(addresses, addresses[1:], strict=False)] == [2 * MIB] * 3
+        assert [b - a for a, b in itertools.pairwise(addresses)] == [2 * MIB] * 3
         random.Random(1).shuffle(parts)
         while parts:
             parts.pop()

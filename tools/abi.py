@@ -137,7 +137,8 @@ def main() -> None:
         for version in (OLDEST, BETWEEN):
             environment(version)
         return
-    libraries = sorted(PACKAGE.glob("libfastdet*.so"))
+    # That of csrc/memory/ is for one version of torch, and fastdet/memory.py sees to it.
+    libraries = sorted(set(PACKAGE.glob("libfastdet*.so")) - {PACKAGE / "libfastdet_memory.so"})
     build = ROOT / "build" / f"cpython-{sys.version_info.major}{sys.version_info.minor}"
     loops = sorted(build.glob("CMakeFiles/loops_*.dir/csrc/*/*.loops.cpp.o"))
     if not libraries or not loops:
