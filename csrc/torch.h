@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Everything that the kernels use of torch's tensors: the stable ABI, which lets one binary run
-// with every torch >= 2.11, and the wrappers that it lacks. There are three exceptions: some headers
-// include torch's header-only types, device/launch.cuh asks torch for the current stream, and
-// memory/allocator.cpp is one of its allocators.
+// with every torch >= 2.11, and the wrappers that it lacks. There are two exceptions: some headers
+// include torch's header-only types, and device/launch.cuh asks torch for the current stream.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
