@@ -165,6 +165,8 @@ def fused_graph(
     _take_upsampling(graph)
     _take_pooling(graph, parts)
     _merge_branches(graph, parts)
+    if make_conv is fused_conv:
+        _join_small_readers(graph, parts)
     _fuse(graph, parts, dtype, make_conv)
     _write_over_summands(graph, parts)
     for node in graph.nodes:
@@ -253,6 +255,51 @@ def _fuse(graph: fx.Graph, parts: dict[str, Any], dtype: torch.dtype, make_conv:
 
 # ---- parallel convolutions -----------------------------------------------------------------------
 
+MOST_JOINED = 64  # output channels; a 1x1 convolution of so few takes as long as to read its map
+
+
+def _join_small_readers(graph: fx.Graph, parts: dict[str, Any]) -> None:
+    """Replaces 1x1 convolutions of one map, as at a head's end, by one: the map is read once."""
+    made: dict[Any, str] = {}
+    for node in list(graph.nodes):
+        readers = list(node.users)
+        convs = [_small_conv(reader, parts) for reader in readers]
+        if len(convs) < 2 or None in convs or sum(c.out_channels for c in convs) > MOST_JOINED:
+            continue
+        key = tuple(reader.target for reader in readers)
+        if key not in made:
+            made[key] = f"joined_{len(made)}"
+            parts[made[key]] = _joined(convs)
+        with graph.inserting_after(node):
+            joined = graph.call_module(made[key], (node,))
+        place, first = joined, 0
+        for reader, conv in zip(readers, convs, strict=True):
+            with graph.inserting_after(place):
+                place = graph.call_method("narrow", (joined, 1, first, conv.out_channels))
+            first += conv.out_channels
+            reader.replace_all_uses_with(place)
+            graph.erase_node(reader)
+
+
+def _small_conv(node: fx.Node, parts: dict[str, Any]) -> Any:
+    """The 1x1 convolution that a node calls, if nothing is fused with it; None for another node."""
+    conv: Any = parts.get(str(node.target)) if node.op == "call_module" else None
+    if type(conv) is not nn.Conv2d or len(node.args) != 1 or node.kwargs:
+        return None
+    geometry = conv.kernel_size, conv.stride, conv.padding, conv.groups
+    is_small = geometry == ((1, 1), (1, 1), (0, 0), 1) and _chain(node, parts) == _Chain(node)
+    return conv if is_small else None
+
+
+def _joined(convs: Sequence[nn.Conv2d]) -> nn.Conv2d:
+    """One convolution with the outputs of all, one after another."""
+    outputs = sum(conv.out_channels for conv in convs)
+    joined = _MergedConv(convs[0].in_channels, outputs, 1, device="meta")
+    joined.filters = Filters(torch.cat([conv.weight.detach() for conv in convs]))
+    shifts = [c.weight.new_zeros(c.out_channels) if c.bias is None else c.bias for c in convs]
+    joined.bias = nn.Parameter(torch.cat([shift.detach() for shift in shifts]), False)
+    return joined
+
 
 class _Branch(NamedTuple):
     """A convolution and its norm, if it has one, whose result is read by a sum alone."""
@@ -262,7 +309,7 @@ class _Branch(NamedTuple):
 
 
 class _MergedConv(nn.Conv2d):
-    """A sum of convolutions: the geometry, with `filters` in place of a weight."""
+    """What several convolutions become: the geometry, with `filters` in place of a weight."""
 
     filters: Filters
 

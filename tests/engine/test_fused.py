@@ -204,6 +204,40 @@ class RepVGG(nn.Module):
         return F.silu(self.wide(x) + self.point(x))
 
 
+class HeadEnd(nn.Module):
+    """Convolutions of one map at a head's end; of another map, with an activation, at its start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.Conv2d(6, 8, 1)
+        self.logits = nn.Conv2d(8, 3, 1, bias=False)
+        self.deltas = nn.Conv2d(8, 12, 1)
+        self.gate = nn.Conv2d(6, 5, 1)
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        found = []
+        for x in maps:
+            own = self.shared(x).relu()
+            deltas = self.deltas(own)
+            found += [self.logits(own), deltas.relu_(), self.gate(x).sigmoid()]
+        return found
+
+
+@torch.no_grad()
+def test_small_convolutions_of_one_map_are_joined() -> None:
+    torch.manual_seed(0)
+    network, levels = HeadEnd().eval(), [maps(), maps()[..., ::2, ::2]]
+    expected, found = network(levels), run_fused(network, levels)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    (form,) = _forms[network].values()
+    assert form.graph is not None
+    called = [node.target for node in form.graph.graph.nodes if node.op == "call_module"]
+    assert len(called) == 6  # of each map: shared, logits with deltas, gate
+    assert len(set(called)) == 3
+    network.logits.weight.add_(1)
+    torch.testing.assert_close(run_fused(network, levels), network(levels), rtol=1e-5, atol=1e-5)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_branches_of_repvgg_are_one_convolution(dtype: torch.dtype) -> None:
