@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fastdet import _native
+from fastdet.engine.activations import Activation, Limits
 from fastdet.engine.filters import Filters
 from fastdet.engine.pooling import max_pool
 from fastdet.ops.tracing import is_eager
@@ -49,17 +50,21 @@ class WinogradConv(nn.Module):
     Args:
         filters, bias: of a convolution for which `has_winograd_shape` is true; `ready` for the
             dtype of the maps.
-        activation: one of ACTIVATIONS, which the convolution computes, or a key of IN_PLACE. After
-            a sum, only "relu" or "none".
+        activation: one of ACTIVATIONS, which the convolution computes, a key of IN_PLACE, or
+            limits. After a sum, only "relu" or "none".
     """
 
-    def __init__(self, filters: Filters, bias: Tensor | None, activation: str) -> None:
+    def __init__(self, filters: Filters, bias: Tensor | None, activation: Activation) -> None:
         super().__init__()
         self.out_channels = len(filters.weight)
         self.filters = filters
         self.bias = None if bias is None else bias.float()
-        self.activation = activation if activation in ACTIVATIONS else "none"
-        self.in_place = IN_PLACE.get(activation)
+        if isinstance(activation, Limits):
+            self.activation = "none"
+            self.in_place = functools.partial(torch.clamp_, min=activation[0], max=activation[1])
+        else:
+            self.activation = activation if activation in ACTIVATIONS else "none"
+            self.in_place = IN_PLACE.get(activation)
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, out_channels, H, W), in the dtype of the filters.
