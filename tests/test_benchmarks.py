@@ -303,7 +303,32 @@ def test_beside_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         sides = written["models"][name][step]
         assert set(sides) == {"fastdet", "transformers", "transformers, override_detr"}
         assert all(of_side["peak_mib"] >= 0 and of_side["ms"] > 0 for of_side in sides.values())
+        assert all(of_side["peaks_mib"] == [of_side["peak_mib"]] for of_side in sides.values())
     assert "| tiny D-FINE, training step, fastdet |" in readme_tables.transformers_table(written)
+
+
+def test_peaks_of_detrs_are_of_three_processes_in_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, calls = tmp_path / "found.json", []
+
+    def peak(name: str, step: str, key: str, side: int) -> float:
+        calls.append(key)
+        return float((7, 100, 9)[calls.count(key) - 1 - 3 * (step != "inference")])
+
+    sides = ("fastdet", "transformers", "transformers, override_detr")
+    numbers = {"ms": 1.0, "ratio": [1.0, 1.0, 1.0]}
+    monkeypatch.setattr(
+        bench_from_transformers, "measured", lambda *_: {key: dict(numbers) for key in sides}
+    )
+    monkeypatch.setattr(bench_from_transformers, "memory_mib", peak)
+    monkeypatch.setattr(sys, "argv", ["bench", "--models", "D-FINE-S", "--out", str(out)])
+    bench_from_transformers.main()
+    assert calls == [*sides] * 6
+    for of_sides in json.loads(out.read_text())["models"]["D-FINE-S"].values():
+        for of_side in of_sides.values():
+            assert of_side["peak_mib"] == 9.0
+            assert of_side["peaks_mib"] == [7.0, 100.0, 9.0]
 
 
 def test_no_operator_is_less_exact_than_torchvisions() -> None:

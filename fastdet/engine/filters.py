@@ -4,6 +4,8 @@
 A norm in eval mode scales each filter. In float32, the scaled filters are made in each call and
 freed after it: to scale them takes about as long as to read the weights from memory, and they stay
 in the cache until the convolution reads them. A kept copy would take as much memory as the weights.
+Small filters are kept: the calls that make them take longer than their numbers. They are many, but
+not much memory: of a D-FINE-S 57 of 99 weights, and 1.3 of 19 MiB.
 """
 
 from typing import NamedTuple
@@ -14,6 +16,7 @@ from torch import Tensor
 from fastdet.memory import mapped_empty
 
 FOLDED_AT_ONCE = 1 << 16  # numbers in float64
+SMALL = 1 << 16  # bytes of filters that are kept in float32, too
 
 
 class Filters(NamedTuple):
@@ -36,10 +39,11 @@ class Filters(NamedTuple):
         return Filters(self.weight, own, None if self.centre is None else self.centre.times(scale))
 
     def ready(self, dtype: torch.dtype) -> "Filters":
-        """For calls in a dtype. In float32 no copy is made; in other types the whole is kept."""
+        """For calls in a dtype. In float32 only small filters are kept; in other types all are."""
         if self.weight.dtype == dtype and self.scale is None and self.centre is None:
             return self
-        if dtype != torch.float32 or self.weight.dtype != dtype:
+        is_small = self.weight.numel() * dtype.itemsize <= SMALL
+        if dtype != torch.float32 or self.weight.dtype != dtype or is_small:
             return Filters(self.folded(dtype))
         scale = None if self.scale is None else self.scale.to(dtype)
         return Filters(

@@ -15,9 +15,9 @@ unchanged.
 
 The form is built at the first call of a module, from a torch.fx trace. It is compared with the
 module on a corner of the input. There is no form for a module that cannot be traced or whose form
-gives different results. In float32, convolutions read the module's own weights (`filters.py`). Of
-linear layers, and in bfloat16 of all layers, the form keeps a second copy of the weights until
-`forget_fused` is called. The module and its state dict do not change.
+gives different results. In float32, convolutions read the module's own weights; small ones are
+copied (`filters.py`). Of linear layers, and in bfloat16 of all layers, the form keeps a second copy
+of the weights until `forget_fused` is called. The module and its state dict do not change.
 
 Each call compares the versions of the parameters, to detect changed weights. torch's fused
 optimizers do not change the versions; therefore the steps of all optimizers are counted, too.
@@ -42,6 +42,7 @@ from fastdet.engine.folding import folded_graph
 from fastdet.engine.fusing import fused_graph
 from fastdet.engine.linear import LinearMode, products_are_slow
 from fastdet.engine.recomputing import RecomputeMode
+from fastdet.engine.upsampling import convolve_before_upsampling
 from fastdet.engine.winograd import WinogradMode
 from fastdet.memory import empty_cache
 from fastdet.ops.tracing import is_eager
@@ -130,7 +131,11 @@ def run_fused(module: nn.Module, inputs: Inputs) -> Any:
     if isinstance(module, ReadyNetwork):
         return module(inputs)
     dtype = _dtype(x)
-    looked = _look(module) if dtype is not None else None
+    looked = None
+    if dtype is not None:
+        # LinearMode would see each method of each parameter.
+        with torch._C.DisableTorchFunction():
+            looked = _look(module)
     if dtype is not None and looked is not None:
         forms = _forms.setdefault(module, {})
         key = dtype, None if isinstance(inputs, Tensor) else len(inputs)
@@ -284,6 +289,7 @@ def _make(module: nn.Module, inputs: Inputs, dtype: torch.dtype) -> nn.Module | 
     try:
         graph = fused_graph(module, inputs, dtype)
         divide_into_bands(graph)
+        convolve_before_upsampling(graph)
         expected, found = _tensors(module(corner)), _tensors(graph(_prepared(corner, dtype)))
     except Exception:  # modules that cannot be traced raise errors of any type
         return None

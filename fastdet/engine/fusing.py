@@ -2,8 +2,9 @@
 """Builds the fused form of a network from its graph. `fused.py` decides when the form is used.
 
 A convolution is fused with the operations that follow it: a norm, then a sum, then an activation,
-if nothing else reads the results between them. It is not fused across an in-place operation. Two
-convolutions of one map that are added, as in RepVGG, become one convolution first.
+then a factor and an offset of the whole map, if nothing else reads the results between them. It is
+not fused across an in-place operation. Two convolutions of one map that are added, as in RepVGG,
+become one convolution first.
 """
 
 import functools
@@ -20,6 +21,7 @@ from torch import Tensor, fx, nn
 from torch.fx._symbolic_trace import PH
 from torchvision.ops import FrozenBatchNorm2d
 
+from fastdet.engine.activations import Activation, scaled_relu, unary_of
 from fastdet.engine.filters import Filters
 from fastdet.engine.pooling import MaxPool2d, max_pool
 from fastdet.engine.winograd import WinogradConv, has_winograd_shape
@@ -42,7 +44,8 @@ class FusedConv(nn.Module):
     Args:
         filters, bias: with the norm folded in, if there was one.
         geometry: padding, stride, dilation, groups.
-        activation: one of the values of ACTIVATIONS, or "none"; after a sum only "relu" or "none".
+        activation: one of the values of ACTIVATIONS, "none", or limits; after a sum only "relu" or
+            "none".
         dtype: in which it is computed.
     """
 
@@ -51,7 +54,7 @@ class FusedConv(nn.Module):
         filters: Filters,
         bias: Tensor | None,
         geometry: Any,
-        activation: str,
+        activation: Activation,
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
@@ -70,7 +73,7 @@ class FusedConv(nn.Module):
         arguments = self.filters.whole(), self.bias, *self.geometry
         fused = torch.ops.mkldnn._convolution_pointwise
         if other is None:
-            return fused(x, *arguments, self.activation, [], "")
+            return fused(x, *arguments, *unary_of(self.activation), "")
         if other.shape != self._output_shape(x) or not _is_channels_last(x, other):
             total = fused(x, *arguments, "none", [], "") + other
             return total.relu_() if self.activation == "relu" else total
@@ -86,16 +89,21 @@ class FusedConv(nn.Module):
         return x.shape[0], self.out_channels, *spatial
 
 
-MakeConv = Callable[[Filters, Tensor | None, Any, str, torch.dtype], nn.Module]
+MakeConv = Callable[[Filters, Tensor | None, Any, Activation, torch.dtype], nn.Module]
 
 
 def fused_conv(
-    filters: Filters, bias: Tensor | None, geometry: Any, activation: str, dtype: torch.dtype
+    filters: Filters,
+    bias: Tensor | None,
+    geometry: Any,
+    activation: Activation,
+    dtype: torch.dtype,
 ) -> nn.Module:
     """A WinogradConv where that is faster, else a FusedConv; the arguments are the latter's."""
     padding, stride, dilation, groups = geometry
     if has_winograd_shape(filters.weight, stride, padding, dilation, groups, dtype):
-        return WinogradConv(filters.ready(dtype), bias, activation)
+        ready = filters.ready(dtype)
+        return WinogradConv(ready, bias, activation, is_copy=ready.weight is not filters.weight)
     return FusedConv(filters, bias, geometry, activation, dtype)
 
 
@@ -220,6 +228,7 @@ class _Chain(NamedTuple):
     norm: str | None = None
     other: fx.Node | None = None
     activation: str = "none"
+    affine: tuple[str, str] | None = None  # names of the parameters: a factor, an offset
 
 
 def _fuse(graph: fx.Graph, parts: dict[str, Any], dtype: torch.dtype, make_conv: MakeConv) -> None:
@@ -234,8 +243,9 @@ def _fuse(graph: fx.Graph, parts: dict[str, Any], dtype: torch.dtype, make_conv:
             chain = _chain(node, parts)
             args = args if chain.other is None else (*args, chain.other)
             norm = None if chain.norm is None else parts[chain.norm]
-            make = functools.partial(_conv, layer, norm, chain.activation, dtype, make_conv)
-            key = node.target, chain.norm, chain.activation
+            affine = chain.affine and tuple(_parameter(name, parts) for name in chain.affine)
+            make = functools.partial(_conv, layer, norm, chain.activation, affine, dtype, make_conv)
+            key = node.target, chain.norm, chain.activation, chain.affine
         elif type(layer) is nn.Linear:
             chain = _with_activation(_Chain(node), parts)
             flat = _flattened(args[0], parts)
@@ -405,12 +415,21 @@ def _merged(convs: Sequence[nn.Conv2d], norms: Sequence[nn.Module | None]) -> nn
 def _conv(
     conv: nn.Conv2d,
     norm: nn.Module | None,
-    activation: str,
+    activation: Activation,
+    affine: tuple[Tensor, ...] | None,
     dtype: torch.dtype,
     make_conv: MakeConv,
 ) -> nn.Module:
     geometry = conv.padding, conv.stride, conv.dilation, conv.groups
-    return make_conv(*_with_norm(conv, norm), geometry, activation, dtype)
+    filters, bias = _with_norm(conv, norm)
+    if affine is not None:
+        scale, offset = affine
+        ones = filters.weight.new_ones(len(filters.weight), dtype=scale.dtype)
+        filters = filters.times(scale * ones)
+        bias = offset * ones if bias is None else bias * scale + offset
+        if activation == "relu":
+            activation = scaled_relu(float(scale), float(offset))
+    return make_conv(filters, bias, geometry, activation, dtype)
 
 
 def pads_with_zeros(conv: nn.Conv2d) -> bool:
@@ -429,11 +448,11 @@ def _chain(node: fx.Node, parts: dict[str, Any]) -> _Chain:
             return chain
         chain = chain._replace(last=user, norm=norm, activation=activation)
         if activation != "none":
-            return chain
+            return _with_affine(chain, parts)
     user = only_reader(chain.last, parts)
     other = None if user is None else _summand(user, chain.last)
     if user is None or other is None:
-        return _with_activation(chain, parts)
+        return _with_affine(_with_activation(chain, parts), parts)
     summed = _with_activation(chain._replace(last=user, other=other), parts)
     if summed.activation not in ("none", "relu"):
         summed = summed._replace(last=user, activation="none")
@@ -448,6 +467,36 @@ def _with_activation(chain: _Chain, parts: dict[str, Any]) -> _Chain:
     if kind not in ACTIVATIONS:
         return chain
     return chain._replace(last=user, activation=ACTIVATIONS[kind])
+
+
+def _with_affine(chain: _Chain, parts: dict[str, Any]) -> _Chain:
+    """Adds a product with a parameter of one number, and a sum with another one after it."""
+    if chain.activation not in ("none", "relu"):
+        return chain
+    product = only_reader(chain.last, parts)
+    scale = None if product is None else _number(product, chain.last, (operator.mul,), parts)
+    total = None if product is None or scale is None else only_reader(product, parts)
+    if product is None or scale is None or total is None:
+        return chain
+    offset = _number(total, product, (operator.add,), parts)
+    return chain if offset is None else chain._replace(last=total, affine=(scale, offset))
+
+
+def _number(node: fx.Node, of: fx.Node, kinds: Any, parts: dict[str, Any]) -> str | None:
+    """The name of the parameter of one number with which `node` changes `of`, or None."""
+    if node.op != "call_function" or node.target not in kinds or len(node.args) != 2:
+        return None
+    (other,) = [x for x in node.args if x is not of] or [None]
+    if not isinstance(other, fx.Node) or other.op != "get_attr":
+        return None
+    name = str(other.target)
+    parameter = _parameter(name, parts)
+    return name if parameter.numel() == 1 and parameter.dim() <= 1 else None
+
+
+def _parameter(name: str, parts: dict[str, Any]) -> Tensor:
+    module, _, own = name.rpartition(".")
+    return getattr(parts[module], own).detach()
 
 
 def only_reader(node: fx.Node, parts: dict[str, Any]) -> fx.Node | None:

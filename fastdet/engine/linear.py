@@ -28,7 +28,7 @@ class LinearMode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.linear and not kwargs and _fits(*args):
-            return _Linear.apply(*(*args, None)[:3])
+            return (_Linear.apply if torch.is_grad_enabled() else _linear)(*(*args, None)[:3])
         return func(*args, **(kwargs or {}))
 
 
@@ -54,7 +54,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, *args: Any) -> Tensor:
         x, weight, bias = args
         ctx.save_for_backward(x, weight)
-        return _product(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], len(weight))
+        return _linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -70,6 +70,10 @@ class _Linear(torch.autograd.Function):
             weight_grad = _weight_grad(of_rows, x.flatten(0, -2)) if wanted[1] else None
         bias_grad = of_rows.sum(0) if wanted[2] else None
         return None if x_grad is None else x_grad.view_as(x), weight_grad, bias_grad
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return _product(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], len(weight))
 
 
 def _weight_grad(grad: Tensor, x: Tensor) -> Tensor:

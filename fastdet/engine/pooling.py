@@ -21,8 +21,8 @@ Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 def max_pool(x: Tensor, *args: Any, **kwargs: Any) -> Any:
     """`F.max_pool2d` with the same arguments and the same result, bit for bit."""
-    geometry = _geometry(*args, **kwargs)
-    if geometry is None or not _fits(x, geometry):
+    geometry, rounds_up = _geometry(*args, **kwargs)
+    if geometry is None or not _fits(x, geometry, rounds_up):
         return F.max_pool2d(x, *args, **kwargs)
     return max_pool2d(x, *geometry)
 
@@ -62,11 +62,14 @@ def _geometry(
     dilation: Any = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
-) -> Geometry | None:
-    """Kernel, stride and padding of rows and columns; None for what our kernel does not compute."""
-    if ceil_mode or return_indices or _pair(dilation) != (1, 1):
-        return None
-    return _pair(kernel_size), _pair(stride or kernel_size), _pair(padding)
+) -> tuple[Geometry | None, bool]:
+    """Kernel, stride and padding of rows and columns, and whether the size is rounded up.
+
+    None for what our kernel does not compute.
+    """
+    if return_indices or _pair(dilation) != (1, 1):
+        return None, ceil_mode
+    return (_pair(kernel_size), _pair(stride or kernel_size), _pair(padding)), ceil_mode
 
 
 def _pair(number: Any) -> tuple[int, int]:
@@ -74,7 +77,7 @@ def _pair(number: Any) -> tuple[int, int]:
     return (first, *rest) if rest else (first, first)  # pyright: ignore[reportReturnType]
 
 
-def _fits(x: Any, geometry: Geometry) -> bool:
+def _fits(x: Any, geometry: Geometry, rounds_up: bool) -> bool:
     kernel, _, padding = geometry
     return (
         is_eager(x)
@@ -85,8 +88,10 @@ def _fits(x: Any, geometry: Geometry) -> bool:
         and kernel[0] * kernel[1] <= MOST_PLACES
         and all(2 * pad <= side for side, pad in zip(kernel, padding, strict=True))
         and all(
-            size > 0 and side <= size + 2 * pad
-            for size, side, pad in zip(x.shape[2:], kernel, padding, strict=True)
+            size > 0
+            and side <= size + 2 * pad
+            and not (rounds_up and (size + 2 * pad - side) % stride)
+            for size, side, stride, pad in zip(x.shape[2:], *geometry, strict=True)
         )
         and not torch._C._are_functorch_transforms_active()
     )

@@ -23,6 +23,7 @@ import torch.ao.quantization.fx._decomposed  # torch.ops.quantized_decomposed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastdet.engine.activations import Activation, Limits, unary_of
 from fastdet.engine.fusing import FusedConv, FusedLinear, fused_conv, upsample
 from fastdet.ops.quantize_map import quantize_map
 from fastdet.ops.tracing import is_eager
@@ -35,7 +36,19 @@ KEPT_LAYOUTS = 8
 CONV_ACTIVATIONS = ("none", "relu", "hardswish", "swish")
 LINEAR_ACTIVATIONS = ("none", "relu")
 _packing = threading.Lock()
-_FUNCTIONS = {"none": lambda x: x, "relu": F.relu, "hardswish": F.hardswish, "swish": F.silu}
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "relu": F.relu,
+    "hardswish": F.hardswish,
+    "swish": F.silu,
+    "sigmoid": torch.sigmoid,
+}
+
+
+def _activated(x: Tensor, activation: Activation) -> Tensor:
+    if isinstance(activation, Limits):
+        return x.clamp(activation.least, activation.most)
+    return _FUNCTIONS[activation](x)
 
 
 class Grid(NamedTuple):
@@ -141,10 +154,10 @@ class QuantizedConv(nn.Module):
             total = total.clone()
         return self._added_to(total, x)
 
-    def _convolved(self, x: Tensor, activation: str, result: Grid | None) -> Tensor:
+    def _convolved(self, x: Tensor, activation: Activation, result: Grid | None) -> Tensor:
         of_result = (*result, torch.uint8) if result else (1.0, 0, float_dtype())
         return torch.ops.onednn.qconv_pointwise(
-            x, *self._arguments(x), *of_result, activation, [], ""
+            x, *self._arguments(x), *of_result, *unary_of(activation), ""
         )
 
     def _added_to(self, total: Tensor, x: Tensor) -> Tensor:
@@ -186,7 +199,7 @@ class QuantizedConv(nn.Module):
         if other is not None:
             assert self.other is not None
             y = y + numbers(other, self.other)
-        y = _FUNCTIONS[self.activation](y)
+        y = _activated(y, self.activation)
         return y if self.result is None else quantized_map(y, self.result)
 
 
@@ -274,7 +287,7 @@ class FloatLayer(nn.Module):
             padding, stride, dilation, groups = own.geometry
             y = F.conv2d(x, own.filters.whole(), own.bias, stride, padding, dilation, groups)
         y = sum(other, y)
-        return {**_FUNCTIONS, "sigmoid": torch.sigmoid}[own.activation](y)
+        return _activated(y, own.activation)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "forms": {}}

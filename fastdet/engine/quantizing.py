@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from fastdet.engine.activations import Activation, Limits
 from fastdet.engine.filters import Filters
 from fastdet.engine.fused import Inputs, ReadyNetwork, forget_fused, watched_by
 from fastdet.engine.fusing import FusedConv, FusedLinear, fused_graph, upsample
@@ -188,7 +189,7 @@ def _check(model: nn.Module) -> None:
 
 
 def _folded_conv(
-    filters: Filters, bias: Tensor | None, geometry: Any, activation: str, dtype: torch.dtype
+    filters: Filters, bias: Tensor | None, geometry: Any, activation: Activation, dtype: torch.dtype
 ) -> FusedConv:
     """A FusedConv whose filters have no factors any more, for layers that keep them."""
     if filters.scale is not None or filters.centre is not None:
@@ -266,6 +267,8 @@ class _Network:
             return False
         if self.is_first and all(x.op == "placeholder" for x in node.all_input_nodes):
             return False
+        if isinstance(layer, FusedConv) and isinstance(layer.activation, Limits):
+            return True
         known = CONV_ACTIVATIONS if isinstance(layer, FusedConv) else LINEAR_ACTIVATIONS
         return layer.activation in known
 

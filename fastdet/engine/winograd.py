@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fastdet import _native
+from fastdet.engine.activations import Activation, Limits
 from fastdet.engine.filters import Filters
 from fastdet.engine.pooling import max_pool
 from fastdet.ops.tracing import is_eager
@@ -44,22 +45,34 @@ KEPT_FILTERS = 6  # about as many as the convolutions of a head at one level
 
 
 class WinogradConv(nn.Module):
-    """A convolution and an activation. The filters are laid out in each call.
+    """A convolution and an activation. A module's own filters are laid out in each call.
 
     Args:
         filters, bias: of a convolution for which `has_winograd_shape` is true; `ready` for the
             dtype of the maps.
-        activation: one of ACTIVATIONS, which the convolution computes, or a key of IN_PLACE. After
-            a sum, only "relu" or "none".
+        activation: one of ACTIVATIONS, which the convolution computes, a key of IN_PLACE, or
+            limits. After a sum, only "relu" or "none".
+        is_copy: whether the filters are no module's own. Then they are only kept as laid out.
     """
 
-    def __init__(self, filters: Filters, bias: Tensor | None, activation: str) -> None:
+    def __init__(
+        self,
+        filters: Filters,
+        bias: Tensor | None,
+        activation: Activation,
+        is_copy: bool = False,
+    ) -> None:
         super().__init__()
         self.out_channels = len(filters.weight)
-        self.filters = filters
+        self.filters = None if is_copy else filters
+        self.laid_out = _laid_out(filters) if is_copy else None
         self.bias = None if bias is None else bias.float()
-        self.activation = activation if activation in ACTIVATIONS else "none"
-        self.in_place = IN_PLACE.get(activation)
+        if isinstance(activation, Limits):
+            self.activation = "none"
+            self.in_place = functools.partial(torch.clamp_, min=activation[0], max=activation[1])
+        else:
+            self.activation = activation if activation in ACTIVATIONS else "none"
+            self.in_place = IN_PLACE.get(activation)
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, out_channels, H, W), in the dtype of the filters.
@@ -76,12 +89,15 @@ class WinogradConv(nn.Module):
         return self._run(x, other, self.activation)
 
     def _run(self, x: Tensor, summand: Tensor | None, activation: str) -> Tensor:
-        own = self.filters
-        if own.centre is None:
-            filters = winograd_filters(own.weight, own.scale)
-        else:
-            filters = winograd_filters(own.whole())
+        filters = self.laid_out if self.filters is None else _laid_out(self.filters)
+        assert filters is not None
         return winograd_conv(x, filters, self.bias, summand, self.out_channels, activation)
+
+
+def _laid_out(filters: Filters) -> Tensor:
+    if filters.centre is None:
+        return winograd_filters(filters.weight, filters.scale)
+    return winograd_filters(filters.whole())
 
 
 class WinogradMode(TorchFunctionMode):

@@ -146,7 +146,8 @@ class AIFI(nn.Module):
         rows = x.flatten(2).transpose(1, 2)  # (B, H * W, channels)
         for layer in self.layers:
             rows = layer(rows, positions)
-        return rows.transpose(1, 2).unflatten(2, x.shape[2:])
+        # Not transposed first: a batch of one image would have a stride that is not channels_last.
+        return rows.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
 
 class HybridEncoder(nn.Module):

@@ -111,20 +111,23 @@ class QuerySelection(nn.Module):
         near = ((locations > MARGIN) & (locations < 1 - MARGIN)).all(dim=2)  # (B, S)
         tokens = self.project(pyramid)
         logits = self.cls_logits(tokens)
-        # The other locations count as pixels that are 0. So many tokens are not masked: it would
-        # take a pass over them, and in training their memory.
+        # The other locations count as pixels that are 0. So many tokens and logits are not masked:
+        # it would take a pass over them, and in training their memory.
         zero = self.project(pyramid.new_zeros(1, 1, pyramid.shape[2]))
-        logits = torch.where(near[..., None], logits, self.cls_logits(zero))
-        scores = logits.amax(dim=2).masked_fill(~inside, -FAR)
+        of_zero = self.cls_logits(zero)
+        scores = torch.where(near, logits.amax(dim=2), of_zero.amax(dim=2))
+        scores = scores.masked_fill(~inside, -FAR)
         # A stable sort: locations of equal pixels have equal scores, and the first ones are taken.
         order = scores.sort(dim=1, descending=True, stable=True).indices
         chosen = order[:, : self.num_queries]  # (B, K)
-        starts = torch.logit(locations.where(near[..., None], 0.5)).where(near[..., None], FAR)
-        # The boxes of the other locations have no use.
-        tokens, starts = take_rows(tokens, chosen), take_rows(starts, chosen)
-        tokens = torch.where(near.gather(1, chosen)[..., None], tokens, zero)
+        # Of the other locations nothing has a use.
+        near = near.gather(1, chosen)[..., None]
+        tokens = torch.where(near, take_rows(tokens, chosen), zero)
+        logits = torch.where(near, take_rows(logits, chosen), of_zero)
+        locations = take_rows(locations, chosen)
+        starts = torch.logit(locations.where(near, 0.5)).where(near, FAR)
         boxes = (widened(self.box_head(tokens)) + starts).sigmoid()
-        return tokens.detach(), take_rows(logits, chosen), boxes
+        return tokens.detach(), logits, boxes
 
     def start(
         self,

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdet.engine.filters import FOLDED_AT_ONCE, Filters
+from fastdet.engine.filters import FOLDED_AT_ONCE, SMALL, Filters
 from fastdet.engine.fused import run_fused, unfused
 from fastdet.engine.fusing import FusedConv, fused_graph
 from fastdet.engine.winograd import WinogradConv
 
 KERNELS = {"1x1": {"kernel_size": 1}, "3x3": {"kernel_size": 3, "padding": 1}}
+LARGE, FEW = (160, 112), (32, 48)  # channels of filters of more and of fewer bytes than SMALL
 
 
 def conv_and_norm(inputs: int, outputs: int, **geometry: int) -> nn.Sequential:
@@ -50,12 +51,24 @@ def test_folding_in_pieces_is_folding_of_the_whole(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_float32_keeps_no_second_copy(name: str) -> None:
-    module, x = conv_and_norm(32, 48, **KERNELS[name]), torch.rand(1, 32, 9, 8)
+    module, x = conv_and_norm(*LARGE, **KERNELS[name]), torch.rand(1, LARGE[0], 9, 8)
+    assert module[0].weight.nbytes > SMALL
     layer = layer_of(module, x, torch.float32)
     assert layer.filters.weight.data_ptr() == module[0].weight.data_ptr()
     assert layer.filters.scale is not None
-    assert layer.filters.scale.shape == (48,)
+    assert layer.filters.scale.shape == (LARGE[1],)
     assert layer.filters.centre is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", KERNELS)
+def test_small_filters_are_scaled_once(name: str) -> None:
+    module, x = conv_and_norm(*FEW, **KERNELS[name]), torch.rand(1, FEW[0], 9, 8)
+    assert module[0].weight.nbytes <= SMALL
+    layer = layer_of(module, x, torch.float32)
+    assert layer.filters.scale is None
+    assert layer.filters.whole().data_ptr() == layer.filters.weight.data_ptr()
+    torch.testing.assert_close(layer(x), module(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("second", ["same", "1x1", "1x3 after 3x1"])
@@ -82,10 +95,11 @@ def test_sums_of_filters(second: str, norms: tuple[bool, bool], dtype: torch.dty
     assert not any(found.data_ptr() == weight.data_ptr() for weight in weights)
 
 
+@pytest.mark.parametrize("channels", [FEW, LARGE])
 @pytest.mark.parametrize("name", KERNELS)
-def test_copies_and_changed_weights(name: str) -> None:
+def test_copies_and_changed_weights(name: str, channels: tuple[int, int]) -> None:
     """A deep copy computes with its own weights; a changed weight or norm is seen."""
-    module, x = conv_and_norm(32, 48, **KERNELS[name]), torch.rand(1, 32, 9, 8)
+    module, x = conv_and_norm(*channels, **KERNELS[name]), torch.rand(1, channels[0], 9, 8)
     x = x.contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         before = run_fused(module, x)

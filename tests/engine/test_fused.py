@@ -252,6 +252,58 @@ def test_the_branches_of_repvgg_are_one_convolution(dtype: torch.dtype) -> None:
     torch.testing.assert_close(found, block(x), rtol=tolerance, atol=tolerance)
 
 
+class Affine(nn.Module):
+    """A factor and an offset of a whole map, as HGNetV2 has them."""
+
+    def __init__(self, scale: float, offset: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([scale]))
+        self.offset = nn.Parameter(torch.tensor([offset]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x + self.offset
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("activation", [nn.Identity, nn.ReLU, nn.SiLU])
+@pytest.mark.parametrize("affine", [(1.5, 0.3), (0.7, -0.2), (-1.2, 0.4), (-0.6, -0.1), (0.0, 0.5)])
+@pytest.mark.parametrize("kernel_size", [1, 3])
+@pytest.mark.parametrize("has_norm", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_factor_and_an_offset_are_part_of_a_convolution(
+    activation: Any,
+    affine: tuple[float, float],
+    kernel_size: int,
+    has_norm: bool,
+    dtype: torch.dtype,
+) -> None:
+    """With a 3x3 one, Winograd's algorithm; zeros around the next convolution are zeros."""
+    is_part = activation is not nn.SiLU
+    if not is_part and dtype != torch.float32:
+        pytest.skip("the factor would make a float32 map")
+    torch.manual_seed(0)
+    conv = nn.Conv2d(32, 32, kernel_size, padding=kernel_size // 2, bias=not has_norm)
+    between = norm(32) if has_norm else nn.Identity()
+    after = nn.Conv2d(32, 4, 3, padding=1)
+    network = nn.Sequential(conv, between, activation(), Affine(*affine), after).eval()
+    x = torch.randn(2, 32, 9, 11).contiguous(memory_format=torch.channels_last)
+    graph = fused_graph(network, x, dtype)
+    ops = [node.op for node in graph.graph.nodes if node.op not in ("placeholder", "output")]
+    assert (ops == ["call_module"] * 2) == is_part
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1
+    found = graph(x.to(dtype)).float()
+    torch.testing.assert_close(found, network(x), rtol=tolerance, atol=tolerance)
+
+
+@torch.no_grad()
+def test_a_changed_factor_is_seen() -> None:
+    network = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), Affine(1.0, 0.5)).eval()
+    x = torch.randn(1, 4, 5, 5).contiguous(memory_format=torch.channels_last)
+    run_fused(network, x)
+    network[2].scale.fill_(-2.0)
+    torch.testing.assert_close(run_fused(network, x), network(x))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("amx", [False, True])
 def test_bfloat16_3x3_convolutions_are_as_exact(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:

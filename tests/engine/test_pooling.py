@@ -42,6 +42,7 @@ POOLS: dict[str, Callable[[Tensor], Any]] = {
     "layer of pairs": nn.MaxPool2d((3, 2), (2, 1), (1, 0)),
     "function": lambda x: F.max_pool2d(x, 3, stride=2, padding=1),
     "stride of the kernel": lambda x: F.max_pool2d(x, (2, 2)),
+    "ceil without a rest": nn.MaxPool2d(2, 1, ceil_mode=True),
 }
 OTHERS: dict[str, Callable[[Tensor], Any]] = {
     "dilated": nn.MaxPool2d(3, 2, 1, dilation=2),

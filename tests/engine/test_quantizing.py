@@ -3,6 +3,7 @@
 
 import copy
 import json
+import math
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from fastdet.deploy.export import export_detector
 from fastdet.engine import calibrate, quantize, quantized_by
+from fastdet.engine.activations import Activation, Limits
 from fastdet.engine.filters import Filters
 from fastdet.engine.fusing import FusedConv, FusedLinear
 from fastdet.engine.quantized import KEPT_LAYOUTS, Grid, QuantizedConv, QuantizedLinear
@@ -30,7 +32,14 @@ every_family = pytest.mark.parametrize(
     "family",
     [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MODELS],
 )
-FUNCTIONS = {"none": lambda x: x, "relu": F.relu, "hardswish": F.hardswish, "swish": F.silu}
+FUNCTIONS: dict[Activation, Any] = {
+    "none": lambda x: x,
+    "relu": F.relu,
+    "hardswish": F.hardswish,
+    "swish": F.silu,
+    Limits(-0.1, math.inf): lambda x: x.clamp(min=-0.1),
+    Limits(-math.inf, 0.2): lambda x: x.clamp(max=0.2),
+}
 
 
 def integers(*shape: int) -> Tensor:
@@ -66,7 +75,7 @@ GEOMETRIES = {
 }
 
 
-def conv_of(name: str, activation: str = "relu") -> FusedConv:
+def conv_of(name: str, activation: Activation = "relu") -> FusedConv:
     torch.manual_seed(0)
     conv = nn.Conv2d(8, 24, **GEOMETRIES[name])
     geometry = conv.padding, conv.stride, conv.dilation, conv.groups
@@ -84,7 +93,7 @@ def convolved(layer: QuantizedConv, q: Tensor) -> Tensor:
 @pytest.mark.parametrize("zero_point", [0, 128])
 @pytest.mark.parametrize("activation", FUNCTIONS)
 @pytest.mark.parametrize("name", GEOMETRIES)
-def test_a_convolution_is_rounded_once(name: str, activation: str, zero_point: int) -> None:
+def test_a_convolution_is_rounded_once(name: str, activation: Activation, zero_point: int) -> None:
     result = Grid(0.02, 40)
     layer = QuantizedConv(conv_of(name, activation), Grid(0.01, zero_point), None, result)
     q = integers(2, 8, 15, 17)

@@ -14,7 +14,7 @@ from fastdet.models.denoising import (
     attention_mask,
     denoising_queries,
 )
-from fastdet.models.hybrid_encoder import grid_positions
+from fastdet.models.hybrid_encoder import AIFI, grid_positions
 from fastdet.models.query_selection import location_boxes
 from fastdet.models.relative_boxes import corners
 from fastdet.models.rt_detr import RTDETRHead
@@ -151,6 +151,15 @@ def test_positions_of_a_grid() -> None:
     waves += [(column / w).sin() for w in (1, 100)] + [(column / w).cos() for w in (1, 100)]
     torch.testing.assert_close(found[2 * 5 + 3], torch.stack(waves))
     assert not grid_positions(torch.zeros(1, 6, 3, 5), 10_000.0)[:, 4:].any()
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_attention_keeps_the_layout(images: int) -> None:
+    """Also of one image: torch tells the layout by all strides, with those of single rows."""
+    x = torch.rand(images, 32, 4, 5).contiguous(memory_format=torch.channels_last)
+    found = AIFI(32, layers=1, heads=4, feedforward=64, temperature=100.0)(x)
+    assert found.shape == x.shape
+    assert found.stride() == x.stride()
 
 
 def test_points_of_each_level_and_single_pixels() -> None:
