@@ -55,11 +55,18 @@ class Detections(NamedTuple):
 def joined(found: Sequence[Detections]) -> Detections:
     """The detections of several batches as those of one, with as many rows as the longest has."""
     rows = max(each.boxes.shape[1] for each in found)
-    boxes, scores, labels, masks = (
-        None if parts[0] is None else torch.cat([_with_rows(part, rows) for part in parts])
-        for parts in zip(*((x.boxes, x.scores, x.labels, x.masks) for x in found), strict=True)
+
+    def joined_rows(parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat([_with_rows(part, rows) for part in parts])
+
+    masks = [each.masks for each in found if each.masks is not None]
+    return Detections(
+        joined_rows([each.boxes for each in found]),
+        joined_rows([each.scores for each in found]),
+        joined_rows([each.labels for each in found]),
+        torch.cat([each.counts for each in found]),
+        joined_rows(masks) if masks else None,
     )
-    return Detections(boxes, scores, labels, torch.cat([each.counts for each in found]), masks)
 
 
 def _with_rows(values: Tensor, rows: int) -> Tensor:
