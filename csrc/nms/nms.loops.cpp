@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Whether a box overlaps a kept one. Most vectors of kept boxes fail the test intersection >
-// filter * union, which needs no division. The IoU is computed only if a lane passes. The loop uses
-// explicit vectors, because a run of kept boxes is often shorter than the blocks that GCC makes of
-// a plain loop.
+// share * (area + area), which needs neither the union nor a division. The IoU is computed only if
+// a lane passes. The loop uses explicit vectors, because a run of kept boxes is often shorter than
+// the blocks that GCC makes of a plain loop.
 #include "nms.loops.h"
 
 #include "../isa/lanes.h"
@@ -22,12 +22,17 @@ __attribute__((always_inline)) inline bool overlaps_lane(const BoxPlanes<T>& kep
   const Lanes<T> right = all_lanes(box.x2), bottom = all_lanes(box.y2);
   const Lanes<T> x1 = load_lanes(kept.x1 + begin), y1 = load_lanes(kept.y1 + begin);
   const Lanes<T> x2 = load_lanes(kept.x2 + begin), y2 = load_lanes(kept.y2 + begin);
-  const Lanes<T> width = (x2 < right ? x2 : right) - (x1 > left ? x1 : left);
-  const Lanes<T> height = (y2 < bottom ? y2 : bottom) - (y1 > top ? y1 : top);
+  // Differences as a * 1 - b: AMD's processors multiply beside minima and comparisons, which take
+  // the units that subtract.
+  const Lanes<T> one = all_lanes(T(1));
+  const Lanes<T> width = multiply_add<T>(x2 < right ? x2 : right, one, -(x1 > left ? x1 : left));
+  const Lanes<T> height = multiply_add<T>(y2 < bottom ? y2 : bottom, one, -(y1 > top ? y1 : top));
   const Lanes<T> inter = positive_part<T>(width) * height;
-  const Lanes<T> united = load_lanes(kept.area + begin) + box_area - inter;
-  const Lanes<T> bound = united * threshold.filter;
+  const Lanes<T> area = load_lanes(kept.area + begin);
+  const Lanes<T> bound =
+      multiply_add<T>(area, all_lanes(threshold.share), all_lanes(threshold.share * box_area));
   if (!any_greater<T>(inter, bound)) return false;
+  const Lanes<T> united = area + box_area - inter;
   LaneMask<T> lane = {};
   for (int i = 0; i < kLanesOf<T>; ++i) lane[i] = i;
   const LaneMask<T> overlaps = inter / united > all_lanes(threshold.iou);

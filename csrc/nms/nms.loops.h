@@ -17,10 +17,11 @@ struct KeptRun {
 
 constexpr int kNmsOverread = 16;
 
-// If the computed IoU is above `iou`, the computed intersection is above `filter` times the union.
+// If the computed IoU is above `iou`, the computed intersection is above `filter` times the union
+// and above `share` times the sum of both areas.
 template <typename T>
 struct NmsThreshold {
-  T iou, filter;
+  T iou, filter, share;
 };
 
 // T is float or double.

@@ -142,12 +142,33 @@ def run_fused(module: nn.Module, inputs: Inputs) -> Any:
         form = forms.get(key)
         if form is None or form.state != looked[0]:
             with _making:
-                form = forms[key] = Form(_make(module, inputs, dtype), *looked)
-                empty_cache()
+                form = forms.get(key)  # another thread may have made it in the meantime
+                if form is None or form.state != looked[0]:
+                    form = forms[key] = Form(_make(module, inputs, dtype), *looked)
+                    empty_cache()
         if form.graph is not None:
             return form.graph(_prepared(inputs, dtype))
     with _saving_less(x), WinogradMode():
         return (_folded(module, inputs) or module)(inputs)
+
+
+def computes_images_apart(model: nn.Module, images: Tensor) -> bool:
+    """Whether nothing but time and memory depends on which images a call of the model takes.
+
+    That is so on the CPU, in eval mode and without gradients, unless something watches the model:
+    a hook, a mode of torch, or `watched_by`.
+    """
+    if images.device.type != "cpu" or not is_eager(images) or torch.is_grad_enabled():
+        return False
+    return not (
+        _off.get()
+        or _watch.get() is not None
+        or is_in_torch_dispatch_mode()
+        or torch._C._len_torch_function_stack()
+        or torch._C._are_functorch_transforms_active()
+        or _has_hooks_on_all()
+        or any(part.training or _is_hooked(part) for part in model.modules())
+    )
 
 
 def fast_linear(x: Tensor) -> contextlib.AbstractContextManager[Any]:

@@ -38,6 +38,11 @@ class Batch(NamedTuple):
     original_sizes: Tensor | None = None
 
 
+def image_of(batch: Batch, i: int) -> Batch:
+    """The batch of image `i` alone, with its padding; views, no copies."""
+    return Batch(*(None if part is None else part[i : i + 1] for part in batch))
+
+
 def batch_shape(batch: Batch) -> tuple[int, int, int, int]:
     """(B, H, W, G): all shapes in a detector depend on these; each needs its own compiled graph."""
     images, _, height, width = batch.images.shape

@@ -8,23 +8,30 @@ description and export use only these methods and work with any family.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from fastdet.engine.fused import fast_linear, forget_fused, refuse_training, run_fused
+from fastdet.engine.fused import (
+    computes_images_apart,
+    fast_linear,
+    forget_fused,
+    refuse_training,
+    run_fused,
+)
+from fastdet.engine.side_by_side import side_by_side
 from fastdet.memory import cache_blocks_in_backward, cached_blocks
 from fastdet.models.anchors import Cells
-from fastdet.models.batch import Batch, restore, with_rows
+from fastdet.models.batch import Batch, image_of, restore, with_rows
 from fastdet.models.border import Border
 from fastdet.models.checks import check_num_classes
 from fastdet.models.deprecation import moved_to_border
 from fastdet.models.running import networks_run_by
 from fastdet.ops import paste_masks
-from fastdet.ops.detections import Candidates, Detections
+from fastdet.ops.detections import Candidates, Detections, joined
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -205,20 +212,23 @@ class Detector(nn.Module):
             return self._weighted(self.losses_of(self.outputs(batch), batch))
 
     def detect(self, batch: Batch) -> Detections:
-        """Detections in the pixels of `batch.images`; the ground truth is not read."""
-        with _running(batch):
-            return self.detections_of(self.outputs(batch), batch)
+        """Detections in the pixels of `batch.images`; the ground truth is not read.
+
+        In eval mode on the CPU each image is computed by itself, several side by side: see
+        `fastdet.engine.side_by_side`.
+        """
+        (found,) = self._found(batch, self.detections_of)
+        return found
 
     def propose(self, batch: Batch) -> Detections:
         """What the first stage proposes, if there is one; see `proposals_of`."""
-        with _running(batch):
-            return self.proposals_of(self.outputs(batch), batch)
+        (found,) = self._found(batch, self.proposals_of)
+        return found
 
     def proposals_and_detections(self, batch: Batch) -> tuple[Detections, Detections]:
         """What both stages of a two-stage detector find, from one run of the networks."""
-        with _running(batch):
-            outputs = self.outputs(batch)
-            return self.proposals_of(outputs, batch), self.detections_of(outputs, batch)
+        proposals, detections = self._found(batch, self.proposals_of, self.detections_of)
+        return proposals, detections
 
     def losses_and_detections(self, batch: Batch) -> tuple[dict[str, Tensor], Detections]:
         """Losses and detections from one run of the networks, for a validation step."""
@@ -238,6 +248,22 @@ class Detector(nn.Module):
             refuse_training(self)
             forget_fused(self)
         return super().train(mode)
+
+    def _found(
+        self, batch: Batch, *methods: Callable[[Any, Batch], Detections]
+    ) -> list[Detections]:
+        """What each of the methods makes of the outputs, from one run of the networks."""
+
+        def find(some: Batch) -> list[Detections]:
+            with _running(some):
+                outputs = self.outputs(some)
+                return [method(outputs, some) for method in methods]
+
+        count = len(batch.images)
+        if count < 2 or not computes_images_apart(self, batch.images):
+            return find(batch)
+        found = side_by_side(lambda i: find(image_of(batch, i)), count)
+        return [joined(of_images) for of_images in zip(*found, strict=True)]
 
     def _weighted(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         weighted = {n: loss * self.loss_weights.get(n, 1.0) for n, loss in losses.items()}

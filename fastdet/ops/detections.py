@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The detections of a batch, with a fixed number of rows: the result of every detector."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -48,3 +50,29 @@ class Detections(NamedTuple):
             {name: values[i, :count] for name, values in rows.items()}
             for i, count in enumerate(self.counts.tolist())
         ]
+
+
+def joined(found: Sequence[Detections]) -> Detections:
+    """The detections of several batches as those of one, with as many rows as the longest has."""
+    rows = max(each.boxes.shape[1] for each in found)
+
+    def joined_rows(parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat([_with_rows(part, rows) for part in parts])
+
+    masks = [each.masks for each in found if each.masks is not None]
+    return Detections(
+        joined_rows([each.boxes for each in found]),
+        joined_rows([each.scores for each in found]),
+        joined_rows([each.labels for each in found]),
+        torch.cat([each.counts for each in found]),
+        joined_rows(masks) if masks else None,
+    )
+
+
+def _with_rows(values: Tensor, rows: int) -> Tensor:
+    """(B, D, ...) -> (B, rows, ...), with zeros below."""
+    if values.shape[1] == rows:
+        return values
+    padded = values.new_zeros(len(values), rows, *values.shape[2:])
+    padded[:, : values.shape[1]] = values
+    return padded

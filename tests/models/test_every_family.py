@@ -33,6 +33,7 @@ from fastdet.deploy import export
 from fastdet.deploy.export import export_candidates, export_detector, metadata
 from fastdet.engine.fused import unfused
 from fastdet.models import MODELS, Batch, Detections, Detector, describe, replace_classes
+from fastdet.models.batch import image_of
 from fastdet.models.cascade_rcnn import CascadeRoIHeads
 from fastdet.models.roi_heads import RoIHeads
 from fastdet.training.metrics_log import read_metrics
@@ -155,8 +156,26 @@ def test_losses_and_detections_are_those_of_the_two_calls(family: str) -> None:
         expected_losses, expected = model.losses(batch), model.detect(batch)
     for name, loss in expected_losses.items():
         assert torch.equal(losses[name], loss), name
-    for name, value in named(expected).items():
-        assert torch.equal(getattr(detections, name), value), name
+    assert_equal(detections, expected, 1e-4)  # of images together, and of each alone
+
+
+@every_family
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_batch_changes_no_bit_on_a_cpu(family: str, threads: int) -> None:
+    """Images are computed one by one, with one thread for each while there are two of them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    model = spread_scores(fresh(family)).eval()
+    batch = model.pad(scene()[0])
+    try:
+        with torch.inference_mode():
+            together = model.detect(batch)
+            for i in range(len(batch.images)):  # three; the last one is left over for both threads
+                torch.set_num_threads(threads if i == 2 else 1)
+                row = Detections(*(x if x is None else x[i : i + 1] for x in together))
+                assert_equal(model.detect(image_of(batch, i)), row)
+    finally:
+        torch.set_num_threads(before)
 
 
 @every_family
@@ -164,7 +183,7 @@ def test_an_image_finds_the_same_alone_and_in_a_batch(family: str) -> None:
     """In float64, so that rounding changes the order of no two detections."""
     model = spread_scores(tiny_model(family)).double().eval()
     batch = model.pad([image.double() for image in scene()[0]])
-    with torch.no_grad():
+    with torch.no_grad(), unfused():  # else no batch is computed together
         together = model.detect(batch)
         for i, count in enumerate(together.counts.tolist()):
             assert count > 0

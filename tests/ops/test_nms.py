@@ -177,6 +177,25 @@ def test_hostile_boxes_in_groups(name, threshold, narrow_vectors):
         assert keep[0, : counts[0]].tolist() == expected[:max_keep]
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_thresholds_next_to_the_iou(dtype):
+    """No rounding of a cheaper test drops a pair whose IoU is barely above the threshold."""
+    random = np.random.default_rng(1)
+    for _ in range(1000):
+        corner, side = random.random(2) * 100, random.random((2, 2)) * 100 + 1
+        first = np.concatenate([corner, corner + side[0]]).astype(dtype)
+        shift = random.random(2) * side[0]
+        second = np.concatenate([corner + shift, corner + shift + side[1]]).astype(dtype)
+        boxes, scores = torch.tensor(np.stack([first, second])), torch.tensor([2.0, 1.0])
+        w, h = np.minimum(first[2:], second[2:]) - np.maximum(first[:2], second[:2])
+        areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
+        iou = w * h / (areas[0] + areas[1] - w * h)
+        assert iou.dtype == dtype
+        assert nms(boxes, scores.to(boxes.dtype), float(iou)).tolist() == [0, 1]
+        below = float(np.nextafter(iou, dtype(0)))
+        assert nms(boxes, scores.to(boxes.dtype), below).tolist() == [0]
+
+
 @pytest.mark.parametrize("n", [191, 192, 193, 777, 5000, 20000])
 def test_many_boxes(n):
     boxes, generator = hostile(n)["spread"], torch.Generator().manual_seed(n)
