@@ -145,6 +145,7 @@ def peak_memory_mib(side: str, options: argparse.Namespace) -> float:
 def measure_memory(side: str, options: argparse.Namespace) -> float:
     """What `peak_memory_mib` runs in the other process."""
     num_classes = len(open_dataset(options.data, "train").classes)
+    torch.manual_seed(options.seed)  # of the transforms: the same objects for each side
     chosen = list(batches(options, 4))
     before = machine.new_peak_memory_mib()
     trained = Side(SIDES[side][options.model], options, num_classes, 4)

@@ -8,10 +8,10 @@ its summand if nothing reads the summand afterwards. Large maps go through the f
 (`bands.py`). The weights of linear layers are converted to oneDNN's layout once.
 
 In other cases on the CPU, for example in training, the module's own parts run, but frozen norms are
-folded (`folding.py`), 3x3 convolutions and max pooling are replaced (`winograd.py`), and in float32
-outputs of norms are computed again in backward (`recomputing.py`). Under torch.compile and
-torch.export, on other devices and in other types than float32 and bfloat16, the module runs
-unchanged.
+folded (`folding.py`), and 3x3 convolutions and max pooling are replaced (`winograd.py`). In float32
+outputs of norms are computed again in backward (`recomputing.py`). The gradient of an RPN's head is
+computed at few pixels (`sampled_head.py`). Under torch.compile and torch.export, on other devices
+and in other types than float32 and bfloat16, the module runs unchanged.
 
 The form is built at the first call of a module, from a torch.fx trace. It is compared with the
 module on a corner of the input. There is no form for a module that cannot be traced or whose form
@@ -42,6 +42,7 @@ from fastdet.engine.folding import folded_graph
 from fastdet.engine.fusing import fused_graph
 from fastdet.engine.linear import LinearMode, products_are_slow
 from fastdet.engine.recomputing import RecomputeMode
+from fastdet.engine.sampled_head import run_sampled, sampled_head
 from fastdet.engine.upsampling import convolve_before_upsampling
 from fastdet.engine.winograd import WinogradMode
 from fastdet.memory import empty_cache
@@ -111,13 +112,14 @@ def _count_step(*_: Any) -> None:
 register_optimizer_step_post_hook(_count_step)
 
 
-def run_fused(module: nn.Module, inputs: Inputs) -> Any:
+def run_fused(module: nn.Module, inputs: Inputs, most_pixels: int | None = None) -> Any:
     """`module(inputs)`, computed by the module's fused form if that gives the same result.
 
     Args:
         module: takes a tensor or a list of tensors. A change of its weights is detected if it
             changes their torch version. A write through `.data` does not: call `forget_fused`.
         inputs: the tensor or the list of tensors.
+        most_pixels: see `fastdet.models.running.run`.
 
     Under autocast all results have the autocast dtype. In the module itself, a norm that autocast
     does not know can return a wider type.
@@ -149,6 +151,10 @@ def run_fused(module: nn.Module, inputs: Inputs) -> Any:
         if form.graph is not None:
             return form.graph(_prepared(inputs, dtype))
     with _saving_less(x), WinogradMode():
+        if most_pixels is not None and _modes(module) is not None:  # no hooks
+            head = sampled_head(module, inputs, most_pixels)
+            if head is not None:
+                return run_sampled(head, inputs, module)
         return (_folded(module, inputs) or module)(inputs)
 
 

@@ -60,16 +60,20 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (grad,) = grads
         x, weight = ctx.saved_tensors
+        shape = x.shape
         of_rows = grad.flatten(0, -2).contiguous()  # (N, outputs)
         wanted = ctx.needs_input_grad
         if torch.is_grad_enabled():  # create_graph=True: torch's products are differentiable
             x_grad = of_rows @ weight if wanted[0] else None
             weight_grad = of_rows.t() @ x.flatten(0, -2) if wanted[1] else None
         else:
-            x_grad = _product(of_rows, weight.t()) if wanted[0] else None
             weight_grad = _weight_grad(of_rows, x.flatten(0, -2)) if wanted[1] else None
+            # The gradient of x can take the memory of x, which nothing else may need now.
+            del x
+            ctx.maybe_clear_saved_tensors()
+            x_grad = _product(of_rows, weight.t()) if wanted[0] else None
         bias_grad = of_rows.sum(0) if wanted[2] else None
-        return None if x_grad is None else x_grad.view_as(x), weight_grad, bias_grad
+        return None if x_grad is None else x_grad.view(shape), weight_grad, bias_grad
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -76,6 +76,18 @@ def rows_in_use(counts: Tensor, rows: int) -> int:
     return rows
 
 
+def index_of_some(real: Tensor) -> Tensor | None:
+    """The indices of the True values of (N,) bool, at least one; None: compute all N rows.
+
+    Rows of a batch are padded to those of its fullest image. As in `rows_in_use`, it costs nothing
+    only in eager mode on the CPU to find which of them are real.
+    """
+    if not is_eager(real) or real.device.type != "cpu" or bool(real.all()):
+        return None
+    index = real.nonzero()[:, 0]
+    return index if len(index) else index.new_zeros(1)
+
+
 def restore(detections: Detections, batch: Batch) -> Detections:
     """Scales boxes from the pixels of `batch.images` to the pixels of the original images.
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdet.models.batch import Batch, rows_in_use
+from fastdet.models.batch import Batch, index_of_some, rows_in_use
 from fastdet.models.losses import box_regression_loss, widened
 from fastdet.models.row_norms import check_batch_norms, run_on_rows
 from fastdet.ops import (
@@ -211,12 +211,18 @@ class RoIHeads(nn.Module):
     def mask_logits(self, features: Sequence[Tensor], boxes: Tensor, counts: Tensor) -> Tensor:
         """Pyramid, boxes (B, K, 4) xyxy, counts (B,) -> (B, K, num_classes, M, M)."""
         assert self.mask_pooling is not None
-        pooled = self.mask_pooling(features, boxes, counts).flatten(0, 1)
+        rows = self.mask_pooling(features, boxes, counts).flatten(0, 1)
         real = row_mask(counts, boxes.shape[1]).flatten()
+        shape = boxes.shape[:2]
+        index = index_of_some(real)
+        if index is not None:
+            rows, real = rows[index], real[index]
         for network in (self.mask_head, self.mask_predictor):
             assert network is not None
-            pooled = run_on_rows(network, pooled, real)
-        return pooled.unflatten(0, boxes.shape[:2])
+            rows = run_on_rows(network, rows, real)
+        if index is not None:
+            rows = rows.new_zeros(shape.numel(), *rows.shape[1:]).index_copy(0, index, rows)
+        return rows.unflatten(0, shape)
 
     def sample(self, proposals: Tensor, counts: Tensor, batch: Batch) -> Sample:
         """Samples boxes for the losses from the proposals and the ground truth.

@@ -36,8 +36,12 @@ class RPNHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Pyramid -> maps of each level: objectness (B, N, H_l, W_l), deltas (B, 4 N, H_l, W_l)."""
-        hidden = [self.conv(feature) for feature in features]
-        return [self.cls_logits(x) for x in hidden], [self.bbox_pred(x) for x in hidden]
+        objectness, deltas = [], []
+        for feature in features:  # a level's hidden map is freed before the next level's is made
+            hidden = self.conv(feature)
+            objectness.append(self.cls_logits(hidden))
+            deltas.append(self.bbox_pred(hidden))
+        return objectness, deltas
 
 
 class RegionProposalNetwork(nn.Module):
@@ -90,7 +94,7 @@ class RegionProposalNetwork(nn.Module):
         self, images: Tensor, features: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Objectness logits (B, A_l), deltas (B, A_l, 4), and the anchors (A, 4) of all levels."""
-        objectness, deltas = run(self.head, features)
+        objectness, deltas = run(self.head, features, self.batch_size_per_image)
         logits = [level.squeeze(2) for level in in_anchor_order(objectness, 1)]
         anchors = pyramid_anchors(images, features, self.cells)
         return logits, in_anchor_order(deltas, 4), anchors

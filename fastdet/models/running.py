@@ -14,19 +14,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Runner = Callable[[nn.Module, Tensor | Sequence[Tensor]], Any]
+Runner = Callable[[nn.Module, Tensor | Sequence[Tensor], int | None], Any]
 
 _runner: ContextVar[Runner | None] = ContextVar("fastdet_runner", default=None)
 
 
-def run(network: nn.Module, inputs: Tensor | Sequence[Tensor]) -> Any:
-    """`network(inputs)` for a tensor or a list of tensors, computed by the detector's runner."""
+def run(
+    network: nn.Module, inputs: Tensor | Sequence[Tensor], most_pixels: int | None = None
+) -> Any:
+    """`network(inputs)` for a tensor or a list of tensors, computed by the detector's runner.
+
+    With `most_pixels`, the losses read the outputs at so many pixels of each image at most. This is
+    no promise: gradients are right in any case.
+    """
     runner = None if torch.compiler.is_compiling() else _runner.get()
-    return network(inputs) if runner is None else runner(network, inputs)
+    return network(inputs) if runner is None else runner(network, inputs, most_pixels)
 
 
 def networks_run_by(runner: Runner) -> contextlib.AbstractContextManager[None]:
-    """In this context and thread `run(network, inputs)` is `runner(network, inputs)`.
+    """In this context and thread `run` calls `runner(network, inputs, most_pixels)`.
 
     Under torch.compile and torch.export the network itself always runs.
     """

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from fastdet.models import Batch, Border, Detections
-from fastdet.models.batch import batch_shape, restore, rows_in_use
+from fastdet.models.batch import batch_shape, index_of_some, restore, rows_in_use
 from fastdet.ops.padded_rows import take_rows
 
 BOXES = torch.tensor([[1.0, 2, 11, 22]])
@@ -165,6 +165,16 @@ def test_rows_in_use() -> None:
     assert rows_in_use(torch.tensor([3, 5]), 8) == 5
     assert rows_in_use(torch.tensor([0, 0]), 8) == 1
     assert rows_in_use(torch.tensor([9]), 8) == 8
+
+
+def test_index_of_some() -> None:
+    assert index_of_some(torch.tensor([True, True])) is None
+    found = index_of_some(torch.tensor([True, False, True]))
+    assert found is not None
+    assert found.tolist() == [0, 2]
+    of_none = index_of_some(torch.tensor([False, False]))
+    assert of_none is not None
+    assert of_none.tolist() == [0]
 
 
 def test_take_rows_takes_the_first_row_for_negative_indices() -> None:

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Typical mistakes in implementations of these heads, one test for each."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
+from fastdet.engine import sampled_head
 from fastdet.models import FCOS, Batch, FasterRCNN, MaskRCNN, faster_rcnn
 from fastdet.models.anchors import pyramid_anchors
 from fastdet.models.losses import box_regression_loss
@@ -40,6 +44,37 @@ def test_proposals_are_pooled_at_the_scale_of_their_level(
     pool = MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=7, sampling_ratio=2)
     named = {str(i): feature for i, feature in enumerate(features)}
     torch.testing.assert_close(seen[0], pool(named, [boxes], [(320, 320)]), rtol=1e-5, atol=1e-5)
+
+
+def test_the_gradient_of_the_rpn_is_computed_at_sampled_anchors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = small_faster_rcnn(rpn_batch_size_per_image=32)
+    batch = model.pad(*scene())
+    seen: list[int] = []
+    run = sampled_head._gradients
+
+    def counted(weights: Sequence[Tensor], patches: Tensor, grad: Tensor) -> Any:
+        seen.append(len(patches))
+        return run(weights, patches, grad)
+
+    def gradients() -> dict[str, Tensor]:
+        torch.manual_seed(0)  # of the samples
+        model.zero_grad()
+        torch.stack(list(model.losses(batch).values())).sum().backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    monkeypatch.setattr(sampled_head, "_gradients", counted)
+    found = gradients()
+    assert len(seen) == 1
+    assert 0 < seen[0] <= 3 * 32
+    monkeypatch.setattr(sampled_head, "LEAST_PIXELS_FOR_ONE", torch.inf)
+    expected = gradients()
+    assert len(seen) == 1
+    assert found.keys() == expected.keys()
+    for name, grad in found.items():
+        difference = float((grad - expected[name]).norm() / expected[name].norm())
+        assert difference < 1e-4, name
 
 
 def test_ground_truth_joins_the_proposals() -> None:
@@ -202,7 +237,7 @@ def test_the_mask_head_learns_from_every_positive_and_nothing_else() -> None:
     valid = torch.arange(8) < torch.tensor([[6], [2], [5]])
     features = model.outputs(batch).features
     loss = model.roi_heads.mask_loss(features, Sample(boxes, match, valid), batch)
-    assert len(seen[0]) == 3 * 3  # trimmed to the largest number of positives
+    assert len(seen[0]) == 3 + 1  # the positives, and no padding
     hook.remove()
     assert batch.gt_masks is not None
     expected = []
