@@ -20,11 +20,21 @@ Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
 def max_pool(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """`F.max_pool2d` with the same arguments and the same result, bit for bit."""
+    """`F.max_pool2d` with the same arguments and the same result, bit for bit.
+
+    Of uint8, for which torch has none, only where `takes_bytes`.
+    """
     geometry = _geometry(*args, **kwargs)
+    if geometry is not None and is_eager(x) and x.dtype == torch.uint8:
+        return max_pool2d(x, *geometry)
     if geometry is None or not _fits(x, geometry):
         return F.max_pool2d(x, *args, **kwargs)
     return max_pool2d(x, *geometry)
+
+
+def takes_bytes(*args: Any, **kwargs: Any) -> bool:
+    """Whether `max_pool` with these arguments after the map is for uint8, too."""
+    return _geometry(*args, **kwargs) is not None
 
 
 class MaxPool2d(nn.MaxPool2d):
@@ -44,8 +54,14 @@ class MaxPool2d(nn.MaxPool2d):
 
     def forward(self, input: Tensor) -> Any:
         """(B, C, H, W) -> (B, C, H', W'), and the indices if they are asked for."""
-        return max_pool(
-            input,
+        return max_pool(input, *self._arguments())
+
+    def takes_bytes(self) -> bool:
+        """Whether it is for uint8, too."""
+        return takes_bytes(*self._arguments())
+
+    def _arguments(self) -> tuple[Any, ...]:
+        return (
             self.kernel_size,
             self.stride,
             self.padding,
@@ -66,7 +82,11 @@ def _geometry(
     """Kernel, stride and padding of rows and columns; None for what our kernel does not compute."""
     if ceil_mode or return_indices or _pair(dilation) != (1, 1):
         return None
-    return _pair(kernel_size), _pair(stride or kernel_size), _pair(padding)
+    kernel, padding = _pair(kernel_size), _pair(padding)
+    is_large = kernel[0] * kernel[1] > MOST_PLACES
+    if is_large or any(2 * pad > side for side, pad in zip(kernel, padding, strict=True)):
+        return None
+    return kernel, _pair(stride or kernel_size), padding
 
 
 def _pair(number: Any) -> tuple[int, int]:
@@ -82,8 +102,6 @@ def _fits(x: Any, geometry: Geometry) -> bool:
         and x.dtype in DTYPES
         and x.dim() == 4
         and x.is_contiguous(memory_format=torch.channels_last)
-        and kernel[0] * kernel[1] <= MOST_PLACES
-        and all(2 * pad <= side for side, pad in zip(kernel, padding, strict=True))
         and all(
             size > 0 and side <= size + 2 * pad
             for size, side, pad in zip(x.shape[2:], kernel, padding, strict=True)

@@ -5,10 +5,9 @@ A detector calls its networks through `run_fused`. `calibrate` runs it on images
 of every map of these networks. `quantized_by` then makes a copy of the detector whose networks are
 graphs of integer layers (`quantized.py`). Between two of these a map stays in integers.
 
-These layers stay floating, in float32 or in autocast's bfloat16:
-- the first layers, which read the image;
-- convolutions with an activation that oneDNN does not fuse in integers, and all that is neither a
-  convolution nor a linear layer.
+Convolutions with an activation that oneDNN does not fuse in integers stay floating, in float32 or
+in autocast's bfloat16. So does all that is neither a convolution nor a linear layer, except what
+passes numbers on unchanged, such as max pooling.
 
 The last layers, which give logits, deltas and masks, multiply integers, but their results are not
 rounded to integers.
@@ -29,6 +28,7 @@ from torch import Tensor, fx, nn
 from fastdet.engine.filters import Filters
 from fastdet.engine.fused import Inputs, ReadyNetwork, forget_fused, watched_by
 from fastdet.engine.fusing import FusedConv, FusedLinear, fused_graph, upsample
+from fastdet.engine.pooling import MaxPool2d, max_pool, takes_bytes
 from fastdet.engine.quantized import (
     CONV_ACTIVATIONS,
     LARGEST,
@@ -40,7 +40,7 @@ from fastdet.engine.quantized import (
     Quantize,
     QuantizedConv,
     QuantizedLinear,
-    float_dtype,
+    ToFloat,
     warn_if_slow,
 )
 
@@ -83,7 +83,7 @@ def calibrate(model: nn.Module, images: Iterable[Tensor]) -> Calibration:
 
     def watch(module: nn.Module, inputs: Inputs) -> Any:
         if module not in networks:
-            networks[module] = _Network.of(module, inputs, is_first=not networks)
+            networks[module] = _Network.of(module, inputs)
         network = networks[module]
         if network is None or module not in names:
             return module(inputs)
@@ -142,7 +142,7 @@ class QuantizedNetwork(ReadyNetwork):
         self.eval()
         levels = calibration["levels"]
         example: Any = torch.zeros(0) if levels is None else [torch.zeros(0)] * levels
-        network = _Network.of(module, example, calibration["is_first"])
+        network = _Network.of(module, example)
         if network is None or network.ranged_names() != set(calibration["ranges"]):
             raise ValueError(
                 f"calibration: its maps are not those of the network {name!r}; quantise the "
@@ -153,10 +153,7 @@ class QuantizedNetwork(ReadyNetwork):
 
     def forward(self, inputs: Inputs) -> Any:
         """As the network."""
-        dtype = float_dtype()
-        if isinstance(inputs, Tensor):
-            return self.graph(inputs.to(dtype))
-        return self.graph([x.to(dtype) for x in inputs])
+        return self.graph(inputs if isinstance(inputs, Tensor) else list(inputs))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedNetwork":
         probe = fn(torch.zeros(1))
@@ -197,26 +194,21 @@ def _folded_conv(
 
 
 class _Network:
-    """The graph of a network in float32, what becomes integers, and samples of its maps.
+    """The graph of a network in float32, what becomes integers, and samples of its maps."""
 
-    Attributes:
-        is_first: it reads the images.
-    """
-
-    def __init__(self, graph: fx.GraphModule, levels: int | None, is_first: bool) -> None:
+    def __init__(self, graph: fx.GraphModule, levels: int | None) -> None:
         self.graph = graph
         self.levels = levels
-        self.is_first = is_first
         self.samples: dict[str, list[Tensor]] = {}
 
     @classmethod
-    def of(cls, module: nn.Module, inputs: Inputs, is_first: bool) -> "_Network | None":
+    def of(cls, module: nn.Module, inputs: Inputs) -> "_Network | None":
         """None if the module cannot be traced."""
         try:
             graph = fused_graph(module, inputs, torch.float32, _folded_conv)
         except Exception:  # modules that cannot be traced raise errors of any type
             return None
-        return cls(graph, None if isinstance(inputs, Tensor) else len(inputs), is_first)
+        return cls(graph, None if isinstance(inputs, Tensor) else len(inputs))
 
     def observe(self, inputs: Inputs) -> Any:
         """The outputs for the inputs. Takes samples of the maps."""
@@ -248,7 +240,6 @@ class _Network:
         known = {name: _range(torch.cat(samples)) for name, samples in self.samples.items()}
         return {
             "levels": self.levels,
-            "is_first": self.is_first,
             "ranges": {name: list(known.get(name, (0.0, 0.0))) for name in self.ranged_names()},
         }
 
@@ -263,8 +254,6 @@ class _Network:
     def _is_integer(self, node: fx.Node) -> bool:
         layer = self._layer(node)
         if layer is None:
-            return False
-        if self.is_first and all(x.op == "placeholder" for x in node.all_input_nodes):
             return False
         known = CONV_ACTIVATIONS if isinstance(layer, FusedConv) else LINEAR_ACTIVATIONS
         return layer.activation in known
@@ -382,20 +371,25 @@ class _Network:
     ) -> None:
         """Puts Quantize and Dequantize between integers and floating numbers."""
         passed = {x for x in in_q if x not in integer}
+
+        def put(layer: Callable[..., nn.Module], *grid: Grid, after: fx.Node, to: Any) -> None:
+            if to:
+                with graph.inserting_after(after):
+                    new = call((layer, *grid), functools.partial(layer, *grid), after)
+                for reader in to:
+                    reader.replace_input_with(after, new)
+
         for node in list(graph.nodes):
             readers = [user for user in node.users if not _reads_size(user)]
             in_integers = [x for x in readers if x in integer or (x in passed and node in _maps(x))]
             floating = [x for x in readers if x not in in_integers]
-            if node in in_q and floating:
-                kind, change, grid = Dequantize, floating, grids[node]
-            elif node not in in_q and in_integers:
-                kind, change, grid = Quantize, in_integers, grids[node]
-            else:
+            if node in in_q:
+                put(Dequantize, grids[node], after=node, to=floating)
                 continue
-            with graph.inserting_after(node):
-                new = call((kind, grid), functools.partial(kind, grid), node)
-            for user in change:
-                user.replace_input_with(node, new)
+            if node.op == "placeholder":
+                put(ToFloat, after=node, to=floating)
+            if in_integers:
+                put(Quantize, grids[node], after=node, to=in_integers)
 
 
 def _move(
@@ -423,8 +417,12 @@ _RELUS = (F.relu, torch.relu, "relu", "relu_")
 def _passes(node: fx.Node) -> bool:
     """Whether each number of the result is one of the inputs', or zero."""
     if node.op == "call_module":
-        module: Any = node.graph.owning_module
-        return type(module.get_submodule(str(node.target))) is nn.ReLU
+        module = _module(node)
+        if isinstance(module, MaxPool2d):
+            return module.takes_bytes()
+        return type(module) is nn.ReLU
+    if node.target is max_pool:
+        return takes_bytes(*node.args[1:], **node.kwargs)
     if node.target in (upsample, torch.cat, *_RELUS):
         return True
     mode = node.kwargs.get("mode", "nearest")
@@ -442,8 +440,15 @@ def _maps(node: fx.Node) -> list[fx.Node]:
 
 
 def _function(node: fx.Node) -> Callable[..., Any]:
-    is_relu = node.op == "call_module" or node.target in _RELUS
-    return F.relu if is_relu else node.target  # pyright: ignore[reportReturnType]
+    if node.op == "call_module":
+        module = _module(node)
+        return F.relu if type(module) is nn.ReLU else module
+    return F.relu if node.target in _RELUS else node.target  # pyright: ignore[reportReturnType]
+
+
+def _module(node: fx.Node) -> nn.Module:
+    owner: Any = node.graph.owning_module
+    return owner.get_submodule(str(node.target))
 
 
 def _reads_size(node: fx.Node) -> bool:
