@@ -275,42 +275,43 @@ class _Network:
             return graph.call_module(made[key], args, kwargs)
 
         for node in list(graph.nodes):
-            layer = self._layer(node)
+            found = self._replacement(node, grids[node] if node in in_q else None, grids, integer)
+            if found is None:
+                continue
             with graph.inserting_before(node):
-                if node in integer:
-                    own = [grids[x] for x in node.args]
-                    result = grids[node] if node in in_q else None
-                    key = node.target, *own, result
-                    if isinstance(layer, FusedConv):
-                        other = own[1] if len(own) > 1 else None
-                        new = call(
-                            key,
-                            functools.partial(QuantizedConv, layer, own[0], other, result),
-                            *node.args,
-                            **node.kwargs,
-                        )
-                    else:
-                        assert layer is not None
-                        make = functools.partial(QuantizedLinear, layer, own[0], result)
-                        new = call(key, make, *node.args)
-                elif layer is not None:
-                    make = functools.partial(FloatLayer, layer)
-                    new = call((node.target,), make, *node.args, **node.kwargs)
-                elif node in in_q and _passes(node):
-                    function, grid = _function(node), grids[node]
-                    make = functools.partial(Passed, function, grid)
-                    if function is F.relu:
-                        new = call((function, grid), make, node.args[0])
-                    else:
-                        new = call((function, grid), make, *node.args, **node.kwargs)
-                else:
-                    continue
+                new = call(*found, *node.args, **node.kwargs)
             _move(node, new, grids, in_q, integer)
         self._convert(graph, grids, in_q, integer, call)
         graph.eliminate_dead_code()
         self.graph.recompile()
         self.graph.delete_all_unused_submodules()
         return self.graph.eval()
+
+    def _replacement(
+        self,
+        node: fx.Node,
+        result: Grid | None,
+        grids: dict[fx.Node, Grid],
+        integer: set[fx.Node],
+    ) -> tuple[Any, Callable[[], nn.Module]] | None:
+        """The layer in the place of a node, as a key of equal layers and what makes one.
+
+        None: the node stays. `result` is the grid of the result; None: that is floating.
+        """
+        layer = self._layer(node)
+        if node in integer:
+            grid, other = (*(grids[x] for x in node.args), None)[:2]
+            key = node.target, grid, other, result
+            if isinstance(layer, FusedConv):
+                return key, functools.partial(QuantizedConv, layer, grid, other, result)
+            assert layer is not None
+            return key, functools.partial(QuantizedLinear, layer, grid, result)
+        if layer is not None:
+            return (node.target,), functools.partial(FloatLayer, layer)
+        if result is None:
+            return None
+        function = _function(node)
+        return (function, result), functools.partial(Passed, function, result)
 
     def _maps_in_integers(self, integer: set[fx.Node]) -> set[fx.Node]:
         """The nodes whose results are integers because an integer layer reads them."""
