@@ -127,7 +127,7 @@ class QuantizedWeight(nn.Module):
 
 def _of(result: Grid | None) -> tuple[float, int, torch.dtype]:
     """Scale, zero point and type of a result; None: it is floating."""
-    return (*result, torch.uint8) if result else (1.0, 0, float_dtype())
+    return (result.scale, result.zero_point, torch.uint8) if result else (1.0, 0, float_dtype())
 
 
 def _pixels(x: Tensor) -> Tensor:

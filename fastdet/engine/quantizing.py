@@ -300,7 +300,8 @@ class _Network:
         """
         layer = self._layer(node)
         if node in integer:
-            grid, other = (*(grids[x] for x in node.args), None)[:2]
+            grid, *others = (grids[x] for x in _nodes(node.args))
+            other = others[0] if others else None
             key = node.target, grid, other, result
             if isinstance(layer, FusedConv):
                 return key, functools.partial(QuantizedConv, layer, grid, other, result)
