@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import onnx_runtimes
+from benchmarks.alternate import Side
 from benchmarks.case import Case
 from benchmarks.conftest import Beside
 from benchmarks.torchvision_detectors import (
@@ -146,11 +147,9 @@ def bench_inference(beside: Beside, name: str, tmp_path: Path) -> None:
     )
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("name", MODELS)
-def bench_inference_in_integers(beside: Beside, name: str, tmp_path: Path) -> None:
-    beside.skip_if_short()
-    network, images = made(name, *((64, 96) if beside.run.quick else (800, 1216)))
+def sides_in_integers(name: str, height: int, width: int, folder: Path) -> dict[str, Side]:
+    """Ours in 8-bit integers and in bfloat16, and what nncf makes for OpenVINO."""
+    network, images = made(name, height, width)
     network.eval()
     spread_scores(network)
     let_candidates_pass(network, images[0])
@@ -160,9 +159,18 @@ def bench_inference_in_integers(beside: Beside, name: str, tmp_path: Path) -> No
         "fastdet, bfloat16": in_bfloat16(ours, images[:1]),
     }
     if onnx_runtimes.can_quantise():
-        path = onnx_runtimes.in_int8(onnx_runtimes.export(ours, images[0], tmp_path), images)
+        path = onnx_runtimes.in_int8(onnx_runtimes.export(ours, images[0], folder), images)
         openvino = onnx_runtimes.side(onnx_runtimes.OPENVINO, path, images[0], bfloat16=True)
         sides["OpenVINO, 8-bit integers"] = openvino
+    return sides
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", MODELS)
+def bench_inference_in_integers(beside: Beside, name: str, tmp_path: Path) -> None:
+    beside.skip_if_short()
+    size = (64, 96) if beside.run.quick else (800, 1216)
+    sides = sides_in_integers(name, *size, tmp_path)
     for side in sides.values():
         assert len(side()[0]["boxes"]) > 10
     beside(

@@ -4,17 +4,20 @@
 A runtime that is not installed has no side. All use as many threads as torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.alternate import Side
 from fastdet.deploy.export import export_detector
 from fastdet.models import Detector
+
+Arrays = dict[str, np.ndarray[Any, Any]]
 
 ONNX_RUNTIME, OPENVINO = "ONNX Runtime", "OpenVINO"
 PACKAGES = {ONNX_RUNTIME: "onnxruntime", OPENVINO: "openvino"}
@@ -58,12 +61,17 @@ def in_int8(path: Path, images: Sequence[Tensor]) -> Path:
 
 
 def side(runtime: str, path: Path, image: Tensor, bfloat16: bool = False) -> Side:
-    """One runtime on one image, in float32 or, OpenVINO alone, in bfloat16.
+    """`opened` on one image.
 
     Returns:
         A function that gives the detections of the image as torchvision's detectors do.
     """
-    feed = _feed(image)
+    run, feed = opened(runtime, path, bfloat16), _feed(image)
+    return lambda: _detections(run(feed))
+
+
+def opened(runtime: str, path: Path, bfloat16: bool = False) -> Callable[[Arrays], Arrays]:
+    """A file in a runtime, in float32 or, OpenVINO alone, in bfloat16: inputs -> outputs."""
     threads = torch.get_num_threads()
     if runtime == ONNX_RUNTIME:
         import onnxruntime
@@ -72,7 +80,7 @@ def side(runtime: str, path: Path, image: Tensor, bfloat16: bool = False) -> Sid
         options.intra_op_num_threads = threads
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
-        return lambda: _detections(dict(zip(names, session.run(None, feed), strict=True)))
+        return lambda feed: dict(zip(names, map(np.asarray, session.run(None, feed)), strict=True))
     import openvino
 
     hint = {
@@ -82,9 +90,9 @@ def side(runtime: str, path: Path, image: Tensor, bfloat16: bool = False) -> Sid
     }
     compiled = openvino.Core().compile_model(path, "CPU", hint)
 
-    def run() -> list[dict[str, Tensor]]:
+    def run(feed: Arrays) -> Arrays:
         found = compiled(feed)
-        return _detections({output.any_name: found[output] for output in compiled.outputs})
+        return {output.any_name: found[output] for output in compiled.outputs}
 
     return run
 

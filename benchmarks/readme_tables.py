@@ -23,6 +23,7 @@ from benchmarks.results import (
     CPU_OPS,
     LOADER,
     PREDICT,
+    QUANTIZATION,
     THROUGHPUT,
     TRAINING_PRECISION,
     Result,
@@ -42,6 +43,7 @@ PAGES = (
     ROOT / "docs" / "experiments.md",
     ROOT / "docs" / "from_transformers.md",
     ROOT / "docs" / "prediction.md",
+    ROOT / "docs" / "quantization.md",
     ROOT / "docs" / "rt_detr.md",
     ROOT / "docs" / "training.md",
     *(
@@ -439,6 +441,39 @@ def curves_table(part: dict[str, Any]) -> str:
     return markdown(header, rows) + settings + made_by(part["machine"])
 
 
+def quantised_accuracy_table(part: dict[str, Any]) -> str:
+    """AP in float32 and in 8-bit integers, in fastdet and of the exported file in the runtimes."""
+    detectors = part["detectors"]
+    sides = list(next(iter(detectors.values()))["AP"])
+    rows = [
+        [
+            f"`{name}`, {of_model['backbone']}, {of_model['min_size']} pixels",
+            *(f"{of_model['AP'][side]:.2f}" for side in sides),
+        ]
+        for name, of_model in detectors.items()
+    ]
+    first = next(iter(detectors.values()))
+    data = f"\nThe val split of {first['data']}, {first['images']} images.\n"
+    return markdown(["AP", *sides], rows) + data + made_by(part["machine"])
+
+
+def quantised_times_table(part: dict[str, Any]) -> str:
+    """Time of a detection in 8-bit integers, and that of other sides relative to it."""
+    detectors = part["detectors"]
+    first, *others = next(iter(detectors.values()))["ms"]
+    rows = [
+        [
+            name,
+            three_digits(of_model["ms"][first]),
+            *(times(of_model["ratio"][side]) for side in others),
+        ]
+        for name, of_model in detectors.items()
+    ]
+    height, width = next(iter(detectors.values()))["size"]
+    size = f"\nOne image of {height} x {width}.\n"
+    return markdown(["", f"{first}, ms", *others], rows) + size + made_by(part["machine"])
+
+
 def loading_table(result: dict[str, Any]) -> str:
     """The whole loader: medians over the rounds, and the ratio of each round."""
     rows = []
@@ -527,6 +562,10 @@ TABLES: dict[str, Callable[[], str]] = {
     ),
     "training_steps": lambda: steps_table(json.loads(TRAINING_PRECISION.read_text())["steps"]),
     "training_curves": lambda: curves_table(json.loads(TRAINING_PRECISION.read_text())["curves"]),
+    "quantised_accuracy": lambda: quantised_accuracy_table(
+        json.loads(QUANTIZATION.read_text())["accuracy"]
+    ),
+    "quantised_times": lambda: quantised_times_table(json.loads(QUANTIZATION.read_text())["time"]),
     "loading": lambda: loading_table(json.loads(LOADER.read_text())),
     "opening": lambda: opening_table(json.loads(LOADER.read_text())),
 }

@@ -17,6 +17,7 @@ ANALYSE = FOLDER / "analyse.json"  # of `python -m benchmarks.analyse`
 PREDICT = FOLDER / "predict.json"  # of `python -m benchmarks.predict`
 THROUGHPUT = FOLDER / "throughput.json"  # of `python -m benchmarks.throughput`
 TRAINING_PRECISION = FOLDER / "training_precision.json"  # of `benchmarks.training_precision`
+QUANTIZATION = FOLDER / "quantization.json"  # of `python -m benchmarks.quantization`
 CUDA = "cuda_{}.json"  # of a GPU's name
 
 

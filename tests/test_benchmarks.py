@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import lightning
 import pytest
 import torch
 
@@ -22,6 +23,7 @@ from benchmarks import (
     detr_on_small_data,
     loader,
     plots,
+    quantization,
     readme_tables,
     results,
     throughput,
@@ -43,8 +45,9 @@ from benchmarks.results import GpuWork, Point, Result, Row, SideResult
 from benchmarks.tables import missed
 from fastdet import ops
 from fastdet.bench import TREE
-from fastdet.data import write_shapes
+from fastdet.data import open_dataset, write_shapes
 from fastdet.report.figures import three_digits
+from fastdet.training.detector_module import DetectorModule
 
 # Operators that torchvision does not have: the first peer on a GPU, or no row there.
 OTHER_PEERS = {
@@ -238,6 +241,35 @@ def test_throughput(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(ways) == (4 if threads > 1 else 2)
     assert all(len(rounds) == 2 and min(rounds) > 0 for rounds in ways.values())
     assert written["models"][name]["multiply_adds"] > 0
+
+
+@pytest.mark.slow
+def test_quantization(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both parts write one file, detector by detector, from which the tables are made."""
+    out = tmp_path / "result.json"
+    monkeypatch.setattr(quantization, "QUANTIZATION", out)
+    data = write_shapes(tmp_path / "shapes", train=4, val=2, size=64)
+    split = open_dataset(data, "val")
+    options = {"fpn_channels": 8, "min_size": 64, "max_size": 64, "score_thresh": 0.0}
+    module = DetectorModule("retinanet", "test_resnet", split.classes, split.category_ids, options)
+    trainer = lightning.Trainer(logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "any.ckpt")
+    name = "RetinaNet, ResNet-50 FPN"
+    for part in (
+        ["time", "--quick", "--models", name],
+        ["accuracy", "--data", str(data), "--checkpoints", str(tmp_path / "any.ckpt")],
+    ):
+        monkeypatch.setattr(sys, "argv", ["quantization", *part])
+        quantization.main()
+    written = json.loads(out.read_text())
+    assert set(written["time"]["detectors"]) == {name}
+    assert {"fastdet", "fastdet, bfloat16"} <= set(written["time"]["detectors"][name]["ms"])
+    (measured,) = written["accuracy"]["detectors"].values()
+    assert {"float32", "fastdet"} <= set(measured["AP"])
+    assert measured["images"] == 2
+    assert name in readme_tables.quantised_times_table(written["time"])
+    assert "test_resnet, 64 pixels" in readme_tables.quantised_accuracy_table(written["accuracy"])
 
 
 @pytest.mark.slow

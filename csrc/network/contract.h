@@ -63,13 +63,17 @@ inline int64_t pooled_size(int64_t size, int64_t kernel, int64_t stride, int64_t
   return (size + 2 * padding - kernel) / stride + 1;
 }
 
-inline void check_max_pool2d(const char* op, const Argument& input, const PoolGeometry& geometry) {
-  bool holds = input.is_cpu() && is_map_dtype(input) && input.dim() == 4;
+inline void check_max_pool2d(const char* op, const Argument& input, const PoolGeometry& geometry,
+                             bool takes_bytes) {
+  const bool is_byte = takes_bytes && input.scalar_type() == ScalarType::Byte;
+  bool holds = input.is_cpu() && (is_map_dtype(input) || is_byte) && input.dim() == 4;
   for (int i = 0; holds && i < 2; ++i) {
     const int64_t size = input.size(2 + i);
     holds = size > 0 && size + 2 * geometry.padding[i] >= geometry.kernel[i];
   }
-  expect(holds, op, "input", "Float or BFloat16 (B, C, H, W) on cpu, not smaller than the kernel",
+  expect(holds, op, "input",
+         takes_bytes ? "Float, BFloat16 or Byte (B, C, H, W) on cpu, not smaller than the kernel"
+                     : "Float or BFloat16 (B, C, H, W) on cpu, not smaller than the kernel",
          input);
 }
 

@@ -143,8 +143,9 @@ void pool_any(const Tensor& input, const Windows& windows, const Tensor& output,
               const Tensor* argmax) {
   if (output.numel() == 0) return;
   const Tensor readable = in_channels_last(input);
-  const bool halves = input.scalar_type() == ScalarType::BFloat16;
-  (halves ? pool<BFloat16> : pool<float>)(readable, windows, output, argmax);
+  const auto dtype = input.scalar_type();
+  if (dtype == ScalarType::Byte) return pool<uint8_t>(readable, windows, output, argmax);
+  (dtype == ScalarType::BFloat16 ? pool<BFloat16> : pool<float>)(readable, windows, output, argmax);
 }
 
 }  // namespace
@@ -152,7 +153,7 @@ void pool_any(const Tensor& input, const Windows& windows, const Tensor& output,
 Tensor max_pool2d(const Tensor& input, const std::vector<int64_t>& kernel,
                   const std::vector<int64_t>& stride, const std::vector<int64_t>& padding) {
   const auto geometry = checked_pool_geometry("max_pool2d", kernel, stride, padding);
-  check_max_pool2d("max_pool2d", input, geometry);
+  check_max_pool2d("max_pool2d", input, geometry, true);
   const Windows windows(input.size(2), input.size(3), geometry);
   const Tensor output = empty_output(input, windows, input.scalar_type());
   pool_any(input, windows, output, nullptr);
@@ -165,7 +166,7 @@ std::tuple<Tensor, Tensor> max_pool2d_with_argmax(const Tensor& input,
                                                   const std::vector<int64_t>& padding) {
   const char* op = "max_pool2d_with_argmax";
   const auto geometry = checked_pool_geometry(op, kernel, stride, padding);
-  check_max_pool2d(op, input, geometry);
+  check_max_pool2d(op, input, geometry, false);
   const Windows windows(input.size(2), input.size(3), geometry);
   const Tensor output = empty_output(input, windows, input.scalar_type());
   const Tensor argmax = empty_output(input, windows, ScalarType::Byte);

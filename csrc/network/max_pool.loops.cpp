@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Max pooling of the channels of one pixel. Values are compared as float32, which holds every
-// bfloat16. As in torch, a NaN in bfloat16 becomes the usual NaN.
+// Max pooling of the channels of one pixel. Floating values are compared as float32, which holds
+// every bfloat16. As in torch, a NaN in bfloat16 becomes the usual NaN.
 #include "max_pool.loops.h"
 
 #include "../isa/stored_lanes.h"
@@ -66,6 +66,19 @@ void largest(const T* const* pixels, int64_t count, int64_t channels, T* out) {
   });
 }
 
+void largest_of_bytes(const uint8_t* const* pixels, int64_t count, int64_t channels, uint8_t* out) {
+  constexpr int64_t kBytes = kLanesOf<uint8_t>;
+  for (int64_t c = 0; c < channels; c += kBytes) {
+    const int64_t n = channels - c < kBytes ? channels - c : kBytes;
+    Lanes<uint8_t> best = load_first(pixels[0] + c, n);
+    for (int64_t t = 1; t < count; ++t) {
+      const Lanes<uint8_t> x = load_first(pixels[t] + c, n);
+      best = x > best ? x : best;
+    }
+    store_first<uint8_t>(best, out + c, n);
+  }
+}
+
 template <typename T>
 void largest_and_place(const T* const* pixels, const uint8_t* places, int64_t count,
                        int64_t channels, T* out, uint8_t* argmax) {
@@ -109,10 +122,12 @@ void gradient(const T* const* grads, const uint8_t* const* argmax, const uint8_t
 
 template <typename T>
 constexpr MaxPoolLoops<T> kLoops = {largest<T>, largest_and_place<T>, gradient<T>};
+constexpr MaxPoolLoops<uint8_t> kLoopsOfBytes = {largest_of_bytes, nullptr, nullptr};
 
 }  // namespace
 
 FASTDET_LOOPS(MaxPoolLoops<float>) { return kLoops<float>; }
 FASTDET_LOOPS(MaxPoolLoops<BFloat16>) { return kLoops<BFloat16>; }
+FASTDET_LOOPS(MaxPoolLoops<uint8_t>) { return kLoopsOfBytes; }
 
 }  // namespace fastdet::cpu::FASTDET_ISA

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The loops of max_pool2d over the channels of one pixel.
+// The loops of max_pool2d over the channels of one pixel; for uint8 there is `largest` alone.
 #pragma once
 
 #include <cstdint>

@@ -73,7 +73,8 @@ def quantize(source: Path, target: Path, calibration: Path) -> Accuracy | None:
         _describe_as(source, temporary)
     if val is None:
         return None
-    before, after = (float(coco_metrics(path, val).stats["AP"]) for path in (source, target))
+    metrics = (coco_metrics(OnnxDetector(path), val) for path in (source, target))
+    before, after = (float(found.stats["AP"]) for found in metrics)
     return Accuracy(before, after, len(val))
 
 

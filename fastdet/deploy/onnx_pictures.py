@@ -61,11 +61,15 @@ class OnnxDetector:
         images[:, :, : size[0], : size[1]] = pixels.numpy()
         return {"images": images, "sizes": np.array([size] * self.batch, np.int64)}
 
+    def run(self, feed: Arrays) -> Arrays:
+        """The file's outputs, by name, for what `inputs` gives."""
+        names = [output.name for output in self.session.get_outputs()]
+        return dict(zip(names, map(np.asarray, self.session.run(None, feed)), strict=True))
+
     def detect(self, picture: Tensor) -> Arrays:
         """Boxes (K, 4) in pixels of the picture (3, h, w), scores (K,) and labels (K,)."""
         feed = self.inputs(picture)
-        names = [output.name for output in self.session.get_outputs()]
-        found = dict(zip(names, map(np.asarray, self.session.run(None, feed)), strict=True))
+        found = self.run(feed)
         if "counts" in found:
             rows = slice(found["counts"][0])
             boxes, scores, labels = (found[x][0, rows] for x in ("boxes", "scores", "labels"))
@@ -77,9 +81,8 @@ class OnnxDetector:
         return {"boxes": boxes * back[[1, 0, 1, 0]], "scores": scores, "labels": labels}
 
 
-def coco_metrics(path: Path, dataset: DetectionDataset) -> CocoMetrics:
+def coco_metrics(detector: OnnxDetector, dataset: DetectionDataset) -> CocoMetrics:
     """COCO metrics of the boxes that an .onnx file finds in a data set without transforms."""
-    detector = OnnxDetector(path)
     evaluator = CocoEvaluator(dataset.annotations, dataset.category_ids)
     for index, image_id in enumerate(dataset.image_ids):
         found = detector.detect(dataset[index][0])

@@ -20,11 +20,22 @@ Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
 def max_pool(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """`F.max_pool2d` with the same arguments and the same result, bit for bit."""
+    """`F.max_pool2d` with the same arguments and the same result, bit for bit.
+
+    Of uint8, for which torch has none, only where `takes_bytes`.
+    """
     geometry, rounds_up = _geometry(*args, **kwargs)
+    if geometry is not None and not rounds_up and is_eager(x) and x.dtype == torch.uint8:
+        return max_pool2d(x, *geometry)
     if geometry is None or not _fits(x, geometry, rounds_up):
         return F.max_pool2d(x, *args, **kwargs)
     return max_pool2d(x, *geometry)
+
+
+def takes_bytes(*args: Any, **kwargs: Any) -> bool:
+    """Whether `max_pool` with these arguments after the map is for uint8, too."""
+    geometry, rounds_up = _geometry(*args, **kwargs)
+    return geometry is not None and not rounds_up
 
 
 class MaxPool2d(nn.MaxPool2d):
@@ -44,8 +55,14 @@ class MaxPool2d(nn.MaxPool2d):
 
     def forward(self, input: Tensor) -> Any:
         """(B, C, H, W) -> (B, C, H', W'), and the indices if they are asked for."""
-        return max_pool(
-            input,
+        return max_pool(input, *self._arguments())
+
+    def takes_bytes(self) -> bool:
+        """Whether it is for uint8, too."""
+        return takes_bytes(*self._arguments())
+
+    def _arguments(self) -> tuple[Any, ...]:
+        return (
             self.kernel_size,
             self.stride,
             self.padding,
@@ -67,9 +84,12 @@ def _geometry(
 
     None for what our kernel does not compute.
     """
-    if return_indices or _pair(dilation) != (1, 1):
+    kernel, padding = _pair(kernel_size), _pair(padding)
+    is_large = kernel[0] * kernel[1] > MOST_PLACES
+    is_wide = any(2 * pad > side for side, pad in zip(kernel, padding, strict=True))
+    if is_large or is_wide or return_indices or _pair(dilation) != (1, 1):
         return None, ceil_mode
-    return (_pair(kernel_size), _pair(stride or kernel_size), _pair(padding)), ceil_mode
+    return (kernel, _pair(stride or kernel_size), padding), ceil_mode
 
 
 def _pair(number: Any) -> tuple[int, int]:
@@ -78,15 +98,12 @@ def _pair(number: Any) -> tuple[int, int]:
 
 
 def _fits(x: Any, geometry: Geometry, rounds_up: bool) -> bool:
-    kernel, _, padding = geometry
     return (
         is_eager(x)
         and x.device.type == "cpu"
         and x.dtype in DTYPES
         and x.dim() == 4
         and x.is_contiguous(memory_format=torch.channels_last)
-        and kernel[0] * kernel[1] <= MOST_PLACES
-        and all(2 * pad <= side for side, pad in zip(kernel, padding, strict=True))
         and all(
             size > 0
             and side <= size + 2 * pad

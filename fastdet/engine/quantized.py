@@ -29,12 +29,13 @@ from fastdet.ops.quantize_map import quantize_map
 from fastdet.ops.tracing import is_eager
 
 LARGEST = 255  # of uint8
-# oneDNN's layout of a 1x1 convolution's weight depends on the map size. A wrong one is converted
-# at each call, which takes longer than the convolution. So a few sizes of a layer are kept.
+# oneDNN's layout of a convolution's weight can depend on the map size. A wrong one is converted at
+# each call, which takes longer than the convolution. So a few sizes of a layer are kept.
 KEPT_LAYOUTS = 8
 # Activations that are fused with a convolution or a linear layer in integers, by oneDNN's names.
 CONV_ACTIVATIONS = ("none", "relu", "hardswish", "swish")
 LINEAR_ACTIVATIONS = ("none", "relu")
+POINTWISE = (0, 0), (1, 1), (1, 1), 1  # padding, stride, dilation, groups
 _packing = threading.Lock()
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
@@ -98,8 +99,11 @@ class QuantizedWeight(nn.Module):
         self.weight: Tensor
         self.scale: Tensor
         self.bias: Tensor
+        self.zeros: Tensor  # the zero points
         self.register_buffer("weight", (weight / rows).round().to(torch.int8))
         self.register_buffer("scale", scale)
+        zeros = torch.zeros(len(scale), dtype=torch.int32)
+        self.register_buffer("zeros", zeros, persistent=False)
         bias = torch.zeros_like(scale) if bias is None else bias.detach().float().clone()
         self.register_buffer("bias", bias)
         self.packed: dict[Any, Tensor] = {}
@@ -119,12 +123,36 @@ class QuantizedWeight(nn.Module):
                 self.packed[key] = pack()
             return self.packed[key]
 
+    def packed_as_linear(self, shape: tuple[int, ...] = ()) -> Tensor:
+        """oneDNN's copy for a linear layer; `shape`: (C, h, w) of flattened channels_last maps."""
+
+        def pack() -> Tensor:
+            weight = self.weight.flatten(1)
+            if shape:
+                weight = weight.unflatten(1, shape).permute(0, 2, 3, 1).flatten(1)
+            return torch.ops.onednn.qlinear_prepack(weight.contiguous(), None)
+
+        return self.packed_for(shape, pack)
+
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "packed": {}}  # oneDNN's layout can be made again
 
 
+def _of(result: Grid | None) -> tuple[float, int, torch.dtype]:
+    """Scale, zero point and type of a result; None: it is floating."""
+    return (result.scale, result.zero_point, torch.uint8) if result else (1.0, 0, float_dtype())
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """(B, C, H, W) in channels_last -> (B * H * W, C), a view."""
+    return x.permute(0, 2, 3, 1).view(-1, x.shape[1])
+
+
 class QuantizedConv(nn.Module):
     """A FusedConv on integers: convolution, sum and activation, rounded once.
+
+    A 1x1 convolution is a linear layer of the pixels. oneDNN's linear layer is as fast, one
+    layout of its weight is for all map sizes, and a sum is written in place without a copy.
 
     Args:
         conv: the layer in float32.
@@ -140,6 +168,8 @@ class QuantizedConv(nn.Module):
         self.content = QuantizedWeight(conv.filters.whole(), conv.bias)
         self.padding, self.stride, self.dilation, self.groups = conv.geometry
         self.activation = conv.activation
+        is_pointwise = conv.kernel_size == (1, 1) and conv.geometry == POINTWISE
+        self.is_linear = is_pointwise and conv.activation in LINEAR_ACTIVATIONS
         self.grid, self.other, self.result = grid, other, result
 
     def forward(self, x: Tensor, other: Tensor | None = None, over_other: bool = False) -> Tensor:
@@ -147,39 +177,37 @@ class QuantizedConv(nn.Module):
         if not is_eager(x):
             return self._simulated(x, other)
         x = x.contiguous(memory_format=torch.channels_last)
-        if other is None:
-            return self._convolved(x, self.activation, self.result)
-        total = other.contiguous(memory_format=torch.channels_last)
-        if not over_other and total.data_ptr() == other.data_ptr():
-            total = total.clone()
-        return self._added_to(total, x)
-
-    def _convolved(self, x: Tensor, activation: Activation, result: Grid | None) -> Tensor:
-        of_result = (*result, torch.uint8) if result else (1.0, 0, float_dtype())
+        if other is not None:
+            total = other.contiguous(memory_format=torch.channels_last)
+            if not over_other and total.data_ptr() == other.data_ptr():
+                total = total.clone()
+            return self._added_to(total, x)
+        if self.is_linear and x.numel() > 0:
+            linear, rows = torch.ops.onednn.qlinear_pointwise, _pixels(x)
+            y = linear(rows, *self._of_linear(), *_of(self.result), self.activation, [], "")
+            return y.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
         return torch.ops.onednn.qconv_pointwise(
-            x, *self._arguments(x), *of_result, *unary_of(activation), ""
+            x, *self._of_conv(x), *_of(self.result), *unary_of(self.activation), ""
         )
 
     def _added_to(self, total: Tensor, x: Tensor) -> Tensor:
+        """Writes the result over the summand."""
         assert self.other is not None
         assert self.result is not None
-        arguments = self._arguments(x)
-        return torch.ops.onednn.qconv2d_pointwise.binary(
-            x,
-            *arguments[:5],
-            total,
-            *arguments[5:],
-            *self.result,
-            torch.uint8,
-            *self.other,
-            "sum",
-            1.0,
-            self.activation,
-            [],
-            "",
-        )
+        result = *_of(self.result), *self.other, "sum", 1.0, self.activation, [], ""
+        if self.is_linear:
+            add, arguments = torch.ops.onednn.qlinear_pointwise.binary, self._of_linear()
+            add(_pixels(x), *arguments[:5], _pixels(total), *arguments[5:], *result)
+        else:  # returns a copy
+            add, arguments = torch.ops.onednn.qconv2d_pointwise.binary, self._of_conv(x)
+            add(x, *arguments[:5], total, *arguments[5:], *result)
+        return total
 
-    def _arguments(self, x: Tensor) -> tuple[Any, ...]:
+    def _of_linear(self) -> tuple[Any, ...]:
+        own = self.content
+        return *self.grid, own.packed_as_linear(), own.scale, own.zeros, own.bias
+
+    def _of_conv(self, x: Tensor) -> tuple[Any, ...]:
         own = self.content
         geometry = self.stride, self.padding, self.dilation, self.groups
         shape = tuple(x.shape)
@@ -189,8 +217,7 @@ class QuantizedConv(nn.Module):
             make = torch.ops.onednn.qconv_prepack
             return make(weight, own.scale, *self.grid, *geometry, shape)
 
-        zeros = torch.zeros(len(own.scale), dtype=torch.int32)
-        return *self.grid, own.packed_for(shape, pack), own.scale, zeros, own.bias, *geometry
+        return *self.grid, own.packed_for(shape, pack), own.scale, own.zeros, own.bias, *geometry
 
     def _simulated(self, x: Tensor, other: Tensor | None) -> Tensor:
         own = self.content
@@ -233,23 +260,12 @@ class QuantizedLinear(nn.Module):
                 shape = tuple(x.shape[1:])
                 x = x.permute(0, 2, 3, 1)
             x = x.flatten(1)
-        of_result = (*self.result, torch.uint8) if self.result else (1.0, 0, float_dtype())
+        of_result = _of(self.result)
         if x.numel() == 0:
-            dtype = torch.uint8 if self.result else float_dtype()
-            return x.new_empty((*x.shape[:-1], len(own.scale)), dtype=dtype)
-        zeros = torch.zeros(len(own.scale), dtype=torch.int32)
-        weight = self._packed(shape)
-        arguments = *self.grid, weight, own.scale, zeros, own.bias, *of_result
-        return torch.ops.onednn.qlinear_pointwise(x, *arguments, self.activation, [], "")
-
-    def _packed(self, shape: tuple[int, ...]) -> Tensor:
-        def pack() -> Tensor:
-            weight = self.content.weight
-            if shape:
-                weight = weight.unflatten(1, shape).permute(0, 2, 3, 1).flatten(1)
-            return torch.ops.onednn.qlinear_prepack(weight.contiguous(), None)
-
-        return self.content.packed_for(shape, pack)
+            return x.new_empty((*x.shape[:-1], len(own.scale)), dtype=of_result[-1])
+        arguments = *self.grid, own.packed_as_linear(shape), own.scale, own.zeros, own.bias
+        linear = torch.ops.onednn.qlinear_pointwise
+        return linear(x, *arguments, *of_result, self.activation, [], "")
 
 
 class FloatLayer(nn.Module):
@@ -317,11 +333,19 @@ class Dequantize(nn.Module):
         return numbers(q, self.grid, float_dtype())
 
 
+class ToFloat(nn.Module):
+    """Changes an input of a network to `float_dtype()`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Floating numbers -> floating numbers."""
+        return x.to(float_dtype())
+
+
 class Passed(nn.Module):
-    """An operation on integers that rounds nothing: a resize, a concatenation or ReLU.
+    """An operation on integers that rounds nothing: a resize, pooling, a concatenation or ReLU.
 
     Args:
-        function: F.relu, torch.cat, F.interpolate or `fusing.upsample`.
+        function: F.relu, torch.cat, F.interpolate, `fusing.upsample` or `pooling.max_pool`.
         grid: of the inputs and the result.
     """
 

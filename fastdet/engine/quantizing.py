@@ -5,10 +5,9 @@ A detector calls its networks through `run_fused`. `calibrate` runs it on images
 of every map of these networks. `quantized_by` then makes a copy of the detector whose networks are
 graphs of integer layers (`quantized.py`). Between two of these a map stays in integers.
 
-These layers stay floating, in float32 or in autocast's bfloat16:
-- the first layers, which read the image;
-- convolutions with an activation that oneDNN does not fuse in integers, and all that is neither a
-  convolution nor a linear layer.
+Convolutions with an activation that oneDNN does not fuse in integers stay floating, in float32 or
+in autocast's bfloat16. So does all that is neither a convolution nor a linear layer, except what
+passes numbers on unchanged, such as max pooling.
 
 The last layers, which give logits, deltas and masks, multiply integers, but their results are not
 rounded to integers.
@@ -30,6 +29,7 @@ from fastdet.engine.activations import Activation, Limits
 from fastdet.engine.filters import Filters
 from fastdet.engine.fused import Inputs, ReadyNetwork, forget_fused, watched_by
 from fastdet.engine.fusing import FusedConv, FusedLinear, fused_graph, upsample
+from fastdet.engine.pooling import MaxPool2d, max_pool, takes_bytes
 from fastdet.engine.quantized import (
     CONV_ACTIVATIONS,
     LARGEST,
@@ -41,7 +41,7 @@ from fastdet.engine.quantized import (
     Quantize,
     QuantizedConv,
     QuantizedLinear,
-    float_dtype,
+    ToFloat,
     warn_if_slow,
 )
 
@@ -84,7 +84,7 @@ def calibrate(model: nn.Module, images: Iterable[Tensor]) -> Calibration:
 
     def watch(module: nn.Module, inputs: Inputs) -> Any:
         if module not in networks:
-            networks[module] = _Network.of(module, inputs, is_first=not networks)
+            networks[module] = _Network.of(module, inputs)
         network = networks[module]
         if network is None or module not in names:
             return module(inputs)
@@ -143,7 +143,7 @@ class QuantizedNetwork(ReadyNetwork):
         self.eval()
         levels = calibration["levels"]
         example: Any = torch.zeros(0) if levels is None else [torch.zeros(0)] * levels
-        network = _Network.of(module, example, calibration["is_first"])
+        network = _Network.of(module, example)
         if network is None or network.ranged_names() != set(calibration["ranges"]):
             raise ValueError(
                 f"calibration: its maps are not those of the network {name!r}; quantise the "
@@ -154,10 +154,7 @@ class QuantizedNetwork(ReadyNetwork):
 
     def forward(self, inputs: Inputs) -> Any:
         """As the network."""
-        dtype = float_dtype()
-        if isinstance(inputs, Tensor):
-            return self.graph(inputs.to(dtype))
-        return self.graph([x.to(dtype) for x in inputs])
+        return self.graph(inputs if isinstance(inputs, Tensor) else list(inputs))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedNetwork":
         probe = fn(torch.zeros(1))
@@ -198,26 +195,21 @@ def _folded_conv(
 
 
 class _Network:
-    """The graph of a network in float32, what becomes integers, and samples of its maps.
+    """The graph of a network in float32, what becomes integers, and samples of its maps."""
 
-    Attributes:
-        is_first: it reads the images.
-    """
-
-    def __init__(self, graph: fx.GraphModule, levels: int | None, is_first: bool) -> None:
+    def __init__(self, graph: fx.GraphModule, levels: int | None) -> None:
         self.graph = graph
         self.levels = levels
-        self.is_first = is_first
         self.samples: dict[str, list[Tensor]] = {}
 
     @classmethod
-    def of(cls, module: nn.Module, inputs: Inputs, is_first: bool) -> "_Network | None":
+    def of(cls, module: nn.Module, inputs: Inputs) -> "_Network | None":
         """None if the module cannot be traced."""
         try:
             graph = fused_graph(module, inputs, torch.float32, _folded_conv)
         except Exception:  # modules that cannot be traced raise errors of any type
             return None
-        return cls(graph, None if isinstance(inputs, Tensor) else len(inputs), is_first)
+        return cls(graph, None if isinstance(inputs, Tensor) else len(inputs))
 
     def observe(self, inputs: Inputs) -> Any:
         """The outputs for the inputs. Takes samples of the maps."""
@@ -249,7 +241,6 @@ class _Network:
         known = {name: _range(torch.cat(samples)) for name, samples in self.samples.items()}
         return {
             "levels": self.levels,
-            "is_first": self.is_first,
             "ranges": {name: list(known.get(name, (0.0, 0.0))) for name in self.ranged_names()},
         }
 
@@ -264,8 +255,6 @@ class _Network:
     def _is_integer(self, node: fx.Node) -> bool:
         layer = self._layer(node)
         if layer is None:
-            return False
-        if self.is_first and all(x.op == "placeholder" for x in node.all_input_nodes):
             return False
         if isinstance(layer, FusedConv) and isinstance(layer.activation, Limits):
             return True
@@ -289,42 +278,44 @@ class _Network:
             return graph.call_module(made[key], args, kwargs)
 
         for node in list(graph.nodes):
-            layer = self._layer(node)
+            found = self._replacement(node, grids[node] if node in in_q else None, grids, integer)
+            if found is None:
+                continue
             with graph.inserting_before(node):
-                if node in integer:
-                    own = [grids[x] for x in node.args]
-                    result = grids[node] if node in in_q else None
-                    key = node.target, *own, result
-                    if isinstance(layer, FusedConv):
-                        other = own[1] if len(own) > 1 else None
-                        new = call(
-                            key,
-                            functools.partial(QuantizedConv, layer, own[0], other, result),
-                            *node.args,
-                            **node.kwargs,
-                        )
-                    else:
-                        assert layer is not None
-                        make = functools.partial(QuantizedLinear, layer, own[0], result)
-                        new = call(key, make, *node.args)
-                elif layer is not None:
-                    make = functools.partial(FloatLayer, layer)
-                    new = call((node.target,), make, *node.args, **node.kwargs)
-                elif node in in_q and _passes(node):
-                    function, grid = _function(node), grids[node]
-                    make = functools.partial(Passed, function, grid)
-                    if function is F.relu:
-                        new = call((function, grid), make, node.args[0])
-                    else:
-                        new = call((function, grid), make, *node.args, **node.kwargs)
-                else:
-                    continue
+                new = call(*found, *node.args, **node.kwargs)
             _move(node, new, grids, in_q, integer)
         self._convert(graph, grids, in_q, integer, call)
         graph.eliminate_dead_code()
         self.graph.recompile()
         self.graph.delete_all_unused_submodules()
         return self.graph.eval()
+
+    def _replacement(
+        self,
+        node: fx.Node,
+        result: Grid | None,
+        grids: dict[fx.Node, Grid],
+        integer: set[fx.Node],
+    ) -> tuple[Any, Callable[[], nn.Module]] | None:
+        """The layer in the place of a node, as a key of equal layers and what makes one.
+
+        None: the node stays. `result` is the grid of the result; None: that is floating.
+        """
+        layer = self._layer(node)
+        if node in integer:
+            grid, *others = (grids[x] for x in _nodes(node.args))
+            other = others[0] if others else None
+            key = node.target, grid, other, result
+            if isinstance(layer, FusedConv):
+                return key, functools.partial(QuantizedConv, layer, grid, other, result)
+            assert layer is not None
+            return key, functools.partial(QuantizedLinear, layer, grid, result)
+        if layer is not None:
+            return (node.target,), functools.partial(FloatLayer, layer)
+        if result is None:
+            return None
+        function = _function(node)
+        return (function, result), functools.partial(Passed, function, result)
 
     def _maps_in_integers(self, integer: set[fx.Node]) -> set[fx.Node]:
         """The nodes whose results are integers because an integer layer reads them."""
@@ -385,20 +376,25 @@ class _Network:
     ) -> None:
         """Puts Quantize and Dequantize between integers and floating numbers."""
         passed = {x for x in in_q if x not in integer}
+
+        def put(layer: Callable[..., nn.Module], *grid: Grid, after: fx.Node, to: Any) -> None:
+            if to:
+                with graph.inserting_after(after):
+                    new = call((layer, *grid), functools.partial(layer, *grid), after)
+                for reader in to:
+                    reader.replace_input_with(after, new)
+
         for node in list(graph.nodes):
             readers = [user for user in node.users if not _reads_size(user)]
             in_integers = [x for x in readers if x in integer or (x in passed and node in _maps(x))]
             floating = [x for x in readers if x not in in_integers]
-            if node in in_q and floating:
-                kind, change, grid = Dequantize, floating, grids[node]
-            elif node not in in_q and in_integers:
-                kind, change, grid = Quantize, in_integers, grids[node]
-            else:
+            if node in in_q:
+                put(Dequantize, grids[node], after=node, to=floating)
                 continue
-            with graph.inserting_after(node):
-                new = call((kind, grid), functools.partial(kind, grid), node)
-            for user in change:
-                user.replace_input_with(node, new)
+            if node.op == "placeholder":
+                put(ToFloat, after=node, to=floating)
+            if in_integers:
+                put(Quantize, grids[node], after=node, to=in_integers)
 
 
 def _move(
@@ -426,8 +422,12 @@ _RELUS = (F.relu, torch.relu, "relu", "relu_")
 def _passes(node: fx.Node) -> bool:
     """Whether each number of the result is one of the inputs', or zero."""
     if node.op == "call_module":
-        module: Any = node.graph.owning_module
-        return type(module.get_submodule(str(node.target))) is nn.ReLU
+        module = _module(node)
+        if isinstance(module, MaxPool2d):
+            return module.takes_bytes()
+        return type(module) is nn.ReLU
+    if node.target is max_pool:
+        return takes_bytes(*node.args[1:], **node.kwargs)
     if node.target in (upsample, torch.cat, *_RELUS):
         return True
     mode = node.kwargs.get("mode", "nearest")
@@ -445,8 +445,15 @@ def _maps(node: fx.Node) -> list[fx.Node]:
 
 
 def _function(node: fx.Node) -> Callable[..., Any]:
-    is_relu = node.op == "call_module" or node.target in _RELUS
-    return F.relu if is_relu else node.target  # pyright: ignore[reportReturnType]
+    if node.op == "call_module":
+        module = _module(node)
+        return F.relu if type(module) is nn.ReLU else module
+    return F.relu if node.target in _RELUS else node.target  # pyright: ignore[reportReturnType]
+
+
+def _module(node: fx.Node) -> nn.Module:
+    owner: Any = node.graph.owning_module
+    return owner.get_submodule(str(node.target))
 
 
 def _reads_size(node: fx.Node) -> bool:

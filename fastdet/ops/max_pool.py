@@ -19,8 +19,8 @@ def max_pool2d(
     """`F.max_pool2d(input, kernel, stride, padding)`, bit for bit, and its gradient.
 
     Args:
-        input: (B, C, H, W) float32 or bfloat16, not smaller than the kernel. A map that is not
-            channels_last is copied first.
+        input: (B, C, H, W) float32 or bfloat16, or uint8 without a gradient, not smaller than the
+            kernel. A map that is not channels_last is copied first.
         kernel, stride, padding: of rows and columns. A window has at most 256 places; the padding
             is at most half of the kernel.
 

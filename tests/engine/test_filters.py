@@ -66,8 +66,11 @@ def test_small_filters_are_scaled_once(name: str) -> None:
     module, x = conv_and_norm(*FEW, **KERNELS[name]), torch.rand(1, FEW[0], 9, 8)
     assert module[0].weight.nbytes <= SMALL
     layer = layer_of(module, x, torch.float32)
-    assert layer.filters.scale is None
-    assert layer.filters.whole().data_ptr() == layer.filters.weight.data_ptr()
+    if isinstance(layer, WinogradConv):
+        assert layer.filters is None  # they are only kept as laid out
+    else:
+        assert layer.filters.scale is None
+        assert layer.filters.whole().data_ptr() == layer.filters.weight.data_ptr()
     torch.testing.assert_close(layer(x), module(x), rtol=1e-4, atol=1e-4)
 
 

@@ -219,7 +219,7 @@ class HeadEnd(nn.Module):
         for x in maps:
             own = self.shared(x).relu()
             deltas = self.deltas(own)
-            found += [self.logits(own), deltas.relu_(), self.gate(x).sigmoid()]
+            found += [self.logits(own), deltas.mul_(2), self.gate(x).sigmoid()]
         return found
 
 

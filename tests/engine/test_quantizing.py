@@ -101,12 +101,16 @@ def test_a_convolution_is_rounded_once(name: str, activation: Activation, zero_p
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("sides", [(15, 17), (1, 1)])
+@pytest.mark.parametrize("name", ["1x1", "3x3"])
 @pytest.mark.parametrize("over_other", [False, True])
 @pytest.mark.parametrize("activation", ["none", "relu"])
-def test_a_sum_is_rounded_once(activation: str, over_other: bool) -> None:
+def test_a_sum_is_rounded_once(
+    activation: str, over_other: bool, name: str, sides: tuple[int, int]
+) -> None:
     grid, of_other, result = Grid(0.01, 3), Grid(0.013, 90), Grid(0.03, 60)
-    layer = QuantizedConv(conv_of("3x3", activation), grid, of_other, result)
-    q, other = integers(2, 8, 15, 17), integers(2, 24, 15, 17)
+    layer = QuantizedConv(conv_of(name, activation), grid, of_other, result)
+    q, other = integers(2, 8, *sides), integers(2, 24, *sides)
     before = other.clone()
     expected = FUNCTIONS[activation](convolved(layer, q) + exact(other, of_other))
     assert_rounded(layer(q, other, over_other), expected, result)
@@ -236,8 +240,9 @@ def test_what_stays_floating() -> None:
         for name, network in networks(small).items()
     }
     assert kinds.keys() == {"backbone", "head"}
-    assert kinds["backbone"].count("FloatLayer") == 1  # the stem
-    assert kinds["head"].count("FloatLayer") == 0
+    for names in kinds.values():
+        assert names.count("FloatLayer") == names.count("ToFloat") == 0
+    assert kinds["backbone"].count("Quantize") == 1  # the images
     assert kinds["head"].count("QuantizedConv") == 10
     assert kinds["backbone"].count("Dequantize") <= 2
     convs = [x for x in networks(small)["head"].graph.modules() if isinstance(x, QuantizedConv)]
@@ -246,7 +251,7 @@ def test_what_stays_floating() -> None:
 
 def test_several_threads_share_a_layer() -> None:
     """With more map sizes than a layer keeps layouts of."""
-    layer = QuantizedConv(conv_of("1x1"), Grid(0.01, 3), None, Grid(0.02, 40))
+    layer = QuantizedConv(conv_of("3x3"), Grid(0.01, 3), None, Grid(0.02, 40))
     maps = [integers(1, 8, side, 2 * side) for side in range(2, 4 * KEPT_LAYOUTS)]
     expected = [layer(q) for q in maps]
     with ThreadPoolExecutor(4) as pool:

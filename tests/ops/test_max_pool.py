@@ -75,6 +75,18 @@ def test_equals_torchs(name: str, geometry: Any, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("channels", [1, 15, 16, 17, 31, 63, 64, 65, 130])
+def test_bytes(channels: int, geometry: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (2, channels, 9, 8), dtype=torch.uint8, generator=generator)
+    for form in (x, x.contiguous(memory_format=torch.channels_last)):
+        found = max_pool2d(form, *geometry)
+        assert found.dtype == torch.uint8
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(found.float(), F.max_pool2d(x.float(), *geometry))
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("name", [name for name in INPUTS if INPUTS[name].numel()])
 def test_gradients_equal_torchs(name: str, geometry: Any) -> None:
     x = INPUTS[name].clone()
@@ -137,7 +149,7 @@ def test_forward_in_inference_keeps_no_argmax(monkeypatch: pytest.MonkeyPatch) -
     ("x", "geometry", "message"),
     [
         (torch.ones(1, 2, 3), STEM, r"input: expected .*got Float \(1, 2, 3\)"),
-        (noise(1, 2, 3, 4).double(), STEM, "input: expected Float or BFloat16"),
+        (noise(1, 2, 3, 4).double(), STEM, "input: expected Float, BFloat16 or Byte"),
         (noise(1, 2, 0, 4), ((2, 2), (2, 2), (1, 1)), "input: expected .*not smaller"),
         (noise(1, 2, 3, 4), ((4, 4), (2, 2), (0, 0)), "input: expected .*not smaller"),
         (noise(1, 2, 3, 4), ((3,), (2, 2), (1, 1)), "kernel: expected two numbers, got 1"),
