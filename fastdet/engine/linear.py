@@ -28,7 +28,9 @@ class LinearMode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.linear and not kwargs and _fits(*args):
-            return (_Linear.apply if torch.is_grad_enabled() else _linear)(*(*args, None)[:3])
+            x, weight, bias = (*args, None)[:3]
+            linear: Any = _Linear.apply if torch.is_grad_enabled() else _linear
+            return linear(x, weight, bias)
         return func(*args, **(kwargs or {}))
 
 

@@ -5,7 +5,7 @@ All shapes in a detector depend only on (B, H, W, G). Rows from an image's count
 finite values: they change neither losses nor detections.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,7 +40,8 @@ class Batch(NamedTuple):
 
 def image_of(batch: Batch, i: int) -> Batch:
     """The batch of image `i` alone, with its padding; views, no copies."""
-    return Batch(*(None if part is None else part[i : i + 1] for part in batch))
+    parts: list[Any] = [None if part is None else part[i : i + 1] for part in batch]
+    return Batch(*parts)
 
 
 def batch_shape(batch: Batch) -> tuple[int, int, int, int]:
