@@ -9,6 +9,7 @@
 #pragma once
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -33,7 +34,7 @@ class BlockCache {
  public:
   // A block of at least this many bytes, uninitialised; null if the system has no memory.
   void* take(size_t bytes) {
-    bytes = (bytes + kPage - 1) / kPage * kPage;
+    bytes = (bytes + page_ - 1) / page_ * page_;
     char* block = take_kept(bytes);
     if (block == nullptr) {
       const int64_t most = std::max(counts_.most, counts_.used + int64_t(bytes));
@@ -73,7 +74,6 @@ class BlockCache {
   const Counts& counts() const { return counts_; }
 
  private:
-  static constexpr size_t kPage = size_t(1) << 12;
   static constexpr size_t kHugePage = size_t(1) << 21;
 
   // The smallest block that is kept and large enough; what is left of it stays.
@@ -148,6 +148,7 @@ class BlockCache {
     by_size_.erase({bytes, block});
   }
 
+  const size_t page_ = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   std::unordered_map<void*, size_t> used_;
   std::map<char*, size_t> by_address_;          // of what is kept
   std::set<std::pair<size_t, char*>> by_size_;  // the same

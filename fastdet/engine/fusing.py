@@ -38,6 +38,9 @@ ACTIVATIONS: dict[Any, str] = {
 }
 
 
+SIDES = (32, 32)  # of a map for which oneDNN lays out the filters of 1x1 convolutions
+
+
 class FusedConv(nn.Module):
     """A convolution with zero padding; then optionally a sum with another map and an activation.
 
@@ -59,13 +62,18 @@ class FusedConv(nn.Module):
     ) -> None:
         super().__init__()
         self.geometry = geometry
-        filters = filters.ready(dtype)
-        # Not in oneDNN's own layout: the best one depends on the map size, a wrong one is slower.
-        weight = filters.weight.contiguous(memory_format=torch.channels_last)
+        ready = filters.ready(dtype)
+        is_copy = ready.weight is not filters.weight
+        weight = ready.weight.contiguous(memory_format=torch.channels_last)
         self.kernel_size = weight.shape[2:]
         self.out_channels = len(weight)
         self.activation = activation
-        self.filters = filters._replace(weight=weight)
+        # A copy is kept in oneDNN's own layout, if that is the same for all sizes of the map: a
+        # wrong one is slower.
+        if is_copy and dtype == torch.bfloat16 and self.kernel_size == (1, 1):
+            size = [1, weight.shape[1], *SIDES]
+            weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, size)
+        self.filters = ready._replace(weight=weight)
         self.bias = None if bias is None else bias.to(dtype)
 
     def forward(self, x: Tensor, other: Tensor | None = None, over_other: bool = False) -> Tensor:
