@@ -259,10 +259,10 @@ class Detector(nn.Module):
                 outputs = self.outputs(some)
                 return [method(outputs, some) for method in methods]
 
-        count = len(batch.images)
-        if count < 2 or not computes_images_apart(self, batch.images):
+        # The number is read last: an export would fix it.
+        if not computes_images_apart(self, batch.images) or len(batch.images) < 2:
             return find(batch)
-        found = side_by_side(lambda i: find(image_of(batch, i)), count)
+        found = side_by_side(lambda i: find(image_of(batch, i)), len(batch.images))
         return [joined(of_images) for of_images in zip(*found, strict=True)]
 
     def _weighted(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
