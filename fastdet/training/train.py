@@ -4,8 +4,9 @@
 import math
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -225,7 +226,8 @@ def _train(
     )
     resume = last if options.resume else None
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        with _signal_of_a_loading_process():
+            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     # What Lightning makes of SIGTERM and of Ctrl-C, or torch of a loading process that they
     # end; Stopped, where the signal came before Lightning had noted it.
     except (SystemExit, Exception) as stop:
@@ -235,6 +237,17 @@ def _train(
         number = signal.SIGINT if by_user else signal.SIGTERM
         raise Stopped(number, _where(trainer.global_step, last)) from None
     return module
+
+
+@contextmanager
+def _signal_of_a_loading_process() -> Iterator[None]:
+    """Waits for the signal that ended a loading process: this process may get it a moment later."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "killed by signal" in str(error):
+            time.sleep(1)  # the signal's handler raises
+        raise
 
 
 def _check_folder(options: TrainOptions) -> None:

@@ -112,6 +112,20 @@ def test_what_a_signal_sets_off_says_where_the_training_stopped(
     assert "fastdet: stopped at step 0, before" in capsys.readouterr().err
 
 
+def test_a_loading_process_may_end_before_the_signal_comes(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    def stopped_here(*_, **__) -> None:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
+
+    monkeypatch.setattr(lightning.Trainer, "fit", stopped_here)
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments(shapes, tmp_path), "--epochs", "1"])
+    assert stop.value.code == 143
+    assert "fastdet: stopped at step 0, before" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize(
     ("number", "status", "step"), [(signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 0)]
