@@ -93,13 +93,17 @@ inline void check_max_pool2d_backward(const char* op, const Argument& grad, cons
   }
 }
 
+inline void check_grid(const char* op, const std::string& of, double scale, int64_t zero_point) {
+  if (!(scale > 0 && scale < kLargestScale))
+    refuse(op, (of + "scale").c_str(), "a number above 0", std::to_string(scale));
+  if (zero_point < 0 || zero_point > 255)
+    refuse(op, (of + "zero_point").c_str(), "a number in [0, 255]", std::to_string(zero_point));
+}
+
 inline void check_quantize_map(const char* op, const Argument& input, double scale,
                                int64_t zero_point) {
   expect(input.is_cpu() && is_map_dtype(input), op, "input", "Float or BFloat16 on cpu", input);
-  if (!(scale > 0 && scale < kLargestScale))
-    refuse(op, "scale", "a number above 0", std::to_string(scale));
-  if (zero_point < 0 || zero_point > 255)
-    refuse(op, "zero_point", "a number in [0, 255]", std::to_string(zero_point));
+  check_grid(op, "", scale, zero_point);
 }
 
 inline void check_winograd_filters(const char* op, const Argument& weight,
@@ -145,6 +149,56 @@ inline void check_winograd_conv(const char* op, const Argument& input, const Arg
          "the dtype of the input, (B, C, H, W) on cpu", *summand);
   check_same_pixels(op, "summand", *summand, input);
   expect(summand->size(1) == channels, op, "summand", "the channels of the output", *summand);
+}
+
+// What winograd_conv_int8 gives; in this order.
+enum class Int8ResultType : int64_t { kByte, kFloat, kBFloat16 };
+
+// The filters are (panels, kWinogradInt8Positions, quads of C, kWinogradPanel, 4); for T see
+// winograd_filters_int8.
+template <typename T>
+struct Int8Filters {
+  const T &filters, &steps, &sums, &scales, &bias;
+};
+
+template <typename T>
+void check_winograd_conv_int8(const char* op, const Argument& input, int64_t zero_point,
+                              const Int8Filters<T>& of, const std::optional<Argument>& summand,
+                              double summand_scale, int64_t summand_zero_point, int64_t activation,
+                              double result_scale, int64_t result_zero_point, int64_t result) {
+  expect(input.is_cpu() && input.scalar_type() == ScalarType::Byte && input.dim() == 4, op, "input",
+         "Byte (B, C, H, W) on cpu", input);
+  const Argument filters = of.filters, scales = of.scales, bias = of.bias;
+  expect(scales.is_cpu() && scales.scalar_type() == kFloat32 && scales.dim() == 1, op, "scales",
+         "Float (channels,) on cpu", scales);
+  const int64_t channels = scales.size(0), panels = winograd_panels(channels);
+  expect(bias.is_cpu() && bias.scalar_type() == kFloat32 && bias.dim() == 1 &&
+             bias.size(0) == channels,
+         op, "bias", "Float (channels,) on cpu", bias);
+  expect(filters.is_cpu() && filters.scalar_type() == ScalarType::Char && filters.dim() == 5 &&
+             filters.size(0) == panels && filters.size(1) == kWinogradInt8Positions &&
+             filters.size(2) == (input.size(1) + 3) / 4 && filters.size(3) == kWinogradPanel &&
+             filters.size(4) == 4,
+         op, "filters", "the result of winograd_filters_int8 for (channels, C, 3, 3)", filters);
+  const auto check_table = [&](const char* name, const Argument& table, ScalarType dtype) {
+    expect(table.is_cpu() && table.scalar_type() == dtype && table.dim() == 2 &&
+               table.size(0) == kWinogradInt8Positions && table.size(1) == panels * kWinogradPanel,
+           op, name, "the result of winograd_filters_int8 for (channels, C, 3, 3)", table);
+  };
+  check_table("steps", of.steps, kFloat32);
+  check_table("sums", of.sums, ScalarType::Int);
+  check_grid(op, "", 1, zero_point);
+  if (activation < 0 || activation > static_cast<int64_t>(Activation::kRelu))
+    refuse(op, "activation", "0 or 1", std::to_string(activation));
+  if (result < 0 || result > static_cast<int64_t>(Int8ResultType::kBFloat16))
+    refuse(op, "result", "0, 1 or 2", std::to_string(result));
+  check_grid(op, "result_", result_scale, result_zero_point);
+  if (!summand) return;
+  expect(summand->is_cpu() && summand->scalar_type() == ScalarType::Byte && summand->dim() == 4, op,
+         "summand", "Byte (B, C, H, W) on cpu", *summand);
+  check_same_pixels(op, "summand", *summand, input);
+  expect(summand->size(1) == channels, op, "summand", "the channels of the output", *summand);
+  check_grid(op, "summand_", summand_scale, summand_zero_point);
 }
 
 inline void check_winograd_filters_grad(const char* op, const Argument& grad,

@@ -12,9 +12,6 @@
 // 7) times as large as the filters. The matrices of a row stay in the L2 cache; those of the whole
 // block, and the products, stay in the L3 cache.
 //
-// Blocks are divided among the threads; if there are fewer blocks than threads, as in small maps,
-// the outputs of a block are divided, too, and each thread transforms the inputs again.
-//
 // Maps and filters are in float32 or bfloat16; all else is in float32. In bfloat16, the result is
 // rounded once, and is as exact as that of a direct convolution: the error of F(6x6, 3x3), 7 times
 // that of a direct convolution in float32, is hundreds of times smaller than this rounding.
@@ -30,13 +27,12 @@
 // spreads to all outputs of its tiles, which is more than in the definition.
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <vector>
 
 #include "../host/channels_last.h"
 #include "../host/parallel.h"
 #include "contract.h"
-#include "tiled_map.h"
+#include "tile_division.h"
 #include "winograd.loops.h"
 
 namespace fastdet::cpu {
@@ -48,40 +44,6 @@ constexpr int64_t kMostTiles = 96;           // of more, the transforms of the f
 constexpr int64_t kMostPanels = 8;           // of products: at most 6.3 MB
 // Matrices with a size of a power of two would share a few sets of the L1 cache.
 constexpr int64_t kGap = 16;
-
-// How the tiles and the panels of outputs are divided; an item is a block of tiles and a group of
-// panels.
-struct Division {
-  Division(int64_t tiles, int64_t positions, int64_t depth, int64_t panels)
-      : row_stride(round_up(std::max<int64_t>(depth, 1), 16) + kGap) {
-    const int64_t threads = torch::stable::get_num_threads();
-    const int64_t most =
-        std::clamp(kBlockFloats / (positions * row_stride), int64_t(12), kMostTiles);
-    blocks = round_up(tiles, most) / most;
-    if (blocks > threads) blocks = round_up(blocks, threads);
-    block_tiles = blocks ? round_up(tiles, blocks) / blocks : 1;
-    blocks = round_up(tiles, block_tiles) / block_tiles;
-    const int64_t pieces = blocks ? round_up(threads, blocks) / blocks : 1;
-    const int64_t some = std::max(pieces, round_up(panels, kMostPanels) / kMostPanels);
-    group_panels = std::max<int64_t>(1, round_up(panels, some) / some);
-    groups = round_up(panels, group_panels) / group_panels;
-  }
-
-  int64_t row_stride, blocks, block_tiles, group_panels, groups;
-};
-
-// Workspaces of a thread. They are kept until the thread ends: the C library returns blocks of this
-// size to the system, and a page fault for each of their pages takes longer than the transforms.
-float* kept_workspace(int64_t floats) {
-  thread_local Workspace kept(0);
-  thread_local int64_t size = 0;
-  if (size < floats) {
-    kept = Workspace(0);  // frees the old one first
-    kept = Workspace(floats);
-    size = floats;
-  }
-  return kept.data();
-}
 
 // Of the channels of a weight that one task lays out: their columns stay in the L2 cache.
 constexpr int64_t kChannelsAtOnce = 128;
@@ -170,9 +132,13 @@ Tensor conv_of(const Tensor& input, const Tensor& filters, const std::optional<T
   const std::vector<T> zeros(depth);
   if (bias) std::copy_n(data<float>(torch::stable::contiguous(*bias)), channels, shift.data());
   const T* taps = data<T>(packed);
-  const Division division(from.tiles(), kPositions, depth, panels);
-  const int64_t row_stride = division.row_stride, block = division.block_tiles;
-  const int64_t group_width = division.group_panels * kWinogradPanel;
+  const int64_t row_stride = round_up(std::max<int64_t>(depth, 1), 16) + kGap;
+  const int64_t most =
+      std::clamp(kBlockFloats / (kPositions * row_stride), int64_t(12), kMostTiles);
+  const TileDivision division(from.tiles(), most, panels, kMostPanels,
+                              torch::stable::get_num_threads());
+  const int64_t block = division.block_tiles();
+  const int64_t group_width = division.group_panels() * kWinogradPanel;
   const int64_t position_stride = block * row_stride + kGap;
   const int64_t product_stride = block * group_width + kGap;
   const int64_t panel_floats = depth * kWinogradPanel;
@@ -212,29 +178,18 @@ Tensor conv_of(const Tensor& input, const Tensor& filters, const std::optional<T
                        channel, count, to.template pixels<kTile>(tile, 0, nullptr).data());
     }
   };
-  // A thread takes all groups of a block at a time if there are blocks for all threads. It takes
-  // the next when it is done, so that a thread that the system interrupts does not delay the
-  // others.
-  const int64_t items = division.blocks * division.groups;
-  const int64_t threads = torch::stable::get_num_threads();
-  const int64_t taken = division.blocks < threads ? 1 : division.groups;
-  std::atomic<int64_t> next = 0;
-  parallel_for(std::min(threads, items), 1, [&](int64_t, int64_t) {
-    float* transformed =
-        kept_workspace(kPositions * (position_stride + product_stride) + kSide * panel_floats);
-    float* products = transformed + kPositions * position_stride;
-    float* columns = products + kPositions * product_stride;
-    for (int64_t begin; (begin = next.fetch_add(taken)) < items;)
-      for (int64_t item = begin; item < begin + taken; ++item) {
-        const int64_t tile = item / division.groups * block;
-        const int64_t past = std::min(tile + block, from.tiles());
-        const int64_t first = item % division.groups * division.group_panels;
-        const int64_t last = std::min(first + division.group_panels, panels);
-        if (item == begin) transform(tile, past, transformed);
+  const auto workspace = [&] {
+    return kept_workspace(kPositions * (position_stride + product_stride) + kSide * panel_floats);
+  };
+  division.run(
+      kTorchPool, [&](int64_t tile, int64_t past) { transform(tile, past, workspace()); },
+      [&](int64_t tile, int64_t past, int64_t first, int64_t last) {
+        float* transformed = workspace();
+        float* products = transformed + kPositions * position_stride;
+        float* columns = products + kPositions * product_stride;
         multiply(past - tile, first, last, transformed, columns, products);
         write(tile, past, first, last, products);
-      }
-  });
+      });
   return output;
 }
 

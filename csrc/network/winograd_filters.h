@@ -9,6 +9,7 @@ namespace fastdet {
 
 constexpr int64_t kWinogradTaps = 9;
 constexpr int64_t kWinogradPanel = 32;
+constexpr int64_t kWinogradInt8Positions = 16;  // of winograd_conv_int8's tiles
 
 constexpr int64_t winograd_panels(int64_t outputs) {
   return (outputs + kWinogradPanel - 1) / kWinogradPanel;

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Layers of a network in 8-bit integers on the CPU, by oneDNN. `quantizing.py` builds the networks.
+"""Layers of a network in 8-bit integers on the CPU. `quantizing.py` builds the networks.
 
 A map is stored as uint8. The number q stands for scale * (q - zero_point), the same `Grid` for the
 whole map. Weights are int8, symmetric, with a scale for each output channel. Products are summed in
 32-bit integers without rounding. The bias, a summand and the activation are applied in float32, and
 the result is rounded once: to the grid of the result, or to a floating type.
+
+Products are oneDNN's. 3x3 convolutions of many channels are our own, by Winograd's algorithm
+(`fastdet.ops.winograd_int8`), where that is faster. It rounds transformed inputs and filters to
+8 bits.
 
 Under torch.export each layer is instead the same computation on floating numbers, between
 quantize_per_tensor and dequantize_per_tensor, which become ONNX's QuantizeLinear and
@@ -23,10 +27,12 @@ import torch.ao.quantization.fx._decomposed  # torch.ops.quantized_decomposed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastdet import _native
 from fastdet.engine.activations import Activation, Limits, unary_of
 from fastdet.engine.fusing import FusedConv, FusedLinear, fused_conv, upsample
 from fastdet.ops.quantize_map import quantize_map
 from fastdet.ops.tracing import is_eager
+from fastdet.ops.winograd_int8 import Int8Filters, winograd_conv_int8, winograd_filters_int8
 
 LARGEST = 255  # of uint8
 # oneDNN's layout of a convolution's weight can depend on the map size. A wrong one is converted at
@@ -36,6 +42,10 @@ KEPT_LAYOUTS = 8
 CONV_ACTIVATIONS = ("none", "relu", "hardswish", "swish")
 LINEAR_ACTIVATIONS = ("none", "relu")
 POINTWISE = (0, 0), (1, 1), (1, 1), 1  # padding, stride, dilation, groups
+# By Winograd's algorithm: with fewer channels, its transforms take as long as it saves.
+AROUND = (1, 1), (1, 1), (1, 1), 1
+LEAST_INPUTS, LEAST_OUTPUTS = 96, 64
+WINOGRAD_ACTIVATIONS = ("none", "relu")
 _packing = threading.Lock()
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
@@ -82,7 +92,7 @@ def float_dtype() -> torch.dtype:
 
 
 class QuantizedWeight(nn.Module):
-    """A weight in int8 with a scale for each output channel, and oneDNN's copy of it.
+    """A weight in int8 with a scale for each output channel, and copies in other layouts.
 
     Args:
         weight: float32, output channels first.
@@ -106,7 +116,7 @@ class QuantizedWeight(nn.Module):
         self.register_buffer("zeros", zeros, persistent=False)
         bias = torch.zeros_like(scale) if bias is None else bias.detach().float().clone()
         self.register_buffer("bias", bias)
-        self.packed: dict[Any, Tensor] = {}
+        self.packed: dict[Any, Any] = {}
 
     def in_float32(self) -> Tensor:
         """The weight that the integers stand for, for an export."""
@@ -114,8 +124,8 @@ class QuantizedWeight(nn.Module):
         own = torch.ops.quantized_decomposed.dequantize_per_channel
         return own(self.weight, self.scale, zeros, 0, -128, 127, torch.int8)
 
-    def packed_for(self, key: Any, pack: Callable[[], Tensor]) -> Tensor:
-        """oneDNN's copy of the weight for `key`; `pack` makes it. Several threads may call it."""
+    def packed_for(self, key: Any, pack: Callable[[], Any]) -> Any:
+        """The copy of the weight for `key`; `pack` makes it. Several threads may call it."""
         with _packing:
             if key not in self.packed:
                 while len(self.packed) >= KEPT_LAYOUTS:
@@ -134,8 +144,14 @@ class QuantizedWeight(nn.Module):
 
         return self.packed_for(shape, pack)
 
+    def packed_for_winograd(self, scale: float) -> tuple[Int8Filters, Tensor]:
+        """Filters for `winograd_conv_int8`, and its `scales` for an input of a scale."""
+        return self.packed_for(
+            ("winograd", scale), lambda: (winograd_filters_int8(self.weight), self.scale * scale)
+        )
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "packed": {}}  # oneDNN's layout can be made again
+        return {**super().__getstate__(), "packed": {}}  # the layouts can be made again
 
 
 def _of(result: Grid | None) -> tuple[float, int, torch.dtype]:
@@ -170,12 +186,22 @@ class QuantizedConv(nn.Module):
         self.activation = conv.activation
         is_pointwise = conv.kernel_size == (1, 1) and conv.geometry == POINTWISE
         self.is_linear = is_pointwise and conv.activation in LINEAR_ACTIVATIONS
+        outputs, inputs = self.content.weight.shape[:2]
+        self.has_winograd_shape = (
+            conv.kernel_size == (3, 3)
+            and conv.geometry == AROUND
+            and conv.activation in WINOGRAD_ACTIVATIONS
+            and inputs >= LEAST_INPUTS
+            and outputs >= LEAST_OUTPUTS
+        )
         self.grid, self.other, self.result = grid, other, result
 
     def forward(self, x: Tensor, other: Tensor | None = None, over_other: bool = False) -> Tensor:
         """uint8 (B, C, H, W) -> (B, out_channels, H', W'); with `over_other` it writes `other`."""
         if not is_eager(x):
             return self._simulated(x, other)
+        if self.has_winograd_shape and has_fast_winograd():
+            return self._by_winograd(x, other)
         x = x.contiguous(memory_format=torch.channels_last)
         if other is not None:
             total = other.contiguous(memory_format=torch.channels_last)
@@ -189,6 +215,14 @@ class QuantizedConv(nn.Module):
         return torch.ops.onednn.qconv_pointwise(
             x, *self._of_conv(x), *_of(self.result), *unary_of(self.activation), ""
         )
+
+    def _by_winograd(self, x: Tensor, other: Tensor | None) -> Tensor:
+        own = self.content
+        filters, scales = own.packed_for_winograd(self.grid.scale)
+        scale, zero_point, dtype = _of(self.result)
+        result = scales, own.bias, self.activation, dtype, scale, zero_point
+        summand = () if other is None else (other, *(self.other or ()))
+        return winograd_conv_int8(x, self.grid.zero_point, filters, *result, *summand)
 
     def _added_to(self, total: Tensor, x: Tensor) -> Tensor:
         """Writes the result over the summand."""
@@ -384,6 +418,19 @@ def has_byte_products() -> bool:
     except OSError:
         return bool(torch.cpu._is_vnni_supported())
     return bool(flags & {"avx512_vnni", "avx_vnni"})
+
+
+def has_fast_winograd() -> bool:
+    """Whether `winograd_conv_int8` is faster than oneDNN's convolution on this processor.
+
+    Without AVX-512's byte products it is slow. With AMX, direct convolutions are much faster.
+    """
+    return _native.cpu_isa() == "avx512" and _has_avx512_vnni_alone()
+
+
+@functools.cache
+def _has_avx512_vnni_alone() -> bool:
+    return torch.cpu._is_vnni_supported() and not torch.cpu._is_amx_tile_supported()
 
 
 def warn_if_slow() -> None:

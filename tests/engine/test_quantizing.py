@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdet.deploy.export import export_detector
-from fastdet.engine import calibrate, quantize, quantized_by
+from fastdet.engine import calibrate, quantize, quantized, quantized_by
 from fastdet.engine.activations import Activation, Limits
 from fastdet.engine.filters import Filters
 from fastdet.engine.fusing import FusedConv, FusedLinear
@@ -25,6 +25,7 @@ from fastdet.engine.quantized import KEPT_LAYOUTS, Grid, QuantizedConv, Quantize
 from fastdet.engine.quantizing import QuantizedNetwork, _range, grid_of
 from fastdet.models import MODELS, Detector
 from tests.deploy.runtimes import RUNTIMES
+from tests.engine.recorded_calls import recorded_calls
 from tests.models.scenes import scene, small_model, spread_scores, tiny_model
 
 QUICK = ("faster_rcnn", "retinanet")
@@ -128,6 +129,78 @@ def test_a_floating_result(autocast: bool) -> None:
     assert found.dtype == (torch.bfloat16 if autocast else torch.float32)
     tolerance = 1e-2 if autocast else 1e-5
     torch.testing.assert_close(found.double(), convolved(layer, q), rtol=tolerance, atol=tolerance)
+
+
+def wide_layer(
+    inputs: int = 96, outputs: int = 64, other: Grid | None = None, result: Grid | None = None
+) -> QuantizedConv:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+    geometry = conv.padding, conv.stride, conv.dilation, conv.groups
+    filters = Filters(conv.weight.detach())
+    fused = FusedConv(filters, conv.bias, geometry, "relu", torch.float32)
+    return QuantizedConv(fused, Grid(0.01, 3), other, result)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("has_sum", [False, True])
+@pytest.mark.parametrize("result", [None, Grid(0.012, 0)])
+def test_winograd_is_near(
+    result: Grid | None, has_sum: bool, autocast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = recorded_calls(monkeypatch, "winograd_conv_int8")
+    monkeypatch.setattr("fastdet.engine.quantized.has_fast_winograd", lambda: True)
+    of_other = Grid(0.013, 90)
+    layer = wide_layer(other=of_other if has_sum else None, result=result)
+    q, others = integers(2, 96, 15, 17), (integers(2, 64, 15, 17),) if has_sum else ()
+    before = [other.clone() for other in others]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found, again = layer(q, *others), copy.deepcopy(layer)(q, *others)
+    assert calls == ["winograd_conv_int8"] * 2
+    assert torch.equal(found, again)
+    assert all(map(torch.equal, others, before))
+    expected = convolved(layer, q) + sum(exact(other, of_other) for other in others)
+    expected = expected.relu()
+    if result is not None:
+        assert found.dtype == torch.uint8
+        expected = exact(rounded(expected, result).to(torch.uint8), result)
+        found = exact(found, result)
+    else:
+        assert found.dtype == (torch.bfloat16 if autocast else torch.float32)
+    assert (found.double() - expected).norm() < 0.03 * expected.norm()
+    assert expected.std() > 0.1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("inputs", "outputs"), [(95, 64), (96, 63)])
+def test_few_channels_stay_direct(
+    inputs: int, outputs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = recorded_calls(monkeypatch, "winograd_conv_int8")
+    monkeypatch.setattr("fastdet.engine.quantized.has_fast_winograd", lambda: True)
+    wide_layer(inputs, outputs)(integers(1, inputs, 5, 6))
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    ("isa", "has_vnni", "has_amx", "fast"),
+    [
+        ("avx512", True, False, True),
+        ("avx512", True, True, False),
+        ("avx512", False, False, False),
+        ("avx2", True, False, False),
+    ],
+)
+def test_where_winograd_is_fast(
+    isa: str, has_vnni: bool, has_amx: bool, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastdet._native.cpu_isa", lambda: isa)
+    monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: has_vnni)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: has_amx)
+    quantized._has_avx512_vnni_alone.cache_clear()
+    assert quantized.has_fast_winograd() == fast
+    quantized._has_avx512_vnni_alone.cache_clear()
 
 
 @torch.no_grad()

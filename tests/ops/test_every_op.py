@@ -28,6 +28,7 @@ from fastdet.ops.winograd import (
     winograd_filters_grad,
     winograd_filters_turned,
 )
+from fastdet.ops.winograd_int8 import winograd_conv_int8, winograd_filters_int8
 
 BIG = 2**20
 
@@ -321,6 +322,7 @@ EXEMPT = {
     "winograd_filters_turned": "a network layer for the CPU alone; see test_winograd.py",
     "winograd_conv": "a network layer for the CPU alone; see test_winograd.py",
     "winograd_filters_grad": "a network layer for the CPU alone; see test_winograd.py",
+    "winograd_conv_int8": "a network layer for the CPU alone; see test_winograd_int8.py",
     "sigmoid_focal_loss_sum_and_grad": "for GPUs alone; see test_sigmoid_focal_loss.py",
     "sigmoid_focal_loss_correct_grad": "for GPUs alone; see test_sigmoid_focal_loss.py",
 }
@@ -365,7 +367,10 @@ def network_calls() -> None:
     winograd_filters_turned(weight)
     winograd_filters_grad(noise(1, 5, 4, 4), maps)
     upsample_nearest(maps, 8, 8)
-    quantize_map(maps, 0.1, 128)
+    q, five = quantize_map(maps, 0.1, 128), noise(5)
+    small = winograd_filters_int8(weight.to(torch.int8))
+    added = quantize_map(noise(1, 5, 4, 4), 0.1, 128)
+    winograd_conv_int8(q, 128, small, five, five, "relu", torch.float32, summand=added)
     max_pool2d(maps, (2, 2), (2, 2), (0, 0))
     max_pool2d(maps.requires_grad_(), (2, 2), (2, 2), (0, 0)).sum().backward()
 
