@@ -218,11 +218,14 @@ class QuantizedConv(nn.Module):
 
     def _by_winograd(self, x: Tensor, other: Tensor | None) -> Tensor:
         own = self.content
+        assert isinstance(self.activation, str)
         filters, scales = own.packed_for_winograd(self.grid.scale)
         scale, zero_point, dtype = _of(self.result)
-        result = scales, own.bias, self.activation, dtype, scale, zero_point
-        summand = () if other is None else (other, *(self.other or ()))
-        return winograd_conv_int8(x, self.grid.zero_point, filters, *result, *summand)
+        arguments = filters, scales, own.bias, self.activation, dtype, scale, zero_point
+        if other is None:
+            return winograd_conv_int8(x, self.grid.zero_point, *arguments)
+        assert self.other is not None
+        return winograd_conv_int8(x, self.grid.zero_point, *arguments, other, *self.other)
 
     def _added_to(self, total: Tensor, x: Tensor) -> Tensor:
         """Writes the result over the summand."""
