@@ -8,7 +8,8 @@ its summand if nothing reads the summand afterwards. Large maps go through the f
 (`bands.py`). The weights of linear layers are converted to oneDNN's layout once.
 
 In other cases on the CPU, for example in training, the module's own parts run, but frozen norms are
-folded (`folding.py`), and 3x3 convolutions and max pooling are replaced (`winograd.py`). In float32
+folded (`folding.py`), and 3x3 convolutions and max pooling are replaced (`winograd.py`), on one
+thread 1x1 convolutions, too, where torch's are slow (`pointwise.py`). In float32
 outputs of norms are computed again in backward (`recomputing.py`). The gradient of an RPN's head is
 computed at few pixels (`sampled_head.py`). Under torch.compile and torch.export, on other devices
 and in other types than float32 and bfloat16, the module runs unchanged.
@@ -41,6 +42,7 @@ from fastdet.engine.bands import divide_into_bands
 from fastdet.engine.folding import folded_graph
 from fastdet.engine.fusing import fused_graph
 from fastdet.engine.linear import LinearMode, products_are_slow
+from fastdet.engine.pointwise import PointwiseMode
 from fastdet.engine.recomputing import RecomputeMode
 from fastdet.engine.sampled_head import run_sampled, sampled_head
 from fastdet.engine.upsampling import convolve_before_upsampling
@@ -150,7 +152,7 @@ def run_fused(module: nn.Module, inputs: Inputs, most_pixels: int | None = None)
                     empty_cache()
         if form.graph is not None:
             return form.graph(_prepared(inputs, dtype))
-    with _saving_less(x), WinogradMode():
+    with _saving_less(x), _pointwise(), WinogradMode():
         if most_pixels is not None and _modes(module) is not None:  # no hooks
             head = sampled_head(module, inputs, most_pixels)
             if head is not None:
@@ -185,6 +187,12 @@ def fast_linear(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     if x.device.type != "cpu" or not is_eager(x) or _off.get() or not products_are_slow():
         return contextlib.nullcontext()
     return LinearMode()
+
+
+def _pointwise() -> contextlib.AbstractContextManager[Any]:
+    if torch.get_num_threads() > 1 or not torch.is_grad_enabled() or not products_are_slow():
+        return contextlib.nullcontext()
+    return PointwiseMode()
 
 
 def _saving_less(x: Tensor) -> contextlib.AbstractContextManager[Any]:

@@ -69,23 +69,23 @@ class _Linear(torch.autograd.Function):
             x_grad = of_rows @ weight if wanted[0] else None
             weight_grad = of_rows.t() @ x.flatten(0, -2) if wanted[1] else None
         else:
-            weight_grad = _weight_grad(of_rows, x.flatten(0, -2)) if wanted[1] else None
+            weight_grad = weight_grad_of(of_rows, x.flatten(0, -2)) if wanted[1] else None
             # The gradient of x can take the memory of x, which nothing else may need now.
             del x
             ctx.maybe_clear_saved_tensors()
-            x_grad = _product(of_rows, weight.t()) if wanted[0] else None
+            x_grad = product(of_rows, weight.t()) if wanted[0] else None
         bias_grad = of_rows.sum(0) if wanted[2] else None
         return None if x_grad is None else x_grad.view(shape), weight_grad, bias_grad
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return _product(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], len(weight))
+    return product(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], len(weight))
 
 
-def _weight_grad(grad: Tensor, x: Tensor) -> Tensor:
-    """(N, outputs) and (N, inputs) -> (outputs, inputs)."""
+def weight_grad_of(grad: Tensor, x: Tensor) -> Tensor:
+    """(N, outputs) and (N, inputs) -> (outputs, inputs), for a linear layer."""
     total, *further = (
-        _product(of_output.t(), of_input.t())
+        product(of_output.t(), of_input.t())
         for of_output, of_input in zip(grad.split(ROWS), x.split(ROWS), strict=True)
     )
     for part in further:
@@ -93,7 +93,8 @@ def _weight_grad(grad: Tensor, x: Tensor) -> Tensor:
     return total
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(N, inputs) and (outputs, inputs) -> (N, outputs): a linear layer by oneDNN."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
