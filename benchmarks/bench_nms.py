@@ -26,7 +26,7 @@ except ModuleNotFoundError as error:
     warnings.warn(f"{error}: NMS is not compared with OpenCV's", stacklevel=1)
     opencv = None
 
-TARGETS = {1_000: 25.0, 5_000: 60.0, 20_000: 200.0}
+TARGETS = {1_000: 30.0, 5_000: 60.0, 20_000: 200.0}
 
 # Peers of quadratic time run only at sizes where a call takes less than about a second.
 MOST_FOR_SQUARE = 20_000
