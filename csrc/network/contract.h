@@ -93,17 +93,24 @@ inline void check_max_pool2d_backward(const char* op, const Argument& grad, cons
   }
 }
 
-inline void check_grid(const char* op, const std::string& of, double scale, int64_t zero_point) {
-  if (!(scale > 0 && scale < kLargestScale))
-    refuse(op, (of + "scale").c_str(), "a number above 0", std::to_string(scale));
-  if (zero_point < 0 || zero_point > 255)
-    refuse(op, (of + "zero_point").c_str(), "a number in [0, 255]", std::to_string(zero_point));
+// The numbers scale * (q - zero_point) for q in 0 .. 255.
+struct Int8Grid {
+  double scale;
+  int64_t zero_point;
+};
+
+inline void check_grid(const char* op, const std::string& of, const Int8Grid& grid) {
+  if (!(grid.scale > 0 && grid.scale < kLargestScale))
+    refuse(op, (of + "scale").c_str(), "a number above 0", std::to_string(grid.scale));
+  if (grid.zero_point < 0 || grid.zero_point > 255)
+    refuse(op, (of + "zero_point").c_str(), "a number in [0, 255]",
+           std::to_string(grid.zero_point));
 }
 
 inline void check_quantize_map(const char* op, const Argument& input, double scale,
                                int64_t zero_point) {
   expect(input.is_cpu() && is_map_dtype(input), op, "input", "Float or BFloat16 on cpu", input);
-  check_grid(op, "", scale, zero_point);
+  check_grid(op, "", {scale, zero_point});
 }
 
 inline void check_winograd_filters(const char* op, const Argument& weight,
@@ -151,6 +158,8 @@ inline void check_winograd_conv(const char* op, const Argument& input, const Arg
   expect(summand->size(1) == channels, op, "summand", "the channels of the output", *summand);
 }
 
+constexpr int64_t kMostInt8Inputs = 1 << 15;  // more products may not fit into 32 bits
+
 // What winograd_conv_int8 gives; in this order.
 enum class Int8ResultType : int64_t { kByte, kFloat, kBFloat16 };
 
@@ -164,10 +173,11 @@ struct Int8Filters {
 template <typename T>
 void check_winograd_conv_int8(const char* op, const Argument& input, int64_t zero_point,
                               const Int8Filters<T>& of, const std::optional<Argument>& summand,
-                              double summand_scale, int64_t summand_zero_point, int64_t activation,
-                              double result_scale, int64_t result_zero_point, int64_t result) {
-  expect(input.is_cpu() && input.scalar_type() == ScalarType::Byte && input.dim() == 4, op, "input",
-         "Byte (B, C, H, W) on cpu", input);
+                              const Int8Grid& summand_grid, int64_t activation,
+                              const Int8Grid& grid, int64_t result) {
+  expect(input.is_cpu() && input.scalar_type() == ScalarType::Byte && input.dim() == 4 &&
+             input.size(1) <= kMostInt8Inputs,
+         op, "input", "Byte (B, C, H, W) on cpu, C up to 32768", input);
   const Argument filters = of.filters, scales = of.scales, bias = of.bias;
   expect(scales.is_cpu() && scales.scalar_type() == kFloat32 && scales.dim() == 1, op, "scales",
          "Float (channels,) on cpu", scales);
@@ -187,18 +197,18 @@ void check_winograd_conv_int8(const char* op, const Argument& input, int64_t zer
   };
   check_table("steps", of.steps, kFloat32);
   check_table("sums", of.sums, ScalarType::Int);
-  check_grid(op, "", 1, zero_point);
+  check_grid(op, "", {1, zero_point});
   if (activation < 0 || activation > static_cast<int64_t>(Activation::kRelu))
     refuse(op, "activation", "0 or 1", std::to_string(activation));
   if (result < 0 || result > static_cast<int64_t>(Int8ResultType::kBFloat16))
     refuse(op, "result", "0, 1 or 2", std::to_string(result));
-  check_grid(op, "result_", result_scale, result_zero_point);
+  check_grid(op, "result_", grid);
   if (!summand) return;
   expect(summand->is_cpu() && summand->scalar_type() == ScalarType::Byte && summand->dim() == 4, op,
          "summand", "Byte (B, C, H, W) on cpu", *summand);
   check_same_pixels(op, "summand", *summand, input);
   expect(summand->size(1) == channels, op, "summand", "the channels of the output", *summand);
-  check_grid(op, "summand_", summand_scale, summand_zero_point);
+  check_grid(op, "summand_", summand_grid);
 }
 
 inline void check_winograd_filters_grad(const char* op, const Argument& grad,

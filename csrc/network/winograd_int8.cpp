@@ -38,11 +38,6 @@ constexpr int64_t kLine = 64;  // bytes of a cache line; an offset against equal
 constexpr int64_t kSumPosition = 5;
 constexpr float kLargestFloat = 3.4e38f;
 
-struct Int8Grid {
-  double scale;
-  int64_t zero_point;
-};
-
 // The tables of a call: what the products begin with and are multiplied by, and the bias.
 struct Int8Tables {
   Int8Tables(const Filters& of, int64_t zero_point, double result_scale)
@@ -161,8 +156,8 @@ Tensor winograd_conv_int8(const Tensor& input, int64_t zero_point, const Tensor&
   const Filters of{filters, steps, sums, scales, bias};
   const Int8Grid summand_grid{summand_scale, summand_zero_point};
   const Int8Grid grid{result_scale, result_zero_point};
-  check_winograd_conv_int8("winograd_conv_int8", input, zero_point, of, summand, summand_scale,
-                           summand_zero_point, activation, result_scale, result_zero_point, result);
+  check_winograd_conv_int8("winograd_conv_int8", input, zero_point, of, summand, summand_grid,
+                           activation, grid, result);
   const bool relu = activation == static_cast<int64_t>(Activation::kRelu);
   const auto run = [&](auto conv, ScalarType dtype) {
     return conv(input, zero_point, of, summand, summand_grid, relu, grid, dtype);

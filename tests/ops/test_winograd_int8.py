@@ -236,6 +236,7 @@ GOOD: dict[str, Any] = {
     [
         ({"input": X.float()}, r"input: expected Byte \(B, C, H, W\) on cpu"),
         ({"input": X[0]}, "input: expected Byte"),
+        ({"input": X.repeat(1, 5462, 1, 1)}, "input: expected .* C up to 32768"),
         ({"input": bytes_of(1, 9, 4, 4)}, "filters: expected the result of winograd_filters_int8"),
         ({"filters": FILTERS._replace(filters=FILTERS.filters.int())}, "filters: expected"),
         ({"filters": FILTERS._replace(steps=FILTERS.steps[:, :40])}, "steps: expected"),
