@@ -4,6 +4,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -46,3 +47,16 @@ def test_set_cpu_isa():
         assert _native.cpu_isa() == ISAS[-1]
     finally:
         _native.set_cpu_isa(before)
+
+
+def test_byte_products_are_those_of_the_processor():
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        pytest.skip("no /proc/cpuinfo")
+    expected = {"baseline": False, "avx2": "avx_vnni" in flags, "avx512": "avx512_vnni" in flags}
+    assert {isa: _native.cpu_has_byte_products(isa) for isa in ISAS} == {
+        isa: expected[isa] for isa in ISAS
+    }
+    with pytest.raises(ValueError, match="expected one of"):
+        _native.cpu_has_byte_products("mmx")

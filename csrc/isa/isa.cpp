@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Chooses the instruction set: the one of FASTDET_CPU_ISA, else the best one. set_isa changes it.
-#include "isa.h"
+#include "byte_products.h"
 
 #include <array>
 #include <atomic>
@@ -89,6 +89,18 @@ std::vector<std::string> usable_isas() {
     if (is_usable(isa)) names.push_back(name);
   return names;
 }
+
+bool has_byte_products([[maybe_unused]] Isa isa) {
+#ifdef FASTDET_HAS_X86_ISAS
+  unsigned eax, ebx, ecx, edx;
+  if (isa == Isa::kAvx512)
+    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (ecx >> 11 & 1);
+  if (isa == Isa::kAvx2) return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
+#endif
+  return false;
+}
+
+bool has_byte_products(const std::string& name) { return has_byte_products(parse(name)); }
 
 void set_isa(const std::string& name) { current() = parse(name); }
 

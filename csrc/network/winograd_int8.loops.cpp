@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The matrices of Winograd's F(2x2, 3x3): B^T d B of a tile's inputs d, A^T m A of the products m.
-// Products of bytes are those of AVX-512 VNNI where the processor has them.
+// Products of bytes are those of AVX-512 VNNI or AVX-VNNI where the processor has them.
 #include "winograd_int8.loops.h"
 
+#include "../isa/byte_products.h"
 #include "../isa/panel_product.h"
 #include "../isa/stored_lanes.h"
 
@@ -73,6 +74,8 @@ void int8_input(const uint8_t* const* pixels, int64_t channels, uint8_t* out,
 
 #if defined(__AVX512F__)
 #define FASTDET_VNNI __attribute__((target("avx512vnni")))
+#elif defined(__AVX2__)
+#define FASTDET_VNNI __attribute__((target("avxvnni")))
 #else
 #define FASTDET_VNNI
 #endif
@@ -81,12 +84,18 @@ void int8_input(const uint8_t* const* pixels, int64_t channels, uint8_t* out,
 FASTDET_VNNI __attribute__((always_inline)) inline Ints add_products(const Ints& sum,
                                                                      const uint8_t* bytes,
                                                                      const Ints& signed_bytes) {
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
   int32_t four;
   __builtin_memcpy(&four, bytes, sizeof four);
+#endif
+#if defined(__AVX512F__)
   return __builtin_bit_cast(
       Ints, _mm512_dpbusd_epi32(__builtin_bit_cast(__m512i, sum), _mm512_set1_epi32(four),
                                 __builtin_bit_cast(__m512i, signed_bytes)));
+#elif defined(__AVX2__)
+  return __builtin_bit_cast(
+      Ints, _mm256_dpbusd_avx_epi32(__builtin_bit_cast(__m256i, sum), _mm256_set1_epi32(four),
+                                    __builtin_bit_cast(__m256i, signed_bytes)));
 #else
   Ints total = sum;
   for (int i = 0; i < 4; ++i)
@@ -104,22 +113,29 @@ FASTDET_VNNI void multiply_at_most(const uint8_t* left, int64_t left_stride, int
     if (rows < kRows)
       return multiply_at_most<kRows - 1>(left, left_stride, rows, panel, quads, start, out);
   for (int64_t column = 0; column < kWinogradPanel; column += 2 * kInts) {
+    const Ints start0 = load_lanes(start + column), start1 = load_lanes(start + column + kInts);
     Ints sum[kRows][2];
-    for (int i = 0; i < kRows; ++i)
-      for (int j = 0; j < 2; ++j) sum[i][j] = load_lanes(start + column + j * kInts);
+    for (int i = 0; i < kRows; ++i) {
+      sum[i][0] = start0;
+      sum[i][1] = start1;
+    }
     const uint8_t* bytes = left;
     const int8_t* right = panel + 4 * column;
     for (int64_t k = 0; k < quads; ++k, bytes += 4, right += 4 * kWinogradPanel) {
-      Ints b[2];
-      __builtin_memcpy(b, right, sizeof b);
+      Ints b0, b1;
+      __builtin_memcpy(&b0, right, sizeof b0);
+      __builtin_memcpy(&b1, right + sizeof b0, sizeof b1);
 #pragma GCC unroll 12
-      for (int i = 0; i < kRows; ++i)
-        for (int j = 0; j < 2; ++j)
-          sum[i][j] = add_products(sum[i][j], bytes + i * left_stride, b[j]);
+      for (int i = 0; i < kRows; ++i) {
+        sum[i][0] = add_products(sum[i][0], bytes + i * left_stride, b0);
+        sum[i][1] = add_products(sum[i][1], bytes + i * left_stride, b1);
+      }
     }
-    for (int i = 0; i < kRows; ++i)
-      for (int j = 0; j < 2; ++j)
-        store_lanes<int32_t>(sum[i][j], out + i * kWinogradPanel + column + j * kInts);
+    for (int i = 0; i < kRows; ++i) {
+      int32_t* to = out + i * kWinogradPanel + column;
+      store_lanes<int32_t>(sum[i][0], to);
+      store_lanes<int32_t>(sum[i][1], to + kInts);
+    }
   }
 }
 
@@ -213,8 +229,11 @@ constexpr WinogradInt8ResultLoops<T> kResultLoops = {.output = int8_output<T>};
 
 FASTDET_LOOPS(WinogradInt8Loops) {
 #if defined(__AVX512F__)
-  static const bool has_vnni = __builtin_cpu_supports("avx512vnni");
-  if (!has_vnni) return avx2::loops<WinogradInt8Loops>();
+  static const bool multiplies_bytes = has_byte_products(Isa::kAvx512);
+  if (!multiplies_bytes) return avx2::loops<WinogradInt8Loops>();
+#elif defined(__AVX2__)
+  static const bool multiplies_bytes = has_byte_products(Isa::kAvx2);
+  if (!multiplies_bytes) return baseline::loops<WinogradInt8Loops>();
 #endif
   return kLoops;
 }

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "../isa/isa.h"
+#include "../isa/byte_products.h"
 #include "arrays.h"
 
 namespace py = pybind11;
@@ -32,6 +32,9 @@ PYBIND11_MODULE(_native, m) {
   m.def("cpu_isa", fastdet::cpu::isa_name, "The instruction set that the CPU kernels run on.");
   m.def("usable_cpu_isas", fastdet::cpu::usable_isas,
         "The instruction sets of this build and processor, in ascending order.");
+  m.def("cpu_has_byte_products",
+        py::overload_cast<const std::string&>(fastdet::cpu::has_byte_products), py::arg("isa"),
+        "Whether an instruction set has sums of products of bytes (VNNI) here.");
   m.def("set_cpu_isa", fastdet::cpu::set_isa, py::arg("name"),
         "Makes the CPU kernels run on the named instruction set. Raises ValueError for an unusable "
         "one.");

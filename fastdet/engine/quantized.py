@@ -19,7 +19,6 @@ import functools
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -410,30 +409,25 @@ class Passed(nn.Module):
         return self.function
 
 
-@functools.cache
 def has_byte_products() -> bool:
     """Whether the processor sums products of uint8 and int8 in 32 bits (VNNI), without overflow.
 
     Others sum two products in 16 bits. For these, weights have 7 bits, so that nothing overflows.
     """
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        return bool(torch.cpu._is_vnni_supported())
-    return bool(flags & {"avx512_vnni", "avx_vnni"})
+    return any(map(_native.cpu_has_byte_products, _native.usable_cpu_isas()))
 
 
 def has_fast_winograd() -> bool:
     """Whether `winograd_conv_int8` is faster than oneDNN's convolution on this processor.
 
-    Without AVX-512's byte products it is slow. With AMX, direct convolutions are much faster.
+    Not without byte products, nor with AMX, where direct convolutions are much faster.
     """
-    return _native.cpu_isa() == "avx512" and _has_avx512_vnni_alone()
+    return _native.cpu_has_byte_products(_native.cpu_isa()) and not _has_amx()
 
 
 @functools.cache
-def _has_avx512_vnni_alone() -> bool:
-    return torch.cpu._is_vnni_supported() and not torch.cpu._is_amx_tile_supported()
+def _has_amx() -> bool:
+    return torch.cpu._is_amx_tile_supported()
 
 
 def warn_if_slow() -> None:

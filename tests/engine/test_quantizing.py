@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastdet import _native
 from fastdet.deploy.export import export_detector
 from fastdet.engine import calibrate, quantize, quantized, quantized_by
 from fastdet.engine.activations import Activation, Limits
@@ -183,24 +184,23 @@ def test_few_channels_stay_direct(
     assert not calls
 
 
-@pytest.mark.parametrize(
-    ("isa", "has_vnni", "has_amx", "fast"),
-    [
-        ("avx512", True, False, True),
-        ("avx512", True, True, False),
-        ("avx512", False, False, False),
-        ("avx2", True, False, False),
-    ],
-)
+@pytest.mark.parametrize("multiplies_bytes", [True, False])
+@pytest.mark.parametrize("has_amx", [True, False])
 def test_where_winograd_is_fast(
-    isa: str, has_vnni: bool, has_amx: bool, fast: bool, monkeypatch: pytest.MonkeyPatch
+    has_amx: bool, multiplies_bytes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastdet._native.cpu_isa", lambda: isa)
-    monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: has_vnni)
+    asked: list[str] = []
+
+    def cpu_has_byte_products(isa: str) -> bool:
+        asked.append(isa)
+        return multiplies_bytes
+
+    monkeypatch.setattr("fastdet._native.cpu_has_byte_products", cpu_has_byte_products)
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: has_amx)
-    quantized._has_avx512_vnni_alone.cache_clear()
-    assert quantized.has_fast_winograd() == fast
-    quantized._has_avx512_vnni_alone.cache_clear()
+    quantized._has_amx.cache_clear()
+    assert quantized.has_fast_winograd() == (multiplies_bytes and not has_amx)
+    quantized._has_amx.cache_clear()
+    assert asked == [_native.cpu_isa()]
 
 
 @torch.no_grad()
