@@ -73,7 +73,7 @@ STABLE_TORCH_LIBRARY(fastdet, m) {
   m.def("winograd_filters(Tensor weight, Tensor? scale) -> Tensor");
   m.def("winograd_filters_turned(Tensor weight) -> Tensor");
   m.def("winograd_conv(Tensor input, Tensor filters, Tensor? bias, Tensor? summand, int channels, int activation) -> Tensor");
-  m.def("winograd_conv_int8(Tensor input, int zero_point, Tensor filters, Tensor steps, Tensor sums, Tensor scales, Tensor bias, Tensor? summand, float summand_scale, int summand_zero_point, int activation, float result_scale, int result_zero_point, int result) -> Tensor");
+  m.def("winograd_conv_int8(Tensor input, int zero_point, Tensor roundings, Tensor filters, Tensor steps, Tensor sums, Tensor scales, Tensor bias, Tensor? summand, float summand_scale, int summand_zero_point, int activation, float result_scale, int result_zero_point, int result) -> Tensor");
   m.def("winograd_filters_grad(Tensor grad, Tensor input) -> Tensor");
 }
 // clang-format on

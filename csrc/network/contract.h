@@ -167,7 +167,7 @@ enum class Int8ResultType : int64_t { kByte, kFloat, kBFloat16 };
 // winograd_filters_int8.
 template <typename T>
 struct Int8Filters {
-  const T &filters, &steps, &sums, &scales, &bias;
+  const T &roundings, &filters, &steps, &sums, &scales, &bias;
 };
 
 template <typename T>
@@ -190,6 +190,10 @@ void check_winograd_conv_int8(const char* op, const Argument& input, int64_t zer
              filters.size(2) == (input.size(1) + 3) / 4 && filters.size(3) == kWinogradPanel &&
              filters.size(4) == 4,
          op, "filters", "the result of winograd_filters_int8 for (channels, C, 3, 3)", filters);
+  const Argument roundings = of.roundings;
+  expect(roundings.is_cpu() && roundings.scalar_type() == ScalarType::Int && roundings.dim() == 2 &&
+             roundings.size(0) == kWinogradInt8Positions && roundings.size(1) == 2,
+         op, "roundings", "the result of winograd_roundings_int8", roundings);
   const auto check_table = [&](const char* name, const Argument& table, ScalarType dtype) {
     expect(table.is_cpu() && table.scalar_type() == dtype && table.dim() == 2 &&
                table.size(0) == kWinogradInt8Positions && table.size(1) == panels * kWinogradPanel,

@@ -4,12 +4,12 @@
 // Larger tiles need more bits than a byte has.
 //
 // The transform of a tile's inputs has 16 positions. Each is a sum of four inputs with signs that
-// cancel, so within -510 .. 510, or at one position the sum of four inputs, within 0 .. 1020. A
-// quarter of it, rounded, plus 128 in the first case, is a byte for all inputs: nothing is clipped
-// (but 510 is stored as 508). The filters are transformed and rounded to signed bytes once, with a
-// step for each position and output (fastdet/ops/winograd_int8.py). Sums of products are exact in
-// 32 bits; sums of the filters take out the 128 and the input's zero point. All else is in float32,
-// rounded once.
+// cancel, so within -510 .. 510, or at one position the sum of four inputs less their zero points,
+// within -1020 .. 1020. It is rounded to a byte, with a step and a zero point (`middle`) for each
+// position, which calibration chooses: fixed steps that clip nothing would round twice as much. The
+// filters are transformed and rounded to signed bytes once, with a step for each position and
+// output (fastdet/ops/winograd_int8.py). Sums of products are exact in 32 bits; sums of the filters
+// take out the zero points. All else is in float32, rounded once.
 //
 // A block of tiles is transformed into 16 matrices of bytes, which stay in the L2 cache. They are
 // multiplied by the filters of 32 outputs at a time, which are transformed back while they are in
@@ -35,16 +35,19 @@ constexpr int64_t kBlockBytes = 420'000;  // of transformed inputs
 constexpr int64_t kMostTiles = 96;
 constexpr int64_t kLeastTiles = 12;
 constexpr int64_t kLine = 64;  // bytes of a cache line; an offset against equal sets of the caches
-constexpr int64_t kSumPosition = 5;
+constexpr int64_t kSumPosition = 5;  // of the sum of four inputs
+constexpr double kUnit = 1024;       // see Int8Rounding
 constexpr float kLargestFloat = 3.4e38f;
 
-// The tables of a call: what the products begin with and are multiplied by, and the bias.
+// The tables of a call: how inputs are rounded, what the products begin with and are multiplied by,
+// and the bias.
 struct Int8Tables {
   Int8Tables(const Filters& of, int64_t zero_point, double result_scale)
       : width(of.filters.size(0) * kWinogradPanel),
         starts(kWinogradInt8Positions * width),
         factors(starts.size()),
         bias(width) {
+    const Tensor rounding = torch::stable::contiguous(of.roundings);
     const Tensor steps = torch::stable::contiguous(of.steps);
     const Tensor sums = torch::stable::contiguous(of.sums);
     const Tensor scales = torch::stable::contiguous(of.scales);
@@ -52,18 +55,24 @@ struct Int8Tables {
     const int64_t channels = scales.size(0);
     const float* scale = data<float>(scales);
     for (int64_t q = 0; q < kWinogradInt8Positions; ++q) {
-      const auto middle = static_cast<int32_t>(q == kSumPosition ? zero_point : 128);
+      const int32_t multiplier = data<int32_t>(rounding)[2 * q];
+      const int32_t middle = data<int32_t>(rounding)[2 * q + 1];
+      roundings[q] = {.offset = static_cast<int16_t>(q == kSumPosition ? 4 * zero_point : 0),
+                      .multiplier = static_cast<int16_t>(multiplier),
+                      .middle = static_cast<int16_t>(middle)};
+      // The integers of the filters are those of four times the filters.
+      const auto unit = static_cast<float>(kUnit / 4 / multiplier / result_scale);
       const int32_t* sum = data<int32_t>(sums) + q * width;
       const float* step = data<float>(steps) + q * width;
       for (int64_t o = 0; o < width; ++o) starts[q * width + o] = -middle * sum[o];
-      for (int64_t o = 0; o < channels; ++o)
-        factors[q * width + o] = step[o] * scale[o] / static_cast<float>(result_scale);
+      for (int64_t o = 0; o < channels; ++o) factors[q * width + o] = step[o] * scale[o] * unit;
     }
     for (int64_t o = 0; o < channels; ++o)
       bias[o] = data<float>(shifts)[o] / static_cast<float>(result_scale);
   }
 
   int64_t width;
+  std::array<Int8Rounding, kWinogradInt8Positions> roundings;
   std::vector<int32_t> starts;
   std::vector<float> factors, bias;
 };
@@ -115,7 +124,7 @@ Tensor conv_of(const Tensor& input, int64_t zero_point, const Filters& of,
         uint8_t* transformed = workspace();
         for (; tile < past; ++tile, transformed += row_stride)
           loops.input(from.template pixels<kSide>(tile, 1, outside.data()).data(), depth,
-                      transformed, position_stride);
+                      tables.roundings.data(), transformed, position_stride);
       },
       [&](int64_t tile, int64_t past, int64_t panel, int64_t past_panel) {
         const uint8_t* transformed = workspace();
@@ -148,12 +157,13 @@ Tensor conv_of(const Tensor& input, int64_t zero_point, const Filters& of,
 
 }  // namespace
 
-Tensor winograd_conv_int8(const Tensor& input, int64_t zero_point, const Tensor& filters,
-                          const Tensor& steps, const Tensor& sums, const Tensor& scales,
-                          const Tensor& bias, const std::optional<Tensor>& summand,
-                          double summand_scale, int64_t summand_zero_point, int64_t activation,
-                          double result_scale, int64_t result_zero_point, int64_t result) {
-  const Filters of{filters, steps, sums, scales, bias};
+Tensor winograd_conv_int8(const Tensor& input, int64_t zero_point, const Tensor& roundings,
+                          const Tensor& filters, const Tensor& steps, const Tensor& sums,
+                          const Tensor& scales, const Tensor& bias,
+                          const std::optional<Tensor>& summand, double summand_scale,
+                          int64_t summand_zero_point, int64_t activation, double result_scale,
+                          int64_t result_zero_point, int64_t result) {
+  const Filters of{roundings, filters, steps, sums, scales, bias};
   const Int8Grid summand_grid{summand_scale, summand_zero_point};
   const Int8Grid grid{result_scale, result_zero_point};
   check_winograd_conv_int8("winograd_conv_int8", input, zero_point, of, summand, summand_grid,

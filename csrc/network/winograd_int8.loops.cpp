@@ -11,16 +11,15 @@ namespace fastdet::cpu::FASTDET_ISA {
 
 namespace {
 
-using Words = Lanes<uint16_t>;
+using Words = Lanes<int16_t>;
 using Ints = Lanes<int32_t>;
 using Floats = Lanes<float>;
 typedef uint8_t BytesOfWords __attribute__((vector_size(kVectorBytes / 2)));
 typedef uint8_t BytesOfInts __attribute__((vector_size(kVectorBytes / 4)));
-constexpr int64_t kWords = kLanesOf<uint16_t>, kInts = kLanesOf<int32_t>;
+constexpr int64_t kWords = kLanesOf<int16_t>, kInts = kLanesOf<int32_t>;
 constexpr int64_t kFloats = kLanesOf<float>;
 constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: a sum with it is rounded to an integer
 
-// Words are integers modulo 2^16.
 __attribute__((always_inline)) inline void input_of(const Words* d, Words* out) {
   out[0] = d[0] - d[2];
   out[1] = d[1] + d[2];
@@ -28,15 +27,34 @@ __attribute__((always_inline)) inline void input_of(const Words* d, Words* out) 
   out[3] = d[1] - d[3];
 }
 
-// A quarter, ties to even, plus 128 unless it is the sum of four inputs, within 0 .. 255.
-__attribute__((always_inline)) inline Words quarter_of(const Words& x, bool is_sum) {
-  const Words above = x + all_lanes<uint16_t>(is_sum ? 1 : 4 * 128 + 1);
-  const Words quarter = (above + (above >> 2 & 1)) >> 2, most = all_lanes<uint16_t>(255);
-  return quarter < most ? quarter : most;
+// x * y / 2^15, rounded to the nearest integer, half of them upwards.
+__attribute__((always_inline)) inline Words multiply_high(const Words& x, const Words& y) {
+#if defined(__AVX512F__)
+  return __builtin_bit_cast(
+      Words, _mm512_mulhrs_epi16(__builtin_bit_cast(__m512i, x), __builtin_bit_cast(__m512i, y)));
+#elif defined(__AVX2__)
+  return __builtin_bit_cast(
+      Words, _mm256_mulhrs_epi16(__builtin_bit_cast(__m256i, x), __builtin_bit_cast(__m256i, y)));
+#else
+  typedef int32_t Wide __attribute__((vector_size(2 * kVectorBytes)));
+  const Wide product = __builtin_convertvector(x, Wide) * __builtin_convertvector(y, Wide);
+  return __builtin_convertvector((product + (1 << 14)) >> 15, Words);
+#endif
 }
 
-void int8_input(const uint8_t* const* pixels, int64_t channels, uint8_t* out,
-                int64_t position_stride) {
+__attribute__((always_inline)) inline BytesOfWords rounded(const Words& x,
+                                                           const Int8Rounding& how) {
+  // |x - offset| <= 1020: 32 times that fits.
+  const Words scaled = (x - all_lanes<int16_t>(how.offset)) << 5;
+  const Words byte =
+      multiply_high(scaled, all_lanes<int16_t>(how.multiplier)) + all_lanes<int16_t>(how.middle);
+  const Words least = {}, most = all_lanes<int16_t>(255);
+  const Words above = byte > least ? byte : least;
+  return __builtin_convertvector(above < most ? above : most, BytesOfWords);
+}
+
+void int8_input(const uint8_t* const* pixels, int64_t channels, const Int8Rounding* roundings,
+                uint8_t* out, int64_t position_stride) {
   const auto transform = [&](int64_t x, const auto& load) __attribute__((always_inline)) {
     Words rows[4][4];
     for (int j = 0; j < 4; ++j) {
@@ -50,8 +68,7 @@ void int8_input(const uint8_t* const* pixels, int64_t channels, uint8_t* out,
       Words of_row[4];
       input_of(rows[i], of_row);
       for (int j = 0; j < 4; ++j, to += position_stride) {
-        const auto bytes =
-            __builtin_convertvector(quarter_of(of_row[j], i == 1 && j == 1), BytesOfWords);
+        const BytesOfWords bytes = rounded(of_row[j], roundings[4 * i + j]);
         __builtin_memcpy(to, &bytes, sizeof bytes);
       }
     }

@@ -10,12 +10,18 @@
 
 namespace fastdet::cpu {
 
+// How a transformed input x becomes a byte: the nearest integer to (x - offset) * multiplier /
+// 1024, half of them upwards, plus `middle`, within 0 .. 255.
+struct Int8Rounding {
+  int16_t offset, multiplier, middle;
+};
+
 struct FASTDET_EXPORT WinogradInt8Loops {
-  // The transform of the 4x4 inputs of a tile, a quarter of it, rounded to bytes; see
-  // winograd_int8.cpp. The matrices of the positions lie position_stride apart. Whole vectors are
+  // The transform of the 4x4 inputs of a tile, rounded to bytes as `roundings` says for each of the
+  // 16 positions. The matrices of the positions lie position_stride apart. Whole vectors are
   // written, with those of channels that are not there from inputs of 0.
-  void (*input)(const uint8_t* const* pixels, int64_t channels, uint8_t* out,
-                int64_t position_stride);
+  void (*input)(const uint8_t* const* pixels, int64_t channels, const Int8Rounding* roundings,
+                uint8_t* out, int64_t position_stride);
 
   // out (rows, kWinogradPanel) = start (kWinogradPanel,) + left (rows, 4 quads) times panel
   // (quads, kWinogradPanel, 4).

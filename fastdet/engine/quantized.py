@@ -31,7 +31,12 @@ from fastdet.engine.activations import Activation, Limits, unary_of
 from fastdet.engine.fusing import FusedConv, FusedLinear, fused_conv, upsample
 from fastdet.ops.quantize_map import quantize_map
 from fastdet.ops.tracing import is_eager
-from fastdet.ops.winograd_int8 import Int8Filters, winograd_conv_int8, winograd_filters_int8
+from fastdet.ops.winograd_int8 import (
+    Int8Filters,
+    winograd_conv_int8,
+    winograd_filters_int8,
+    winograd_roundings_int8,
+)
 
 LARGEST = 255  # of uint8
 # oneDNN's layout of a convolution's weight can depend on the map size. A wrong one is converted at
@@ -41,9 +46,11 @@ KEPT_LAYOUTS = 8
 CONV_ACTIVATIONS = ("none", "relu", "hardswish", "swish")
 LINEAR_ACTIVATIONS = ("none", "relu")
 POINTWISE = (0, 0), (1, 1), (1, 1), 1  # padding, stride, dilation, groups
-# By Winograd's algorithm: with fewer channels, its transforms take as long as it saves.
+# By Winograd's algorithm: with fewer channels, its transforms take as long as it saves. On small
+# maps it saves little time, and its roundings may be large: of a head's coarse levels, numbers may
+# use a small part of the grid that all levels share.
 AROUND = (1, 1), (1, 1), (1, 1), 1
-LEAST_INPUTS, LEAST_OUTPUTS = 96, 64
+LEAST_INPUTS, LEAST_OUTPUTS, LEAST_PIXELS = 96, 64, 400
 WINOGRAD_ACTIVATIONS = ("none", "relu")
 _packing = threading.Lock()
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -163,6 +170,18 @@ def _pixels(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).view(-1, x.shape[1])
 
 
+def has_winograd_shape(conv: FusedConv) -> bool:
+    """Whether `winograd_conv_int8` can compute this layer, of enough channels to be faster."""
+    outputs, inputs = conv.filters.weight.shape[:2]
+    return (
+        conv.kernel_size == (3, 3)
+        and conv.geometry == AROUND
+        and conv.activation in WINOGRAD_ACTIVATIONS
+        and inputs >= LEAST_INPUTS
+        and outputs >= LEAST_OUTPUTS
+    )
+
+
 class QuantizedConv(nn.Module):
     """A FusedConv on integers: convolution, sum and activation, rounded once.
 
@@ -174,10 +193,17 @@ class QuantizedConv(nn.Module):
         grid: of the input.
         other: of the summand; None: there is no sum.
         result: of the result; None: the result is floating, in `float_dtype()`.
+        positions: (16, 2), the ranges of the input's `winograd_positions`, for a layer of
+            `has_winograd_shape`.
     """
 
     def __init__(
-        self, conv: FusedConv, grid: Grid, other: Grid | None, result: Grid | None
+        self,
+        conv: FusedConv,
+        grid: Grid,
+        other: Grid | None,
+        result: Grid | None,
+        positions: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.content = QuantizedWeight(conv.filters.whole(), conv.bias)
@@ -185,22 +211,18 @@ class QuantizedConv(nn.Module):
         self.activation = conv.activation
         is_pointwise = conv.kernel_size == (1, 1) and conv.geometry == POINTWISE
         self.is_linear = is_pointwise and conv.activation in LINEAR_ACTIVATIONS
-        outputs, inputs = self.content.weight.shape[:2]
-        self.has_winograd_shape = (
-            conv.kernel_size == (3, 3)
-            and conv.geometry == AROUND
-            and conv.activation in WINOGRAD_ACTIVATIONS
-            and inputs >= LEAST_INPUTS
-            and outputs >= LEAST_OUTPUTS
-        )
+        roundings = None if positions is None else winograd_roundings_int8(positions, grid.scale)
+        self.roundings: Tensor | None
+        self.register_buffer("roundings", roundings, persistent=False)
         self.grid, self.other, self.result = grid, other, result
 
     def forward(self, x: Tensor, other: Tensor | None = None, over_other: bool = False) -> Tensor:
         """uint8 (B, C, H, W) -> (B, out_channels, H', W'); with `over_other` it writes `other`."""
         if not is_eager(x):
             return self._simulated(x, other)
-        if self.has_winograd_shape and has_fast_winograd():
-            return self._by_winograd(x, other)
+        is_large = x.shape[2] * x.shape[3] >= LEAST_PIXELS
+        if self.roundings is not None and is_large and has_fast_winograd():
+            return self._by_winograd(x, self.roundings, other)
         x = x.contiguous(memory_format=torch.channels_last)
         if other is not None:
             total = other.contiguous(memory_format=torch.channels_last)
@@ -215,12 +237,13 @@ class QuantizedConv(nn.Module):
             x, *self._of_conv(x), *_of(self.result), *unary_of(self.activation), ""
         )
 
-    def _by_winograd(self, x: Tensor, other: Tensor | None) -> Tensor:
+    def _by_winograd(self, x: Tensor, roundings: Tensor, other: Tensor | None) -> Tensor:
         own = self.content
         assert isinstance(self.activation, str)
         filters, scales = own.packed_for_winograd(self.grid.scale)
         scale, zero_point, dtype = _of(self.result)
-        arguments = filters, scales, own.bias, self.activation, dtype, scale, zero_point
+        result = self.activation, dtype, scale, zero_point
+        arguments = roundings, filters, scales, own.bias, *result
         if other is None:
             return winograd_conv_int8(x, self.grid.zero_point, *arguments)
         assert self.other is not None

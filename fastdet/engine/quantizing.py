@@ -13,7 +13,8 @@ The last layers, which give logits, deltas and masks, multiply integers, but the
 rounded to integers.
 
 A range is the one with the least mean squared error of rounding and clipping, on a sample of the
-numbers of each map.
+numbers of each map. The same holds for the transformed inputs of layers that Winograd's algorithm
+can compute.
 """
 
 import copy
@@ -42,12 +43,15 @@ from fastdet.engine.quantized import (
     QuantizedConv,
     QuantizedLinear,
     ToFloat,
+    has_winograd_shape,
     warn_if_slow,
 )
+from fastdet.ops.winograd_int8 import POSITIONS, winograd_positions
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 SAMPLE = 8192  # numbers of each map and image from which its range is chosen
+SAMPLE_OF_POSITIONS = 512  # of each position of transformed inputs
 CLIPS = 41  # ranges to choose from: 0.2 to 1 of the range of all numbers
 
 # For each network, in the order of the calls: see `_Network.calibration`.
@@ -144,13 +148,17 @@ class QuantizedNetwork(ReadyNetwork):
         levels = calibration["levels"]
         example: Any = torch.zeros(0) if levels is None else [torch.zeros(0)] * levels
         network = _Network.of(module, example)
-        if network is None or network.ranged_names() != set(calibration["ranges"]):
+        if (
+            network is None
+            or network.ranged_names() != set(calibration["ranges"])
+            or network.winograd_names() != set(calibration.get("positions", ()))
+        ):
             raise ValueError(
                 f"calibration: its maps are not those of the network {name!r}; quantise the "
                 "detector again"
             )
         self.name = name
-        self.graph = network.in_integers(calibration["ranges"])
+        self.graph = network.in_integers(calibration["ranges"], calibration["positions"])
 
     def forward(self, inputs: Inputs) -> Any:
         """As the network."""
@@ -201,6 +209,7 @@ class _Network:
         self.graph = graph
         self.levels = levels
         self.samples: dict[str, list[Tensor]] = {}
+        self.position_samples: dict[str, list[Tensor]] = {}  # (16, numbers)
 
     @classmethod
     def of(cls, module: nn.Module, inputs: Inputs) -> "_Network | None":
@@ -213,12 +222,15 @@ class _Network:
 
     def observe(self, inputs: Inputs) -> Any:
         """The outputs for the inputs. Takes samples of the maps."""
-        ranged = self.ranged_names()
-        samples = self.samples
+        ranged, of_winograd = self.ranged_names(), self.winograd_names()
+        samples, position_samples = self.samples, self.position_samples
 
         class Sampler(fx.Interpreter):
             def run_node(self, n: fx.Node) -> Any:
                 value = super().run_node(n)
+                if n.name in of_winograd:
+                    (x, *_), _ = self.fetch_args_kwargs_from_env(n)
+                    position_samples.setdefault(n.name, []).append(_sample_of_positions(x))
                 if n.name in ranged:
                     samples.setdefault(n.name, []).append(_sample(value))
                 return value
@@ -236,12 +248,27 @@ class _Network:
                 names |= {node.name, *(x.name for x in _maps(node))}
         return names
 
+    def winograd_names(self) -> set[str]:
+        """The layers that Winograd's algorithm can compute."""
+        layers = ((node, self._layer(node)) for node in self.graph.graph.nodes)
+        return {
+            node.name
+            for node, layer in layers
+            if isinstance(layer, FusedConv) and has_winograd_shape(layer)
+        }
+
     def calibration(self) -> dict[str, Any]:
         """Plain data: `levels` is the length of the input's list; None: a tensor."""
+        of_positions = {
+            name: [list(_range(numbers)) for numbers in torch.cat(samples, 1)]
+            for name, samples in self.position_samples.items()
+        }
+        unknown = [[0.0, 0.0]] * POSITIONS
         known = {name: _range(torch.cat(samples)) for name, samples in self.samples.items()}
         return {
             "levels": self.levels,
             "ranges": {name: list(known.get(name, (0.0, 0.0))) for name in self.ranged_names()},
+            "positions": {name: of_positions.get(name, unknown) for name in self.winograd_names()},
         }
 
     def has_integers(self) -> bool:
@@ -263,9 +290,12 @@ class _Network:
 
     # ---- the graph in integers -------------------------------------------------------------------
 
-    def in_integers(self, ranges: dict[str, Sequence[float]]) -> fx.GraphModule:
+    def in_integers(
+        self, ranges: dict[str, Sequence[float]], positions: dict[str, Any]
+    ) -> fx.GraphModule:
         """The graph with integer layers; changes this network's own graph."""
         graph = self.graph.graph
+        of_layers = self._positions_of_layers(positions)
         integer = {node for node in graph.nodes if self._is_integer(node)}
         grids = self._grids(integer, ranges)
         in_q = self._maps_in_integers(integer)
@@ -278,7 +308,8 @@ class _Network:
             return graph.call_module(made[key], args, kwargs)
 
         for node in list(graph.nodes):
-            found = self._replacement(node, grids[node] if node in in_q else None, grids, integer)
+            result = grids[node] if node in in_q else None
+            found = self._replacement(node, result, grids, integer, of_layers)
             if found is None:
                 continue
             with graph.inserting_before(node):
@@ -296,10 +327,12 @@ class _Network:
         result: Grid | None,
         grids: dict[fx.Node, Grid],
         integer: set[fx.Node],
+        positions: dict[Any, Tensor],
     ) -> tuple[Any, Callable[[], nn.Module]] | None:
         """The layer in the place of a node, as a key of equal layers and what makes one.
 
         None: the node stays. `result` is the grid of the result; None: that is floating.
+        `positions`: of `_positions_of_layers`.
         """
         layer = self._layer(node)
         if node in integer:
@@ -307,7 +340,8 @@ class _Network:
             other = others[0] if others else None
             key = node.target, grid, other, result
             if isinstance(layer, FusedConv):
-                return key, functools.partial(QuantizedConv, layer, grid, other, result)
+                ranges = positions.get(node.target)
+                return key, functools.partial(QuantizedConv, layer, grid, other, result, ranges)
             assert layer is not None
             return key, functools.partial(QuantizedLinear, layer, grid, result)
         if layer is not None:
@@ -316,6 +350,17 @@ class _Network:
             return None
         function = _function(node)
         return (function, result), functools.partial(Passed, function, result)
+
+    def _positions_of_layers(self, positions: dict[str, Any]) -> dict[Any, Tensor]:
+        """Of the layers by their targets: the ranges over all calls of a layer, (16, 2)."""
+        found: dict[Any, Tensor] = {}
+        for node in self.graph.graph.nodes:
+            if node.name in positions:
+                own = torch.tensor(positions[node.name])
+                low, high = found.get(node.target, own).unbind(1)
+                both = torch.minimum(low, own[:, 0]), torch.maximum(high, own[:, 1])
+                found[node.target] = torch.stack(both, 1)
+        return found
 
     def _maps_in_integers(self, integer: set[fx.Node]) -> set[fx.Node]:
         """The nodes whose results are integers because an integer layer reads them."""
@@ -480,6 +525,17 @@ def _sample(value: Tensor) -> Tensor:
     step = -(-len(flat) // SAMPLE)
     step += 1 - step % 2  # odd: a power of two would take the same channels only
     return torch.cat((flat[::step], flat.min()[None], flat.max()[None]))
+
+
+def _sample_of_positions(x: Tensor) -> Tensor:
+    """SAMPLE_OF_POSITIONS numbers of each position, and the least and the largest: (16, n)."""
+    numbers = winograd_positions(x.float())
+    if numbers.shape[1] == 0:
+        return numbers
+    step = -(-numbers.shape[1] // SAMPLE_OF_POSITIONS)
+    step += 1 - step % 2  # odd: a power of two would take the same channels only
+    ends = numbers.amin(1, keepdim=True), numbers.amax(1, keepdim=True)
+    return torch.cat((numbers[:, ::step], *ends), 1)
 
 
 def _range(sample: Tensor) -> tuple[float, float]:

@@ -2,8 +2,8 @@
 """3x3 convolutions of 8-bit integers by Winograd's algorithm: on the CPU, stride 1, padding 1.
 
 F(2x2, 3x3) needs 2.25 times fewer products than a direct convolution. Both factors of its products
-are rounded to 8 bits: a quarter of the transformed inputs, and the transformed filters. So a result
-is near that of the direct convolution, but not the same.
+are rounded to 8 bits: the transformed inputs and the transformed filters. So a result is near that
+of the direct convolution, but not the same.
 Paper: https://arxiv.org/abs/1509.09308.
 """
 
@@ -16,7 +16,44 @@ from torch import Tensor
 from . import library
 from .winograd import ACTIVATIONS, PANEL
 
+POSITIONS = 16  # of the 4x4 inputs of a tile after the transform
+UNIT = 1024  # as in C++
+WIDEST = 4 * 255  # of a transformed input
 RESULTS = (torch.uint8, torch.float32, torch.bfloat16)  # in the order of C++
+
+
+def winograd_positions(input: Tensor) -> Tensor:
+    """The transformed inputs of all tiles of a map: (B, C, H, W) float32 -> (16, numbers)."""
+    height, width = input.shape[2:]
+    padded = F.pad(input, (1, 1 + width % 2, 1, 1 + height % 2))
+    tiles = padded.unfold(2, 4, 2).unfold(3, 4, 2)
+    return _of_inputs(_of_inputs(tiles, 4), 5).flatten(4).flatten(0, 3).T
+
+
+def winograd_roundings_int8(ranges: Tensor, scale: float) -> Tensor:
+    """How `winograd_conv_int8` rounds the transformed inputs to bytes.
+
+    Args:
+        ranges: (16, 2), of the positions of `winograd_positions`: from <= 0 to >= 0. Of an empty
+            range nothing is known: all numbers are rounded as coarsely as some need.
+        scale: that of the input.
+
+    Returns:
+        (16, 2) int32: a multiplier, which is UNIT by the step, and the byte of 0. No step is below
+        1, with which nothing is rounded, or above 8, with which nothing is clipped.
+    """
+    is_known = ranges[:, :1] < ranges[:, 1:]
+    widest = torch.tensor((-WIDEST * scale, WIDEST * scale))
+    low, high = torch.where(is_known, ranges, widest).double().unbind(1)
+    steps = ((high - low) / 255 / scale).clamp(1, 2 * WIDEST / 255)
+    multipliers = (UNIT / steps).round()
+    middles = (-low / scale * multipliers / UNIT).round().clamp(0, 255)
+    return torch.stack((multipliers, middles), 1).to(torch.int32)
+
+
+def _of_inputs(tiles: Tensor, dim: int) -> Tensor:
+    a, b, c, d = tiles.unbind(dim)
+    return torch.stack((a - c, b + c, c - b, b - d), dim)
 
 
 class Int8Filters(NamedTuple):
@@ -62,6 +99,7 @@ def _doubled(weight: Tensor, dim: int) -> Tensor:
 def winograd_conv_int8(
     input: Tensor,
     zero_point: int,
+    roundings: Tensor,
     filters: Int8Filters,
     scales: Tensor,
     bias: Tensor,
@@ -80,6 +118,7 @@ def winograd_conv_int8(
 
     Args:
         input: (B, C, H, W) uint8; a map that is not channels_last is copied first.
+        roundings: of the transformed inputs; `winograd_roundings_int8`.
         filters: `winograd_filters_int8` of the weight.
         scales, bias: (K,) float32.
         activation: "none" or "relu".
@@ -97,6 +136,7 @@ def winograd_conv_int8(
     return torch.ops.fastdet.winograd_conv_int8(
         input,
         zero_point,
+        roundings,
         *filters,
         scales,
         bias,
@@ -114,6 +154,7 @@ def winograd_conv_int8(
 def _(
     input: Tensor,
     zero_point: int,
+    roundings: Tensor,
     filters: Tensor,
     steps: Tensor,
     sums: Tensor,

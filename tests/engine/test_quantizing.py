@@ -23,8 +23,9 @@ from fastdet.engine.activations import Activation, Limits
 from fastdet.engine.filters import Filters
 from fastdet.engine.fusing import FusedConv, FusedLinear
 from fastdet.engine.quantized import KEPT_LAYOUTS, Grid, QuantizedConv, QuantizedLinear
-from fastdet.engine.quantizing import QuantizedNetwork, _range, grid_of
+from fastdet.engine.quantizing import QuantizedNetwork, _Network, _range, grid_of
 from fastdet.models import MODELS, Detector
+from fastdet.ops.winograd_int8 import winograd_roundings_int8
 from tests.deploy.runtimes import RUNTIMES
 from tests.engine.recorded_calls import recorded_calls
 from tests.models.scenes import scene, small_model, spread_scores, tiny_model
@@ -140,7 +141,10 @@ def wide_layer(
     geometry = conv.padding, conv.stride, conv.dilation, conv.groups
     filters = Filters(conv.weight.detach())
     fused = FusedConv(filters, conv.bias, geometry, "relu", torch.float32)
-    return QuantizedConv(fused, Grid(0.01, 3), other, result)
+    ranges = torch.tensor([[-5.1, 5.1]]).repeat(16, 1)
+    ranges[5] = torch.tensor([-0.12, 10.08])
+    positions = ranges if quantized.has_winograd_shape(fused) else None
+    return QuantizedConv(fused, Grid(0.01, 3), other, result, positions)
 
 
 @torch.no_grad()
@@ -154,7 +158,7 @@ def test_winograd_is_near(
     monkeypatch.setattr("fastdet.engine.quantized.has_fast_winograd", lambda: True)
     of_other = Grid(0.013, 90)
     layer = wide_layer(other=of_other if has_sum else None, result=result)
-    q, others = integers(2, 96, 15, 17), (integers(2, 64, 15, 17),) if has_sum else ()
+    q, others = integers(2, 96, 19, 22), (integers(2, 64, 19, 22),) if has_sum else ()
     before = [other.clone() for other in others]
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         found, again = layer(q, *others), copy.deepcopy(layer)(q, *others)
@@ -174,14 +178,59 @@ def test_winograd_is_near(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("inputs", "outputs"), [(95, 64), (96, 63)])
-def test_few_channels_stay_direct(
-    inputs: int, outputs: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "sides"), [(95, 64, (20, 20)), (96, 63, (20, 20)), (96, 64, (19, 21))]
+)
+def test_few_channels_and_small_maps_stay_direct(
+    inputs: int, outputs: int, sides: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = recorded_calls(monkeypatch, "winograd_conv_int8")
     monkeypatch.setattr("fastdet.engine.quantized.has_fast_winograd", lambda: True)
-    wide_layer(inputs, outputs)(integers(1, inputs, 5, 6))
+    wide_layer(inputs, outputs)(integers(1, inputs, *sides))
     assert not calls
+    wide_layer()(integers(1, 96, 20, 20))
+    assert calls == ["winograd_conv_int8"]
+
+
+class TwoLevels(nn.Module):
+    """A wide layer that two maps share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(96, 64, 3, padding=1)
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """As a head."""
+        return [self.conv(x) for x in maps]
+
+
+@torch.no_grad()
+def test_levels_share_the_ranges_of_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastdet.engine.quantized.has_fast_winograd", lambda: True)
+    module = TwoLevels().eval()
+    generator = torch.Generator().manual_seed(1)
+    maps = [size * torch.randn(1, 96, 20, 21, generator=generator) for size in (1.0, 3.0)]
+    network = _Network.of(module, maps)
+    assert network is not None
+    network.observe(maps)
+    calibration = json.loads(json.dumps(network.calibration()))
+    first, second = (torch.tensor(ranges) for ranges in calibration["positions"].values())
+    assert first.shape == second.shape == (16, 2)
+    assert (first.diff(dim=1) < second.diff(dim=1)).all()
+    small = QuantizedNetwork(module, "head", calibration)
+    (layer,) = (part for part in small.modules() if isinstance(part, QuantizedConv))
+    widest = torch.stack(
+        (torch.minimum(first, second)[:, 0], torch.maximum(first, second)[:, 1]), 1
+    )
+    assert layer.roundings is not None
+    assert torch.equal(layer.roundings, winograd_roundings_int8(widest, layer.grid.scale))
+    for x, found in zip(maps, small(maps), strict=True):
+        expected = module.conv(x)
+        assert (found - expected).norm() < 0.05 * expected.norm()
+    del calibration["positions"]
+    with pytest.raises(ValueError, match="quantise the detector again"):
+        QuantizedNetwork(module, "head", calibration)
 
 
 @pytest.mark.parametrize("multiplies_bytes", [True, False])

@@ -28,7 +28,11 @@ from fastdet.ops.winograd import (
     winograd_filters_grad,
     winograd_filters_turned,
 )
-from fastdet.ops.winograd_int8 import winograd_conv_int8, winograd_filters_int8
+from fastdet.ops.winograd_int8 import (
+    winograd_conv_int8,
+    winograd_filters_int8,
+    winograd_roundings_int8,
+)
 
 BIG = 2**20
 
@@ -370,7 +374,9 @@ def network_calls() -> None:
     q, five = quantize_map(maps, 0.1, 128), noise(5)
     small = winograd_filters_int8(weight.to(torch.int8))
     added = quantize_map(noise(1, 5, 4, 4), 0.1, 128)
-    winograd_conv_int8(q, 128, small, five, five, "relu", torch.float32, summand=added)
+    roundings = winograd_roundings_int8(noise(16, 2), 0.1)
+    arguments = roundings, small, five, five, "relu", torch.float32
+    winograd_conv_int8(q, 128, *arguments, summand=added)
     max_pool2d(maps, (2, 2), (2, 2), (0, 0))
     max_pool2d(maps.requires_grad_(), (2, 2), (2, 2), (0, 0)).sum().backward()
 

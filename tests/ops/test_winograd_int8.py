@@ -16,6 +16,8 @@ from fastdet.ops.winograd_int8 import (
     Int8Filters,
     winograd_conv_int8,
     winograd_filters_int8,
+    winograd_positions,
+    winograd_roundings_int8,
 )
 
 isas = pytest.mark.parametrize("isa", _native.usable_cpu_isas())
@@ -52,10 +54,17 @@ def both_sides(matrix: Tensor, tiles: Tensor) -> Tensor:
 
 
 def positions_of(x: Tensor, zero_point: int) -> Tensor:
-    """Quarters of the transformed inputs (B, C, h, w, 4, 4), before rounding."""
+    """The transformed inputs (B, C, h, w, 4, 4), before rounding."""
     height, width = x.shape[2:]
     padded = F.pad(x.double() - zero_point, (1, 1 + width % 2, 1, 1 + height % 2))
-    return both_sides(OF_INPUTS, padded.unfold(2, 4, 2).unfold(3, 4, 2)) / 4
+    return both_sides(OF_INPUTS, padded.unfold(2, 4, 2).unfold(3, 4, 2))
+
+
+def roundings_of(zero_point: int, part: float = 1.0) -> Tensor:
+    """For a part of the range of all inputs of the integers."""
+    ranges = torch.tensor([[-510.0, 510.0]]).repeat(16, 1)
+    ranges[5] = torch.tensor([-4.0 * zero_point, 4.0 * (255 - zero_point)])
+    return winograd_roundings_int8(part * ranges, 1.0)
 
 
 def integers_of(filters: Int8Filters, outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
@@ -69,14 +78,17 @@ def integers_of(filters: Int8Filters, outputs: int, inputs: int) -> tuple[Tensor
     return integers[:outputs, :inputs].double(), steps[:outputs].double()
 
 
-def defined(x: Tensor, zero_point: int, filters: Int8Filters, outputs: int) -> Tensor:
-    """The convolution in float64 with both factors of the products rounded: quarters to bytes."""
+def defined(
+    x: Tensor, zero_point: int, roundings: Tensor, filters: Int8Filters, outputs: int
+) -> Tensor:
+    """The convolution in float64 with both factors of the products rounded to bytes."""
     height, width = x.shape[2:]
-    middle = torch.full((4, 4), 128.0).double()
-    middle[1, 1] = zero_point
-    quarters = (positions_of(x, zero_point) + middle).round().clamp(0, 255) - middle
+    multipliers, middles = (column.view(4, 4) for column in roundings.double().unbind(1))
+    steps_of_inputs = positions_of(x, zero_point) * multipliers / 1024
+    bytes_ = ((steps_of_inputs + 0.5).floor() + middles).clamp(0, 255)
+    inputs = (bytes_ - middles) * 1024 / multipliers
     integers, steps = integers_of(filters, outputs, x.shape[1])
-    products = torch.einsum("bchwij,kcij->bkhwij", quarters, integers * steps)
+    products = torch.einsum("bchwij,kcij->bkhwij", inputs, integers * steps / 4)
     tiles = both_sides(OF_PRODUCTS, products).permute(0, 1, 2, 4, 3, 5)
     return tiles.flatten(4, 5).flatten(2, 3)[:, :, :height, :width]
 
@@ -130,7 +142,8 @@ def test_equals_the_definition(name: str, isa: str) -> None:
     bias = 50 * torch.randn(outputs, generator=generator())
     filters = winograd_filters_int8(weight)
     summand = bytes_of(len(x), outputs, *x.shape[2:])
-    plain = defined(x, 77, filters, outputs) * scales.double()[:, None, None]
+    roundings = roundings_of(77, 0.6)  # some are clipped
+    plain = defined(x, 77, roundings, filters, outputs) * scales.double()[:, None, None]
     plain += bias.double()[:, None, None]
     added = 0.37 * (summand.double() - 90)
     largest = float(plain.abs().max()) if plain.numel() else 1.0
@@ -139,7 +152,8 @@ def test_equals_the_definition(name: str, isa: str) -> None:
     of_sum = {"summand": summand} | SUMMAND_GRID
     for activation, dtype, has_sum in itertools.product(("none", "relu"), RESULTS, (False, True)):
         rest: dict[str, Any] = (grid if dtype == torch.uint8 else {}) | (of_sum if has_sum else {})
-        found = winograd_conv_int8(x, 77, filters, scales, bias, activation, dtype, **rest)
+        arguments = roundings, filters, scales, bias, activation, dtype
+        found = winograd_conv_int8(x, 77, *arguments, **rest)
         assert found.dtype == dtype
         assert found.is_contiguous(memory_format=torch.channels_last)
         expected = plain + added if has_sum else plain
@@ -161,7 +175,8 @@ def test_every_instruction_set_gives_the_same_bits(name: str) -> None:
     before = _native.cpu_isa()
     for isa in _native.usable_cpu_isas():
         _native.set_cpu_isa(isa)
-        found.append(winograd_conv_int8(x, 3, filters, 1e-3 * ones, ones, "none", torch.float32))
+        arguments = roundings_of(3, 0.6), filters, 1e-3 * ones, ones, "none", torch.float32
+        found.append(winograd_conv_int8(x, 3, *arguments))
     _native.set_cpu_isa(before)
     assert all(torch.equal(found[0], other) for other in found)
 
@@ -172,7 +187,7 @@ def test_every_instruction_set_gives_the_same_bits(name: str) -> None:
 @pytest.mark.parametrize("position", range(16))
 @pytest.mark.parametrize("sign", [1, -1])
 def test_no_input_is_clipped(position: int, sign: int, zero_point: int, isa: str) -> None:
-    """The inputs with the largest number of either sign at a position: it is off by 2 at most."""
+    """The inputs with the largest number of either sign at a position: it is off by 4 at most."""
     weights = torch.zeros(4, 4).double()
     weights.view(-1)[position] = sign
     chosen = both_sides(OF_INPUTS.T, weights) > 0
@@ -182,20 +197,40 @@ def test_no_input_is_clipped(position: int, sign: int, zero_point: int, isa: str
     weight[0, 0, 0, 1] = -90
     filters = winograd_filters_int8(weight)
     one, zero = torch.ones(1), torch.zeros(1)
-    found = winograd_conv_int8(x, zero_point, filters, one, zero, "none", torch.float32)
+    roundings = roundings_of(zero_point)
+    arguments = roundings, filters, one, zero, "none", torch.float32
+    found = winograd_conv_int8(x, zero_point, *arguments)
     exact = F.conv2d(F.pad(x.double() - zero_point, (1, 1, 1, 1)), weight.double())
-    assert ((found - exact).abs() <= 2 * 16 * 127 * 2.25).all()
-    assert torch.allclose(found.double(), defined(x, zero_point, filters, 1), atol=1)
+    assert ((found - exact).abs() <= 4 * 16 * 127 * 2.25).all()
+    assert torch.allclose(found.double(), defined(x, zero_point, roundings, filters, 1), atol=1)
 
 
 def test_is_near_the_direct_convolution() -> None:
     x, weight = bytes_of(1, 256, 24, 24), weight_of(256, 256)
-    one = torch.ones(256)
-    found = winograd_conv_int8(
-        x, 100, winograd_filters_int8(weight), one, 0 * one, "none", torch.float32
-    )
+    numbers = winograd_positions(x.float() - 100)
+    roundings = winograd_roundings_int8(torch.stack((numbers.amin(1), numbers.amax(1)), 1), 1.0)
+    one, filters = torch.ones(256), winograd_filters_int8(weight)
+    found = winograd_conv_int8(x, 100, roundings, filters, one, 0 * one, "none", torch.float32)
     exact = F.conv2d(F.pad(x.double() - 100, (1, 1, 1, 1)), weight.double())
     assert (found - exact).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize("sides", [(1, 1), (4, 6), (5, 7)])
+def test_positions_are_the_transformed_inputs(sides: tuple[int, int]) -> None:
+    x = bytes_of(2, 3, *sides)
+    expected = positions_of(x, 9).flatten(4).flatten(0, 3).T
+    assert torch.equal(winograd_positions(x.float() - 9).double(), expected)
+
+
+def test_roundings() -> None:
+    ranges = torch.zeros(16, 2)  # unknown: half of 8 * 255 to either side
+    ranges[1] = torch.tensor([-0.1, 0.1])  # a step of 1 is enough
+    ranges[2] = torch.tensor([-20.0, 31.0])
+    ranges[3] = torch.tensor([0.0, 1e9])  # more than the integers can give
+    found = winograd_roundings_int8(ranges, 0.1)
+    assert found.dtype == torch.int32
+    assert found[:4].tolist() == [[128, 128], [1024, 1], [512, 100], [128, 0]]
+    assert (found[4:] == found[0]).all()
 
 
 def test_the_number_of_threads_changes_nothing() -> None:
@@ -206,7 +241,8 @@ def test_the_number_of_threads_changes_nothing() -> None:
         found = []
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            found.append(winograd_conv_int8(x, 9, filters, one, one, "relu", torch.float32))
+            arguments = roundings_of(9), filters, one, one, "relu", torch.float32
+            found.append(winograd_conv_int8(x, 9, *arguments))
         torch.set_num_threads(before)
         assert all(torch.equal(found[0], other) for other in found)
 
@@ -222,6 +258,7 @@ X, FILTERS, ONES = bytes_of(1, 6, 4, 4), winograd_filters_int8(weight_of(40, 6))
 GOOD: dict[str, Any] = {
     "input": X,
     "zero_point": 0,
+    "roundings": roundings_of(0),
     "filters": FILTERS,
     "scales": ONES,
     "bias": ONES,
@@ -238,6 +275,8 @@ GOOD: dict[str, Any] = {
         ({"input": X[0]}, "input: expected Byte"),
         ({"input": X.repeat(1, 5462, 1, 1)}, "input: expected .* C up to 32768"),
         ({"input": bytes_of(1, 9, 4, 4)}, "filters: expected the result of winograd_filters_int8"),
+        ({"roundings": roundings_of(0).float()}, "roundings: expected the result of"),
+        ({"roundings": roundings_of(0)[:15]}, "roundings: expected the result of"),
         ({"filters": FILTERS._replace(filters=FILTERS.filters.int())}, "filters: expected"),
         ({"filters": FILTERS._replace(steps=FILTERS.steps[:, :40])}, "steps: expected"),
         ({"filters": FILTERS._replace(sums=FILTERS.steps)}, "sums: expected"),
@@ -266,8 +305,8 @@ def test_bad_input(change: dict, message: str) -> None:
 def test_opcheck(dtype: torch.dtype) -> None:
     summand = GOOD["summand"]
     rest = summand, *SUMMAND_GRID.values(), 1, 0.5, 3, RESULTS.index(dtype)
-    arguments = X, 5, *FILTERS, ONES, ONES, *rest
+    arguments = X, 5, roundings_of(5), *FILTERS, ONES, ONES, *rest
     torch.library.opcheck(torch.ops.fastdet.winograd_conv_int8, arguments)
     torch.library.opcheck(
-        torch.ops.fastdet.winograd_conv_int8, (*arguments[:7], None, *arguments[8:])
+        torch.ops.fastdet.winograd_conv_int8, (*arguments[:8], None, *arguments[9:])
     )
