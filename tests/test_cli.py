@@ -160,6 +160,8 @@ def test_quantize_writes_a_checkpoint_like_any_other(
         assert torch.equal(trained.state_dict()[name], tensor)
     main(f"eval --checkpoint {path} --data {shapes}".split())
     assert "AP, IoU 0.50" in printed(capsys)
+    main(f"analyse {path} --data {shapes} --out {tmp_path / 'analysis'} --drawn 0".split())
+    assert "AP at IoU 0.5 that errors cost" in printed(capsys)
     main(f"describe --checkpoint {path}".split())
     of_quantised = printed(capsys)
     main(f"describe --checkpoint {tmp_path / 'any.ckpt'}".split())
