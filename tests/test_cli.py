@@ -3,6 +3,7 @@
 
 import inspect
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -698,6 +699,14 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
+def test_an_error_of_info_is_one_line() -> None:
+    run = [sys.executable, "-m", "fastdet.cli", "info"]
+    environment = {**os.environ, "FASTDET_CPU_CACHE": "no"}
+    done = subprocess.run(run, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "fastdet: FASTDET_CPU_CACHE: expected on or off, got 'no'\n"
+
+
 def test_info_without_the_train_extra() -> None:
     result = run_without(["tyro", "rich", "lightning", "torchvision", "timm"], "info")
     assert result.returncode == 0, result.stderr
