@@ -687,11 +687,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from fastdet.memory import keep_freed_memory
 
         keep_freed_memory()
-    if arguments == ["info"]:
-        info()
-        return
-    _quiet()
     try:
+        if arguments == ["info"]:  # needs no package of the extra `train`
+            info()
+            return
+        _quiet()
         with stopping_at_sigterm(), _short_warnings(not debug):
             _run(_with_options_of_file(arguments))
     except Exception as error:

@@ -3,6 +3,7 @@
 
 import inspect
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -160,6 +161,8 @@ def test_quantize_writes_a_checkpoint_like_any_other(
         assert torch.equal(trained.state_dict()[name], tensor)
     main(f"eval --checkpoint {path} --data {shapes}".split())
     assert "AP, IoU 0.50" in printed(capsys)
+    main(f"analyse {path} --data {shapes} --out {tmp_path / 'analysis'} --drawn 0".split())
+    assert "AP at IoU 0.5 that errors cost" in printed(capsys)
     main(f"describe --checkpoint {path}".split())
     of_quantised = printed(capsys)
     main(f"describe --checkpoint {tmp_path / 'any.ckpt'}".split())
@@ -696,6 +699,14 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
+def test_an_error_of_info_is_one_line() -> None:
+    run = [sys.executable, "-m", "fastdet.cli", "info"]
+    environment = {**os.environ, "FASTDET_CPU_CACHE": "no"}
+    done = subprocess.run(run, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "fastdet: FASTDET_CPU_CACHE: expected on or off, got 'no'\n"
+
+
 def test_info_without_the_train_extra() -> None:
     result = run_without(["tyro", "rich", "lightning", "torchvision", "timm"], "info")
     assert result.returncode == 0, result.stderr

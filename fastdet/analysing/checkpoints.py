@@ -142,6 +142,7 @@ def detections_of(
         for images, _ in loader:
             indices = left[number : number + len(images)]
             number += len(images)
+            images = [image.to(module.device) for image in images]
             _detect(module.model, images, indices, labels, found, proposals, masks)
             done.update(indices)
             progress(len(done), len(dataset))
@@ -170,8 +171,7 @@ def _detect(
     proposals: Columns,
     masks: bool,
 ) -> None:
-    device = next(model.parameters()).device
-    batch = model.pad([image.to(device) for image in images])
+    batch = model.pad(images)
     if model.proposes:
         first, detections = model.proposals_and_detections(batch)
         for index, one in zip(indices, restore(first, batch).to_list(), strict=True):

@@ -156,6 +156,10 @@ class QuantizedWeight(nn.Module):
             ("winograd", scale), lambda: (winograd_filters_int8(self.weight), self.scale * scale)
         )
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.packed = {}
+
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "packed": {}}  # the layouts can be made again
 
@@ -363,6 +367,10 @@ class FloatLayer(nn.Module):
             y = F.conv2d(x, own.filters.whole(), own.bias, stride, padding, dilation, groups)
         y = sum(other, y)
         return _activated(y, own.activation)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.forms = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "forms": {}}

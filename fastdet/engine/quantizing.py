@@ -267,8 +267,12 @@ class _Network:
         known = {name: _range(torch.cat(samples)) for name, samples in self.samples.items()}
         return {
             "levels": self.levels,
-            "ranges": {name: list(known.get(name, (0.0, 0.0))) for name in self.ranged_names()},
-            "positions": {name: of_positions.get(name, unknown) for name in self.winograd_names()},
+            "ranges": {
+                name: list(known.get(name, (0.0, 0.0))) for name in sorted(self.ranged_names())
+            },
+            "positions": {
+                name: of_positions.get(name, unknown) for name in sorted(self.winograd_names())
+            },
         }
 
     def has_integers(self) -> bool:

@@ -212,8 +212,8 @@ def _pad_images(images: Sequence[Tensor], size_divisor: int) -> Tensor:
         device=images[0].device,
         memory_format=torch.channels_last,
     ).zero_()
-    for row, image in zip(padded, images, strict=True):
-        row[:, : image.shape[1], : image.shape[2]].copy_(image)
+    for i, image in enumerate(images):
+        padded[i, :, : image.shape[1], : image.shape[2]] = image
     return padded
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from fastdet.engine.fused import ReadyNetwork
 from fastdet.models.backbones import feature_maps
 from fastdet.models.batch import Batch
 from fastdet.models.detector import Detector
@@ -128,8 +129,12 @@ def describe(model: Detector, image_size: tuple[int, int] = (800, 1216)) -> Desc
         Norms, activations and fastdet's own operators (RoIAlign, NMS, ...) are not counted.
 
     Raises:
-        ValueError: a height or width below 1.
+        ValueError: a height or width below 1, or a quantised detector.
     """
+    if any(isinstance(part, ReadyNetwork) for part in model.modules()):
+        raise ValueError(
+            f"describe: expected a detector in float32, got a quantised {type(model).__name__}"
+        )
     if min(image_size) < 1:
         raise ValueError(f"image_size: expected height and width above 0, got {image_size}")
     divisor = model.border.size_divisor

@@ -22,7 +22,7 @@ from fastdet.engine import calibrate, quantize, quantized, quantized_by
 from fastdet.engine.activations import Activation, Limits
 from fastdet.engine.filters import Filters
 from fastdet.engine.fusing import FusedConv, FusedLinear
-from fastdet.engine.quantized import KEPT_LAYOUTS, Grid, QuantizedConv, QuantizedLinear
+from fastdet.engine.quantized import KEPT_LAYOUTS, FloatLayer, Grid, QuantizedConv, QuantizedLinear
 from fastdet.engine.quantizing import QuantizedNetwork, _Network, _range, grid_of
 from fastdet.models import MODELS, Detector
 from fastdet.ops.winograd_int8 import winograd_roundings_int8
@@ -402,6 +402,35 @@ def test_copies_detect_the_same(kept: Any) -> None:
         found = kept(small)(scene()[0])
     for mine, own in zip(found, expected, strict=True):
         assert all(torch.equal(mine[key], own[key]) for key in own)
+
+
+def test_loaded_weights_are_used() -> None:
+    """Also by a detector that has computed before, with copies of its weights in other layouts."""
+    first = quantize(detector("retinanet"), scene()[0])
+    other = copy.deepcopy(first)
+    with torch.no_grad():
+        for tensor in other.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.mul_(0.5)
+    with torch.inference_mode():
+        before, expected = first(scene()[0]), other(scene()[0])
+        first.load_state_dict(other.state_dict())
+        found = first(scene()[0])
+    assert not torch.equal(before[0]["scores"], expected[0]["scores"])
+    for mine, own in zip(found, expected, strict=True):
+        assert all(torch.equal(mine[key], own[key]) for key in own)
+
+
+def test_a_floating_layer_uses_loaded_weights() -> None:
+    first, other = (
+        FloatLayer(FusedLinear(nn.Linear(8, 24), "none", torch.float32, False)) for _ in range(2)
+    )
+    x = torch.rand(3, 8).bfloat16()
+    with torch.no_grad():
+        before, expected = first(x), other(x)
+        first.load_state_dict(other.state_dict())
+        assert torch.equal(first(x), expected)
+    assert not torch.equal(before, expected)
 
 
 def test_no_detection() -> None:

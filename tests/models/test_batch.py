@@ -37,6 +37,16 @@ def test_shapes_and_layout() -> None:
     assert not batch.images[0, :, :, 80:].any()
 
 
+def test_images_get_their_gradients() -> None:
+    images = [torch.rand(3, 64, side, requires_grad=True) for side in (80, 64)]
+    batch = pad_small(images)
+    weight = torch.rand(batch.images.shape)
+    found = torch.autograd.grad((batch.images * weight).sum(), images)
+    std = torch.tensor(Border(64, 96).image_std)[:, None, None]
+    for i, side in enumerate((80, 64)):
+        torch.testing.assert_close(found[i], weight[i, :, :64, :side] / std)
+
+
 def test_size_divisor_makes_coarser_buckets() -> None:
     batch = pad_small([torch.rand(3, 64, 80)], size_divisor=128)
     assert batch_shape(batch) == (1, 128, 128, 8)

@@ -2,11 +2,13 @@
 """Parameters, FLOPs and anchors compared with numbers counted by hand."""
 
 import pytest
+import torch
 from torch import nn
 from torchvision.models import mobilenet_v2
 from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
+from fastdet.engine import quantize
 from fastdet.models import describe, faster_rcnn, fcos, from_torchvision, retinanet
 
 from .scenes import small_model
@@ -104,3 +106,10 @@ def test_printed() -> None:
 def test_an_image_without_pixels() -> None:
     with pytest.raises(ValueError, match=r"image_size: expected height and width above 0, got"):
         describe(small_model("fcos"), (0, 64))
+
+
+def test_a_quantised_detector() -> None:
+    model = small_model("retinanet").eval()
+    small = quantize(model, [torch.rand(3, 64, 64)])
+    with pytest.raises(ValueError, match="expected a detector in float32, got a quantised"):
+        describe(small, (64, 64))
