@@ -29,13 +29,13 @@ def slow_products(monkeypatch: pytest.MonkeyPatch) -> None:
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shapes of the weights that oneDNN multiplies."""
     shapes: list[tuple[int, ...]] = []
-    run = linear._product
+    run = linear.product
 
     def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         shapes.append(tuple(weight.shape))
         return run(x, weight, bias)
 
-    monkeypatch.setattr(linear, "_product", product)
+    monkeypatch.setattr(linear, "product", product)
     return shapes
 
 
@@ -165,12 +165,12 @@ def test_the_input_is_freed_before_its_gradient_is_made(monkeypatch: pytest.Monk
     storage: Any = inner.untyped_storage()._weak_ref()  # type: ignore[attr-defined]
     del inner
     freed: list[bool] = []
-    run = linear._product
+    run = linear.product
 
     def product(*arguments: Tensor) -> Tensor:
         freed.append(torch.UntypedStorage._expired(storage))  # type: ignore[attr-defined]
         return run(*arguments)
 
-    monkeypatch.setattr(linear, "_product", product)
+    monkeypatch.setattr(linear, "product", product)
     y.sum().backward()
     assert freed == [False, True]

@@ -321,6 +321,7 @@ EXEMPT = {
     "winograd_filters_turned": "a network layer for the CPU alone; see test_winograd.py",
     "winograd_conv": "a network layer for the CPU alone; see test_winograd.py",
     "winograd_filters_grad": "a network layer for the CPU alone; see test_winograd.py",
+    "multiscale_roi_align_add_grad": "for the CPU alone; see test_roi_align.py",
     "sigmoid_focal_loss_sum_and_grad": "for GPUs alone; see test_sigmoid_focal_loss.py",
     "sigmoid_focal_loss_correct_grad": "for GPUs alone; see test_sigmoid_focal_loss.py",
 }
