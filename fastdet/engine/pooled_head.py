@@ -22,7 +22,7 @@ from fastdet.ops import multiscale_roi_align
 from fastdet.ops.roi_align import add_multiscale_grad
 from fastdet.ops.tracing import is_eager
 
-ROWS = 256  # RoIs of an image at a time; of fewer, a product takes longer
+ROWS = 512  # RoIs of an image at a time; with fewer, their products take longer
 # Their layers: `fc6` and `fc7`, each with a ReLU.
 BOX_HEADS = (
     "fastdet.models.roi_heads.TwoMLPHead",
