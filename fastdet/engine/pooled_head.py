@@ -91,7 +91,7 @@ class _PooledLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> Any:
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         grad = grads[0].contiguous()  # (B K, outputs)
         boxes, counts, weight, rows = ctx.saved_tensors
         needs_weight, needs_bias, *needs_levels = ctx.needs_input_grad[3:]
