@@ -40,6 +40,7 @@ STABLE_TORCH_LIBRARY(fastdet, m) {
   m.def("roi_align_backward(Tensor grad, Tensor rois, float spatial_scale, SymInt batch, SymInt channels, SymInt height, SymInt width, int sampling_ratio, bool aligned, bool channels_last, bool deterministic) -> Tensor");
   m.def("multiscale_roi_align(Tensor[] features, Tensor boxes, Tensor? counts, int pooled_height, int pooled_width, float[] scales, int sampling_ratio, int canonical_scale, int canonical_level, bool aligned) -> Tensor");
   m.def("multiscale_roi_align_backward(Tensor grad, Tensor boxes, Tensor? counts, SymInt[] heights, SymInt[] widths, float[] scales, int sampling_ratio, int canonical_scale, int canonical_level, bool aligned, bool channels_last, bool deterministic) -> Tensor[]");
+  m.def("multiscale_roi_align_add_grad(Tensor(a!)[] sums, Tensor grad, Tensor boxes, Tensor? counts, float[] scales, int sampling_ratio, int canonical_scale, int canonical_level, bool aligned) -> ()");  // on the CPU only
 
   m.def("ms_deform_attn(Tensor value, SymInt[] heights, SymInt[] widths, Tensor locations, Tensor weights, bool softmax) -> Tensor");
   m.def("ms_deform_attn_backward(Tensor grad, Tensor value, SymInt[] heights, SymInt[] widths, Tensor locations, Tensor weights, bool softmax, bool deterministic) -> (Tensor, Tensor, Tensor)");

@@ -6,7 +6,8 @@ freed splits the free memory: later maps do not fit into the pieces, and the hea
 blocks come from the system each time, page by page at the first writes, which can take longer than
 a layer. So while a detector computes on the CPU, torch takes blocks of 1 MiB and more from a cache
 (`cached_blocks`, csrc/memory/): they are in huge pages, and what is freed is used again. All blocks
-of the cache together never take more than the most that was in use at one time.
+of the cache together never take more than the most that was in use at one time. What they leave
+free between two calls of a detector, other tensors take: those of an optimizer's step.
 """
 
 import contextlib
@@ -50,7 +51,8 @@ class Counts(NamedTuple):
 def cached_blocks(device: torch.device) -> contextlib.AbstractContextManager[None]:
     """A context for computing on a device, in which torch takes large blocks from the cache.
 
-    It counts for all threads. Tensors may live longer than the context. Nothing changes on other
+    It counts for all threads. Tensors may live longer than the context. Outside the context the
+    cache gives out what it keeps, but takes nothing from the system. Nothing changes on other
     devices than the CPU, where there is no cache, and under torch.compile and torch.export.
     """
     if device.type != "cpu" or torch.compiler.is_compiling():
@@ -100,6 +102,10 @@ def empty_cache() -> None:
     library = _library()
     if library is not None:
         library.fastdet_memory_give_back()
+    _trim_heap()
+
+
+def _trim_heap() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)
@@ -146,6 +152,7 @@ def _loaded() -> tuple[Any, str]:
         return None, f"off: built with torch {built_with}, this is {torch.__version__}"
     if not library.fastdet_memory_install():
         return None, "off: another allocator took torch's place"
+    _trim_heap()  # what it keeps for large blocks, such as weights that were converted
     return library, "on"
 
 

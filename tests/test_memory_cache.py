@@ -76,6 +76,20 @@ def test_a_tensor_outlives_the_context_and_grows() -> None:
     assert counts().kept == 2 * MIB
 
 
+def test_outside_the_context_it_gives_out_what_it_keeps_and_no_more() -> None:
+    with cached_blocks(CPU):
+        before = counts()
+        pieces = [block(2) for _ in range(4)]
+        del pieces[::2]
+    outside = block(3)  # no piece is large enough: they go back first
+    now = counts()
+    assert now.used == before.used + 7 * MIB
+    assert now.used + now.kept <= now.most == before.used + 8 * MIB
+    more = block(2)
+    assert counts() == now  # torch's own allocator
+    del outside, more, pieces
+
+
 def test_contexts_nest() -> None:
     before = counts().used
     with cached_blocks(CPU):
@@ -168,6 +182,23 @@ def test_the_profiler_sees_its_blocks() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_process_that_is_forked_leaves_what_is_kept_to_its_parent() -> None:
+    script = """
+import os, torch
+from fastdet.memory import cached_blocks, counts
+with cached_blocks(torch.device("cpu")):
+    torch.ones(1 << 20)
+kept = counts().kept
+child = os.fork()
+if child == 0:
+    os._exit(counts().kept)
+assert kept == 1 << 22 == counts().kept
+assert os.waitpid(child, 0)[1] == 0
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_process_that_is_forked_has_a_cache_of_its_own() -> None:
     script = """
 import os, threading, torch
@@ -224,6 +255,7 @@ def test_forward_and_backward_use_it(detector: Any) -> None:
     found = step(detector)
     assert counts().from_system > before
     del found
+    empty_cache()
     now = counts()
     outside = block(3)  # backward has ended
     assert counts() == now
@@ -271,6 +303,7 @@ def test_after_a_backward_that_failed_the_next_one_ends_it() -> None:
     again = (2 * weight).sum()
     memory.cache_blocks_in_backward(again)
     again.backward()
+    empty_cache()
     now = counts()
     outside = block(3)
     assert counts() == now

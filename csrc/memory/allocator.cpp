@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // torch's CPU allocator with a BlockCache for large blocks, in the time between `begin` and `end`.
+// At other times blocks come from the cache as long as it keeps so much: an optimizer's step takes
+// the memory of the maps that backward has freed.
 //
 // The only file that needs more of torch than the stable ABI: the class of its allocators. So it is
 // a library of its own, and fastdet/memory.py loads it only into the version of torch that it was
@@ -47,13 +49,14 @@ void free_block(void* block) {
 class CachingAllocator final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t bytes) override {
-    if (bytes < kLarge || active.load(std::memory_order_relaxed) <= 0) {
-      return torch_allocator->allocate(bytes);
-    }
-    void* block;
+    if (bytes < kLarge) return torch_allocator->allocate(bytes);
+    void* block = nullptr;
     {
       const std::lock_guard lock(mutex);
-      block = cache().take(bytes);
+      const bool may_grow = active.load(std::memory_order_relaxed) > 0;
+      if (may_grow || bytes <= static_cast<size_t>(cache().counts().kept)) {
+        block = cache().take(bytes);
+      }
     }
     if (block == nullptr) return torch_allocator->allocate(bytes);  // says what is wrong
     c10::profiledCPUMemoryReporter().New(block, bytes);
@@ -91,7 +94,11 @@ FASTDET_EXPORT bool fastdet_memory_install() {
     c10::Allocator* before = c10::GetCPUAllocator();
     if (before->raw_deleter() == nullptr) return false;
     torch_allocator = before;
-    pthread_atfork([] { mutex.lock(); }, [] { mutex.unlock(); }, [] { mutex.unlock(); });
+    pthread_atfork([] { mutex.lock(); }, [] { mutex.unlock(); },
+                   [] {
+                     cache().give_back();  // its pages would be copied at the first write
+                     mutex.unlock();
+                   });
     c10::SetCPUAllocator(&allocator);
   }
   return c10::GetCPUAllocator() == &allocator;

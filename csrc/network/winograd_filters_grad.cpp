@@ -33,32 +33,34 @@ constexpr int64_t kBlock = kGradRows * kPanel;
 // (tiles, width).
 class Chunk {
  public:
-  Chunk(int64_t channels, int64_t width, int64_t most_tiles)
+  Chunk(const Tensor& like, int64_t channels, int64_t width, int64_t most_tiles)
       : channels_(channels),
         width_(width),
         panels_((channels + width - 1) / width),
         panel_stride_(most_tiles * width),
         // Positions a power of two apart would share a few sets of the caches.
         position_stride_(panels_ * panel_stride_ + 5 * kLine),
-        floats_(kGradPositions * position_stride_) {}
+        memory_(empty(like, {kGradPositions * position_stride_}, kFloat32)),
+        floats_(mutable_data<float>(memory_)) {}
 
   int64_t panels() const { return panels_; }
   int64_t channels_of(int64_t panel) const { return std::min(width_, channels_ - panel * width_); }
   const float* panel(int64_t position, int64_t panel) const {
-    return floats_.data() + position * position_stride_ + panel * panel_stride_;
+    return floats_ + position * position_stride_ + panel * panel_stride_;
   }
 
   // One of FiltersGradMapLoops' transforms, of all channels of the chunk's tile i.
   template <typename T>
   void set(int64_t i, decltype(FiltersGradMapLoops<T>::input) transform, const T* const* pixels) {
     for (int64_t p = 0; p < panels_; ++p)
-      transform(pixels, p * width_, channels_of(p), floats_.data() + p * panel_stride_ + i * width_,
+      transform(pixels, p * width_, channels_of(p), floats_ + p * panel_stride_ + i * width_,
                 position_stride_);
   }
 
  private:
   int64_t channels_, width_, panels_, panel_stride_, position_stride_;
-  Workspace floats_;
+  Tensor memory_;  // torch's, whose allocator may keep it for the next layer
+  float* floats_;
 };
 
 // The result of winograd_filters_grad for maps of T, which is float or BFloat16.
@@ -78,7 +80,7 @@ Tensor filters_grad_of(const Tensor& grad, const Tensor& input) {
     return out;
   }
   const int64_t most = std::min(kMostChunkTiles, count);
-  Chunk left(filters, kGradRows, most), right(channels, kPanel, most);
+  Chunk left(grad, filters, kGradRows, most), right(grad, channels, kPanel, most);
   const std::vector<T> outside(std::max(filters, channels));
   const FiltersGradLoops& loops = current_loops<FiltersGradLoops>();
   const auto& map_loops = current_loops<FiltersGradMapLoops<T>>();
@@ -123,14 +125,15 @@ Tensor filters_grad_of(const Tensor& grad, const Tensor& input) {
     return out;
   }
   const int64_t position_stride = blocks * kBlock + 5 * kLine;
-  const Workspace sums(kGradPositions * position_stride);
+  const Tensor memory = empty(grad, {kGradPositions * position_stride}, kFloat32);
+  float* sums = mutable_data<float>(memory);
   for (int64_t first = 0; first < count; first += most) {
     const int64_t tiles = std::min(most, count - first);
     transform(first, tiles);
     parallel_for(kGradPositions * left.panels(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t q = i / left.panels(), row = i % left.panels();
-        float* block = sums.data() + q * position_stride + row * right.panels() * kBlock;
+        float* block = sums + q * position_stride + row * right.panels() * kBlock;
         for (int64_t panel = 0; panel < right.panels(); ++panel, block += kBlock)
           multiply(q, row, panel, tiles, first > 0, block);
       }
@@ -140,7 +143,7 @@ Tensor filters_grad_of(const Tensor& grad, const Tensor& input) {
     for (int64_t i = begin; i < end; ++i)
       for (int64_t panel = 0; panel < right.panels(); ++panel) {
         const int64_t block = i / kGradRows * right.panels() + panel;
-        take_taps(i, panel, sums.data() + block * kBlock, position_stride);
+        take_taps(i, panel, sums + block * kBlock, position_stride);
       }
   });
   return out;

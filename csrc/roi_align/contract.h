@@ -84,4 +84,19 @@ inline void check_multiscale_roi_align_backward(const char* op, const Argument& 
          op, "grad", "floating (B, K, C, h, w) with the B and K of boxes", grad);
 }
 
+inline void check_multiscale_roi_align_add_grad(const char* op, const std::vector<Argument>& sums,
+                                                const Argument& grad, const Argument& boxes,
+                                                const std::optional<Argument>& counts,
+                                                size_t num_scales) {
+  check_multiscale_roi_align_backward(op, grad, boxes, counts, sums.size(), sums.size(),
+                                      num_scales);
+  for (const Argument& level : sums) {
+    expect((level.scalar_type() == kFloat32 || level.scalar_type() == kFloat64) &&
+               level.scalar_type() == grad.scalar_type() && level.dim() == 4 &&
+               level.size(0) == grad.size(0) && level.size(1) == grad.size(2),
+           op, "sums", "float32 or float64 (B, C, H, W) with the dtype, B and C of grad", level);
+    expect_same_device(op, "sums", level, grad);
+  }
+}
+
 }  // namespace fastdet

@@ -378,11 +378,31 @@ std::vector<Tensor> multiscale_roi_align_backward(
   });
 }
 
+void multiscale_roi_align_add_grad(const std::vector<Tensor>& sums, const Tensor& grad,
+                                   const Tensor& boxes, const std::optional<Tensor>& counts,
+                                   const std::vector<double>& scales, int64_t sampling_ratio,
+                                   int64_t canonical_scale, int64_t canonical_level, bool aligned) {
+  const char* op = "multiscale_roi_align_add_grad";
+  check_multiscale_roi_align_add_grad(op, arguments(sums), grad, boxes, counts, scales.size());
+  for (const Tensor& level : sums)
+    if (!is_channels_last(level)) refuse(op, "sums", "channels_last", describe(level));
+  if (grad.numel() == 0) return;
+  dispatch_box(grad.scalar_type(), [&]<typename T>() {
+    std::vector<FeatureLevel<T, T>> levels;
+    for (size_t l = 0; l < scales.size(); ++l)
+      levels.push_back(feature_level<T, T>(sums[l], scales[l]));
+    const auto map = level_map<T>(scales.data(), static_cast<int64_t>(scales.size()),
+                                  canonical_scale, canonical_level);
+    spread<T>(grad, place_boxes(boxes, counts, map), {sampling_ratio, aligned}, levels);
+  });
+}
+
 STABLE_TORCH_LIBRARY_IMPL(fastdet, CPU, m) {
   m.impl("roi_align", TORCH_BOX(&roi_align));
   m.impl("roi_align_backward", TORCH_BOX(&roi_align_backward));
   m.impl("multiscale_roi_align", TORCH_BOX(&multiscale_roi_align));
   m.impl("multiscale_roi_align_backward", TORCH_BOX(&multiscale_roi_align_backward));
+  m.impl("multiscale_roi_align_add_grad", TORCH_BOX(&multiscale_roi_align_add_grad));
 }
 
 }  // namespace fastdet::cpu

@@ -9,10 +9,11 @@ its summand if nothing reads the summand afterwards. Large maps go through the f
 
 In other cases on the CPU, for example in training, the module's own parts run, but frozen norms are
 folded (`folding.py`), and 3x3 convolutions and max pooling are replaced (`winograd.py`), on one
-thread 1x1 convolutions, too, where torch's are slow (`pointwise.py`). In float32
-outputs of norms are computed again in backward (`recomputing.py`). The gradient of an RPN's head is
-computed at few pixels (`sampled_head.py`). Under torch.compile and torch.export, on other devices
-and in other types than float32 and bfloat16, the module runs unchanged.
+thread 1x1 convolutions, too, where torch's are slow (`pointwise.py`). In float32 outputs of norms
+are computed again in backward (`recomputing.py`). The gradient of an RPN's head is computed at few
+pixels (`sampled_head.py`), that of pooled RoIs for some RoIs at a time (`pooled_head.py`). Under
+torch.compile and torch.export, on other devices and in other types than float32 and bfloat16, the
+module runs unchanged.
 
 The form is built at the first call of a module, from a torch.fx trace. It is compared with the
 module on a corner of the input. There is no form for a module that cannot be traced or whose form
@@ -43,6 +44,7 @@ from fastdet.engine.folding import folded_graph
 from fastdet.engine.fusing import fused_graph
 from fastdet.engine.linear import LinearMode, products_are_slow
 from fastdet.engine.pointwise import PointwiseMode
+from fastdet.engine.pooled_head import pooled_head, run_pooled_head
 from fastdet.engine.recomputing import RecomputeMode
 from fastdet.engine.sampled_head import run_sampled, sampled_head
 from fastdet.engine.upsampling import convolve_before_upsampling
@@ -158,6 +160,25 @@ def run_fused(module: nn.Module, inputs: Inputs, most_pixels: int | None = None)
             if head is not None:
                 return run_sampled(head, inputs, module)
         return (_folded(module, inputs) or module)(inputs)
+
+
+def run_pooled(
+    head: nn.Module,
+    levels: Sequence[Tensor],
+    boxes: Tensor,
+    counts: Tensor,
+    pooling: Sequence[Any],
+) -> Tensor | None:
+    """`head` of pooled RoIs in training, in less memory; None if it does not fit.
+
+    The arguments are those of `fastdet.models.running.run_on_rois`.
+    """
+    if _watch.get() is not None or _off.get() or is_in_torch_dispatch_mode():
+        return None
+    layers = pooled_head(head, levels)
+    if layers is None or _modes(head) is None:  # hooks
+        return None
+    return run_pooled_head(layers, levels, boxes, counts, pooling)
 
 
 def computes_images_apart(model: nn.Module, images: Tensor) -> bool:

@@ -67,23 +67,25 @@ class _Linear(torch.autograd.Function):
         wanted = ctx.needs_input_grad
         if torch.is_grad_enabled():  # create_graph=True: torch's products are differentiable
             x_grad = of_rows @ weight if wanted[0] else None
-            weight_grad = of_rows.t() @ x.flatten(0, -2) if wanted[1] else None
+            of_weight = of_rows.t() @ x.flatten(0, -2) if wanted[1] else None
         else:
-            weight_grad = weight_grad_of(of_rows, x.flatten(0, -2)) if wanted[1] else None
+            of_weight = weight_grad(of_rows, x.flatten(0, -2)) if wanted[1] else None
             # The gradient of x can take the memory of x, which nothing else may need now.
             del x
             ctx.maybe_clear_saved_tensors()
             x_grad = product(of_rows, weight.t()) if wanted[0] else None
         bias_grad = of_rows.sum(0) if wanted[2] else None
-        return None if x_grad is None else x_grad.view(shape), weight_grad, bias_grad
+        return None if x_grad is None else x_grad.view(shape), of_weight, bias_grad
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return product(x.flatten(0, -2), weight, bias).view(*x.shape[:-1], len(weight))
 
 
-def weight_grad_of(grad: Tensor, x: Tensor) -> Tensor:
-    """(N, outputs) and (N, inputs) -> (outputs, inputs), for a linear layer."""
+def weight_grad(grad: Tensor, x: Tensor) -> Tensor:
+    """The gradient of a weight: (N, outputs) and (N, inputs) -> (outputs, inputs), in float32."""
+    if not _is_faster(grad, x.t()):
+        return grad.t() @ x
     total, *further = (
         product(of_output.t(), of_input.t())
         for of_output, of_input in zip(grad.split(ROWS), x.split(ROWS), strict=True)
@@ -94,8 +96,15 @@ def weight_grad_of(grad: Tensor, x: Tensor) -> Tensor:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """(N, inputs) and (outputs, inputs) -> (N, outputs): a linear layer by oneDNN."""
+    """(N, inputs) and (outputs, inputs) -> (N, outputs), in float32, without autograd."""
+    if not _is_faster(x, weight):
+        return F.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def _is_faster(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN is to multiply them; it refuses matrices without rows."""
+    return x.numel() * len(weight) >= LEAST_PRODUCTS and products_are_slow()
 
 
 def _fits(x: Any, weight: Any, bias: Any = None) -> bool:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from fastdet.engine.linear import LEAST_PRODUCTS, product, weight_grad_of
+from fastdet.engine.linear import LEAST_PRODUCTS, product, weight_grad
 from fastdet.engine.winograd import is_plain
 from fastdet.ops.tracing import is_eager
 
@@ -48,16 +48,16 @@ class _PointwiseConv(torch.autograd.Function):
             geometry = [len(weight)], rest[0], padding, rest[1], False, [0, 0], groups
             return torch.ops.aten.convolution_backward(grad, x, weight, *geometry, wanted)
         of_pixels, shape = _pixels(grad), (len(x), *x.shape[2:], x.shape[1])
-        x_grad = weight_grad = None
+        x_grad = of_weight = None
         if wanted[1]:
-            weight_grad = weight_grad_of(of_pixels, _pixels(x)).view(weight.shape)
+            of_weight = weight_grad(of_pixels, _pixels(x)).view(weight.shape)
         # The gradient of x can take the memory of x, which nothing else may need now.
         del x
         ctx.maybe_clear_saved_tensors()
         if wanted[0]:
             x_grad = product(of_pixels, weight.flatten(1).t()).view(shape).permute(0, 3, 1, 2)
         bias_grad = of_pixels.sum(0) if wanted[2] else None
-        return x_grad, weight_grad, bias_grad
+        return x_grad, of_weight, bias_grad
 
 
 def _pixels(x: Tensor) -> Tensor:

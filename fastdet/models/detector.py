@@ -21,6 +21,7 @@ from fastdet.engine.fused import (
     forget_fused,
     refuse_training,
     run_fused,
+    run_pooled,
 )
 from fastdet.engine.side_by_side import side_by_side
 from fastdet.memory import cache_blocks_in_backward, cached_blocks
@@ -279,7 +280,7 @@ def _running(batch: Batch) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def _fast(images: Tensor) -> Iterator[None]:
-    with networks_run_by(run_fused), fast_linear(images), cached_blocks(images.device):
+    with networks_run_by(run_fused, run_pooled), fast_linear(images), cached_blocks(images.device):
         yield
 
 

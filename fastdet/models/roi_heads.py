@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fastdet.models.batch import Batch, index_of_some, rows_in_use
 from fastdet.models.losses import box_regression_loss, widened
 from fastdet.models.row_norms import check_batch_norms, run_on_rows
+from fastdet.models.running import run_on_rois
 from fastdet.ops import (
     encode_boxes,
     mask_rcnn_loss,
@@ -86,10 +87,15 @@ class RoIPooling:
 
     def __call__(self, features: Sequence[Tensor], boxes: Tensor, counts: Tensor) -> Tensor:
         """Pyramid, boxes (B, K, 4) xyxy, counts (B,) -> (B, K, C, h, w)."""
-        return multiscale_roi_align(
-            [features[level] for level in self.scales],
-            boxes,
-            counts,
+        return multiscale_roi_align(self.levels(features), boxes, counts, *self.arguments())
+
+    def levels(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """The levels of the pyramid to pool from."""
+        return [features[level] for level in self.scales]
+
+    def arguments(self) -> tuple[tuple[int, int], list[float], int, int, int]:
+        """Those of `multiscale_roi_align` after levels, boxes and counts."""
+        return (
             self.output_size,
             list(self.scales.values()),
             self.sampling_ratio,
@@ -200,9 +206,12 @@ class RoIHeads(nn.Module):
 
         Deltas of a ClassAgnosticPredictor are expanded to all classes, without a copy.
         """
-        pooled = self.pooling(features, proposals, counts).flatten(0, 1)
         real = row_mask(counts, proposals.shape[1]).flatten()
-        hidden = run_on_rows(self.box_head, pooled, real)
+        levels, arguments = self.pooling.levels(features), self.pooling.arguments()
+        hidden = run_on_rois(self.box_head, levels, proposals, counts, arguments)
+        if hidden is None:
+            pooled = self.pooling(features, proposals, counts).flatten(0, 1)
+            hidden = run_on_rows(self.box_head, pooled, real)
         logits, deltas = run_on_rows(self.box_predictor, hidden, real)
         shape = proposals.shape[:2]
         logits = logits.unflatten(0, shape)

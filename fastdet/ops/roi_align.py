@@ -224,6 +224,44 @@ class MultiScaleRoIAlign(nn.Module):
         )
 
 
+def add_multiscale_grad(
+    sums: Sequence[Tensor],
+    grad: Tensor,
+    boxes: Tensor,
+    counts: Tensor | None,
+    scales: Sequence[float],
+    sampling_ratio: int = 2,
+    canonical_scale: int = 224,
+    canonical_level: int = 4,
+    aligned: bool = False,
+) -> None:
+    """Adds the gradients of `multiscale_roi_align`'s features to `sums`. On the CPU only.
+
+    So the gradient of its result need not live as a whole: some RoIs at a time are enough.
+
+    Args:
+        sums: (B, C, H_l, W_l) in channels_last, float32 or float64.
+        grad: (B, K, C, height, width), the gradient of the result for these boxes.
+        boxes: (B, K, 4) xyxy in image pixels.
+        counts: (B,) int64, or None: all K rows.
+        scales, sampling_ratio, canonical_scale, canonical_level, aligned: those of the call.
+
+    Raises:
+        RuntimeError: wrong shape, dtype, layout or device.
+    """
+    torch.ops.fastdet.multiscale_roi_align_add_grad(
+        list(sums),
+        grad,
+        boxes,
+        counts,
+        list(scales),
+        sampling_ratio,
+        canonical_scale,
+        canonical_level,
+        aligned,
+    )
+
+
 # ---- shapes, layouts, gradients ------------------------------------------------------------------
 
 
@@ -308,6 +346,21 @@ def _(
         empty_features(grad, (grad.size(0), grad.size(2), height, width), channels_last)
         for height, width in zip(heights, widths, strict=True)
     ]
+
+
+@library.register_fake("fastdet::multiscale_roi_align_add_grad")
+def _(
+    sums: list[Tensor],
+    grad: Tensor,
+    boxes: Tensor,
+    counts: Tensor | None,
+    scales: list[float],
+    sampling_ratio: int,
+    canonical_scale: int,
+    canonical_level: int,
+    aligned: bool,
+) -> None:
+    return None
 
 
 def _roi_align_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

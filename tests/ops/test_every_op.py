@@ -21,6 +21,7 @@ import fastdet
 from fastdet import _native
 from fastdet.ops.max_pool import max_pool2d
 from fastdet.ops.quantize_map import quantize_map
+from fastdet.ops.roi_align import add_multiscale_grad
 from fastdet.ops.upsample_nearest import upsample_nearest
 from fastdet.ops.winograd import (
     winograd_conv,
@@ -327,6 +328,7 @@ EXEMPT = {
     "winograd_conv": "a network layer for the CPU alone; see test_winograd.py",
     "winograd_filters_grad": "a network layer for the CPU alone; see test_winograd.py",
     "winograd_conv_int8": "a network layer for the CPU alone; see test_winograd_int8.py",
+    "multiscale_roi_align_add_grad": "for the CPU alone; see test_roi_align.py",
     "sigmoid_focal_loss_sum_and_grad": "for GPUs alone; see test_sigmoid_focal_loss.py",
     "sigmoid_focal_loss_correct_grad": "for GPUs alone; see test_sigmoid_focal_loss.py",
 }
@@ -391,6 +393,12 @@ def gpu_calls() -> None:
         torch.ops.fastdet.sigmoid_focal_loss_correct_grad(noise(3, 4), number, *rest)
 
 
+def add_gradients_of_pooled_rois() -> None:
+    sums = [noise(2, 5, n, n).to(memory_format=torch.channels_last) for n in (8, 4)]
+    rois, counts = boxes(6).reshape(2, 3, 4), torch.tensor([3, 1])
+    add_multiscale_grad(sums, noise(2, 3, 5, 2, 2), rois, counts, [0.25, 0.125])
+
+
 @lru_cache(maxsize=1)
 def operator_calls() -> dict[str, tuple[Callable[..., object], list[object]]]:
     """A call of every registered operator, with a tensor wherever its schema takes one."""
@@ -398,6 +406,7 @@ def operator_calls() -> dict[str, tuple[Callable[..., object], list[object]]]:
         for call in calls(2).values():
             bits(call)
         network_calls()
+        add_gradients_of_pooled_rois()
         gpu_calls()
     return recorder.calls
 

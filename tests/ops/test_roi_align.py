@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fastdet.ops import MultiScaleRoIAlign, RoIAlign, multiscale_roi_align, roi_align
+from fastdet.ops.roi_align import add_multiscale_grad
 from tests import reference
 from tests.cuda_emulation import LANE_ORDERS, emulated_kernels
 
@@ -451,6 +452,43 @@ def test_result_does_not_depend_on_the_thread_count(num_threads, layout):
         torch.set_num_threads(before)
     assert all(a.equal(b) for a, b in zip(got, expected, strict=True))
     assert [grad.stride() for grad in got[1:]] == [f.stride() for f in features]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_of_some_rois_are_added(dtype):
+    features = [
+        f.contiguous(memory_format=torch.channels_last).requires_grad_() for f in pyramid(dtype, 5)
+    ]
+    boxes, counts, how = pyramid_boxes(dtype=dtype), torch.tensor([24, 9]), (SCALES, 2)
+    pooled = multiscale_roi_align(features, boxes, counts, 3, *how)
+    weight = random_features(*pooled.shape, seed=7).to(dtype)
+    expected = torch.autograd.grad(pooled, features, weight)
+    sums = [torch.ones_like(f, requires_grad=False) for f in features]
+    for image in range(2):
+        own = [x[image : image + 1] for x in sums]
+        for first, end in ((0, 7), (7, 24)):
+            some = slice(image, image + 1), slice(first, end)
+            add_multiscale_grad(own, weight[some], boxes[some], counts[[image]] - first, *how)
+    add_multiscale_grad(sums, weight[:, :0], boxes[:, :0], None, *how)
+    for a, b in zip(sums, expected, strict=True):
+        torch.testing.assert_close(a, b + 1, rtol=1e-5, atol=1e-5)
+        assert a.ne(1).any()
+
+
+def test_gradients_are_added_to_what_fits_alone():
+    features = [f.contiguous(memory_format=torch.channels_last) for f in pyramid(torch.float32)]
+    boxes, grad = pyramid_boxes(), torch.zeros(2, 24, 3, 2, 2)
+    for sums, scales, expected in (
+        ([f.contiguous() for f in features], SCALES, "channels_last"),
+        ([f.double() for f in features], SCALES, "with the dtype"),
+        ([f[:1] for f in features], SCALES, "B and C of grad"),
+        (features, SCALES[:3], "scales: expected one for each level"),
+    ):
+        with pytest.raises(RuntimeError, match=f"multiscale_roi_align_add_grad: .*{expected}"):
+            add_multiscale_grad(sums, grad, boxes, None, scales)
+    halves = [f.bfloat16() for f in features]
+    with pytest.raises(RuntimeError, match="float32 or float64"):
+        add_multiscale_grad(halves, grad.bfloat16(), boxes, None, SCALES)
 
 
 def test_backward_is_deterministic_on_request(device):
