@@ -15,7 +15,6 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastdet.engine.fused import ReadyNetwork
 from fastdet.models.backbones import feature_maps
 from fastdet.models.batch import Batch
 from fastdet.models.detector import Detector
@@ -131,7 +130,7 @@ def describe(model: Detector, image_size: tuple[int, int] = (800, 1216)) -> Desc
     Raises:
         ValueError: a height or width below 1, or a quantised detector.
     """
-    if any(isinstance(part, ReadyNetwork) for part in model.modules()):
+    if hasattr(model, "calibration"):  # of fastdet.engine.quantize
         raise ValueError(
             f"describe: expected a detector in float32, got a quantised {type(model).__name__}"
         )

@@ -227,7 +227,7 @@ def test_levels_share_the_ranges_of_positions(monkeypatch: pytest.MonkeyPatch) -
     assert torch.equal(layer.roundings, winograd_roundings_int8(widest, layer.grid.scale))
     for x, found in zip(maps, small(maps), strict=True):
         expected = module.conv(x)
-        assert (found - expected).norm() < 0.05 * expected.norm()
+        assert (found - expected).norm() < 0.1 * expected.norm()
     del calibration["positions"]
     with pytest.raises(ValueError, match="quantise the detector again"):
         QuantizedNetwork(module, "head", calibration)
