@@ -37,13 +37,13 @@ void free_block(void* block) {
   bool ours;
   {
     const std::lock_guard lock(mutex);
-    ours = cache().keep(block);
+    ours = cache().has(block);
   }
-  if (ours) {
-    c10::profiledCPUMemoryReporter().Delete(block);
-  } else {
-    torch_allocator->raw_deallocate(block);
-  }
+  if (!ours) return torch_allocator->raw_deallocate(block);
+  // Before another thread can get the block: the profiler knows blocks by their addresses.
+  c10::profiledCPUMemoryReporter().Delete(block);
+  const std::lock_guard lock(mutex);
+  cache().keep(block);
 }
 
 class CachingAllocator final : public c10::Allocator {

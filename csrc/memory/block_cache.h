@@ -53,16 +53,17 @@ class BlockCache {
     return block;
   }
 
-  // Keeps a block that `take` gave out; false for any other address.
-  bool keep(void* block) {
+  // Whether `take` gave out this block, which has not been kept since.
+  bool has(void* block) const { return used_.find(block) != used_.end(); }
+
+  // Keeps a block that the cache has.
+  void keep(void* block) {
     const auto found = used_.find(block);
-    if (found == used_.end()) return false;
     const size_t bytes = found->second;
     used_.erase(found);
     counts_.used -= static_cast<int64_t>(bytes);
     counts_.kept += static_cast<int64_t>(bytes);
     add_with_neighbours(static_cast<char*>(block), bytes);
-    return true;
   }
 
   // Gives all that is kept back to the system.
