@@ -45,13 +45,14 @@ def flat(options: Any) -> dict[str, Any]:
 def write_options(options: TrainOptions, path: Path) -> None:
     """Writes all options but `resume`.
 
-    Where a resumed training does not repeat how it started, the file keeps that.
+    Of a resumed training the file keeps how it started, also if other files are given now: these
+    are not read.
     """
     kept = {name: value for name, value in flat(options).items() if name not in NOT_KEPT}
     if options.resume and path.is_file() and is_options(path):
         before = read_options(path)
-        for name in (*OF_THE_START, "hypothesis"):
-            kept[name] = kept[name] or before.get(name)
+        kept |= {name: before[name] for name in OF_THE_START if name in before}
+        kept["hypothesis"] = kept["hypothesis"] or before.get("hypothesis")
     with replacing(path) as temporary:
         temporary.write_text(
             yaml.safe_dump(kept, sort_keys=False, allow_unicode=True), encoding="utf-8"

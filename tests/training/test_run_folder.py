@@ -291,7 +291,8 @@ def test_a_resumed_training_keeps_how_it_started(tmp_path: Path) -> None:
     file = tmp_path / "options.yaml"
     first = TrainOptions(tmp_path, tmp_path, weights=Path("a.ckpt"), anchor_sizes="auto", lr=1e-3)
     write_options(first, file)
-    write_options(TrainOptions(tmp_path, tmp_path, resume=True, lr=1e-4), file)
+    again = TrainOptions(tmp_path, tmp_path, resume=True, lr=1e-4, weights=Path("b.ckpt"))
+    write_options(again, file)
     content = read_options(file)
     assert (content["weights"], content["anchor_sizes"], content["lr"]) == ("a.ckpt", "auto", 1e-4)
     write_options(TrainOptions(tmp_path, tmp_path), file)
