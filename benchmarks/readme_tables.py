@@ -444,16 +444,18 @@ def curves_table(part: dict[str, Any]) -> str:
 def quantised_accuracy_table(part: dict[str, Any]) -> str:
     """AP in float32 and in 8-bit integers, in fastdet and of the exported file in the runtimes."""
     detectors = part["detectors"]
-    sides = list(next(iter(detectors.values()))["AP"])
+    first = next(iter(detectors.values()))
+    sides = list(first["AP"]["val"])
     rows = [
         [
-            f"`{name}`, {of_model['backbone']}, {of_model['min_size']} pixels",
-            *(f"{of_model['AP'][side]:.2f}" for side in sides),
+            f"`{name}`, {of_model['backbone']}, {of_model['min_size']} pixels, {split}",
+            *(f"{found[side]:.2f}" for side in sides),
         ]
         for name, of_model in detectors.items()
+        for split, found in of_model["AP"].items()
     ]
-    first = next(iter(detectors.values()))
-    data = f"\nThe val split of {first['data']}, {first['images']} images.\n"
+    images = " and ".join(f"{count} images of {split}" for split, count in first["images"].items())
+    data = f"\n{first['data']}, {images}.\n"
     return markdown(["AP", *sides], rows) + data + made_by(part["machine"])
 
 

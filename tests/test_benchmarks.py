@@ -266,10 +266,11 @@ def test_quantization(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(written["time"]["detectors"]) == {name}
     assert {"fastdet", "fastdet, bfloat16"} <= set(written["time"]["detectors"][name]["ms"])
     (measured,) = written["accuracy"]["detectors"].values()
-    assert {"float32", "fastdet"} <= set(measured["AP"])
-    assert measured["images"] == 2
+    assert all({"float32", "fastdet"} <= set(sides) for sides in measured["AP"].values())
+    assert measured["images"] == {"val": 2, "train": 4}
     assert name in readme_tables.quantised_times_table(written["time"])
-    assert "test_resnet, 64 pixels" in readme_tables.quantised_accuracy_table(written["accuracy"])
+    table = readme_tables.quantised_accuracy_table(written["accuracy"])
+    assert "test_resnet, 64 pixels, train" in table
 
 
 @pytest.mark.slow

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // Chooses the instruction set: the one of FASTDET_CPU_ISA, else the best one. set_isa changes it.
-#include "byte_products.h"
-
 #include <array>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
+
+#include "byte_products.h"
 #ifdef FASTDET_HAS_X86_ISAS
 #include <cpuid.h>
 #endif
@@ -90,14 +90,18 @@ std::vector<std::string> usable_isas() {
   return names;
 }
 
-bool has_byte_products([[maybe_unused]] Isa isa) {
+bool has_byte_products(Isa isa) {
+  // Asked once: in a virtual machine it takes long.
+  static const std::array known = [] {
+    bool avx2 = false, avx512 = false;
 #ifdef FASTDET_HAS_X86_ISAS
-  unsigned eax, ebx, ecx, edx;
-  if (isa == Isa::kAvx512)
-    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (ecx >> 11 & 1);
-  if (isa == Isa::kAvx2) return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
+    unsigned eax, ebx, ecx, edx;
+    avx2 = __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
+    avx512 = __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (ecx >> 11 & 1);
 #endif
-  return false;
+    return std::array{false, avx2, avx512};
+  }();
+  return known[static_cast<size_t>(isa)];
 }
 
 bool has_byte_products(const std::string& name) { return has_byte_products(parse(name)); }

@@ -246,11 +246,9 @@ constexpr WinogradInt8ResultLoops<T> kResultLoops = {.output = int8_output<T>};
 
 FASTDET_LOOPS(WinogradInt8Loops) {
 #if defined(__AVX512F__)
-  static const bool multiplies_bytes = has_byte_products(Isa::kAvx512);
-  if (!multiplies_bytes) return avx2::loops<WinogradInt8Loops>();
+  if (!has_byte_products(Isa::kAvx512)) return avx2::loops<WinogradInt8Loops>();
 #elif defined(__AVX2__)
-  static const bool multiplies_bytes = has_byte_products(Isa::kAvx2);
-  if (!multiplies_bytes) return baseline::loops<WinogradInt8Loops>();
+  if (!has_byte_products(Isa::kAvx2)) return baseline::loops<WinogradInt8Loops>();
 #endif
   return kLoops;
 }

@@ -453,12 +453,12 @@ def has_fast_winograd() -> bool:
 
     Not without byte products, nor with AMX, where direct convolutions are much faster.
     """
-    return _native.cpu_has_byte_products(_native.cpu_isa()) and not _has_amx()
+    return _has_fast_winograd(_native.cpu_isa())
 
 
 @functools.cache
-def _has_amx() -> bool:
-    return torch.cpu._is_amx_tile_supported()
+def _has_fast_winograd(isa: str) -> bool:
+    return _native.cpu_has_byte_products(isa) and not torch.cpu._is_amx_tile_supported()
 
 
 def warn_if_slow() -> None:

@@ -246,9 +246,9 @@ def test_where_winograd_is_fast(
 
     monkeypatch.setattr("fastdet._native.cpu_has_byte_products", cpu_has_byte_products)
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: has_amx)
-    quantized._has_amx.cache_clear()
+    quantized._has_fast_winograd.cache_clear()
     assert quantized.has_fast_winograd() == (multiplies_bytes and not has_amx)
-    quantized._has_amx.cache_clear()
+    quantized._has_fast_winograd.cache_clear()
     assert asked == [_native.cpu_isa()]
 
 
