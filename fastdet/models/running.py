@@ -3,8 +3,8 @@
 
 A part (an RPN, the RoI heads) writes `run(self.head, x)` to call a network that takes much time. By
 default that is `self.head(x)`. In the context of `networks_run_by` it is the runner that the
-detector has chosen. So the parts do not depend on the engine. A head of RoIs
-is called by `run_on_rois`, since a runner may have a way with less memory.
+detector has chosen. So the parts do not depend on the engine. A head of RoIs is called by
+`run_on_rois`, since a runner may have a way with less memory.
 """
 
 import contextlib
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 Runner = Callable[[nn.Module, Tensor | Sequence[Tensor], int | None], Any]
-
 RoIRunner = Callable[[nn.Module, Sequence[Tensor], Tensor, Tensor, Sequence[Any]], Any]
 
 _runner: ContextVar[Runner | None] = ContextVar("fastdet_runner", default=None)

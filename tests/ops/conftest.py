@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastdet import _native
 from tests.cuda_emulation import emulated_kernels, launching
 
 MARKED = {
@@ -35,6 +36,15 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     must = params.get("device") == "emulated" and not pyfuncitem.get_closest_marker("no_launch")
     with launching() if must else nullcontext():
         return (yield)
+
+
+@pytest.fixture
+def instruction_set(isa: str) -> Iterator[None]:
+    """The kernels run on the instruction set that the test's parameter `isa` names."""
+    before = _native.cpu_isa()
+    _native.set_cpu_isa(isa)
+    yield
+    _native.set_cpu_isa(before)
 
 
 @pytest.fixture(

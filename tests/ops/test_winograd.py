@@ -71,14 +71,6 @@ def input_grad(grad: Tensor, weight: Tensor) -> Tensor:
     return winograd_conv(grad, filters, None, None, weight.shape[1], "none")
 
 
-@pytest.fixture
-def instruction_set(isa: str):
-    before = _native.cpu_isa()
-    _native.set_cpu_isa(isa)
-    yield
-    _native.set_cpu_isa(before)
-
-
 def assert_close(got: Tensor, expected: Tensor, terms: int) -> None:
     """Equal up to the rounding of a sum of `terms` products of numbers of size about 1."""
     assert got.shape == expected.shape

@@ -27,14 +27,6 @@ OF_PRODUCTS = torch.tensor([[1, 1, 1, 0], [0, 1, -1, -1.0]]).double()
 SUMMAND_GRID = {"summand_scale": 0.37, "summand_zero_point": 90}
 
 
-@pytest.fixture
-def instruction_set(isa: str):
-    before = _native.cpu_isa()
-    _native.set_cpu_isa(isa)
-    yield
-    _native.set_cpu_isa(before)
-
-
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
