@@ -163,8 +163,7 @@ constexpr int64_t kMostInt8Inputs = 1 << 15;  // more products may not fit into 
 // What winograd_conv_int8 gives; in this order.
 enum class Int8ResultType : int64_t { kByte, kFloat, kBFloat16 };
 
-// The filters are (panels, kWinogradInt8Positions, quads of C, kWinogradPanel, 4); for T see
-// winograd_filters_int8.
+// What fastdet/ops/winograd_int8.py makes of a weight and of ranges. T is a tensor.
 template <typename T>
 struct Int8Filters {
   const T &roundings, &filters, &steps, &sums, &scales, &bias;

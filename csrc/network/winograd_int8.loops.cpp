@@ -27,7 +27,7 @@ __attribute__((always_inline)) inline void input_of(const Words* d, Words* out) 
   out[3] = d[1] - d[3];
 }
 
-// x * y / 2^15, rounded to the nearest integer, half of them upwards.
+// x * y / 2^15, rounded to the nearest integer, ties upwards.
 __attribute__((always_inline)) inline Words multiply_high(const Words& x, const Words& y) {
 #if defined(__AVX512F__)
   return __builtin_bit_cast(

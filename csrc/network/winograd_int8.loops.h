@@ -11,7 +11,7 @@
 namespace fastdet::cpu {
 
 // How a transformed input x becomes a byte: the nearest integer to (x - offset) * multiplier /
-// 1024, half of them upwards, plus `middle`, within 0 .. 255.
+// 1024, ties upwards, plus `middle`, within 0 .. 255.
 struct Int8Rounding {
   int16_t offset, multiplier, middle;
 };

@@ -440,6 +440,7 @@ class Passed(nn.Module):
         return self.function
 
 
+@functools.cache
 def has_byte_products() -> bool:
     """Whether the processor sums products of uint8 and int8 in 32 bits (VNNI), without overflow.
 

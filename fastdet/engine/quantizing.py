@@ -526,9 +526,7 @@ def _sample(value: Tensor) -> Tensor:
     flat = value.detach().permute(0, *range(2, value.dim()), 1).reshape(-1).float()
     if len(flat) == 0:
         return flat
-    step = -(-len(flat) // SAMPLE)
-    step += 1 - step % 2  # odd: a power of two would take the same channels only
-    return torch.cat((flat[::step], flat.min()[None], flat.max()[None]))
+    return torch.cat((flat[:: _odd_step(len(flat), SAMPLE)], flat.min()[None], flat.max()[None]))
 
 
 def _sample_of_positions(x: Tensor) -> Tensor:
@@ -536,10 +534,15 @@ def _sample_of_positions(x: Tensor) -> Tensor:
     numbers = winograd_positions(x.float())
     if numbers.shape[1] == 0:
         return numbers
-    step = -(-numbers.shape[1] // SAMPLE_OF_POSITIONS)
-    step += 1 - step % 2  # odd: a power of two would take the same channels only
+    step = _odd_step(numbers.shape[1], SAMPLE_OF_POSITIONS)
     ends = numbers.amin(1, keepdim=True), numbers.amax(1, keepdim=True)
     return torch.cat((numbers[:, ::step], *ends), 1)
+
+
+def _odd_step(count: int, most: int) -> int:
+    """From one sampled number to the next. A power of two would take the same channels only."""
+    step = -(-count // most)
+    return step + 1 - step % 2
 
 
 def _range(sample: Tensor) -> tuple[float, float]:

@@ -85,7 +85,7 @@ def winograd_filters_int8(weight: Tensor) -> Int8Filters:
     four_times = F.pad(four_times, (0, -inputs % 4, 0, -outputs % PANEL)).float()
     steps = four_times.abs().amax(2).clamp(min=1) / 127
     rounded = (four_times / steps[..., None]).round()
-    filters = rounded.view(16, -1, PANEL, rounded.shape[2] // 4, 4).permute(1, 0, 3, 2, 4)
+    filters = rounded.view(POSITIONS, -1, PANEL, rounded.shape[2] // 4, 4).permute(1, 0, 3, 2, 4)
     sums = rounded.sum(2).to(torch.int32)
     return Int8Filters(filters.to(torch.int8).contiguous(), steps, sums)
 
